@@ -1,0 +1,53 @@
+"""THE MATHEMATICS. One file, one layer: formula, derivation, forward, backward.
+
+Every layer is a pair of functions,
+
+    y, cache = f_forward(x, ...)            dx = f_backward(dy, cache, ...)
+
+where dx means ∂loss/∂x. Gradients of parameters are added in place into arrays that the caller hands over;
+with accumulate=False they are written instead, which spares clearing those arrays first. The dtype follows the
+input: float32 for work, float64 for numerical checks. Shapes use fixed letters: B batch, T time, C width,
+H heads, D head size, F feed-forward width, V vocabulary, N = B·T rows.
+"""
+
+from numgpt.layers.attention import attention_backward, attention_forward
+from numgpt.layers.cross_entropy import (
+    IGNORE_INDEX,
+    cross_entropy_backward,
+    cross_entropy_forward,
+    linear_cross_entropy,
+)
+from numgpt.layers.dropout import dropout_backward, dropout_forward
+from numgpt.layers.embedding import embedding_backward, embedding_forward
+from numgpt.layers.gelu import (
+    gelu_erf_backward,
+    gelu_erf_forward,
+    gelu_tanh_backward,
+    gelu_tanh_forward,
+)
+from numgpt.layers.layernorm import layernorm_backward, layernorm_forward
+from numgpt.layers.linear import linear_backward, linear_forward
+from numgpt.layers.relu import relu_backward, relu_forward
+
+__all__ = [
+    "IGNORE_INDEX",
+    "attention_backward",
+    "attention_forward",
+    "cross_entropy_backward",
+    "cross_entropy_forward",
+    "dropout_backward",
+    "dropout_forward",
+    "embedding_backward",
+    "embedding_forward",
+    "gelu_erf_backward",
+    "gelu_erf_forward",
+    "gelu_tanh_backward",
+    "gelu_tanh_forward",
+    "layernorm_backward",
+    "layernorm_forward",
+    "linear_backward",
+    "linear_cross_entropy",
+    "linear_forward",
+    "relu_backward",
+    "relu_forward",
+]

@@ -1,0 +1,46 @@
+"""Inverted dropout (Srivastava et al. 2014, JMLR 15:1929; inverted: scaled in training, so that inference needs nothing).
+
+    y = x · m / (1 - p)        m_i = 1 with probability 1 - p, else 0; so the mean of y is x
+
+Backward. y is linear in x, and the very mask of the forward is its slope: dx = dy · m / (1 - p).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from numgpt.runtime import empty_like, over_row_blocks
+
+Cache = tuple[np.ndarray, float] | None
+
+
+def dropout_mask(shape: tuple[int, ...], p: float, rng: np.random.Generator) -> np.ndarray:
+    """True where a value is kept, with probability 1 - p."""
+    return rng.random(shape, dtype=np.float32) >= p
+
+
+def dropout_forward(
+    x: np.ndarray, p: float = 0.0, rng: np.random.Generator | None = None
+) -> tuple[np.ndarray, Cache]:
+    """x (N, C) -> y (N, C), cache.  With p = 0 or without a generator (inference) y is x itself."""
+    if p == 0.0 or rng is None:
+        return x, None
+    cache = dropout_mask(x.shape, p, rng), 1 / (1 - p)
+    return _apply(x, cache), cache
+
+
+def dropout_backward(dy: np.ndarray, cache: Cache) -> np.ndarray:
+    """dy (N, C) -> dx (N, C)."""
+    return dy if cache is None else _apply(dy, cache)
+
+
+def _apply(x: np.ndarray, cache: tuple[np.ndarray, float]) -> np.ndarray:
+    mask, scale = cache
+    y = empty_like(x)
+
+    def rows(x, mask, y):
+        np.multiply(x, mask, out=y)
+        y *= scale
+
+    over_row_blocks(rows, x, mask, y)
+    return y

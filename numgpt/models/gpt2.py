@@ -1,0 +1,247 @@
+"""GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners").
+
+    x = wte[ids] + wpe[positions]
+    for each block:     x += attention(layernorm(x))        x += mlp(layernorm(x))
+    logits = layernorm(x) wteᵀ
+
+Blocks normalise before each branch and leave the residual stream x alone ("pre-norm"), so backward, the gradient
+dx runs down the same stream unchanged and collects what each branch adds. Names, shapes and initialisation are
+those of OpenAI's release.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+from numgpt.layers import (
+    attention_backward,
+    attention_forward,
+    dropout_backward,
+    dropout_forward,
+    embedding_backward,
+    embedding_forward,
+    gelu_erf_backward,
+    gelu_erf_forward,
+    gelu_tanh_backward,
+    gelu_tanh_forward,
+    layernorm_backward,
+    layernorm_forward,
+    linear_backward,
+    linear_forward,
+    relu_backward,
+    relu_forward,
+)
+from numgpt.models.language_model import LanguageModel
+from numgpt.models.parameters import Parameters
+from numgpt.runtime import add_into, empty
+
+# By Hugging Face's names for them.
+ACTIVATIONS = {
+    "gelu_new": (gelu_tanh_forward, gelu_tanh_backward),
+    "gelu_pytorch_tanh": (gelu_tanh_forward, gelu_tanh_backward),
+    "gelu": (gelu_erf_forward, gelu_erf_backward),
+    "relu": (relu_forward, relu_backward),
+}
+
+
+@dataclasses.dataclass
+class GPTConfig:
+    """The fields of a Hugging Face GPT-2 config.json that change the numbers, with the same defaults."""
+
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    n_positions: int = 1024
+    vocab_size: int = 50257
+    n_inner: int | None = None  # feed-forward width; None is 4 · n_embd
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    resid_pdrop: float = 0.1
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = True
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None  # ends a generated sequence
+
+    def validate(self) -> None:
+        """Raises ValueError naming the field that can't be."""
+        for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "n_inner"):
+            value = getattr(self, name)
+            if name == "n_inner" and value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}={value!r}: expected a whole number from 1 up")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
+        if self.activation_function not in ACTIVATIONS:
+            raise ValueError(
+                f"activation_function={self.activation_function!r} is not supported:"
+                f" choose one of {', '.join(ACTIVATIONS)}"
+            )
+        for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected 0 <= {name} < 1")
+        for name in ("layer_norm_epsilon", "initializer_range"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected a number above 0")
+
+    def attention_scale(self, layer: int) -> float:
+        """What q · k is multiplied by in this layer."""
+        scale = 1 / math.sqrt(self.n_embd // self.n_head) if self.scale_attn_weights else 1.0
+        return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
+
+
+class GPT(LanguageModel):
+    """GPT-2: `model(ids)` gives logits, `loss_and_grads` the hand-derived gradients."""
+
+    config_class = GPTConfig
+
+    @staticmethod
+    def shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
+        width, inner = config.n_embd, config.n_inner or 4 * config.n_embd
+        block = {
+            "ln_1.weight": (width,),
+            "ln_1.bias": (width,),
+            "attn.c_attn.weight": (width, 3 * width),
+            "attn.c_attn.bias": (3 * width,),
+            "attn.c_proj.weight": (width, width),
+            "attn.c_proj.bias": (width,),
+            "ln_2.weight": (width,),
+            "ln_2.bias": (width,),
+            "mlp.c_fc.weight": (width, inner),
+            "mlp.c_fc.bias": (inner,),
+            "mlp.c_proj.weight": (inner, width),
+            "mlp.c_proj.bias": (width,),
+        }
+        shapes = {"wte": (config.vocab_size, width), "wpe": (config.n_positions, width)}
+        for layer in range(config.n_layer):
+            shapes |= {f"h.{layer}.{name}": shape for name, shape in block.items()}
+        shapes |= {"ln_f.weight": (width,), "ln_f.bias": (width,)}
+        if not config.tie_word_embeddings:
+            shapes["lm_head"] = (config.vocab_size, width)
+        return shapes
+
+    @property
+    def head(self) -> str:
+        return "wte" if self.config.tie_word_embeddings else "lm_head"
+
+    def initialise(self, parameters: Parameters, rng: np.random.Generator) -> None:
+        """Matrices normal with initializer_range; those that write to the residual stream 1/√(2 n_layer) of it."""
+        for name, array in parameters.items():
+            if array.ndim == 2:
+                residual = name.endswith("c_proj.weight")
+                deviation = self.config.initializer_range
+                deviation /= math.sqrt(2 * self.config.n_layer) if residual else 1
+                rng.standard_normal(out=array, dtype=array.dtype)
+                array *= deviation
+            else:
+                array.fill(1 if name.endswith("weight") else 0)
+
+    def forward(
+        self,
+        ids: np.ndarray,
+        rng: np.random.Generator | None = None,
+        kv_cache: Any = None,
+        key_mask: np.ndarray | None = None,
+        keep_caches: bool = False,
+    ) -> tuple[np.ndarray, Any]:
+        p, config = self.parameters, self.config
+        positions = _positions(ids, 0 if kv_cache is None else kv_cache.length, key_mask)
+        x, wte = embedding_forward(ids.ravel(), p["wte"])  # (B, T) -> (N, C)
+        position, wpe = embedding_forward(positions.ravel(), p["wpe"])
+        add_into(x, position)
+        x, dropout = dropout_forward(x, config.embd_pdrop, rng)
+        blocks = []
+        for layer in range(config.n_layer):
+            block = self._block_forward(x, layer, len(ids), rng, kv_cache, key_mask)
+            if keep_caches:
+                blocks.append(block)
+        y, ln_f = layernorm_forward(x, p["ln_f.weight"], p["ln_f.bias"], config.layer_norm_epsilon)
+        return y, (wte, wpe, dropout, blocks, ln_f, len(ids))
+
+    def backward(self, dx: np.ndarray, caches: Any, accumulate: bool) -> None:
+        g = self.gradients
+        wte, wpe, dropout, blocks, ln_f, batch = caches
+        dx = layernorm_backward(dx, ln_f, g["ln_f.weight"], g["ln_f.bias"], accumulate)
+        for layer in reversed(range(self.config.n_layer)):
+            self._block_backward(dx, blocks.pop(), layer, batch, accumulate)
+        dx = dropout_backward(dx, dropout)
+        embedding_backward(dx, wpe, g["wpe"], accumulate)
+        # A tied head has already written its gradient into wte's.
+        embedding_backward(dx, wte, g["wte"], accumulate or self.config.tie_word_embeddings)
+
+    def _block_forward(
+        self,
+        x: np.ndarray,
+        layer: int,
+        batch: int,
+        rng: np.random.Generator | None,
+        kv_cache: Any,
+        key_mask: np.ndarray | None,
+    ) -> tuple:
+        """x (N, C), the residual stream, is added to in place; returns the caches."""
+        p, config = self.parameters.under(f"h.{layer}."), self.config
+        eps, activation_forward = config.layer_norm_epsilon, ACTIVATIONS[config.activation_function][0]
+
+        y, ln_1 = layernorm_forward(x, p["ln_1.weight"], p["ln_1.bias"], eps)
+        qkv, c_attn = linear_forward(y, p["attn.c_attn.weight"], p["attn.c_attn.bias"])  # (N, C) -> (N, 3C)
+        q, k, v = _split_heads(qkv, batch, 3, config.n_head)  # each (B, H, T, D)
+        if kv_cache is not None:
+            k, v = kv_cache.append(layer, k, v)  # each (B, H, S, D)
+        y, attention = attention_forward(
+            q, k, v, config.attention_scale(layer), key_mask, config.attn_pdrop, rng
+        )
+        y = y.transpose(0, 2, 1, 3).reshape(x.shape)  # (B, H, T, D) -> (N, C)
+        y, c_proj = linear_forward(y, p["attn.c_proj.weight"], p["attn.c_proj.bias"])
+        y, dropout_1 = dropout_forward(y, config.resid_pdrop, rng)
+        add_into(x, y)
+
+        y, ln_2 = layernorm_forward(x, p["ln_2.weight"], p["ln_2.bias"], eps)
+        y, mlp_fc = linear_forward(y, p["mlp.c_fc.weight"], p["mlp.c_fc.bias"])  # (N, C) -> (N, F)
+        y, activation = activation_forward(y)
+        y, mlp_proj = linear_forward(y, p["mlp.c_proj.weight"], p["mlp.c_proj.bias"])  # (N, F) -> (N, C)
+        y, dropout_2 = dropout_forward(y, config.resid_pdrop, rng)
+        add_into(x, y)
+        return ln_1, c_attn, attention, c_proj, dropout_1, ln_2, mlp_fc, activation, mlp_proj, dropout_2
+
+    def _block_backward(
+        self, dx: np.ndarray, caches: tuple, layer: int, batch: int, accumulate: bool
+    ) -> None:
+        """dx (N, C), the gradient of the residual stream, is added to in place."""
+        g, config = self.gradients.under(f"h.{layer}."), self.config
+        ln_1, c_attn, attention, c_proj, dropout_1, ln_2, mlp_fc, activation, mlp_proj, dropout_2 = caches
+        activation_backward = ACTIVATIONS[config.activation_function][1]
+
+        dy = dropout_backward(dx, dropout_2)
+        dy = linear_backward(dy, mlp_proj, g["mlp.c_proj.weight"], g["mlp.c_proj.bias"], accumulate)
+        dy = activation_backward(dy, activation)
+        dy = linear_backward(dy, mlp_fc, g["mlp.c_fc.weight"], g["mlp.c_fc.bias"], accumulate)
+        add_into(dx, layernorm_backward(dy, ln_2, g["ln_2.weight"], g["ln_2.bias"], accumulate))
+
+        dy = dropout_backward(dx, dropout_1)
+        dy = linear_backward(dy, c_proj, g["attn.c_proj.weight"], g["attn.c_proj.bias"], accumulate)
+        (dy,) = _split_heads(dy, batch, 1, config.n_head)  # (N, C) -> (B, H, T, D)
+        dqkv = empty((len(dx), 3 * config.n_embd), dx.dtype)
+        attention_backward(dy, attention, out=_split_heads(dqkv, batch, 3, config.n_head))
+        dy = linear_backward(dqkv, c_attn, g["attn.c_attn.weight"], g["attn.c_attn.bias"], accumulate)
+        add_into(dx, layernorm_backward(dy, ln_1, g["ln_1.weight"], g["ln_1.bias"], accumulate))
+
+
+def _split_heads(x: np.ndarray, batch: int, parts: int, heads: int) -> tuple[np.ndarray, ...]:
+    """(B·T, parts·C) -> `parts` views (B, H, T, D)."""
+    time, size = len(x) // batch, x.shape[1] // (parts * heads)
+    return tuple(x.reshape(batch, time, parts, heads, size).transpose(2, 0, 3, 1, 4))
+
+
+def _positions(ids: np.ndarray, past: int, key_mask: np.ndarray | None) -> np.ndarray:
+    """(B, T): the place of each token in its sequence; padding on the left does not count."""
+    if key_mask is None:
+        return np.broadcast_to(np.arange(past, past + ids.shape[1]), ids.shape)
+    return np.maximum(np.cumsum(key_mask, axis=1) - 1, 0)[:, past:]

@@ -1,0 +1,66 @@
+"""Named parameters as views on one flat buffer.
+
+The optimizer, the gradient norm and the checkpoints see one long vector; the layers see matrices with names.
+Gradients live on a second buffer of the same layout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from numgpt.runtime import empty
+
+Layout = Mapping[str, tuple[int, tuple[int, ...]]]  # name -> (offset in elements, shape)
+
+
+def layout_of(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+    """Place arrays of these shapes behind each other: first all matrices, then all vectors.
+
+    Weight decay treats the two differently, and so finds each kind in one piece.
+    """
+    offsets, offset = {}, 0
+    for name in sorted(shapes, key=lambda name: len(shapes[name]) < 2):  # stable: keeps the order within a kind
+        offsets[name] = offset
+        offset += math.prod(shapes[name])
+    return {name: (offsets[name], tuple(shape)) for name, shape in shapes.items()}
+
+
+class Parameters(Mapping[str, np.ndarray]):
+    """A read-only mapping from names to arrays; the arrays are writable views on `flat`."""
+
+    def __init__(self, flat: np.ndarray, layout: Layout):
+        self.flat = flat
+        self.layout = layout
+        self._views = {
+            name: flat[offset : offset + math.prod(shape)].reshape(shape)
+            for name, (offset, shape) in layout.items()
+        }
+        self._under: dict[str, dict[str, np.ndarray]] = {}
+
+    @classmethod
+    def empty(cls, layout: Layout, dtype: np.typing.DTypeLike) -> Parameters:
+        """Uninitialised parameters in the given layout."""
+        size = sum(math.prod(shape) for _, shape in layout.values())
+        return cls(empty(size, dtype), layout)
+
+    def under(self, prefix: str) -> dict[str, np.ndarray]:
+        """The arrays whose names begin with `prefix`, under the rest of their names."""
+        if prefix not in self._under:
+            self._under[prefix] = {
+                name[len(prefix) :]: array
+                for name, array in self._views.items()
+                if name.startswith(prefix)
+            }
+        return self._under[prefix]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._views[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)

@@ -1,0 +1,26 @@
+"""THE MACHINE: matrix kernels, threads, scratch memory, row blocks. Speed tricks live here only.
+
+The layers say *what* is computed; the helpers of this room say on which core, in which buffer and how
+many rows at a time. Importing the room chooses the matrix kernels, which has to happen before NumPy loads.
+"""
+
+from numgpt.runtime import kernels  # first: this import chooses the kernels and then loads NumPy
+from numgpt.runtime.blocks import add_into, over_row_blocks, sum_rows
+from numgpt.runtime.products import add_matmul, matmul
+from numgpt.runtime.scratch import empty, empty_like, release_scratch
+from numgpt.runtime.threads import num_threads, parallel_for, set_num_threads
+
+__all__ = [
+    "add_into",
+    "add_matmul",
+    "empty",
+    "empty_like",
+    "kernels",
+    "matmul",
+    "num_threads",
+    "over_row_blocks",
+    "parallel_for",
+    "release_scratch",
+    "set_num_threads",
+    "sum_rows",
+]

@@ -1,0 +1,118 @@
+"""Which matrix kernels NumPy's BLAS runs on, and how many threads it uses.
+
+NumPy's wheels carry OpenBLAS with kernels for several generations of CPU; OpenBLAS takes one when it is
+loaded. For AMD CPUs it may take the AVX2 kernels where AVX-512 ones are there and run at twice the speed
+(numpy/numpy#27147). OPENBLAS_CORETYPE overrides its choice, but only if it is set before NumPy is imported,
+and kernels that the CPU lacks kill the process; so this module reads the CPU's flags first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+# What OpenBLAS's SkylakeX kernels are compiled for.
+AVX512_FLAGS = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
+
+
+def cpu_flags() -> set[str]:
+    """The instruction sets that Linux reports for this CPU; empty where there is no /proc/cpuinfo."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return set(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return set()
+
+
+def bundled_openblas() -> list[Path]:
+    """The OpenBLAS libraries inside NumPy's wheel, found without importing NumPy."""
+    spec = importlib.util.find_spec("numpy")
+    if spec is None or spec.origin is None:
+        return []
+    package = Path(spec.origin).parent
+    folders = (package.parent / "numpy.libs", package / ".dylibs")
+    return [path for folder in folders for path in sorted(folder.glob("*openblas*"))]
+
+
+def choose_kernels() -> str:
+    """Import NumPy with OpenBLAS's AVX-512 kernels where they fit; returns a sentence on what was done.
+
+    The variable is removed again once NumPy is loaded: other libraries and child processes choose for
+    themselves. A value that the user set always stays.
+    """
+    if "numpy" in sys.modules:
+        return "left to the BLAS: NumPy was imported before numgpt, too late to choose"
+    if value := os.environ.get("OPENBLAS_CORETYPE"):
+        return f"OPENBLAS_CORETYPE={value}, set by the user"
+    if not cpu_flags() >= AVX512_FLAGS:
+        return "left to the BLAS: no AVX-512 seen on this CPU"
+    if not bundled_openblas():
+        return "left to the BLAS: not the OpenBLAS of NumPy's wheels"
+    os.environ["OPENBLAS_CORETYPE"] = "SkylakeX"
+    try:
+        import numpy  # noqa: F401  (loads OpenBLAS, which reads the variable)
+    finally:
+        del os.environ["OPENBLAS_CORETYPE"]
+    return "AVX-512 kernels (SkylakeX), chosen by numgpt"
+
+
+class OpenBLAS:
+    """The few entry points of a loaded OpenBLAS that this room needs, through ctypes."""
+
+    def __init__(self, library: ctypes.CDLL, prefix: str, suffix: str):
+        def entry(name: str):
+            return getattr(library, f"{prefix}openblas_{name}{suffix}")
+
+        self.set_num_threads = entry("set_num_threads")
+        self.get_num_threads = entry("get_num_threads")
+        core, config = entry("get_corename"), entry("get_config")
+        core.restype = config.restype = ctypes.c_char_p
+        self.core = core().decode()
+        self.config = config().decode()
+
+
+def find_openblas() -> OpenBLAS | None:
+    """The OpenBLAS that NumPy loaded, or None where NumPy runs on another BLAS."""
+    import numpy  # noqa: F401
+
+    paths = [str(path) for path in bundled_openblas()]
+    try:
+        mapped = {line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+        paths += sorted(path for path in mapped if "openblas" in Path(path).name)
+    except OSError:
+        pass
+    for path in paths:
+        try:
+            library = ctypes.CDLL(path)
+        except OSError:
+            continue
+        for prefix in ("scipy_", ""):
+            for suffix in ("64_", ""):
+                try:
+                    return OpenBLAS(library, prefix, suffix)
+                except AttributeError:
+                    continue
+    return None
+
+
+CHOICE = choose_kernels()
+OPENBLAS = find_openblas()
+
+
+def describe() -> dict[str, str]:
+    """What the products run on: the BLAS, its kernels, who chose them."""
+    import numpy as np
+
+    if OPENBLAS is not None:
+        return {"BLAS": OPENBLAS.config, "kernels": OPENBLAS.core, "choice": CHOICE}
+    blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
+    return {
+        "BLAS": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip(),
+        "kernels": "not reported by this BLAS",
+        "choice": CHOICE,
+    }

@@ -1,0 +1,111 @@
+"""Scratch memory: arrays whose memory is used again.
+
+A large `np.empty` asks the system for pages, touches them one by one and gives them back when the array dies.
+A training step does that for the same sizes again and again. `empty` takes the memory from a pool instead, and
+the memory goes back to the pool when the last array or view that uses it is gone. Nothing has to be freed by
+hand, and nothing can be freed too early: an array that a caller keeps is simply not given back.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import defaultdict
+
+import numpy as np
+
+SMALLEST = 1 << 15  # bytes; below, the C library's allocator does not return pages to the system anyway
+ALIGNMENT = 64  # bytes; a cache line, and an AVX-512 register
+
+
+class _Buffer:
+    """A piece of raw memory with an aligned start."""
+
+    __slots__ = ("address", "memory", "nbytes")
+
+    def __init__(self, nbytes: int):
+        self.memory = np.empty(nbytes + ALIGNMENT, np.uint8)
+        self.address = -(-self.memory.ctypes.data // ALIGNMENT) * ALIGNMENT
+        self.nbytes = nbytes
+
+
+class _Lease:
+    """Owns a buffer on behalf of an array, and returns it to the pool when the array is gone."""
+
+    __slots__ = ("__array_interface__", "buffer", "pool")
+
+    def __init__(self, pool: Pool, buffer: _Buffer, shape: tuple[int, ...], dtype: np.dtype):
+        self.pool = pool
+        self.buffer = buffer
+        self.__array_interface__ = {
+            "data": (buffer.address, False),
+            "shape": shape,
+            "typestr": dtype.str,
+            "version": 3,
+        }
+
+    def __del__(self) -> None:
+        self.pool.give_back(self.buffer)
+
+
+class Pool:
+    """Buffers by size. At most as much memory lies idle as was ever in use at once."""
+
+    def __init__(self) -> None:
+        # An array can die, and call give_back, while this very thread holds the lock: hence re-entrant.
+        self.lock = threading.RLock()
+        self.idle: dict[int, list[_Buffer]] = defaultdict(list)
+        self.idle_bytes = self.used_bytes = self.peak_bytes = 0
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        nbytes = _size_class(math.prod(shape) * dtype.itemsize)
+        with self.lock:
+            self.used_bytes += nbytes
+            self.peak_bytes = max(self.peak_bytes, self.used_bytes)
+            if self.idle[nbytes]:
+                buffer = self.idle[nbytes].pop()
+                self.idle_bytes -= nbytes
+            else:
+                if self.idle_bytes > self.peak_bytes:
+                    self.release()
+                buffer = _Buffer(nbytes)
+        return np.asarray(_Lease(self, buffer, shape, dtype))
+
+    def give_back(self, buffer: _Buffer) -> None:
+        with self.lock:
+            self.idle[buffer.nbytes].append(buffer)
+            self.idle_bytes += buffer.nbytes
+            self.used_bytes -= buffer.nbytes
+
+    def release(self) -> None:
+        with self.lock:
+            self.idle.clear()
+            self.idle_bytes = 0
+
+
+def _size_class(nbytes: int) -> int:
+    """Round up to one of eight sizes per power of two, so that arrays of nearly equal size share buffers."""
+    step = 1 << max(0, nbytes.bit_length() - 4)
+    return -(-nbytes // step) * step
+
+
+_pool = Pool()
+
+
+def empty(shape: int | tuple[int, ...], dtype: np.typing.DTypeLike = np.float32) -> np.ndarray:
+    """An uninitialised array like `np.empty`'s, on pooled memory."""
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    dtype = np.dtype(dtype)
+    if math.prod(shape) * dtype.itemsize < SMALLEST:
+        return np.empty(shape, dtype)
+    return _pool.empty(shape, dtype)
+
+
+def empty_like(array: np.ndarray) -> np.ndarray:
+    """An uninitialised C-contiguous array of the same shape and dtype, on pooled memory."""
+    return empty(array.shape, array.dtype)
+
+
+def release_scratch() -> None:
+    """Give all idle scratch memory back to the system."""
+    _pool.release()

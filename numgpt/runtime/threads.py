@@ -1,0 +1,131 @@
+"""Work on all cores: `parallel_for` runs independent pieces of a computation on a small pool of threads.
+
+NumPy releases Python's lock inside its loops and products, so plain threads use all cores. While our threads
+run, each product keeps to one of them: OpenBLAS is told to use a single thread, and gets its own count back
+afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from numgpt.runtime.kernels import OPENBLAS
+
+_inside = threading.local()  # set in a thread that is already running a piece: nested loops stay in it
+
+
+class _SingleThreadedBLAS:
+    """A re-entrant, shared `with`: OpenBLAS at one thread from the first entry to the last exit."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.entered = 0
+        self.before = 1
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.entered == 0:
+                self.before = OPENBLAS.get_num_threads()
+                OPENBLAS.set_num_threads(1)
+            self.entered += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.entered -= 1
+            if self.entered == 0:
+                OPENBLAS.set_num_threads(self.before)
+
+
+single_threaded_blas = contextlib.nullcontext() if OPENBLAS is None else _SingleThreadedBLAS()
+
+
+def _default_num_threads() -> int:
+    """NUMGPT_NUM_THREADS, else what OpenBLAS was told (OPENBLAS_NUM_THREADS, OMP_NUM_THREADS), else the cores."""
+    if value := os.environ.get("NUMGPT_NUM_THREADS"):
+        if not value.isdecimal() or int(value) < 1:
+            raise ValueError(f"NUMGPT_NUM_THREADS={value!r}: set it to a whole number from 1 up")
+        return int(value)
+    if OPENBLAS is not None:
+        return OPENBLAS.get_num_threads()
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def num_threads() -> int:
+    """How many threads numgpt computes on."""
+    return _num_threads
+
+
+def set_num_threads(count: int) -> None:
+    """Compute on `count` threads from now on (also in OpenBLAS).  Raises ValueError below 1."""
+    global _num_threads
+    if count < 1:
+        raise ValueError(f"set_num_threads({count}): at least one thread is needed")
+    _num_threads = count
+    if OPENBLAS is not None:
+        OPENBLAS.set_num_threads(count)
+    _forget_pool()
+
+
+def _forget_pool() -> None:
+    """Start a new pool at the next use: the count has changed, or a fork has left the threads behind."""
+    global _pool
+    _pool = None
+
+
+_pool: ThreadPoolExecutor | None = None
+_num_threads = _default_num_threads()
+if OPENBLAS is not None and OPENBLAS.get_num_threads() != _num_threads:
+    OPENBLAS.set_num_threads(_num_threads)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)
+
+
+def parallel_for(body: Callable[[int], Any], count: int) -> list[Any]:
+    """Call body(0) … body(count - 1), on all threads, and return the results in that order.
+
+    The calls must not depend on each other. Which thread runs which call is left to chance, what each call
+    computes is not: results do not depend on the number of threads. The first error raised is raised here,
+    after every running call has ended.
+    """
+    global _pool
+    with single_threaded_blas:
+        helpers = 0 if getattr(_inside, "flag", False) else min(count, _num_threads) - 1
+        if helpers < 1:
+            return [body(index) for index in range(count)]
+        if _pool is None:
+            _pool = ThreadPoolExecutor(_num_threads - 1, thread_name_prefix="numgpt")
+        results: list[Any] = [None] * count
+        waiting = deque(range(count))
+
+        def drain() -> None:
+            _inside.flag = True
+            try:
+                while waiting:
+                    try:
+                        index = waiting.popleft()
+                    except IndexError:  # another thread took the last one
+                        return
+                    results[index] = body(index)
+            except BaseException:
+                waiting.clear()
+                raise
+            finally:
+                _inside.flag = False
+
+        futures = [_pool.submit(drain) for _ in range(helpers)]
+        try:
+            drain()
+        finally:
+            for future in futures:
+                future.exception()  # waits: the buffers must not be given up while a thread writes to them
+        for future in futures:
+            future.result()
+        return results

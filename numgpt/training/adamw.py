@@ -1,0 +1,106 @@
+"""AdamW: Adam with decoupled weight decay (Kingma & Ba 2014, arXiv:1412.6980; Loshchilov & Hutter 2017, arXiv:1711.05101).
+
+    m ← β₁ m + (1 - β₁) g              m̂ = m / (1 - β₁ᵗ)        (the moments start at 0: the bias of the first steps)
+    v ← β₂ v + (1 - β₂) g²             v̂ = v / (1 - β₂ᵗ)
+    w ← w - lr · λ · w - lr · m̂ / (√v̂ + eps)
+
+Decay λ applies to matrices (and embeddings) only, not to biases and the gains of layer norms. Before the step, the
+gradients can be clipped by their global norm (Pascanu et al. 2013, arXiv:1211.5063): g ← g · min(1, clip / ‖g‖).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from numgpt.models.language_model import LanguageModel
+from numgpt.runtime import over_row_blocks
+
+
+class AdamW:
+    """Updates `model.parameters` from `model.gradients`."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        lr: float = 3e-4,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+    ):
+        """Raises ValueError for a hyperparameter out of its range."""
+        if not lr >= 0:
+            raise ValueError(f"lr={lr}: expected 0 or more")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas={betas}: expected two numbers in [0, 1)")
+        if not eps > 0:
+            raise ValueError(f"eps={eps}: expected a number above 0")
+        if not weight_decay >= 0:
+            raise ValueError(f"weight_decay={weight_decay}: expected 0 or more")
+        self.model = model
+        self.lr = lr
+        self.betas = betas
+        self.eps = eps
+        self.weight_decay = weight_decay
+        self.steps = 0
+        self.m = np.zeros_like(model.parameters.flat)
+        self.v = np.zeros_like(model.parameters.flat)
+
+    def step(self, grad_clip: float | None = None) -> float:
+        """One update; returns the global norm of the gradients before clipping.
+
+        A norm that is not finite leaves weights and moments as they are, and is returned for the caller to see.
+        Raises RuntimeError where no gradients have been computed.
+        """
+        if self.model.gradients is None:
+            raise RuntimeError("no gradients: call model.loss_and_grads before optimizer.step")
+        g, w = self.model.gradients.flat, self.model.parameters.flat
+        norm = gradient_norm(g)
+        if not math.isfinite(norm):
+            return norm
+        self.steps += 1
+        clip = min(1.0, grad_clip / (norm + 1e-6)) if grad_clip else 1.0
+        for part, decay in self._decay_parts():
+            self._update(g[part], w[part], self.m[part], self.v[part], clip, decay)
+        return norm
+
+    def _update(self, g, w, m, v, clip: float, decay: float) -> None:
+        beta_1, beta_2 = self.betas
+        step_size = self.lr / (1 - beta_1**self.steps)
+        root_correction = 1 / math.sqrt(1 - beta_2**self.steps)
+
+        def rows(g, w, m, v):
+            update = g * g
+            update *= (1 - beta_2) * clip * clip
+            v *= beta_2
+            v += update
+            np.multiply(g, (1 - beta_1) * clip, out=update)
+            m *= beta_1
+            m += update
+            np.sqrt(v, out=update)
+            update *= root_correction
+            update += self.eps
+            np.divide(m, update, out=update)
+            update *= step_size
+            if decay:
+                w *= 1 - self.lr * decay
+            w -= update
+
+        over_row_blocks(rows, g, w, m, v)
+
+    def _decay_parts(self) -> list[tuple[slice, float]]:
+        """The flat buffer in pieces of equal decay."""
+        parts: list[tuple[slice, float]] = []
+        for offset, shape in sorted(self.model.parameters.layout.values()):
+            decay = self.weight_decay if len(shape) >= 2 else 0.0
+            start, stop = offset, offset + math.prod(shape)
+            if parts and parts[-1][1] == decay:
+                start = parts.pop()[0].start
+            parts.append((slice(start, stop), decay))
+        return parts
+
+
+def gradient_norm(flat: np.ndarray) -> float:
+    """‖g‖₂, summed up in float64 from blocks."""
+    return math.sqrt(sum(over_row_blocks(lambda g: float(g @ g), flat)))
