@@ -1,0 +1,202 @@
+"""The safetensors format: arrays by name, in one file, without executable content.
+
+    8 bytes    length of the header, unsigned, little-endian
+    header     JSON: name -> {"dtype": "F32", "shape": [...], "data_offsets": [begin, end]}, "__metadata__": {...}
+    data       the arrays, C order, little-endian; offsets count from here, and leave no gap
+
+Files come from strangers, so everything the header says is checked against the file before it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LARGEST_HEADER = 100_000_000  # bytes, the limit of the reference implementation
+DTYPES = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),  # NumPy has no bfloat16: the raw bits
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+class StoredTensor:
+    """An array in a file: dtype and shape are known, the values are mapped and read when used."""
+
+    def __init__(self, path: Path, name: str, dtype: str, raw: np.ndarray):
+        self.path = path
+        self.name = name
+        self.dtype = dtype  # as safetensors names it
+        self.raw = raw  # memory-mapped; bfloat16 as uint16
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.raw.shape
+
+    def read_into(self, target: np.ndarray) -> None:
+        """Convert the values to the target's dtype, in place."""
+        if self.dtype == "BF16":  # the upper half of a float32
+            target[...] = (self.raw.astype(np.uint32) << 16).view(np.float32)
+        else:
+            target[...] = self.raw
+
+
+def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """The tensors of a file, memory-mapped, and its metadata.
+
+    Raises ValueError naming the file and the tensor where the file is cut short or contradicts itself.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(LARGEST_HEADER, size - 8):
+            raise ValueError(
+                f"{path} is not a whole safetensors file: its header needs {length} bytes, the file has {size};"
+                " copy or download it again"
+            )
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:
+            raise ValueError(f"{path}: the safetensors header is not JSON; copy or download it again") from None
+    if not isinstance(header, dict):
+        raise ValueError(f"{path}: the safetensors header is not a JSON object")
+    metadata = header.pop("__metadata__", {})
+    start = 8 + length
+    spans = [(*_span(path, name, entry), name) for name, entry in header.items()]
+    end = 0
+    for begin, stop, name in sorted(spans):
+        if begin != end:
+            problem = "overlaps the tensor before it" if begin < end else "leaves a gap before it"
+            raise ValueError(f"{path}: tensor {name!r} begins at offset {begin} and {problem}")
+        end = stop
+    if start + end != size:
+        raise ValueError(
+            f"{path} is {size} bytes long, its tensors end at {start + end}; copy or download it again"
+        )
+    data = np.memmap(path, np.uint8, mode="r", offset=start, shape=(end,)) if end else np.empty(0, np.uint8)
+    tensors = {}
+    for name, entry in header.items():
+        begin, stop = entry["data_offsets"]
+        raw = data[begin:stop].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        tensors[name] = StoredTensor(path, name, entry["dtype"], raw)
+    return tensors, metadata
+
+
+def write_safetensors(
+    path: str | os.PathLike,
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+    dtype: str = "float32",
+) -> None:
+    """Write arrays under their names, floating-point ones as `dtype` ("float32", "float16", "bfloat16").
+
+    The file appears whole or not at all: it is written under a temporary name, flushed and renamed. Raises
+    OverflowError naming the tensor where a value is too large for the dtype.
+    """
+    stored = storage_dtype(dtype)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    offset = 0
+    for name, array in tensors.items():
+        code = stored if array.dtype.kind == "f" else _code(array.dtype)
+        end = offset + array.size * DTYPES[code].itemsize
+        header[name] = {"dtype": code, "shape": list(array.shape), "data_offsets": [offset, end]}
+        offset = end
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # so that the data is aligned
+    with replacing(path) as file:
+        file.write(len(encoded).to_bytes(8, "little"))
+        file.write(encoded)
+        for name, array in tensors.items():
+            file.write(np.ascontiguousarray(_convert(name, array, header[name]["dtype"])).data)
+
+
+def storage_dtype(dtype: str) -> str:
+    """safetensors' name for a dtype that models are stored in.  Raises ValueError for any other."""
+    if dtype not in STORED:
+        raise ValueError(f"dtype={dtype!r} is not supported: choose one of {', '.join(STORED)}")
+    return STORED[dtype]
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Any]:
+    """A binary file that takes the place of `path` once it is complete and on the disk; until then `path` stays."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # the rename itself reaches the disk with its directory
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def _span(path: Path, name: str, entry: Any) -> tuple[int, int]:
+    """Begin and end of a tensor's data, after checking that its entry makes sense."""
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    except (TypeError, KeyError, ValueError):
+        raise ValueError(f"{path}: tensor {name!r} lacks dtype, shape or data_offsets") from None
+    if dtype not in DTYPES:
+        raise ValueError(f"{path}: tensor {name!r} has dtype {dtype!r}: known are {', '.join(DTYPES)}")
+    numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
+    if not all(isinstance(number, int) and number >= 0 for number in numbers):
+        raise ValueError(f"{path}: tensor {name!r} has shape {shape!r} at {begin!r} to {end!r}")
+    itemsize = DTYPES[dtype].itemsize
+    if end - begin != math.prod(shape) * itemsize:
+        raise ValueError(
+            f"{path}: tensor {name!r}, {dtype} of shape {shape}, needs {math.prod(shape) * itemsize} bytes,"
+            f" its offsets give {end - begin}"
+        )
+    if begin % itemsize:
+        raise ValueError(
+            f"{path}: tensor {name!r} begins at offset {begin}, not a multiple of its {itemsize} bytes an element"
+        )
+    return begin, end
+
+
+def _code(dtype: np.dtype) -> str:
+    return next(code for code, known in DTYPES.items() if known == dtype and code != "BF16")
+
+
+def _convert(name: str, array: np.ndarray, code: str) -> np.ndarray:
+    if code == "BF16":
+        return _to_bfloat16(array)
+    with np.errstate(over="ignore"):
+        converted = array.astype(DTYPES[code], copy=False)
+    if code == "F16" and np.isinf(converted).any():
+        raise OverflowError(
+            f"{name} holds values beyond float16's 65504: save as bfloat16 or float32 instead"
+        )
+    return converted
+
+
+def _to_bfloat16(array: np.ndarray) -> np.ndarray:
+    """The upper 16 bits of float32, rounded to nearest, ties to even; NaN stays NaN."""
+    bits = array.astype(np.float32, copy=False).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(array), (bits >> 16) | 0x40, rounded).astype(np.uint16)

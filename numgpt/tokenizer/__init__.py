@@ -1,0 +1,8 @@
+"""TEXT <-> IDS. Byte-level BPE and a character-level tokenizer with the same interface. Stands alone."""
+
+from numgpt.tokenizer.base import BaseTokenizer, StreamDecoder
+from numgpt.tokenizer.bpe import Tokenizer
+from numgpt.tokenizer.character import CharTokenizer
+from numgpt.tokenizer.files import load_tokenizer
+
+__all__ = ["BaseTokenizer", "CharTokenizer", "StreamDecoder", "Tokenizer", "load_tokenizer"]

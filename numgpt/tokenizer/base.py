@@ -1,0 +1,154 @@
+"""What every tokenizer offers: special tokens, batches, decoding, streams. A subclass says what a piece of text is in ids.
+
+Special tokens work as in OpenAI's tiktoken: text that merely spells one ("<|endoftext|>" in a web page) is text,
+unless the caller names it in `allowed_special`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import os
+from collections.abc import Collection, Iterable, Iterator
+from typing import Literal
+
+import numpy as np
+import regex
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+class BaseTokenizer:
+    """Text to token ids and back."""
+
+    def __init__(self, special_tokens: dict[str, int] | None = None):
+        self.special_tokens = dict(special_tokens or {})  # text -> id
+        self._special_bytes = {id: text.encode() for text, id in self.special_tokens.items()}
+
+    # --- what a subclass supplies ---
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """Ids of text in which nothing is special."""
+        raise NotImplementedError
+
+    def token_to_bytes(self, id: int) -> bytes:
+        """The bytes that a token stands for.  Raises ValueError for an id that is not in the vocabulary."""
+        raise NotImplementedError
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        raise NotImplementedError
+
+    def save_pretrained(self, directory: str | os.PathLike) -> None:
+        """Write the tokenizer's files into the directory."""
+        raise NotImplementedError
+
+    # --- conveniences ---
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike) -> BaseTokenizer:
+        """Load a tokenizer: from a directory, by a shipped name, or by a hub id."""
+        from numgpt import formats  # outward, and only when called: tokenizers stand alone
+
+        return formats.load_tokenizer(name_or_path)
+
+    # --- encoding ---
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id of <|endoftext|>, where the vocabulary has it."""
+        return self.special_tokens.get(END_OF_TEXT)
+
+    def encode(
+        self,
+        text: str,
+        allowed_special: Literal["all"] | Collection[str] = (),
+        return_tensors: Literal["np"] | None = None,
+    ) -> list[int] | np.ndarray:
+        """Ids of a text: a list, or with return_tensors="np" an array (1, T) of int64.
+
+        Special tokens in the text are encoded as such only where allowed_special names them ("all": all of
+        them).  Raises ValueError for text that is not valid Unicode (unpaired surrogates).
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"encode takes text (str), not {type(text).__name__}; several: encode_batch")
+        if return_tensors not in (None, "np"):
+            raise ValueError(f"return_tensors={return_tensors!r} is not supported: use 'np' or leave it out")
+        check_unicode(text)
+        specials = self.special_tokens.keys() if allowed_special == "all" else frozenset(allowed_special)
+        if unknown := specials - self.special_tokens.keys():
+            known = ", ".join(self.special_tokens) or "none"
+            raise ValueError(f"allowed_special names {min(unknown)!r}: the special tokens are {known}")
+        ids: list[int] = []
+        # Splitting on a group keeps what was matched: ordinary and special text take turns.
+        pieces = _any_of(frozenset(specials)).split(text) if specials else [text]
+        for index, piece in enumerate(pieces):
+            if index % 2:
+                ids.append(self.special_tokens[piece])
+            elif piece:
+                ids.extend(self.encode_ordinary(piece))
+        return ids if return_tensors is None else np.array([ids], dtype=np.int64)
+
+    def encode_batch(
+        self, texts: Iterable[str], allowed_special: Literal["all"] | Collection[str] = ()
+    ) -> list[list[int]]:
+        """Ids of several texts."""
+        return [self.encode(text, allowed_special) for text in texts]
+
+    # --- decoding ---
+
+    def decode_bytes(self, ids: Iterable[int] | np.ndarray, skip_special_tokens: bool = False) -> bytes:
+        """The bytes of a sequence of ids; they need not be valid UTF-8."""
+        array = np.asarray(ids if hasattr(ids, "__len__") else list(ids))
+        if array.ndim != 1:
+            raise ValueError(f"decode takes one sequence of ids, not shape {array.shape}: decode row by row")
+        if array.size and array.dtype.kind not in "iu":
+            raise ValueError(f"decode takes integer ids, not {array.dtype}")
+        skipped = self._special_bytes if skip_special_tokens else ()
+        return b"".join([self.token_to_bytes(id) for id in array.tolist() if id not in skipped])
+
+    def decode(self, ids: Iterable[int] | np.ndarray, skip_special_tokens: bool = False) -> str:
+        """The text of a sequence of ids; bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids, skip_special_tokens).decode("utf-8", errors="replace")
+
+    def decode_stream(self, ids: Iterable[int], skip_special_tokens: bool = False) -> Iterator[str]:
+        """Text as the ids come, one piece for each id (it may be empty), never half a character; and the rest."""
+        decoder = StreamDecoder(self, skip_special_tokens)
+        for id in ids:
+            yield decoder.push(id)
+        yield decoder.finish()
+
+
+class StreamDecoder:
+    """Decodes ids one at a time and holds back the bytes of an unfinished character."""
+
+    def __init__(self, tokenizer: BaseTokenizer, skip_special_tokens: bool = False):
+        self._tokenizer = tokenizer
+        self._skipped = tokenizer._special_bytes if skip_special_tokens else ()
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, id: int) -> str:
+        """The text that this id completes."""
+        return "" if id in self._skipped else self._utf8.decode(self._tokenizer.token_to_bytes(int(id)))
+
+    def finish(self) -> str:
+        """What is left: U+FFFD for a character that was never completed, else nothing."""
+        return self._utf8.decode(b"", final=True)
+
+
+def check_unicode(text: str) -> None:
+    """Raises ValueError where the text holds an unpaired surrogate, which no encoding can express."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"character {error.start} of the text is an unpaired surrogate (U+{ord(text[error.start]):04X}):"
+            " remove it, or decode the text again with errors='replace'"
+        ) from None
+
+
+@functools.lru_cache(maxsize=32)
+def _any_of(texts: frozenset[str]) -> regex.Pattern:
+    """A pattern for any of the texts, the longest first, in a group."""
+    return regex.compile("(" + "|".join(regex.escape(t) for t in sorted(texts, key=len, reverse=True)) + ")")

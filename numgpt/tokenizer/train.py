@@ -1,0 +1,140 @@
+"""Learning a BPE vocabulary (Sennrich et al. 2016, arXiv:1508.07909, algorithm 1).
+
+Start from the 256 bytes. Count all adjacent pairs of tokens, make the most frequent pair a new token, replace it
+everywhere, and repeat until the vocabulary is full.
+
+Merges never cross a piece (pattern.py), so only the distinct pieces and their counts matter, some ten thousand
+instead of a whole text; and a merge changes only the pieces that contain its pair, so the counts are kept up to date
+instead of being counted again. Of pairs that are equally frequent, the one with the lower ids wins, left before
+right, as in Hugging Face's trainer: the result depends on the counts alone.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from numgpt.tokenizer.base import check_unicode
+from numgpt.tokenizer.byte_alphabet import BYTES
+from numgpt.tokenizer.pattern import GPT2_PATTERN, Pattern
+from numgpt.tokenizer.reading import read_text
+
+if TYPE_CHECKING:
+    from numgpt.tokenizer.bpe import Tokenizer
+
+
+def train_bpe(
+    cls: type[Tokenizer],
+    texts: str | os.PathLike | Iterable[str | os.PathLike],
+    vocab_size: int,
+    special_tokens: Sequence[str],
+    min_frequency: int = 2,
+    progress: bool = False,
+) -> Tokenizer:
+    """A tokenizer learnt from texts (str) or files (pathlib.Path), or several of either.
+
+    The vocabulary is the 256 bytes in GPT-2's order, then the merges, then the special tokens: vocab_size in all, or
+    fewer where no pair occurs min_frequency times any more. progress draws a line on stderr. Raises ValueError for a
+    vocab_size that leaves no room, and for text that is not valid Unicode; OSError for files that can't be read.
+    """
+    room = vocab_size - 256 - len(special_tokens)
+    if room < 0:
+        raise ValueError(
+            f"vocab_size={vocab_size} is too small: 256 bytes and {len(special_tokens)} special tokens need"
+            f" {256 + len(special_tokens)}"
+        )
+    if min_frequency < 1:
+        raise ValueError(f"min_frequency={min_frequency}: expected 1 or more")
+    pieces = _count_pieces(texts, special_tokens)
+    vocabulary = [bytes([byte]) for byte in BYTES]
+    merges = []
+    for left, right in _progress(_learn(pieces, room, min_frequency), room, progress):
+        merges.append((vocabulary[left], vocabulary[right]))
+        vocabulary.append(vocabulary[left] + vocabulary[right])
+    specials = {text: len(vocabulary) + index for index, text in enumerate(special_tokens)}
+    return cls({token: id for id, token in enumerate(vocabulary)}, merges, specials, GPT2_PATTERN)
+
+
+def _count_pieces(
+    texts: str | os.PathLike | Iterable[str | os.PathLike], special_tokens: Sequence[str]
+) -> Counter[str]:
+    """How often each piece occurs. Special tokens in the texts are no part of any piece."""
+    if isinstance(texts, (str, os.PathLike)):
+        texts = [texts]
+    pattern, counts = Pattern(GPT2_PATTERN), Counter()
+    for text in texts:
+        for part in read_text(text) if isinstance(text, os.PathLike) else (text,):
+            check_unicode(part)
+            for special in special_tokens:
+                part = part.replace(special, "\0" * 2)  # cut here: never inside a word, hardly ever in a text
+            counts.update(pattern.split(part))
+    return counts
+
+
+def _learn(pieces: Counter[str], room: int, min_frequency: int) -> Iterator[tuple[int, int]]:
+    """The pairs to merge, in order; the pair yielded as number n becomes token 256 + n."""
+    id_of_byte = {byte: id for id, byte in enumerate(BYTES)}
+    words = [[id_of_byte[byte] for byte in piece.encode()] for piece in pieces]
+    occurrences = list(pieces.values())
+    counts: Counter[tuple[int, int]] = Counter()
+    words_with: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
+    for index, word in enumerate(words):
+        for pair in pairwise(word):
+            counts[pair] += occurrences[index]
+            words_with[pair].add(index)
+    heap = [(-count, pair) for pair, count in counts.items()]
+    heapq.heapify(heap)
+
+    new = 256
+    while new < 256 + room and heap:
+        count, pair = heapq.heappop(heap)
+        if counts[pair] != -count:  # it has lost occurrences to other merges since: back to its place
+            if counts[pair] > 0:
+                heapq.heappush(heap, (-counts[pair], pair))
+            continue
+        if -count < min_frequency:
+            return
+        yield pair
+        created = set()
+        for index in words_with.pop(pair):
+            before, after = words[index], _replace(words[index], pair, new)
+            for old_pair in pairwise(before):
+                counts[old_pair] -= occurrences[index]
+            for new_pair in pairwise(after):
+                counts[new_pair] += occurrences[index]
+                if new in new_pair:
+                    words_with[new_pair].add(index)
+                    created.add(new_pair)
+            words[index] = after
+        for new_pair in created:
+            heapq.heappush(heap, (-counts[new_pair], new_pair))
+        new += 1
+
+
+def _replace(word: list[int], pair: tuple[int, int], new: int) -> list[int]:
+    """The word with each occurrence of the pair, from the left, as one token."""
+    result, index, last = [], 0, len(word) - 1
+    while index <= last:
+        if index < last and word[index] == pair[0] and word[index + 1] == pair[1]:
+            result.append(new)
+            index += 2
+        else:
+            result.append(word[index])
+            index += 1
+    return result
+
+
+def _progress(pairs: Iterator[tuple[int, int]], total: int, show: bool) -> Iterator[tuple[int, int]]:
+    """Pass the pairs on and, if `show`, count them in a line on stderr."""
+    for done, pair in enumerate(pairs, start=1):
+        if show and (done % 100 == 0 or done == total):
+            print(f"\rlearning merges: {done}/{total}", end="", file=sys.stderr, flush=True)
+        yield pair
+    if show:
+        print(file=sys.stderr)
+
