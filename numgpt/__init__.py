@@ -1,0 +1,23 @@
+"""GPT, whole, in NumPy: tokenizer, hand-derived backward pass, AdamW, training, KV-cached generation."""
+
+from numgpt import runtime  # isort: skip  (first: it chooses NumPy's kernels before NumPy loads)
+from numgpt.formats import load
+from numgpt.generation import KVCache
+from numgpt.models import GPT, GPTConfig
+from numgpt.runtime import set_num_threads
+from numgpt.tokenizer import CharTokenizer, Tokenizer
+from numgpt.training import AdamW
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GPT",
+    "AdamW",
+    "CharTokenizer",
+    "GPTConfig",
+    "KVCache",
+    "Tokenizer",
+    "load",
+    "runtime",
+    "set_num_threads",
+]

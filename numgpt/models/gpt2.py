@@ -132,6 +132,10 @@ class GPT(LanguageModel):
     def head(self) -> str:
         return "wte" if self.config.tie_word_embeddings else "lm_head"
 
+    @property
+    def cache_shape(self) -> tuple[int, int, int]:
+        return self.config.n_layer, self.config.n_head, self.config.n_embd // self.config.n_head
+
     def initialise(self, parameters: Parameters, rng: np.random.Generator) -> None:
         """Matrices normal with initializer_range; those that write to the residual stream 1/√(2 n_layer) of it."""
         for name, array in parameters.items():
@@ -163,6 +167,8 @@ class GPT(LanguageModel):
             block = self._block_forward(x, layer, len(ids), rng, kv_cache, key_mask)
             if keep_caches:
                 blocks.append(block)
+        if kv_cache is not None:
+            kv_cache.advance(ids.shape[1])
         y, ln_f = layernorm_forward(x, p["ln_f.weight"], p["ln_f.bias"], config.layer_norm_epsilon)
         return y, (wte, wpe, dropout, blocks, ln_f, len(ids))
 

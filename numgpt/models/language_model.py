@@ -76,6 +76,11 @@ class LanguageModel:
         """The name of the parameter (V, C) that turns the last hidden state into logits."""
         raise NotImplementedError
 
+    @property
+    def cache_shape(self) -> tuple[int, int, int]:
+        """(layers, heads, D) of the keys and values that a KV cache holds for each position."""
+        raise NotImplementedError
+
     # --- logits, loss, gradients ---
 
     def __call__(self, ids: Ids) -> np.ndarray:

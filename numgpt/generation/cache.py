@@ -1,0 +1,49 @@
+"""KV cache: the keys and values of all positions so far, so that a new token costs one position and not all.
+
+A position's key and value depend on earlier tokens only (the mask is causal), so they never change once computed. The
+arrays are allocated once, for the longest sequence that the request can reach, and filled from the front.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from numgpt.models.language_model import LanguageModel
+from numgpt.runtime import empty
+
+
+class KVCache:
+    """Keys and values, each (layers, B, H, capacity, D); the first `length` positions are filled."""
+
+    def __init__(self, model: LanguageModel, batch: int, capacity: int):
+        layers, heads, size = model.cache_shape
+        shape = (layers, batch, heads, capacity, size)
+        self.keys = empty(shape, model.parameters.flat.dtype)
+        self.values = empty(shape, model.parameters.flat.dtype)
+        self.length = 0
+
+    def append(self, layer: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Take in a layer's new k, v (B, H, T, D); returns all so far, (B, H, S, D), as views."""
+        stop = self.length + k.shape[2]
+        keys, values = self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
+        keys[:, :, self.length :] = k
+        values[:, :, self.length :] = v
+        return keys, values
+
+    def advance(self, positions: int) -> None:
+        """Called once all layers have appended their part for these positions."""
+        self.length += positions
+
+    def repeat(self, times: int) -> KVCache:
+        """A cache whose batch holds each sequence `times` times: one prompt, several continuations."""
+        if times == 1:
+            return self
+        copy = KVCache.__new__(KVCache)
+        layers, batch, *rest = self.keys.shape
+        copy.length = self.length
+        copy.keys = empty((layers, batch * times, *rest), self.keys.dtype)
+        copy.values = empty((layers, batch * times, *rest), self.keys.dtype)
+        for source, target in ((self.keys, copy.keys), (self.values, copy.values)):
+            for number in range(times):
+                target[:, number::times, :, : self.length] = source[:, :, :, : self.length]
+        return copy

@@ -1,0 +1,104 @@
+"""Logits processors: between the model's logits and the choice of a token.
+
+They come in the order, and with the meanings, that transformers has: first what applies to every choice (repetition
+penalty, banned words, minimum length), then what shapes the distribution to sample from (temperature, top-k, top-p,
+min-p). A token that must not be chosen has the logit -∞.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+
+from numgpt.generation.options import GenerationOptions
+
+
+def process_logits(
+    logits: np.ndarray,
+    ids: np.ndarray,
+    options: GenerationOptions,
+    eos_token_ids: Collection[int] = (),
+    prompt_length: int = 0,
+) -> np.ndarray:
+    """logits (n, V) of the next token after ids (n, T) -> processed logits (n, V), a new array."""
+    logits = logits.copy()
+    if options.repetition_penalty != 1.0:
+        repetition_penalty(logits, ids, options.repetition_penalty)
+    if options.bad_words_ids:
+        ban_words(logits, ids, options.bad_words_ids, eos_token_ids)
+    shortest = max(options.min_length, prompt_length + options.min_new_tokens)
+    if ids.shape[1] < shortest:
+        logits[:, list(eos_token_ids)] = -np.inf
+    if options.do_sample:
+        if options.temperature != 1.0:
+            logits /= logits.dtype.type(options.temperature)
+        if options.top_k is not None:
+            top_k(logits, options.top_k)
+        if options.top_p is not None and options.top_p < 1:
+            top_p(logits, options.top_p)
+        if options.min_p is not None:
+            min_p(logits, options.min_p)
+    return logits
+
+
+def repetition_penalty(logits: np.ndarray, ids: np.ndarray, penalty: float) -> None:
+    """Tokens that occurred: divide a positive logit, multiply a negative one (Keskar et al. 2019, arXiv:1909.05858)."""
+    seen = np.take_along_axis(logits, ids, axis=1)
+    np.put_along_axis(logits, ids, np.where(seen < 0, seen * penalty, seen / penalty), axis=1)
+
+
+def ban_words(
+    logits: np.ndarray, ids: np.ndarray, words: Collection[Collection[int]], eos_token_ids: Collection[int]
+) -> None:
+    """Forbid the last token of each word where the tokens before it have just been made."""
+    for *start, last in words:
+        if not start and last in eos_token_ids:
+            continue  # as in transformers: a sequence may always end
+        if len(start) <= ids.shape[1]:
+            tail = ids[:, ids.shape[1] - len(start) :]
+            logits[(tail == np.array(start, ids.dtype)).all(axis=1), last] = -np.inf
+
+
+def top_k(logits: np.ndarray, k: int) -> None:
+    """Keep the k largest of each row, and what equals the smallest of them (Fan et al. 2018, arXiv:1805.04833)."""
+    if k < logits.shape[1]:
+        smallest = np.partition(logits, -k, axis=1)[:, -k, None]
+        logits[logits < smallest] = -np.inf
+
+
+def top_p(logits: np.ndarray, p: float) -> None:
+    """Keep the fewest tokens that together have probability p (Holtzman et al. 2019, arXiv:1904.09751)."""
+    for row in logits:
+        possible = np.flatnonzero(row > -np.inf)
+        ascending = possible[np.argsort(row[possible], kind="stable")]
+        tail = np.cumsum(softmax(row[ascending]))  # the probability of a token and all less likely ones
+        removed = tail <= 1 - p
+        removed[-1] = False
+        row[ascending[removed]] = -np.inf
+
+
+def min_p(logits: np.ndarray, p: float) -> None:
+    """Keep tokens at least p times as probable as the most likely one (Nguyen et al. 2024, arXiv:2407.01082)."""
+    probabilities = softmax(logits)
+    logits[probabilities < p * probabilities.max(axis=1, keepdims=True)] = -np.inf
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities along the last axis."""
+    p = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    p /= p.sum(axis=-1, keepdims=True)
+    return p
+
+
+def choose(logits: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+    """One token a row: the most likely one, or with a generator a random one.  (n, V) -> (n,)."""
+    if rng is None:
+        return logits.argmax(axis=1)
+    chosen = np.empty(len(logits), np.int64)
+    for index, (row, level) in enumerate(zip(logits, rng.random(len(logits)), strict=True)):
+        possible = np.flatnonzero(row > -np.inf)
+        cumulative = np.cumsum(softmax(row[possible].astype(np.float64)))
+        place = np.searchsorted(cumulative, level * cumulative[-1], side="right")
+        chosen[index] = possible[min(place, len(possible) - 1)]
+    return chosen

@@ -1,0 +1,139 @@
+"""Text files -> token ids on disk -> batches.
+
+The tokens of a corpus lie in one file, two or four bytes each, and are memory-mapped: a corpus may be larger than
+memory. The last part of them is for validation.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from numgpt.formats.safetensors import replacing
+from numgpt.tokenizer import BaseTokenizer
+from numgpt.tokenizer.reading import read_text
+
+TOKENS_FILE = "tokens.bin"
+DESCRIPTION_FILE = "tokens.json"
+
+
+def find_files(data: str) -> list[Path]:
+    """The files that a path, a directory (with all below it) or a glob names, in order.
+
+    Raises FileNotFoundError where there are none.
+    """
+    path = Path(data)
+    if path.is_file():
+        return [path]
+    matches = path.rglob("*") if path.is_dir() else map(Path, glob.glob(data, recursive=True))
+    files = sorted(match for match in matches if match.is_file() and not match.name.startswith("."))
+    if not files:
+        raise FileNotFoundError(f"--data {data}: no such file, directory or glob, or nothing in it")
+    return files
+
+
+def language_reference() -> str:
+    """A corpus that every Python has: the language reference, as `help()` knows it."""
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics[name] for name in sorted(topics))
+
+
+def read_documents(data: str | None) -> Iterator[Iterator[str]]:
+    """The documents of a corpus, each in parts that can be tokenised by themselves."""
+    if data is None:
+        yield iter([language_reference()])
+    else:
+        for file in find_files(data):
+            yield read_text(file)
+
+
+@dataclass
+class Corpus:
+    """Tokens on disk, in two parts."""
+
+    train: np.ndarray  # (n,) memory-mapped
+    val: np.ndarray
+
+    def batch(self, rng: np.random.Generator, batch_size: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Random windows of the training part.  -> ids (B, T), targets (B, T): the ids one place further."""
+        return _windows(self.train, rng.integers(len(self.train) - block_size, size=batch_size), block_size)
+
+    def validation_batches(
+        self, count: int, batch_size: int, block_size: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The same `count` batches every time: windows at equal distances over the whole validation part."""
+        starts = np.linspace(0, len(self.val) - block_size - 1, count * batch_size).astype(np.int64)
+        for first in range(0, len(starts), batch_size):
+            yield _windows(self.val, starts[first : first + batch_size], block_size)
+
+
+def _windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    windows = tokens[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)  # (B, T + 1)
+    return windows[:, :-1], windows[:, 1:]
+
+
+def prepare_corpus(
+    data: str | None,
+    tokenizer: BaseTokenizer,
+    directory: str | os.PathLike,
+    val_fraction: float,
+    block_size: int,
+) -> Corpus:
+    """Encode the corpus into directory/tokens.bin, unless it is there already, and map it.
+
+    Documents are separated by the end-of-text token where the tokenizer has one. Raises ValueError where the text is
+    too short for the block size, or can't be encoded.
+    """
+    directory = Path(directory)
+    path, description_path = directory / TOKENS_FILE, directory / DESCRIPTION_FILE
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    description = {"dtype": dtype.str, "source": _fingerprint(data), "tokenizer": _identity(tokenizer)}
+    try:
+        there = json.loads(description_path.read_text()) == description and path.is_file()
+    except (OSError, ValueError):
+        there = False
+    if not there:
+        with replacing(path) as file:
+            for number, document in enumerate(read_documents(data)):
+                if number and tokenizer.eos_token_id is not None:
+                    file.write(np.array([tokenizer.eos_token_id], dtype).data)
+                for part in document:
+                    file.write(np.array(tokenizer.encode(part), dtype).data)
+        with replacing(description_path) as file:
+            file.write(json.dumps(description).encode())
+    count = path.stat().st_size // dtype.itemsize
+    held_out = int(count * val_fraction)
+    if min(held_out, count - held_out) < block_size + 1:
+        raise ValueError(
+            f"the text has {count} tokens, {held_out} of them for validation: both parts must be longer than"
+            f" block_size={block_size}; bring more text or a smaller block_size"
+        )
+    tokens = np.memmap(path, dtype, mode="r")
+    return Corpus(tokens[: count - held_out], tokens[count - held_out :])
+
+
+def _fingerprint(data: str | None) -> str:
+    """Changes when the corpus's files do."""
+    if data is None:
+        return hashlib.sha256(language_reference().encode()).hexdigest()
+    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in find_files(data)]
+    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
+
+
+def _identity(tokenizer: BaseTokenizer) -> str:
+    """Changes when any token does."""
+    digest = hashlib.sha256(type(tokenizer).__name__.encode())
+    for id in range(tokenizer.vocab_size):
+        try:
+            digest.update(tokenizer.token_to_bytes(id) + b"\n")
+        except ValueError:  # a hole in the vocabulary
+            digest.update(b"\n\n")
+    return digest.hexdigest()
