@@ -15,8 +15,8 @@ Cache = tuple[np.ndarray, float] | None
 
 
 def dropout_mask(shape: tuple[int, ...], p: float, rng: np.random.Generator) -> np.ndarray:
-    """True where a value is kept, with probability 1 - p."""
-    return rng.random(shape, dtype=np.float32) >= p
+    """True where a value is kept, with probability 1 - p (to the nearest 2⁻¹⁶)."""
+    return rng.integers(1 << 16, size=shape, dtype=np.uint16) >= round(p * (1 << 16))
 
 
 def dropout_forward(
