@@ -1,4 +1,4 @@
-"""GPT, whole, in NumPy: tokenizer, hand-derived backward pass, AdamW, training, KV-cached generation."""
+"""GPT, whole, in NumPy: tokenizer, hand-derived backward pass, AdamW, training, generation."""
 
 from numgpt import runtime  # isort: skip  (first: it chooses NumPy's kernels before NumPy loads)
 from numgpt.formats import load

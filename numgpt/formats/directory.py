@@ -1,4 +1,4 @@
-"""The Hugging Face directory layout: config.json, model.safetensors (or shards with an index), tokenizer files."""
+"""The Hugging Face directory layout: config.json, weights (one file or shards), tokenizer."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def load_model(
     family = FAMILIES.get(fields.get("model_type"))
     if family is None:
         raise ValueError(
-            f"{path}: model_type={fields.get('model_type')!r} is not supported, only {', '.join(FAMILIES)}"
+            f"{path}: model_type={fields.get('model_type')!r} is not supported, only"
+            f" {', '.join(FAMILIES)}"
         )
     if not issubclass(family.MODEL, expected):
         raise ValueError(f"{path} describes a {family.MODEL.__name__}, not a {expected.__name__}")
@@ -109,7 +110,8 @@ def _find_tensors(directory: Path, family: Any, config: Any) -> dict[str, Stored
                 )
             if tensor.dtype not in ("F64", "F32", "F16", "BF16"):
                 raise ValueError(
-                    f"{path}: tensor {stored_name!r} is stored as {tensor.dtype}, weights are F32, F16 or BF16"
+                    f"{path}: tensor {stored_name!r} is stored as {tensor.dtype}, weights are"
+                    " F32, F16 or BF16"
                 )
             found[name] = tensor
     if missing := [name for name in shapes if name not in found]:
@@ -125,7 +127,9 @@ def _weight_files(directory: Path) -> list[Path]:
     if (path := directory / WEIGHTS_FILE).is_file():
         return [path]
     if not (index := directory / INDEX_FILE).is_file():
-        raise FileNotFoundError(f"no weights in {directory}: expected {WEIGHTS_FILE} or {INDEX_FILE}")
+        raise FileNotFoundError(
+            f"no weights in {directory}: expected {WEIGHTS_FILE} or {INDEX_FILE}"
+        )
     weight_map = _read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index}: weight_map is missing")
@@ -133,18 +137,24 @@ def _weight_files(directory: Path) -> list[Path]:
     for name in sorted(set(map(str, weight_map.values()))):
         path = directory / name
         if Path(name).name != name or not path.is_file():
-            raise ValueError(f"{index} names the shard {name!r}, which is not there: copy or download it again")
+            raise ValueError(
+                f"{index} names the shard {name!r}, which is not there: copy or download it again"
+            )
         paths.append(path)
     return paths
 
 
 def _mapped(tensors: Mapping[str, StoredTensor]) -> Parameters | None:
-    """The parameters as one mapped piece of the file, where they lie there in float32 and without gaps."""
+    """The parameters as one mapped piece of the file, where they lie there in float32 and without
+    gaps."""
     raws = [tensor.raw for tensor in tensors.values()]
     if any(tensor.dtype != "F32" for tensor in tensors.values()):
         return None
     addresses = [raw.__array_interface__["data"][0] for raw in raws]
-    first, last = min(addresses), max(a + raw.nbytes for a, raw in zip(addresses, raws, strict=True))
+    first, last = (
+        min(addresses),
+        max(a + raw.nbytes for a, raw in zip(addresses, raws, strict=True)),
+    )
     one_file = len({tensor.path for tensor in tensors.values()}) == 1
     if not one_file or last - first != sum(raw.nbytes for raw in raws) or first % 4:
         return None
@@ -177,10 +187,13 @@ def _copied(family: Any, config: Any, tensors: Mapping[str, StoredTensor]) -> Pa
 def _check_finite(parameters: Parameters, tensors: Mapping[str, StoredTensor]) -> None:
     for name, array in parameters.items():
         row = array.reshape(-1)
-        # The product runs at memory speed, and is finite unless a value is not, or the sum overflows.
+        # The product runs at memory speed, and is finite unless a value is not, or the sum
+        # overflows.
         if not np.isfinite(row @ row) and not np.isfinite(row).all():
             tensor = tensors[name]
-            raise ValueError(f"{tensor.path}: tensor {tensor.name!r} holds NaN or infinity; download it again")
+            raise ValueError(
+                f"{tensor.path}: tensor {tensor.name!r} holds NaN or infinity; download it again"
+            )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

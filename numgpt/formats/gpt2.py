@@ -10,7 +10,8 @@ from numgpt.models.gpt2 import GPT, GPTConfig
 
 MODEL = GPT
 
-# Our parameters carry Hugging Face's names without the "transformer." prefix; these three differ by a ".weight".
+# Our parameters carry Hugging Face's names without the "transformer." prefix; these three differ by
+# a ".weight".
 _STORED_TABLES = {"wte": "wte.weight", "wpe": "wpe.weight", "lm_head": "lm_head.weight"}
 _OUR_TABLES = {stored: ours for ours, stored in _STORED_TABLES.items()}
 # The causal mask, which older files store beside the weights.
@@ -45,4 +46,8 @@ def config_from(fields: dict[str, Any]) -> GPTConfig:
 
 def config_fields(config: GPTConfig) -> dict[str, Any]:
     """GPTConfig -> config.json."""
-    return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **dataclasses.asdict(config)}
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        **dataclasses.asdict(config),
+    }

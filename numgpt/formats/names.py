@@ -1,4 +1,4 @@
-"""What a person calls a model -> the directory that holds it: a path, a shipped name, or an id on the hub."""
+"""What a person calls a model (a path, a shipped name, a hub id) -> the directory that holds it."""
 
 from __future__ import annotations
 
@@ -30,19 +30,25 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
 
 
 def _from_hub(name: str) -> Path:
-    """Download from the hub into huggingface_hub's cache, or find it there; its environment variables apply."""
+    """Download from the hub into huggingface_hub's cache, or find it there; its environment
+    variables apply."""
     try:
         import huggingface_hub
     except ImportError:
         raise FileNotFoundError(
-            f"{name!r} is no directory and not shipped; to fetch it from the hub: pip install huggingface_hub,"
-            f" or put config.json, model.safetensors and the tokenizer files into a directory and name that"
+            f"{name!r} is no directory and not shipped; to fetch it from the hub: pip install"
+            " huggingface_hub,"
+            " or put config.json, model.safetensors and the tokenizer files into a directory"
+            " and name that"
         ) from None
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
-    except Exception as error:  # whatever its HTTP library raises: the person needs to know what to do
+    except (
+        Exception
+    ) as error:  # whatever its HTTP library raises: the person needs to know what to do
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(
-            f"{name!r} is no directory, and the hub didn't deliver it ({reason}): check the name and the connection,"
+            f"{name!r} is no directory, and the hub didn't deliver it ({reason}): check the name"
+            " and the connection,"
             " or put the model's files into a directory and name that"
         ) from None

@@ -1,10 +1,12 @@
 """The safetensors format: arrays by name, in one file, without executable content.
 
     8 bytes    length of the header, unsigned, little-endian
-    header     JSON: name -> {"dtype": "F32", "shape": [...], "data_offsets": [begin, end]}, "__metadata__": {...}
+    header     JSON: name -> {"dtype": "F32", "shape": [...], "data_offsets": [begin, end]},
+               and "__metadata__" -> {...}
     data       the arrays, C order, little-endian; offsets count from here, and leave no gap
 
-Files come from strangers, so everything the header says is checked against the file before it is used.
+Files come from strangers, so everything the header says is checked against the file before it is
+used.
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ class StoredTensor:
 def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """The tensors of a file, memory-mapped, and its metadata.
 
-    Raises ValueError naming the file and the tensor where the file is cut short or contradicts itself.
+    Raises ValueError naming the file and the tensor where the file is cut short or contradicts
+    itself.
     """
     path = Path(path)
     size = path.stat().st_size
@@ -67,13 +70,16 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, StoredTensor], 
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(LARGEST_HEADER, size - 8):
             raise ValueError(
-                f"{path} is not a whole safetensors file: its header needs {length} bytes, the file has {size};"
+                f"{path} is not a whole safetensors file: its header needs {length} bytes, the"
+                f" file has {size};"
                 " copy or download it again"
             )
         try:
             header = json.loads(file.read(length))
         except ValueError:
-            raise ValueError(f"{path}: the safetensors header is not JSON; copy or download it again") from None
+            raise ValueError(
+                f"{path}: the safetensors header is not JSON; copy or download it again"
+            ) from None
     if not isinstance(header, dict):
         raise ValueError(f"{path}: the safetensors header is not a JSON object")
     metadata = header.pop("__metadata__", {})
@@ -87,9 +93,14 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, StoredTensor], 
         end = stop
     if start + end != size:
         raise ValueError(
-            f"{path} is {size} bytes long, its tensors end at {start + end}; copy or download it again"
+            f"{path} is {size} bytes long, its tensors end at {start + end}; copy or download it"
+            " again"
         )
-    data = np.memmap(path, np.uint8, mode="r", offset=start, shape=(end,)) if end else np.empty(0, np.uint8)
+    data = (
+        np.memmap(path, np.uint8, mode="r", offset=start, shape=(end,))
+        if end
+        else np.empty(0, np.uint8)
+    )
     tensors = {}
     for name, entry in header.items():
         begin, stop = entry["data_offsets"]
@@ -104,10 +115,11 @@ def write_safetensors(
     metadata: Mapping[str, str] | None = None,
     dtype: str = "float32",
 ) -> None:
-    """Write arrays under their names, floating-point ones as `dtype` ("float32", "float16", "bfloat16").
+    """Write arrays under their names, floating-point ones as `dtype` ("float32", "float16",
+    "bfloat16").
 
-    The file appears whole or not at all: it is written under a temporary name, flushed and renamed. Raises
-    OverflowError naming the tensor where a value is too large for the dtype.
+    The file appears whole or not at all: it is written under a temporary name, flushed and renamed.
+    Raises OverflowError naming the tensor where a value is too large for the dtype.
     """
     stored = storage_dtype(dtype)
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
@@ -135,7 +147,8 @@ def storage_dtype(dtype: str) -> str:
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Any]:
-    """A binary file that takes the place of `path` once it is complete and on the disk; until then `path` stays."""
+    """A binary file that takes the place of `path` once it is complete and on the disk; until then
+    `path` stays."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -162,19 +175,23 @@ def _span(path: Path, name: str, entry: Any) -> tuple[int, int]:
     except (TypeError, KeyError, ValueError):
         raise ValueError(f"{path}: tensor {name!r} lacks dtype, shape or data_offsets") from None
     if dtype not in DTYPES:
-        raise ValueError(f"{path}: tensor {name!r} has dtype {dtype!r}: known are {', '.join(DTYPES)}")
+        raise ValueError(
+            f"{path}: tensor {name!r} has dtype {dtype!r}: known are {', '.join(DTYPES)}"
+        )
     numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
     if not all(isinstance(number, int) and number >= 0 for number in numbers):
         raise ValueError(f"{path}: tensor {name!r} has shape {shape!r} at {begin!r} to {end!r}")
     itemsize = DTYPES[dtype].itemsize
     if end - begin != math.prod(shape) * itemsize:
         raise ValueError(
-            f"{path}: tensor {name!r}, {dtype} of shape {shape}, needs {math.prod(shape) * itemsize} bytes,"
+            f"{path}: tensor {name!r}, {dtype} of shape {shape}, needs"
+            f" {math.prod(shape) * itemsize} bytes,"
             f" its offsets give {end - begin}"
         )
     if begin % itemsize:
         raise ValueError(
-            f"{path}: tensor {name!r} begins at offset {begin}, not a multiple of its {itemsize} bytes an element"
+            f"{path}: tensor {name!r} begins at offset {begin}, not a multiple of its {itemsize}"
+            " bytes an element"
         )
     return begin, end
 

@@ -1,7 +1,8 @@
-"""KV cache: the keys and values of all positions so far, so that a new token costs one position and not all.
+"""KV cache: keys and values of all positions so far, so that a new token costs one position.
 
-A position's key and value depend on earlier tokens only (the mask is causal), so they never change once computed. The
-arrays are allocated once, for the longest sequence that the request can reach, and filled from the front.
+A position's key and value depend on earlier tokens only (the mask is causal), so they never change
+once computed. The arrays are allocated once, for the longest sequence that the request can reach,
+and filled from the front.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from numgpt.runtime import empty
 
 
 class KVCache:
-    """Keys and values, each (layers, B, H, capacity, D); the first `length` positions are filled."""
+    """Keys and values, each (layers, B, H, capacity, D); the first `length` positions are
+    filled."""
 
     def __init__(self, model: LanguageModel, batch: int, capacity: int):
         layers, heads, size = model.cache_shape
@@ -35,7 +37,8 @@ class KVCache:
         self.length += positions
 
     def repeat(self, times: int) -> KVCache:
-        """A cache whose batch holds each sequence `times` times: one prompt, several continuations."""
+        """A cache whose batch holds each sequence `times` times: one prompt, several
+        continuations."""
         if times == 1:
             return self
         copy = KVCache.__new__(KVCache)

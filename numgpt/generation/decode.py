@@ -1,4 +1,4 @@
-"""The decoding loop: prompt → logits → processors → token, and again with the new token alone, until all have ended."""
+"""The decoding loop: prompt → logits → processors → token, then that token alone, and so on."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ def generate(
 ) -> np.ndarray:
     """Continue one or several prompts.
 
-    ids: (T,), (B, T) or lists of unequal length, which are padded on the left; attention_mask (B, T) is 0 at padding
-    that is there already. The options are the fields of GenerationOptions. Returns (B · num_return_sequences, T'):
-    prompts and continuations; those that ended early are filled up with pad_token_id. Raises ValueError for a prompt
-    or an option that can't be; warns with LengthWarning where the model's context ended a sequence.
+    ids: (T,), (B, T) or lists of unequal length, which are padded on the left; attention_mask (B,
+    T) is 0 at padding that is there already. The options are the fields of GenerationOptions.
+    Returns (B · num_return_sequences, T'): prompts and continuations; those that ended early are
+    filled up with pad_token_id. Raises ValueError for a prompt or an option that can't be; warns
+    with LengthWarning where the model's context ended a sequence.
     """
     request = _Request(model, ids, attention_mask, GenerationOptions(**options))
     for _ in request.steps():
@@ -39,23 +40,30 @@ def generate(
 def stream(
     model: LanguageModel, ids: Ids, attention_mask: Ids | None = None, **options: Any
 ) -> Iterator[int]:
-    """Continue one prompt and yield each new token as it is made, up to and without the end-of-text token."""
+    """Continue one prompt and yield each new token as it is made, up to and without the end-of-text
+    token."""
     request = _Request(model, ids, attention_mask, GenerationOptions(**options))
     if len(request.ids) * request.options.num_return_sequences != 1:
-        raise ValueError("stream makes one sequence: pass one prompt and leave num_return_sequences at 1")
+        raise ValueError(
+            "stream makes one sequence: pass one prompt and leave num_return_sequences at 1"
+        )
     return (int(token[0]) for token in request.steps() if token[0] not in request.eos_token_ids)
 
 
 class _Request:
     """One call of generate: the checked prompt, the options, and the sequences as they grow."""
 
-    def __init__(self, model: LanguageModel, ids: Ids, attention_mask: Ids | None, options: GenerationOptions):
+    def __init__(
+        self, model: LanguageModel, ids: Ids, attention_mask: Ids | None, options: GenerationOptions
+    ):
         config = model.config
         options.validate(config.vocab_size)
         eos = config.eos_token_id if options.eos_token_id is None else options.eos_token_id
         self.eos_token_ids = [] if eos is None else list(np.atleast_1d(eos))
         pad = options.pad_token_id
-        self.pad_token_id = pad if pad is not None else self.eos_token_ids[0] if self.eos_token_ids else 0
+        self.pad_token_id = (
+            pad if pad is not None else self.eos_token_ids[0] if self.eos_token_ids else 0
+        )
         ids, mask = _pad_left(ids, attention_mask, self.pad_token_id)
         self.ids = model.check_ids(ids)
         self.mask = _check_mask(mask, self.ids)
@@ -66,7 +74,8 @@ class _Request:
             longest = options.max_length
             if longest <= self.prompt_length:
                 raise ValueError(
-                    f"max_length={longest} counts the prompt, which has {self.prompt_length} tokens already:"
+                    f"max_length={longest} counts the prompt, which has {self.prompt_length}"
+                    " tokens already:"
                     " raise it, or use max_new_tokens"
                 )
         else:
@@ -75,7 +84,8 @@ class _Request:
         self.cut_by_context = longest > config.n_positions
         if not options.do_sample and options.num_return_sequences > 1:
             warnings.warn(
-                f"num_return_sequences={options.num_return_sequences} without do_sample=True: greedy decoding makes"
+                f"num_return_sequences={options.num_return_sequences} without do_sample=True:"
+                " greedy decoding makes"
                 " the same sequence each time",
                 stacklevel=4,
             )
@@ -97,7 +107,9 @@ class _Request:
         ended = np.zeros(len(sequences), bool)
         for length in range(self.prompt_length, self.max_length):
             so_far = sequences[:, :length]
-            processed = process_logits(logits, so_far, options, self.eos_token_ids, self.prompt_length)
+            processed = process_logits(
+                logits, so_far, options, self.eos_token_ids, self.prompt_length
+            )
             token = np.where(ended, self.pad_token_id, choose(processed, rng))
             sequences[:, length] = token
             self.ids = sequences[:, : length + 1]
@@ -113,7 +125,8 @@ class _Request:
                 logits = self._last_logits(token[:, None], cache, mask)
         if self.cut_by_context:
             warnings.warn(
-                f"the text ends here because it fills the model's context of {self.max_length} tokens (n_positions)",
+                f"the text ends here because it fills the model's context of {self.max_length}"
+                " tokens (n_positions)",
                 LengthWarning,
                 stacklevel=3,
             )
@@ -132,11 +145,15 @@ class _Request:
 
 def _pad_left(ids: Ids, attention_mask: Ids | None, pad_token_id: int) -> tuple[Ids, Ids | None]:
     """Prompts of unequal length -> rows of equal length and the mask of what is no padding."""
-    rows = isinstance(ids, Sequence) and len(ids) > 0 and all(hasattr(row, "__len__") for row in ids)
+    rows = (
+        isinstance(ids, Sequence) and len(ids) > 0 and all(hasattr(row, "__len__") for row in ids)
+    )
     if not rows or len({len(row) for row in ids}) == 1:
         return ids, attention_mask
     if attention_mask is not None:
-        raise ValueError("attention_mask goes with prompts of equal length; unequal ones are padded by generate")
+        raise ValueError(
+            "attention_mask goes with prompts of equal length; unequal ones are padded by generate"
+        )
     for number, row in enumerate(ids):
         if len(row) == 0:
             raise ValueError(f"prompt {number} is empty: give at least one token")
@@ -155,7 +172,9 @@ def _check_mask(mask: Ids | None, ids: np.ndarray) -> np.ndarray | None:
         return None
     mask = np.atleast_2d(np.asarray(mask)).astype(bool)
     if mask.shape != ids.shape:
-        raise ValueError(f"attention_mask has shape {mask.shape}, ids {ids.shape}: they must be equal")
+        raise ValueError(
+            f"attention_mask has shape {mask.shape}, ids {ids.shape}: they must be equal"
+        )
     if not mask[:, -1].all():
         raise ValueError("attention_mask marks a prompt's last token as padding: pad on the left")
     return None if mask.all() else mask

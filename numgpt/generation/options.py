@@ -15,20 +15,28 @@ class GenerationOptions:
     """Options of `generate` and `stream`."""
 
     max_length: int | None = None  # tokens in all, the prompt's included
-    max_new_tokens: int | None = None  # tokens beyond the prompt; goes before max_length; 20 without either
+    max_new_tokens: int | None = (
+        None  # tokens beyond the prompt; goes before max_length; 20 without either
+    )
     min_length: int = 0
     min_new_tokens: int = 0  # the end-of-text token can't come before
     do_sample: bool = False  # False: always the most likely token (greedy)
     temperature: float = 1.0  # logits are divided by it
     top_k: int | None = None  # only the k most likely tokens
     top_p: float | None = None  # only the most likely tokens that together reach this probability
-    min_p: float | None = None  # only tokens at least this probable, relative to the most likely one
+    min_p: float | None = (
+        None  # only tokens at least this probable, relative to the most likely one
+    )
     repetition_penalty: float = 1.0  # above 1: tokens that are there already become less likely
     bad_words_ids: Sequence[Sequence[int]] = ()  # token sequences that must not occur
     num_return_sequences: int = 1
     eos_token_id: int | Sequence[int] | None = None  # ends a sequence; None: the model's own
-    pad_token_id: int | None = None  # fills up sequences that have ended; None: the end-of-text token
-    stop_strings: str | Sequence[str] = ()  # end a sequence once its text contains one; needs `tokenizer`
+    pad_token_id: int | None = (
+        None  # fills up sequences that have ended; None: the end-of-text token
+    )
+    stop_strings: (
+        str | Sequence[str]
+    ) = ()  # end a sequence once its text contains one; needs `tokenizer`
     tokenizer: BaseTokenizer | None = None
     seed: int | None = None  # of the sampling; None: different every time
 
@@ -41,7 +49,9 @@ class GenerationOptions:
 
         for name in ("max_length", "max_new_tokens", "top_k"):
             value = getattr(self, name)
-            require(value is None or _whole(value) and value >= 1, name, "a whole number from 1 up")
+            require(
+                value is None or (_whole(value) and value >= 1), name, "a whole number from 1 up"
+            )
         for name in ("min_length", "min_new_tokens"):
             value = getattr(self, name)
             require(_whole(value) and value >= 0, name, "a whole number from 0 up")

@@ -1,8 +1,8 @@
 """Logits processors: between the model's logits and the choice of a token.
 
-They come in the order, and with the meanings, that transformers has: first what applies to every choice (repetition
-penalty, banned words, minimum length), then what shapes the distribution to sample from (temperature, top-k, top-p,
-min-p). A token that must not be chosen has the logit -∞.
+They come in the order, and with the meanings, that transformers has: first what applies to every
+choice (repetition penalty, banned words, minimum length), then what shapes the distribution to
+sample from (temperature, top-k, top-p, min-p). A token that must not be chosen has the logit -∞.
 """
 
 from __future__ import annotations
@@ -43,13 +43,17 @@ def process_logits(
 
 
 def repetition_penalty(logits: np.ndarray, ids: np.ndarray, penalty: float) -> None:
-    """Tokens that occurred: divide a positive logit, multiply a negative one (Keskar et al. 2019, arXiv:1909.05858)."""
+    """Tokens that occurred: divide a positive logit, multiply a negative one (Keskar et al. 2019,
+    arXiv:1909.05858)."""
     seen = np.take_along_axis(logits, ids, axis=1)
     np.put_along_axis(logits, ids, np.where(seen < 0, seen * penalty, seen / penalty), axis=1)
 
 
 def ban_words(
-    logits: np.ndarray, ids: np.ndarray, words: Collection[Collection[int]], eos_token_ids: Collection[int]
+    logits: np.ndarray,
+    ids: np.ndarray,
+    words: Collection[Collection[int]],
+    eos_token_ids: Collection[int],
 ) -> None:
     """Forbid the last token of each word where the tokens before it have just been made."""
     for *start, last in words:
@@ -61,25 +65,30 @@ def ban_words(
 
 
 def top_k(logits: np.ndarray, k: int) -> None:
-    """Keep the k largest of each row, and what equals the smallest of them (Fan et al. 2018, arXiv:1805.04833)."""
+    """Keep the k largest of each row, and what equals the smallest of them (Fan et al. 2018,
+    arXiv:1805.04833)."""
     if k < logits.shape[1]:
         smallest = np.partition(logits, -k, axis=1)[:, -k, None]
         logits[logits < smallest] = -np.inf
 
 
 def top_p(logits: np.ndarray, p: float) -> None:
-    """Keep the fewest tokens that together have probability p (Holtzman et al. 2019, arXiv:1904.09751)."""
+    """Keep the fewest tokens that together have probability p (Holtzman et al. 2019,
+    arXiv:1904.09751)."""
     for row in logits:
         possible = np.flatnonzero(row > -np.inf)
         ascending = possible[np.argsort(row[possible], kind="stable")]
-        tail = np.cumsum(softmax(row[ascending]))  # the probability of a token and all less likely ones
+        tail = np.cumsum(
+            softmax(row[ascending])
+        )  # the probability of a token and all less likely ones
         removed = tail <= 1 - p
         removed[-1] = False
         row[ascending[removed]] = -np.inf
 
 
 def min_p(logits: np.ndarray, p: float) -> None:
-    """Keep tokens at least p times as probable as the most likely one (Nguyen et al. 2024, arXiv:2407.01082)."""
+    """Keep tokens at least p times as probable as the most likely one (Nguyen et al. 2024,
+    arXiv:2407.01082)."""
     probabilities = softmax(logits)
     logits[probabilities < p * probabilities.max(axis=1, keepdims=True)] = -np.inf
 

@@ -4,10 +4,11 @@ Every layer is a pair of functions,
 
     y, cache = f_forward(x, ...)            dx = f_backward(dy, cache, ...)
 
-where dx means ∂loss/∂x. Gradients of parameters are added in place into arrays that the caller hands over;
-with accumulate=False they are written instead, which spares clearing those arrays first. The dtype follows the
-input: float32 for work, float64 for numerical checks. Shapes use fixed letters: B batch, T time, C width,
-H heads, D head size, F feed-forward width, V vocabulary, N = B·T rows.
+where dx means ∂loss/∂x. Gradients of parameters are added in place into arrays that the caller
+hands over; with accumulate=False they are written instead, which spares clearing those arrays
+first. The dtype follows the input: float32 for work, float64 for numerical checks. Shapes use fixed
+letters: B batch, T time, C width, H heads, D head size, F feed-forward width, V vocabulary, N = B·T
+rows.
 """
 
 from numgpt.layers.attention import attention_backward, attention_forward

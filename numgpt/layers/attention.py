@@ -1,23 +1,30 @@
-"""Causal multi-head scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, equation 1).
+"""Causal scaled dot-product attention (Vaswani et al. 2017, arXiv:1706.03762, equation 1).
 
-For each head, with S = T keys (or S > T when the queries continue a cache of S - T earlier positions):
+For each head, with S = T keys, or S > T when the queries continue a cache of S - T positions:
 
     s_ij = scale · q_i · k_j   for j <= i + S - T, else -∞            scale = 1/√D
     p_ij = exp(s_ij - L_i),    L_i = log Σ_j exp(s_ij)                the softmax of row i
     y_i  = Σ_j p_ij v_j
 
-Backward. From y = p v:                         dv = pᵀ dy            dp = dy vᵀ
-Softmax: ∂p_ij/∂s_ik = p_ij (δ_jk - p_ik), so   ds_ij = p_ij (dp_ij - Σ_k p_ik dp_ik) = p_ij (dp_ij - dy_i · y_i),
-because Σ_k p_ik (dy_i · v_k) = dy_i · y_i.     Then  dq = scale · ds k        dk = scale · dsᵀ q
+Backward. From y = p v come
 
-The (T, S) matrices are never whole in memory: forward and backward go through them in tiles of queries, each tile
-with the keys that it can see, so the masked half is skipped as well. The backward computes p again from q, k and
-the row's L, as in FlashAttention (Dao et al. 2022, arXiv:2205.14135, algorithm 4). A tile is stored transposed,
-keys x queries: the softmax then runs down its columns, which NumPy does for many queries in one instruction, while
-along a short last axis `max` and `sum` take a call a row.
+    dv = pᵀ dy            dp = dy vᵀ
 
-Dropout multiplies p by m/(1-p_drop) before the product with v; the same factor then multiplies dp. The identity
-for dy_i · y_i is unchanged.
+and from the softmax, ∂p_ij/∂s_ik = p_ij (δ_jk - p_ik), with the sum over k that this gives,
+Σ_k p_ik dp_ik = dy_i · Σ_k p_ik v_k = dy_i · y_i,
+
+    ds_ij = p_ij (dp_ij - dy_i · y_i)
+    dq = scale · ds k     dk = scale · dsᵀ q
+
+The (T, S) matrices are never whole in memory: forward and backward go through them in tiles of
+queries, each tile with the keys that it can see, so the masked half is skipped as well. The
+backward computes p again from q, k and the row's L, as in FlashAttention (Dao et al. 2022,
+arXiv:2205.14135, algorithm 4). A tile is stored transposed, keys x queries: the softmax then runs
+down its columns, which NumPy does for many queries in one instruction, while along a short last
+axis `max` and `sum` take a call a row.
+
+Dropout multiplies p by m/(1-p_drop) before the product with v; the same factor then multiplies dp.
+The identity for dy_i · y_i is unchanged.
 """
 
 from __future__ import annotations
@@ -59,9 +66,10 @@ def attention_forward(
 ) -> tuple[np.ndarray, Cache]:
     """q (B, H, T, D), k and v (B, H, S, D) with S >= T -> y (B, H, T, D), cache.
 
-    The queries are the last T of the S positions. scale defaults to 1/√D. key_mask (B, S) is False at padding,
-    which no query sees; a query that sees nothing at all gets y = 0. Attention dropout needs a generator. The
-    memory of y is laid out as (B, T, H, D), so that merging the heads is a view.
+    The queries are the last T of the S positions. scale defaults to 1/√D. key_mask (B, S) is False
+    at padding, which no query sees; a query that sees nothing at all gets y = 0. Attention dropout
+    needs a generator. The memory of y is laid out as (B, T, H, D), so that merging the heads is a
+    view.
     """
     batch, heads, queries, size = q.shape
     scale = 1 / math.sqrt(size) if scale is None else scale
@@ -69,13 +77,17 @@ def attention_forward(
     logsumexp = empty((batch, heads, 1, queries), q.dtype)
     keep, keep_scale = None, 1.0
     if dropout > 0.0 and rng is not None:
-        keep, keep_scale = dropout_mask((batch, heads, k.shape[2], queries), dropout, rng), 1 / (1 - dropout)
+        keep, keep_scale = (
+            dropout_mask((batch, heads, k.shape[2], queries), dropout, rng),
+            1 / (1 - dropout),
+        )
     cache = Cache(q, k, v, y, logsumexp, scale, key_mask, keep, keep_scale)
 
     def group(bh: tuple[slice, slice]) -> None:
         for rows, columns in _tiles(queries, k.shape[2]):
             s = _scores(cache, bh, rows, columns)
-            # The maximum keeps exp from overflowing; a query with nothing to see has none, any finite value does.
+            # The maximum keeps exp from overflowing; a query with nothing to see has none, any
+            # finite value does.
             highest = np.maximum(s.max(axis=-2, keepdims=True), np.finfo(s.dtype).min)
             s -= highest
             p = np.exp(s, out=s)
@@ -93,12 +105,14 @@ def attention_forward(
 def attention_backward(
     dy: np.ndarray, cache: Cache, out: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """dy (B, H, T, D) -> dq (B, H, T, D), dk, dv (B, H, S, D); written into the arrays `out` where given."""
+    """dy (B, H, T, D) -> dq (B, H, T, D), dk, dv (B, H, S, D); written into the arrays `out` where
+    given."""
     q, k, v, y, logsumexp, scale, _, keep, keep_scale = cache
     dq, dk, dv = out if out is not None else (empty(a.shape, a.dtype) for a in (q, k, v))
 
     def group(bh: tuple[slice, slice]) -> None:
-        # The last tile sees all keys, so it writes all of dk and dv; the others add to the part they see.
+        # The last tile sees all keys, so it writes all of dk and dv; the others add to the part
+        # they see.
         for rows, columns in reversed(list(_tiles(q.shape[2], k.shape[2]))):
             last = rows.stop == q.shape[2]
             dy_tile = dy[(*bh, rows)]
@@ -131,7 +145,8 @@ def _tiles(queries: int, keys: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _over_heads(group: Callable[[tuple[slice, slice]], None], q: np.ndarray, k: np.ndarray) -> None:
-    """Call group for slices of batch and heads whose tiles of scores fit the cache, on all cores."""
+    """Call group for slices of batch and heads whose tiles of scores fit the cache, on all
+    cores."""
     batch, heads, queries, _ = q.shape
     matrices = max(1, TILE_ELEMENTS // (min(queries, TILE_QUERIES) * k.shape[2]))
     heads_at_once = min(heads, matrices)
@@ -151,7 +166,9 @@ def _scores(cache: Cache, bh: tuple[slice, slice], rows: slice, columns: slice) 
     np.matmul(k, q.swapaxes(-1, -2), out=s)
     s *= cache.scale
     size = rows.stop - rows.start
-    if size > 1:  # only the tile's last, square part holds pairs in which the key comes after the query
+    if (
+        size > 1
+    ):  # only the tile's last, square part holds pairs in which the key comes after the query
         s[..., -size:, :] += _later_keys(size)
     if cache.key_mask is not None:
         np.copyto(s, -np.inf, where=~cache.key_mask[bh[0], None, columns, None])

@@ -2,20 +2,24 @@
 
     p_v = exp(z_v) / Σ_w exp(z_w)        loss = mean_n -log p_n[target_n]        z (N, V) logits
 
-Numerically safe by log p_v = z_v - max(z) - log Σ_w exp(z_w - max(z)): no exponent is above 0. Rows whose target
-is `ignore_index` count neither in the sum nor in the mean.
+Numerically safe by log p_v = z_v - max(z) - log Σ_w exp(z_w - max(z)): no exponent is above 0. Rows
+whose target is `ignore_index` count neither in the sum nor in the mean.
 
-Backward. -log p[target] = log Σ_w exp(z_w) - z[target], whose derivative by z_v is p_v - [v = target]:
+Backward. -log p[target] = log Σ_w exp(z_w) - z[target], whose derivative by z_v is p_v - [v =
+target]:
 
     dz = dloss / count · (p - onehot(target))        and 0 in rows that do not count
 
-When only the loss and the gradients are wanted, the logits z = x Wᵀ of a GPT are its largest activation by far
-(1024 tokens x 50257 words in float32 are 206 MB). A row's gradient needs that row's logits only, so
-`linear_cross_entropy` takes a chunk of rows at a time through product, softmax and the two products of the linear
-layer's backward, dx = dz W and dW = dzᵀ x, and then uses the chunk's memory again.
+When only the loss and the gradients are wanted, the logits z = x Wᵀ of a GPT are its largest
+activation by far (1024 tokens x 50257 words in float32 are 206 MB). A row's gradient needs that
+row's logits only, so `linear_cross_entropy` takes a chunk of rows at a time through product,
+softmax and the two products of the linear layer's backward, dx = dz W and dW = dzᵀ x, and then uses
+the chunk's memory again.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 
@@ -41,7 +45,9 @@ def cross_entropy_backward(dloss: float, cache: Cache) -> np.ndarray:
     """dloss scalar -> dlogits (N, V)."""
     dlogits, _ = cache
     scaled = empty_like(dlogits)
-    over_row_blocks(lambda d, scaled: np.multiply(d, d.dtype.type(dloss), out=scaled), dlogits, scaled)
+    over_row_blocks(
+        lambda d, scaled: np.multiply(d, d.dtype.type(dloss), out=scaled), dlogits, scaled
+    )
     return scaled
 
 
@@ -56,8 +62,8 @@ def linear_cross_entropy(
 ) -> tuple[float, np.ndarray | None]:
     """Cross-entropy of the logits x weightᵀ, a chunk of rows at a time.
 
-    x (N, C), weight (V, C), targets (N,) -> loss, and dx (N, C) where dweight (V, C) is given to add into, else
-    None. The gradients are those of scale · loss, the loss itself is not scaled.
+    x (N, C), weight (V, C), targets (N,) -> loss, and dx (N, C) where dweight (V, C) is given to
+    add into, else None. The gradients are those of scale · loss, the loss itself is not scaled.
     """
     counted = max(1, np.count_nonzero(targets != ignore_index))
     chunks = -(-x.shape[0] * weight.shape[0] * x.itemsize // CHUNK_BYTES)
@@ -65,7 +71,7 @@ def linear_cross_entropy(
     logits = empty((-(-len(x) // chunks), len(weight)), x.dtype)
     dx = None if dweight is None else empty_like(x)
     loss = 0.0
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         chunk = logits[: stop - start]
         matmul(x[start:stop], weight.T, out=chunk)  # (n, C) -> (n, V)
         loss += _loss_and_dlogits(chunk, targets[start:stop], ignore_index, 1 / counted, scale)
@@ -82,7 +88,8 @@ def _loss_and_dlogits(
     row_weight: float,
     scale: float = 1.0,
 ) -> float:
-    """Σ_n row_weight · -log p_n[target_n]; overwrites the logits with its gradient times `scale`."""
+    """Σ_n row_weight · -log p_n[target_n]; overwrites the logits with its gradient times
+    `scale`."""
 
     def rows(z, targets):
         counted = np.flatnonzero(targets != ignore_index)

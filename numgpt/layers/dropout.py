@@ -1,4 +1,4 @@
-"""Inverted dropout (Srivastava et al. 2014, JMLR 15:1929; inverted: scaled in training, so that inference needs nothing).
+"""Dropout (Srivastava et al. 2014, JMLR 15:1929), inverted: it scales in training, not later.
 
     y = x · m / (1 - p)        m_i = 1 with probability 1 - p, else 0; so the mean of y is x
 

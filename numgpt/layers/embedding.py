@@ -4,13 +4,13 @@
 
 It is the linear layer of one-hot rows, y = onehot(ids) weight, without ever writing the zeros.
 
-Backward. dweight = onehot(ids)ᵀ dy: each row of dy is added to the row of the table that it came from, and the
-rows of tokens that occur several times sum up,
+Backward. dweight = onehot(ids)ᵀ dy: each row of dy is added to the row of the table that it came
+from, and the rows of tokens that occur several times sum up,
 
     dweight[v] = Σ_{n: ids_n = v} dy_n
 
-Sorting the ids brings equal ones together, so that each sum runs over consecutive rows. There is no dx: ids are
-not differentiable.
+Sorting the ids brings equal ones together, so that each sum runs over consecutive rows. There is no
+dx: ids are not differentiable.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """GELU, the Gaussian error linear unit (Hendrycks & Gimpel 2016, arXiv:1606.08415).
 
-    gelu(x) = x Φ(x),   Φ(x) = ½ (1 + erf(x / √2)) the standard normal distribution, φ(x) = exp(-x²/2) / √(2π) its density
+    gelu(x) = x Φ(x),   Φ(x) = ½ (1 + erf(x / √2)) the standard normal distribution,
+                        φ(x) = exp(-x²/2) / √(2π) its density
 
-GPT-2 uses the approximation with tanh from section 2 of the paper (`gelu_new` in Hugging Face's configs):
+GPT-2 uses the approximation with tanh from section 2 of the paper (`gelu_new` in Hugging Face's
+configs):
 
     gelu(x) ≈ ½ x (1 + t),   t = tanh(u),   u = √(2/π) (x + 0.044715 x³)
 
@@ -92,10 +94,10 @@ def gelu_erf_backward(dy: np.ndarray, cache: np.ndarray) -> np.ndarray:
     return dx
 
 
-# NumPy has no erf. With t = 1 / (1 + z/2), the function P in  erfc(z) = t exp(P(t) - z²),  z >= 0, is so smooth
-# that a polynomial of low degree gives it to machine precision (Press et al., Numerical Recipes, section 6.2.2).
-# The polynomial is interpolated here at Chebyshev points, from the standard library's erfc: up to z = 6.5, where
-# 1 - erfc(z) has long been 1 in float64.
+# NumPy has no erf. With t = 1 / (1 + z/2), the function P in  erfc(z) = t exp(P(t) - z²),  z >= 0,
+# is so smooth that a polynomial of low degree gives it to machine precision (Press et al.,
+# Numerical Recipes, section 6.2.2). The polynomial is interpolated here at Chebyshev points, from
+# the standard library's erfc: up to z = 6.5, where 1 - erfc(z) has long been 1 in float64.
 LARGEST_Z = 6.5
 SMALLEST_T = 1 / (1 + LARGEST_Z / 2)
 DEGREE = {np.dtype(np.float32): 9, np.dtype(np.float64): 22}
@@ -117,7 +119,9 @@ def _normal_cdf(x: np.ndarray) -> np.ndarray:
     """Φ(x) = ½ erfc(-x / √2)."""
     z = np.minimum(np.abs(x) * x.dtype.type(math.sqrt(0.5)), x.dtype.type(LARGEST_Z))
     t = 1 / (1 + 0.5 * z)
-    scaled = (t - x.dtype.type((1 + SMALLEST_T) / 2)) * x.dtype.type(2 / (1 - SMALLEST_T))  # to [-1, 1]
+    scaled = (t - x.dtype.type((1 + SMALLEST_T) / 2)) * x.dtype.type(
+        2 / (1 - SMALLEST_T)
+    )  # to [-1, 1]
     *lower, highest = ERFC_COEFFICIENTS[x.dtype].astype(x.dtype)
     polynomial = np.full_like(x, highest)
     for coefficient in reversed(lower):

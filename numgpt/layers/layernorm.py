@@ -2,13 +2,15 @@
 
     x̂ = (x - mean(x)) / sqrt(var(x) + eps)        y = weight · x̂ + bias        over the last axis
 
-Backward. Let g = dy · weight be the gradient at x̂ and rstd = 1 / sqrt(var + eps). x reaches x̂ along three paths:
+Backward. Let g = dy · weight be the gradient at x̂ and rstd = 1 / sqrt(var + eps). x reaches x̂
+along three paths:
 
     directly                              ∂x̂_i/∂x_j = rstd · δ_ij
     through the mean                      ∂x̂_i/∂x_j = -rstd / C
     through the variance                  ∂x̂_i/∂x_j = -rstd · x̂_i · x̂_j / C
 
-(for the last: ∂rstd/∂x_j = -rstd³ (x_j - mean) / C = -rstd² x̂_j / C). Multiplying by g_i and summing over i,
+(for the last: ∂rstd/∂x_j = -rstd³ (x_j - mean) / C = -rstd² x̂_j / C). Multiplying by g_i and
+summing over i,
 
     dx = rstd · (g - mean(g) - x̂ · mean(g · x̂))
     dweight = Σ_rows dy · x̂            dbias = Σ_rows dy
@@ -66,7 +68,8 @@ def layernorm_backward(
 
 def _mean(x: np.ndarray) -> np.ndarray:
     """Mean of each row.  (N, C) -> (N, 1)."""
-    # A sum over a short last axis is a product with ones: BLAS does it several times faster than np.mean.
+    # A sum over a short last axis is a product with ones: BLAS does it several times faster than
+    # np.mean.
     return (x @ np.ones((x.shape[1], 1), x.dtype)) / x.dtype.type(x.shape[1])
 
 

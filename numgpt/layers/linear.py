@@ -1,9 +1,9 @@
-"""Linear layer, with GPT-2's (in, out) weight layout ("Conv1D" in OpenAI's code; Radford et al. 2019).
+"""Linear layer, with the (in, out) weight layout of GPT-2 ("Conv1D" in OpenAI's code).
 
     y = x W + b                              x (N, I), W (I, O), b (O,), y (N, O)
 
-Backward. With y_no = Σ_i x_ni W_io + b_o, each partial derivative is one factor of a term, and the sum over the
-remaining index is a matrix product again:
+Backward. With y_no = Σ_i x_ni W_io + b_o, each partial derivative is one factor of a term, and the
+sum over the remaining index is a matrix product again:
 
     dx_ni = Σ_o dy_no W_io     dx = dy Wᵀ
     dW_io = Σ_n x_ni dy_no     dW = xᵀ dy

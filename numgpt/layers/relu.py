@@ -2,7 +2,8 @@
 
     y = max(x, 0)
 
-Backward. The slope is 1 where x > 0 and 0 elsewhere (at x = 0 too, as everyone has it): dx = dy · [x > 0].
+Backward. The slope is 1 where x > 0 and 0 elsewhere (at x = 0 too, as everyone has it): dx = dy ·
+[x > 0].
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
     for each block:     x += attention(layernorm(x))        x += mlp(layernorm(x))
     logits = layernorm(x) wteᵀ
 
-Blocks normalise before each branch and leave the residual stream x alone ("pre-norm"), so backward, the gradient
-dx runs down the same stream unchanged and collects what each branch adds. Names, shapes and initialisation are
-those of OpenAI's release.
+Blocks normalise before each branch and leave the residual stream x alone ("pre-norm"), so backward,
+the gradient dx runs down the same stream unchanged and collects what each branch adds. Names,
+shapes and initialisation are those of OpenAI's release.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ ACTIVATIONS = {
 
 @dataclasses.dataclass
 class GPTConfig:
-    """The fields of a Hugging Face GPT-2 config.json that change the numbers, with the same defaults."""
+    """The fields of a Hugging Face GPT-2 config.json that change the numbers, with the same
+    defaults."""
 
     n_layer: int = 12
     n_head: int = 12
@@ -137,7 +138,8 @@ class GPT(LanguageModel):
         return self.config.n_layer, self.config.n_head, self.config.n_embd // self.config.n_head
 
     def initialise(self, parameters: Parameters, rng: np.random.Generator) -> None:
-        """Matrices normal with initializer_range; those that write to the residual stream 1/√(2 n_layer) of it."""
+        """Matrices normal with initializer_range; those that write to the residual stream 1/√(2
+        n_layer) of it."""
         for name, array in parameters.items():
             if array.ndim == 2:
                 residual = name.endswith("c_proj.weight")
@@ -194,10 +196,15 @@ class GPT(LanguageModel):
     ) -> tuple:
         """x (N, C), the residual stream, is added to in place; returns the caches."""
         p, config = self.parameters.under(f"h.{layer}."), self.config
-        eps, activation_forward = config.layer_norm_epsilon, ACTIVATIONS[config.activation_function][0]
+        eps, activation_forward = (
+            config.layer_norm_epsilon,
+            ACTIVATIONS[config.activation_function][0],
+        )
 
         y, ln_1 = layernorm_forward(x, p["ln_1.weight"], p["ln_1.bias"], eps)
-        qkv, c_attn = linear_forward(y, p["attn.c_attn.weight"], p["attn.c_attn.bias"])  # (N, C) -> (N, 3C)
+        qkv, c_attn = linear_forward(
+            y, p["attn.c_attn.weight"], p["attn.c_attn.bias"]
+        )  # (N, C) -> (N, 3C)
         q, k, v = _split_heads(qkv, batch, 3, config.n_head)  # each (B, H, T, D)
         if kv_cache is not None:
             k, v = kv_cache.append(layer, k, v)  # each (B, H, S, D)
@@ -212,17 +219,41 @@ class GPT(LanguageModel):
         y, ln_2 = layernorm_forward(x, p["ln_2.weight"], p["ln_2.bias"], eps)
         y, mlp_fc = linear_forward(y, p["mlp.c_fc.weight"], p["mlp.c_fc.bias"])  # (N, C) -> (N, F)
         y, activation = activation_forward(y)
-        y, mlp_proj = linear_forward(y, p["mlp.c_proj.weight"], p["mlp.c_proj.bias"])  # (N, F) -> (N, C)
+        y, mlp_proj = linear_forward(
+            y, p["mlp.c_proj.weight"], p["mlp.c_proj.bias"]
+        )  # (N, F) -> (N, C)
         y, dropout_2 = dropout_forward(y, config.resid_pdrop, rng)
         add_into(x, y)
-        return ln_1, c_attn, attention, c_proj, dropout_1, ln_2, mlp_fc, activation, mlp_proj, dropout_2
+        return (
+            ln_1,
+            c_attn,
+            attention,
+            c_proj,
+            dropout_1,
+            ln_2,
+            mlp_fc,
+            activation,
+            mlp_proj,
+            dropout_2,
+        )
 
     def _block_backward(
         self, dx: np.ndarray, caches: tuple, layer: int, batch: int, accumulate: bool
     ) -> None:
         """dx (N, C), the gradient of the residual stream, is added to in place."""
         g, config = self.gradients.under(f"h.{layer}."), self.config
-        ln_1, c_attn, attention, c_proj, dropout_1, ln_2, mlp_fc, activation, mlp_proj, dropout_2 = caches
+        (
+            ln_1,
+            c_attn,
+            attention,
+            c_proj,
+            dropout_1,
+            ln_2,
+            mlp_fc,
+            activation,
+            mlp_proj,
+            dropout_2,
+        ) = caches
         activation_backward = ACTIVATIONS[config.activation_function][1]
 
         dy = dropout_backward(dx, dropout_2)
@@ -236,7 +267,9 @@ class GPT(LanguageModel):
         (dy,) = _split_heads(dy, batch, 1, config.n_head)  # (N, C) -> (B, H, T, D)
         dqkv = empty((len(dx), 3 * config.n_embd), dx.dtype)
         attention_backward(dy, attention, out=_split_heads(dqkv, batch, 3, config.n_head))
-        dy = linear_backward(dqkv, c_attn, g["attn.c_attn.weight"], g["attn.c_attn.bias"], accumulate)
+        dy = linear_backward(
+            dqkv, c_attn, g["attn.c_attn.weight"], g["attn.c_attn.bias"], accumulate
+        )
         add_into(dx, layernorm_backward(dy, ln_1, g["ln_1.weight"], g["ln_1.bias"], accumulate))
 
 

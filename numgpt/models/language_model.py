@@ -1,8 +1,8 @@
-"""What every language model offers, whatever its layers: logits, loss, gradients, files, generation.
+"""What every language model offers, whatever its layers: logits, loss, gradients, text, files.
 
-A family (gpt2.py) subclasses LanguageModel and supplies the two pages of layer calls, `forward` and `backward`.
-The conveniences at the end of the class call outward, to the rooms `formats` and `generation`; they import them
-when called, so that a model by itself stays a matter of layers.
+A family (gpt2.py) subclasses LanguageModel and supplies the two pages of layer calls, `forward` and
+`backward`. The conveniences at the end of the class call outward, to the rooms `formats` and
+`generation`; they import them when called, so that a model by itself stays a matter of layers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class LanguageModel:
         dtype: np.typing.DTypeLike = np.float32,
         parameters: Parameters | None = None,
     ):
-        """Random weights drawn with `seed`, unless `parameters` are given.  Raises ValueError for a bad config."""
+        """Random weights drawn with `seed`, unless `parameters` are given.  Raises ValueError for a
+        bad config."""
         config.validate()
         self.config = config
         if parameters is None:
@@ -60,10 +61,11 @@ class LanguageModel:
         key_mask: np.ndarray | None = None,
         keep_caches: bool = False,
     ) -> tuple[np.ndarray, Any]:
-        """ids (B, T) -> what the head multiplies, (B·T, C), and the caches for `backward`, if they are to be kept.
+        """ids (B, T) -> what the head multiplies, (B·T, C), and the caches for `backward`, if they
+        are to be kept.
 
-        rng switches dropout on. kv_cache (numgpt.generation.KVCache) holds the keys and values of earlier
-        positions and takes in the new ones. key_mask (B, S) is False at padding.
+        rng switches dropout on. kv_cache (numgpt.generation.KVCache) holds the keys and values of
+        earlier positions and takes in the new ones. key_mask (B, S) is False at padding.
         """
         raise NotImplementedError
 
@@ -94,7 +96,8 @@ class LanguageModel:
         return matmul(x, self.parameters[self.head].T)
 
     def loss(self, ids: Ids, targets: Ids) -> float:
-        """Mean cross-entropy in nats over the targets that are not -100.  ids, targets (T,) or (B, T)."""
+        """Mean cross-entropy in nats over the targets that are not -100.  ids, targets (T,) or (B,
+        T)."""
         ids = self.check_ids(ids)
         targets = self._check_targets(targets, ids)
         x, _ = self.forward(ids)
@@ -109,18 +112,22 @@ class LanguageModel:
         accumulate: bool = False,
         scale: float = 1.0,
     ) -> tuple[float, Parameters]:
-        """Loss as `loss` gives it, and its gradient by every parameter, under the parameters' names.
+        """Loss as `loss` gives it, and its gradient by every parameter, under the parameters'
+        names.
 
-        rng switches the config's dropout on. With accumulate=True the gradients of scale · loss are added to
-        those of the call before, in the same arrays: k calls with scale = 1/k make one step on a batch k times
-        as large. Otherwise the gradients are new arrays, also kept as `model.gradients`.
+        rng switches the config's dropout on. With accumulate=True the gradients of scale · loss are
+        added to those of the call before, in the same arrays: k calls with scale = 1/k make one
+        step on a batch k times as large. Otherwise the gradients are new arrays, also kept as
+        `model.gradients`.
         """
         ids = self.check_ids(ids)
         targets = self._check_targets(targets, ids)
         accumulate = accumulate and self.gradients is not None
         x, caches = self.forward(ids, rng, keep_caches=True)
         if not accumulate:
-            self.gradients = None  # gives its memory back, for the next line to take, if nobody else holds it
+            self.gradients = (
+                None  # gives its memory back, for the next line to take, if nobody else holds it
+            )
             self.gradients = Parameters.empty(self.parameters.layout, self.parameters.flat.dtype)
         loss, dx = linear_cross_entropy(
             x,
@@ -146,13 +153,15 @@ class LanguageModel:
     # --- input checks ---
 
     def check_ids(self, ids: Ids) -> np.ndarray:
-        """ids as (B, T) int64.  Raises ValueError for an empty, ragged, too long or out-of-range input."""
+        """ids as (B, T) int64.  Raises ValueError for an empty, ragged, too long or out-of-range
+        input."""
         array = _integers("ids", ids)
         if array.shape[1] == 0 or array.shape[0] == 0:
             raise ValueError("ids are empty: give at least one token")
         if array.shape[1] > self.config.n_positions:
             raise ValueError(
-                f"{array.shape[1]} tokens are more than the model's n_positions={self.config.n_positions}:"
+                f"{array.shape[1]} tokens are more than the model's"
+                f" n_positions={self.config.n_positions}:"
                 " shorten the input"
             )
         self._check_range("ids", array)
@@ -161,7 +170,9 @@ class LanguageModel:
     def _check_targets(self, targets: Ids, ids: np.ndarray) -> np.ndarray:
         array = _integers("targets", targets)
         if array.shape != ids.shape:
-            raise ValueError(f"targets have shape {array.shape}, ids {ids.shape}: they must be equal")
+            raise ValueError(
+                f"targets have shape {array.shape}, ids {ids.shape}: they must be equal"
+            )
         self._check_range("targets", array[array != IGNORE_INDEX])
         return array.ravel()
 
@@ -169,7 +180,8 @@ class LanguageModel:
         outside = (array < 0) | (array >= self.config.vocab_size)
         if outside.any():
             raise ValueError(
-                f"{name} contain {array[outside][0]}, outside the vocabulary of {self.config.vocab_size}:"
+                f"{name} contain {array[outside][0]}, outside the vocabulary of"
+                f" {self.config.vocab_size}:"
                 " was the text encoded with this model's tokenizer?"
             )
 
@@ -189,13 +201,15 @@ class LanguageModel:
         formats.save_model(self, directory, dtype)
 
     def generate(self, ids: Ids, **options: Any) -> np.ndarray:
-        """Continue the prompt; see numgpt.generation.generate for the options.  Returns (n, T') ids."""
+        """Continue the prompt; see numgpt.generation.generate for the options.  Returns (n, T')
+        ids."""
         from numgpt import generation
 
         return generation.generate(self, ids, **options)
 
     def stream(self, ids: Ids, **options: Any) -> Iterator[int]:
-        """Continue one prompt and yield each token as it is made; the options are those of `generate`."""
+        """Continue one prompt and yield each token as it is made; the options are those of
+        `generate`."""
         from numgpt import generation
 
         return generation.stream(self, ids, **options)
@@ -206,7 +220,9 @@ def _integers(name: str, values: Ids) -> np.ndarray:
     try:
         array = np.asarray(values)
     except ValueError:
-        raise ValueError(f"{name} have rows of different lengths: pad them, or pass one at a time") from None
+        raise ValueError(
+            f"{name} have rows of different lengths: pad them, or pass one at a time"
+        ) from None
     if array.size and array.dtype.kind not in "iu":
         raise ValueError(f"{name} have dtype {array.dtype}: token ids are integers")
     if array.ndim not in (1, 2):

@@ -1,7 +1,7 @@
 """Named parameters as views on one flat buffer.
 
-The optimizer, the gradient norm and the checkpoints see one long vector; the layers see matrices with names.
-Gradients live on a second buffer of the same layout.
+The optimizer, the gradient norm and the checkpoints see one long vector; the layers see matrices
+with names. Gradients live on a second buffer of the same layout.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ def layout_of(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
     Weight decay treats the two differently, and so finds each kind in one piece.
     """
     offsets, offset = {}, 0
-    for name in sorted(shapes, key=lambda name: len(shapes[name]) < 2):  # stable: keeps the order within a kind
+    for name in sorted(
+        shapes, key=lambda name: len(shapes[name]) < 2
+    ):  # stable: keeps the order within a kind
         offsets[name] = offset
         offset += math.prod(shapes[name])
     return {name: (offsets[name], tuple(shape)) for name, shape in shapes.items()}

@@ -1,7 +1,8 @@
 """THE MACHINE: matrix kernels, threads, scratch memory, row blocks. Speed tricks live here only.
 
-The layers say *what* is computed; the helpers of this room say on which core, in which buffer and how
-many rows at a time. Importing the room chooses the matrix kernels, which has to happen before NumPy loads.
+The layers say *what* is computed; the helpers of this room say on which core, in which buffer and
+how many rows at a time. Importing the room chooses the matrix kernels, which has to happen before
+NumPy loads.
 """
 
 from numgpt.runtime import kernels  # first: this import chooses the kernels and then loads NumPy

@@ -1,9 +1,9 @@
 """Element-wise work in blocks of rows that stay in the cache, on all cores.
 
-`0.5 * x * (1 + np.tanh(u))` on a whole activation walks through main memory once per operation. The same
-formula on some rows at a time finds its operands in the cache after the first walk. The blocks can't be much
-smaller than they are: between two NumPy calls a thread needs Python's lock, and where calls last only some
-microseconds, two threads spend their time waiting for each other.
+`0.5 * x * (1 + np.tanh(u))` on a whole activation walks through main memory once per operation. The
+same formula on some rows at a time finds its operands in the cache after the first walk. The blocks
+can't be much smaller than they are: between two NumPy calls a thread needs Python's lock, and where
+calls last only some microseconds, two threads spend their time waiting for each other.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ BLOCK_BYTES = 1 << 21  # of all arrays of a block together: a few blocks fit the
 
 
 def over_row_blocks(body: Callable[..., Any], *arrays: np.ndarray) -> list[Any]:
-    """Call body(*blocks) for matching blocks of rows of the arrays; returns the results, in row order.
+    """Call body(*blocks) for matching blocks of rows of the arrays; returns the results, in row
+    order.
 
-    All arrays have the same length along axis 0. A block is a view, so the body writes its results in place.
-    The cut depends on the shapes only, never on the number of threads.
+    All arrays have the same length along axis 0. A block is a view, so the body writes its results
+    in place. The cut depends on the shapes only, never on the number of threads.
     """
     rows = len(arrays[0])
     row_bytes = sum(array.itemsize * math.prod(array.shape[1:]) for array in arrays)

@@ -1,9 +1,10 @@
 """Which matrix kernels NumPy's BLAS runs on, and how many threads it uses.
 
-NumPy's wheels carry OpenBLAS with kernels for several generations of CPU; OpenBLAS takes one when it is
-loaded. For AMD CPUs it may take the AVX2 kernels where AVX-512 ones are there and run at twice the speed
-(numpy/numpy#27147). OPENBLAS_CORETYPE overrides its choice, but only if it is set before NumPy is imported,
-and kernels that the CPU lacks kill the process; so this module reads the CPU's flags first.
+NumPy's wheels carry OpenBLAS with kernels for several generations of CPU; OpenBLAS takes one when
+it is loaded. For AMD CPUs it may take the AVX2 kernels where AVX-512 ones are there and run at
+twice the speed (numpy/numpy#27147). OPENBLAS_CORETYPE overrides its choice, but only if it is set
+before NumPy is imported, and kernels that the CPU lacks kill the process; so this module reads the
+CPU's flags first.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ AVX512_FLAGS = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
 
 
 def cpu_flags() -> set[str]:
-    """The instruction sets that Linux reports for this CPU; empty where there is no /proc/cpuinfo."""
+    """The instruction sets that Linux reports for this CPU; empty where there is no
+    /proc/cpuinfo."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("flags"):
@@ -40,10 +42,11 @@ def bundled_openblas() -> list[Path]:
 
 
 def choose_kernels() -> str:
-    """Import NumPy with OpenBLAS's AVX-512 kernels where they fit; returns a sentence on what was done.
+    """Import NumPy with OpenBLAS's AVX-512 kernels where they fit; returns a sentence on what was
+    done.
 
-    The variable is removed again once NumPy is loaded: other libraries and child processes choose for
-    themselves. A value that the user set always stays.
+    The variable is removed again once NumPy is loaded: other libraries and child processes choose
+    for themselves. A value that the user set always stays.
     """
     if "numpy" in sys.modules:
         return "left to the BLAS: NumPy was imported before numgpt, too late to choose"
@@ -82,7 +85,9 @@ def find_openblas() -> OpenBLAS | None:
 
     paths = [str(path) for path in bundled_openblas()]
     try:
-        mapped = {line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+        mapped = {
+            line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines()
+        }
         paths += sorted(path for path in mapped if "openblas" in Path(path).name)
     except OSError:
         pass

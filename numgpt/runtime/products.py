@@ -1,7 +1,8 @@
 """Matrix products, written straight into their place, in the BLAS's own threads.
 
-A transposed operand (`x.T`) costs nothing: BLAS reads it as it lies in memory. The BLAS cuts a product by the
-number of its threads, so the last bits of a result may change with that number, and with nothing else.
+A transposed operand (`x.T`) costs nothing: BLAS reads it as it lies in memory. The BLAS cuts a
+product by the number of its threads, so the last bits of a result may change with that number, and
+with nothing else.
 """
 
 from __future__ import annotations

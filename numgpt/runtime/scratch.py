@@ -1,9 +1,10 @@
 """Scratch memory: arrays whose memory is used again.
 
-A large `np.empty` asks the system for pages, touches them one by one and gives them back when the array dies.
-A training step does that for the same sizes again and again. `empty` takes the memory from a pool instead, and
-the memory goes back to the pool when the last array or view that uses it is gone. Nothing has to be freed by
-hand, and nothing can be freed too early: an array that a caller keeps is simply not given back.
+A large `np.empty` asks the system for pages, touches them one by one and gives them back when the
+array dies. A training step does that for the same sizes again and again. `empty` takes the memory
+from a pool instead, and the memory goes back to the pool when the last array or view that uses it
+is gone. Nothing has to be freed by hand, and nothing can be freed too early: an array that a caller
+keeps is simply not given back.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from collections import defaultdict
 
 import numpy as np
 
-SMALLEST = 1 << 15  # bytes; below, the C library's allocator does not return pages to the system anyway
+SMALLEST = (
+    1 << 15
+)  # bytes; below, the C library's allocator does not return pages to the system anyway
 ALIGNMENT = 64  # bytes; a cache line, and an AVX-512 register
 
 
@@ -52,7 +55,8 @@ class Pool:
     """Buffers by size. At most as much memory lies idle as was ever in use at once."""
 
     def __init__(self) -> None:
-        # An array can die, and call give_back, while this very thread holds the lock: hence re-entrant.
+        # An array can die, and call give_back, while this very thread holds the lock: hence
+        # re-entrant.
         self.lock = threading.RLock()
         self.idle: dict[int, list[_Buffer]] = defaultdict(list)
         self.idle_bytes = self.used_bytes = self.peak_bytes = 0
@@ -84,7 +88,8 @@ class Pool:
 
 
 def _size_class(nbytes: int) -> int:
-    """Round up to one of eight sizes per power of two, so that arrays of nearly equal size share buffers."""
+    """Round up to one of eight sizes per power of two, so that arrays of nearly equal size share
+    buffers."""
     step = 1 << max(0, nbytes.bit_length() - 4)
     return -(-nbytes // step) * step
 

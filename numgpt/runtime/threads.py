@@ -1,8 +1,8 @@
-"""Work on all cores: `parallel_for` runs independent pieces of a computation on a small pool of threads.
+"""Work on all cores: `parallel_for` runs independent pieces of work on a small pool of threads.
 
-NumPy releases Python's lock inside its loops and products, so plain threads use all cores. While our threads
-run, each product keeps to one of them: OpenBLAS is told to use a single thread, and gets its own count back
-afterwards.
+NumPy releases Python's lock inside its loops and products, so plain threads use all cores. While
+our threads run, each product keeps to one of them: OpenBLAS is told to use a single thread, and
+gets its own count back afterwards.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import Any
 
 from numgpt.runtime.kernels import OPENBLAS
 
-_inside = threading.local()  # set in a thread that is already running a piece: nested loops stay in it
+_inside = (
+    threading.local()
+)  # set in a thread that is already running a piece: nested loops stay in it
 
 
 class _SingleThreadedBLAS:
@@ -46,7 +48,8 @@ single_threaded_blas = contextlib.nullcontext() if OPENBLAS is None else _Single
 
 
 def _default_num_threads() -> int:
-    """NUMGPT_NUM_THREADS, else what OpenBLAS was told (OPENBLAS_NUM_THREADS, OMP_NUM_THREADS), else the cores."""
+    """NUMGPT_NUM_THREADS, else what OpenBLAS was told (OPENBLAS_NUM_THREADS, OMP_NUM_THREADS), else
+    the cores."""
     if value := os.environ.get("NUMGPT_NUM_THREADS"):
         if not value.isdecimal() or int(value) < 1:
             raise ValueError(f"NUMGPT_NUM_THREADS={value!r}: set it to a whole number from 1 up")
@@ -75,7 +78,8 @@ def set_num_threads(count: int) -> None:
 
 
 def _forget_pool() -> None:
-    """Start a new pool at the next use: the count has changed, or a fork has left the threads behind."""
+    """Start a new pool at the next use: the count has changed, or a fork has left the threads
+    behind."""
     global _pool
     _pool = None
 
@@ -91,9 +95,9 @@ if hasattr(os, "register_at_fork"):
 def parallel_for(body: Callable[[int], Any], count: int) -> list[Any]:
     """Call body(0) … body(count - 1), on all threads, and return the results in that order.
 
-    The calls must not depend on each other. Which thread runs which call is left to chance, what each call
-    computes is not: results do not depend on the number of threads. The first error raised is raised here,
-    after every running call has ended.
+    The calls must not depend on each other. Which thread runs which call is left to chance, what
+    each call computes is not: results do not depend on the number of threads. The first error
+    raised is raised here, after every running call has ended.
     """
     global _pool
     with single_threaded_blas:
@@ -125,7 +129,8 @@ def parallel_for(body: Callable[[int], Any], count: int) -> list[Any]:
             drain()
         finally:
             for future in futures:
-                future.exception()  # waits: the buffers must not be given up while a thread writes to them
+                # waits: the buffers must not be given up while a thread writes to them
+                future.exception()
         for future in futures:
             future.result()
         return results

@@ -1,4 +1,4 @@
-"""TEXT <-> IDS. Byte-level BPE and a character-level tokenizer with the same interface. Stands alone."""
+"""TEXT <-> IDS. Byte-level BPE, and single characters behind the same interface. Stands alone."""
 
 from numgpt.tokenizer.base import BaseTokenizer, StreamDecoder
 from numgpt.tokenizer.bpe import Tokenizer

@@ -1,7 +1,7 @@
-"""What every tokenizer offers: special tokens, batches, decoding, streams. A subclass says what a piece of text is in ids.
+"""What every tokenizer offers: special tokens, batches, decoding, streams.
 
-Special tokens work as in OpenAI's tiktoken: text that merely spells one ("<|endoftext|>" in a web page) is text,
-unless the caller names it in `allowed_special`.
+Special tokens work as in OpenAI's tiktoken: text that merely spells one ("<|endoftext|>" in a web
+page) is text, unless the caller names it in `allowed_special`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class BaseTokenizer:
         raise NotImplementedError
 
     def token_to_bytes(self, id: int) -> bytes:
-        """The bytes that a token stands for.  Raises ValueError for an id that is not in the vocabulary."""
+        """The bytes that a token stands for.  Raises ValueError for an id that is not in the
+        vocabulary."""
         raise NotImplementedError
 
     @property
@@ -68,18 +69,26 @@ class BaseTokenizer:
     ) -> list[int] | np.ndarray:
         """Ids of a text: a list, or with return_tensors="np" an array (1, T) of int64.
 
-        Special tokens in the text are encoded as such only where allowed_special names them ("all": all of
-        them).  Raises ValueError for text that is not valid Unicode (unpaired surrogates).
+        Special tokens in the text are encoded as such only where allowed_special names them ("all":
+        all of them).  Raises ValueError for text that is not valid Unicode (unpaired surrogates).
         """
         if not isinstance(text, str):
-            raise TypeError(f"encode takes text (str), not {type(text).__name__}; several: encode_batch")
+            raise TypeError(
+                f"encode takes text (str), not {type(text).__name__}; several: encode_batch"
+            )
         if return_tensors not in (None, "np"):
-            raise ValueError(f"return_tensors={return_tensors!r} is not supported: use 'np' or leave it out")
+            raise ValueError(
+                f"return_tensors={return_tensors!r} is not supported: use 'np' or leave it out"
+            )
         check_unicode(text)
-        specials = self.special_tokens.keys() if allowed_special == "all" else frozenset(allowed_special)
+        specials = (
+            self.special_tokens.keys() if allowed_special == "all" else frozenset(allowed_special)
+        )
         if unknown := specials - self.special_tokens.keys():
             known = ", ".join(self.special_tokens) or "none"
-            raise ValueError(f"allowed_special names {min(unknown)!r}: the special tokens are {known}")
+            raise ValueError(
+                f"allowed_special names {min(unknown)!r}: the special tokens are {known}"
+            )
         ids: list[int] = []
         # Splitting on a group keeps what was matched: ordinary and special text take turns.
         pieces = _any_of(frozenset(specials)).split(text) if specials else [text]
@@ -98,11 +107,15 @@ class BaseTokenizer:
 
     # --- decoding ---
 
-    def decode_bytes(self, ids: Iterable[int] | np.ndarray, skip_special_tokens: bool = False) -> bytes:
+    def decode_bytes(
+        self, ids: Iterable[int] | np.ndarray, skip_special_tokens: bool = False
+    ) -> bytes:
         """The bytes of a sequence of ids; they need not be valid UTF-8."""
         array = np.asarray(ids if hasattr(ids, "__len__") else list(ids))
         if array.ndim != 1:
-            raise ValueError(f"decode takes one sequence of ids, not shape {array.shape}: decode row by row")
+            raise ValueError(
+                f"decode takes one sequence of ids, not shape {array.shape}: decode row by row"
+            )
         if array.size and array.dtype.kind not in "iu":
             raise ValueError(f"decode takes integer ids, not {array.dtype}")
         skipped = self._special_bytes if skip_special_tokens else ()
@@ -113,7 +126,8 @@ class BaseTokenizer:
         return self.decode_bytes(ids, skip_special_tokens).decode("utf-8", errors="replace")
 
     def decode_stream(self, ids: Iterable[int], skip_special_tokens: bool = False) -> Iterator[str]:
-        """Text as the ids come, one piece for each id (it may be empty), never half a character; and the rest."""
+        """Text as the ids come, one piece for each id (it may be empty), never half a character;
+        and the rest."""
         decoder = StreamDecoder(self, skip_special_tokens)
         for id in ids:
             yield decoder.push(id)
@@ -130,7 +144,11 @@ class StreamDecoder:
 
     def push(self, id: int) -> str:
         """The text that this id completes."""
-        return "" if id in self._skipped else self._utf8.decode(self._tokenizer.token_to_bytes(int(id)))
+        return (
+            ""
+            if id in self._skipped
+            else self._utf8.decode(self._tokenizer.token_to_bytes(int(id)))
+        )
 
     def finish(self) -> str:
         """What is left: U+FFFD for a character that was never completed, else nothing."""
@@ -138,12 +156,14 @@ class StreamDecoder:
 
 
 def check_unicode(text: str) -> None:
-    """Raises ValueError where the text holds an unpaired surrogate, which no encoding can express."""
+    """Raises ValueError where the text holds an unpaired surrogate, which no encoding can
+    express."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"character {error.start} of the text is an unpaired surrogate (U+{ord(text[error.start]):04X}):"
+            f"character {error.start} of the text is an unpaired surrogate"
+            f" (U+{ord(text[error.start]):04X}):"
             " remove it, or decode the text again with errors='replace'"
         ) from None
 
@@ -151,4 +171,6 @@ def check_unicode(text: str) -> None:
 @functools.lru_cache(maxsize=32)
 def _any_of(texts: frozenset[str]) -> regex.Pattern:
     """A pattern for any of the texts, the longest first, in a group."""
-    return regex.compile("(" + "|".join(regex.escape(t) for t in sorted(texts, key=len, reverse=True)) + ")")
+    return regex.compile(
+        "(" + "|".join(regex.escape(t) for t in sorted(texts, key=len, reverse=True)) + ")"
+    )

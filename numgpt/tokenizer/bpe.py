@@ -28,9 +28,11 @@ class Tokenizer(BaseTokenizer):
         special_tokens: dict[str, int] | None = None,
         pattern: str = GPT2_PATTERN,
     ):
-        """A vocabulary of all 256 bytes and what the merges make of them, the merges in the order they were learnt.
+        """A vocabulary of all 256 bytes and what the merges make of them, the merges in the order
+        they were learnt.
 
-        Raises ValueError where a byte or a merge's part or result is missing, or two tokens share an id.
+        Raises ValueError where a byte or a merge's part or result is missing, or two tokens share
+        an id.
         """
         super().__init__(special_tokens)
         self.vocabulary = dict(vocabulary)
@@ -44,7 +46,9 @@ class Tokenizer(BaseTokenizer):
         try:
             self._byte_ids = [self.vocabulary[bytes([byte])] for byte in range(256)]
         except KeyError as error:
-            raise ValueError(f"the vocabulary lacks the byte {error.args[0]!r}: not a byte-level BPE") from None
+            raise ValueError(
+                f"the vocabulary lacks the byte {error.args[0]!r}: not a byte-level BPE"
+            ) from None
         self._ranks = {}
         for rank, (left, right) in enumerate(self.merges):
             try:
@@ -52,7 +56,8 @@ class Tokenizer(BaseTokenizer):
                 self._ranks.setdefault(pair, (rank, self.vocabulary[left + right]))
             except KeyError as error:
                 raise ValueError(
-                    f"merge {rank} joins {left!r} and {right!r}, but {error.args[0]!r} is not in the vocabulary"
+                    f"merge {rank} joins {left!r} and {right!r}, but {error.args[0]!r} is not in"
+                    " the vocabulary"
                 ) from None
         self._pieces = _PieceCache(self._merge_piece)
 
@@ -68,10 +73,13 @@ class Tokenizer(BaseTokenizer):
         try:
             return self._bytes[id]
         except KeyError:
-            raise ValueError(f"token id {id} is not in the vocabulary of {self.vocab_size}") from None
+            raise ValueError(
+                f"token id {id} is not in the vocabulary of {self.vocab_size}"
+            ) from None
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
-        """Write vocab.json, merges.txt, tokenizer.json and tokenizer_config.json, as Hugging Face lays them out."""
+        """Write vocab.json, merges.txt, tokenizer.json and tokenizer_config.json, as Hugging Face
+        lays them out."""
         from numgpt.tokenizer.files import save_bpe
 
         save_bpe(self, directory)
@@ -96,7 +104,8 @@ class Tokenizer(BaseTokenizer):
 
 
 class _PieceCache(dict):
-    """piece -> ids; computed when first asked for, forgotten all at once when there are too many."""
+    """piece -> ids; computed when first asked for, forgotten all at once when there are too
+    many."""
 
     def __init__(self, compute):
         super().__init__()

@@ -45,8 +45,10 @@ class CharTokenizer(BaseTokenizer):
         except KeyError as error:
             character = error.args[0]
             raise ValueError(
-                f"the character {character!r} (U+{ord(character):04X}) is not among the {self.vocab_size} that this"
-                " tokenizer knows: leave it out, or use a BPE tokenizer, which knows every character"
+                f"the character {character!r} (U+{ord(character):04X}) is not among the"
+                f" {self.vocab_size} that this"
+                " tokenizer knows: leave it out, or use a BPE tokenizer, which knows every"
+                " character"
             ) from None
 
     def token_to_bytes(self, id: int) -> bytes:

@@ -1,9 +1,8 @@
 """Tokenizer files: which are there, how they are read and written.
 
-    encoder.json + vocab.bpe     OpenAI's release of GPT-2
-    vocab.json + merges.txt      the same two, as Hugging Face names them
-    tokenizer.json               Hugging Face's single file (vocabulary, merges, special tokens, pre-tokenising)
-    characters.json              numgpt's character-level tokenizer
+encoder.json + vocab.bpe     OpenAI's release of GPT-2 vocab.json + merges.txt      the same two, as
+Hugging Face names them tokenizer.json               Hugging Face's single file (vocabulary, merges,
+special tokens, pre-tokenising) characters.json              numgpt's character-level tokenizer
 """
 
 from __future__ import annotations
@@ -25,7 +24,8 @@ PAIRED_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 def load_tokenizer(directory: str | os.PathLike) -> BaseTokenizer:
     """The tokenizer whose files are in the directory.
 
-    Raises FileNotFoundError where there are none, ValueError naming the file where they can't be used.
+    Raises FileNotFoundError where there are none, ValueError naming the file where they can't be
+    used.
     """
     directory = Path(directory)
     if (path := directory / "tokenizer.json").is_file():
@@ -51,10 +51,21 @@ def save_bpe(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:
     merges = [f"{to_printable(left)} {to_printable(right)}" for left, right in tokenizer.merges]
     special = tokenizer.special_tokens
     in_order = dict(sorted((vocabulary | special).items(), key=lambda item: item[1]))
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": True,
+    }
     model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
     model |= {"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    flags = {
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
     whole = {
         "version": "1.0",
         "truncation": None,
@@ -86,7 +97,13 @@ def _from_vocabulary_and_merges(vocabulary: dict[str, int], lines: Iterable[str]
 def _from_tokenizer_json(whole: dict[str, Any]) -> Tokenizer:
     model = whole["model"]
     _require(model.get("type", "BPE"), "BPE", "model.type")
-    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges"):
+    for key in (
+        "dropout",
+        "continuing_subword_prefix",
+        "end_of_word_suffix",
+        "byte_fallback",
+        "ignore_merges",
+    ):
         if model.get(key):
             raise ValueError(f"model.{key}={model[key]!r} is not supported")
     if whole.get("normalizer"):
@@ -100,11 +117,16 @@ def _from_tokenizer_json(whole: dict[str, Any]) -> Tokenizer:
     return _build(model["vocab"], merges, special)
 
 
-def _build(vocabulary: dict[str, int], merges: list[list[str]], special: dict[str, int]) -> Tokenizer:
-    """From printable tokens. A longer token that no merge makes can't come from text: it is a special one."""
+def _build(
+    vocabulary: dict[str, int], merges: list[list[str]], special: dict[str, int]
+) -> Tokenizer:
+    """From printable tokens. A longer token that no merge makes can't come from text: it is a
+    special one."""
     for number, parts in enumerate(merges):
         if len(parts) != 2:
-            raise ValueError(f"merge {number} is {' '.join(parts)!r}: expected two tokens and a space between")
+            raise ValueError(
+                f"merge {number} is {' '.join(parts)!r}: expected two tokens and a space between"
+            )
     made = {left + right for left, right in merges}
     special = special | {t: id for t, id in vocabulary.items() if len(t) > 1 and t not in made}
     ordinary = {from_printable(t): id for t, id in vocabulary.items() if t not in special}

@@ -1,12 +1,13 @@
 """Learning a BPE vocabulary (Sennrich et al. 2016, arXiv:1508.07909, algorithm 1).
 
-Start from the 256 bytes. Count all adjacent pairs of tokens, make the most frequent pair a new token, replace it
-everywhere, and repeat until the vocabulary is full.
+Start from the 256 bytes. Count all adjacent pairs of tokens, make the most frequent pair a new
+token, replace it everywhere, and repeat until the vocabulary is full.
 
-Merges never cross a piece (pattern.py), so only the distinct pieces and their counts matter, some ten thousand
-instead of a whole text; and a merge changes only the pieces that contain its pair, so the counts are kept up to date
-instead of being counted again. Of pairs that are equally frequent, the one with the lower ids wins, left before
-right, as in Hugging Face's trainer: the result depends on the counts alone.
+Merges never cross a piece (pattern.py), so only the distinct pieces and their counts matter, some
+ten thousand instead of a whole text; and a merge changes only the pieces that contain its pair, so
+the counts are kept up to date instead of being counted again. Of pairs that are equally frequent,
+the one with the lower ids wins, left before right, as in Hugging Face's trainer: the result depends
+on the counts alone.
 """
 
 from __future__ import annotations
@@ -38,14 +39,16 @@ def train_bpe(
 ) -> Tokenizer:
     """A tokenizer learnt from texts (str) or files (pathlib.Path), or several of either.
 
-    The vocabulary is the 256 bytes in GPT-2's order, then the merges, then the special tokens: vocab_size in all, or
-    fewer where no pair occurs min_frequency times any more. progress draws a line on stderr. Raises ValueError for a
-    vocab_size that leaves no room, and for text that is not valid Unicode; OSError for files that can't be read.
+    The vocabulary is the 256 bytes in GPT-2's order, then the merges, then the special tokens:
+    vocab_size in all, or fewer where no pair occurs min_frequency times any more. progress draws a
+    line on stderr. Raises ValueError for a vocab_size that leaves no room, and for text that is not
+    valid Unicode; OSError for files that can't be read.
     """
     room = vocab_size - 256 - len(special_tokens)
     if room < 0:
         raise ValueError(
-            f"vocab_size={vocab_size} is too small: 256 bytes and {len(special_tokens)} special tokens need"
+            f"vocab_size={vocab_size} is too small: 256 bytes and {len(special_tokens)} special"
+            " tokens need"
             f" {256 + len(special_tokens)}"
         )
     if min_frequency < 1:
@@ -71,7 +74,9 @@ def _count_pieces(
         for part in read_text(text) if isinstance(text, os.PathLike) else (text,):
             check_unicode(part)
             for special in special_tokens:
-                part = part.replace(special, "\0" * 2)  # cut here: never inside a word, hardly ever in a text
+                part = part.replace(
+                    special, "\0" * 2
+                )  # cut here: never inside a word, hardly ever in a text
             counts.update(pattern.split(part))
     return counts
 
@@ -93,7 +98,9 @@ def _learn(pieces: Counter[str], room: int, min_frequency: int) -> Iterator[tupl
     new = 256
     while new < 256 + room and heap:
         count, pair = heapq.heappop(heap)
-        if counts[pair] != -count:  # it has lost occurrences to other merges since: back to its place
+        if (
+            counts[pair] != -count
+        ):  # it has lost occurrences to other merges since: back to its place
             if counts[pair] > 0:
                 heapq.heappush(heap, (-counts[pair], pair))
             continue
@@ -129,7 +136,9 @@ def _replace(word: list[int], pair: tuple[int, int], new: int) -> list[int]:
     return result
 
 
-def _progress(pairs: Iterator[tuple[int, int]], total: int, show: bool) -> Iterator[tuple[int, int]]:
+def _progress(
+    pairs: Iterator[tuple[int, int]], total: int, show: bool
+) -> Iterator[tuple[int, int]]:
     """Pass the pairs on and, if `show`, count them in a line on stderr."""
     for done, pair in enumerate(pairs, start=1):
         if show and (done % 100 == 0 or done == total):
@@ -137,4 +146,3 @@ def _progress(pairs: Iterator[tuple[int, int]], total: int, show: bool) -> Itera
         yield pair
     if show:
         print(file=sys.stderr)
-

@@ -1,11 +1,13 @@
-"""AdamW: Adam with decoupled weight decay (Kingma & Ba 2014, arXiv:1412.6980; Loshchilov & Hutter 2017, arXiv:1711.05101).
+"""AdamW: Adam (Kingma & Ba 2014, arXiv:1412.6980) with decoupled weight decay (Loshchilov & Hutter
+2017, arXiv:1711.05101).
 
-    m ← β₁ m + (1 - β₁) g              m̂ = m / (1 - β₁ᵗ)        (the moments start at 0: the bias of the first steps)
+    m ← β₁ m + (1 - β₁) g              m̂ = m / (1 - β₁ᵗ)      (the moments start at 0)
     v ← β₂ v + (1 - β₂) g²             v̂ = v / (1 - β₂ᵗ)
     w ← w - lr · λ · w - lr · m̂ / (√v̂ + eps)
 
-Decay λ applies to matrices (and embeddings) only, not to biases and the gains of layer norms. Before the step, the
-gradients can be clipped by their global norm (Pascanu et al. 2013, arXiv:1211.5063): g ← g · min(1, clip / ‖g‖).
+Decay λ applies to matrices (and embeddings) only, not to biases and the gains of layer norms.
+Before the step, the gradients can be clipped by their global norm (Pascanu et al. 2013,
+arXiv:1211.5063): g ← g · min(1, clip / ‖g‖).
 """
 
 from __future__ import annotations
@@ -50,8 +52,8 @@ class AdamW:
     def step(self, grad_clip: float | None = None) -> float:
         """One update; returns the global norm of the gradients before clipping.
 
-        A norm that is not finite leaves weights and moments as they are, and is returned for the caller to see.
-        Raises RuntimeError where no gradients have been computed.
+        A norm that is not finite leaves weights and moments as they are, and is returned for the
+        caller to see. Raises RuntimeError where no gradients have been computed.
         """
         if self.model.gradients is None:
             raise RuntimeError("no gradients: call model.loss_and_grads before optimizer.step")

@@ -1,7 +1,10 @@
-"""The whole state of a training run in one file: weights, AdamW's moments, step, generator, best loss, options.
+"""The whole state of a training run in one file.
 
-One file means one rename, and the rename is what makes a kill at any instant harmless: either the old checkpoint is
-there or the new one, each complete. The batches are drawn by the saved generator, so its state is the data position.
+It holds weights, AdamW's moments, step, generator, best loss and options.
+
+One file means one rename, and the rename is what makes a kill at any instant harmless: either the
+old checkpoint is there or the new one, each complete. The batches are drawn by the saved generator,
+so its state is the data position.
 """
 
 from __future__ import annotations
@@ -57,12 +60,17 @@ def read_state(directory: Path) -> dict[str, Any]:
     tensors, metadata = read_safetensors(path)
     try:
         state = json.loads(metadata["training"])
-        state["options"] = TrainConfig(**{n: v for n, v in state["options"].items() if n in OPTIONS})
+        state["options"] = TrainConfig(
+            **{n: v for n, v in state["options"].items() if n in OPTIONS}
+        )
         state["best_loss"] = math.inf if state["best_loss"] is None else state["best_loss"]
         state["arrays"] = {name: tensors[name].raw for name in ("weights", "m", "v")}
         state["model"] = GPTConfig(**state["model"])
-        state["layout"] = {name: (offset, tuple(shape)) for name, (offset, shape) in state["layout"].items()}
-        state["step"], state["generator"]  # noqa: B018 (must be there)
+        state["layout"] = {
+            name: (offset, tuple(shape)) for name, (offset, shape) in state["layout"].items()
+        }
+        if not {"step", "generator"} <= state.keys():
+            raise KeyError("step or generator")
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(f"{path} is not a checkpoint of numgpt train ({error!r})") from None
     return state
@@ -70,7 +78,9 @@ def read_state(directory: Path) -> dict[str, Any]:
 
 def restore_model(state: dict[str, Any]) -> GPT:
     """The model of a state read by `read_state`, in memory of its own."""
-    return GPT(state["model"], parameters=Parameters(np.array(state["arrays"]["weights"]), state["layout"]))
+    return GPT(
+        state["model"], parameters=Parameters(np.array(state["arrays"]["weights"]), state["layout"])
+    )
 
 
 def restore_optimizer(state: dict[str, Any], optimizer: AdamW) -> None:
@@ -81,16 +91,20 @@ def restore_optimizer(state: dict[str, Any], optimizer: AdamW) -> None:
 
 
 def check_room(directory: Path, model: GPT) -> None:
-    """Raises OSError where the directory can't be written, or its disk is too small for two checkpoints."""
+    """Raises OSError where the directory can't be written, or its disk is too small for two
+    checkpoints."""
     directory.mkdir(parents=True, exist_ok=True)
     probe = directory / ".numgpt-probe"
     probe.write_bytes(b"\0")
     probe.unlink()
     size = model.parameters.flat.nbytes
-    needed = 2 * (3 * size + size)  # weights and moments, and the best weights; the old beside the new
+    needed = 2 * (
+        3 * size + size
+    )  # weights and moments, and the best weights; the old beside the new
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise OSError(
-            f"{directory} has {free / 1e6:.0f} MB free, the checkpoints of this model need {needed / 1e6:.0f} MB:"
+            f"{directory} has {free / 1e6:.0f} MB free, the checkpoints of this model need"
+            f" {needed / 1e6:.0f} MB:"
             " free some space or choose another --out"
         )

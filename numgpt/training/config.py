@@ -1,4 +1,4 @@
-"""Everything that a training run can be told, in one place: flags, TOML files and checkpoints share these names."""
+"""All options of a training run: flags, TOML files and checkpoints share these names."""
 
 from __future__ import annotations
 
@@ -14,11 +14,18 @@ def _option(default: Any, help: str, group: str) -> Any:
 
 @dataclass
 class TrainConfig:
-    """The defaults are nanoGPT's recipe for a CPU (Karpathy 2022): a character-level model in about a minute."""
+    """The defaults are nanoGPT's recipe for a CPU (Karpathy 2022): a character-level model in about
+    a minute."""
 
-    data: str | None = _option(None, "text: a file, a directory or a glob; none: the Python language reference", "data")
-    val_fraction: float = _option(0.1, "share of the tokens, at the end, held out for validation", "data")
-    tokenizer: str = _option("char", "char, bpe (learnt from the text), or a directory that holds one", "data")
+    data: str | list[str] | None = _option(
+        None, "text: files, directories or globs; none: the Python language reference", "data"
+    )
+    val_fraction: float = _option(
+        0.1, "share of the tokens, at the end, held out for validation", "data"
+    )
+    tokenizer: str = _option(
+        "char", "char, bpe (learnt from the text), or a directory that holds one", "data"
+    )
     vocab_size: int = _option(1024, "size of the vocabulary that --tokenizer bpe learns", "data")
 
     n_layer: int = _option(4, "blocks", "model")
@@ -26,7 +33,9 @@ class TrainConfig:
     n_embd: int = _option(128, "width of the residual stream", "model")
     block_size: int = _option(64, "context length in tokens", "model")
     dropout: float = _option(0.0, "share of activations dropped in training", "model")
-    init_from: str | None = _option(None, "model to fine-tune: a directory or a name; brings tokenizer and sizes", "model")
+    init_from: str | None = _option(
+        None, "model to fine-tune: a directory or a name; brings tokenizer and sizes", "model"
+    )
 
     steps: int = _option(2000, "optimizer steps", "schedule")
     batch_size: int = _option(12, "sequences in a batch", "schedule")
@@ -36,7 +45,9 @@ class TrainConfig:
     warmup: int = _option(100, "steps of linear warm-up", "schedule")
     weight_decay: float = _option(0.1, "decoupled decay of matrices", "schedule")
     beta2: float = _option(0.99, "AdamW's decay of the second moment", "schedule")
-    grad_clip: float = _option(1.0, "largest global norm of the gradients; 0: no clipping", "schedule")
+    grad_clip: float = _option(
+        1.0, "largest global norm of the gradients; 0: no clipping", "schedule"
+    )
     seed: int = _option(1337, "seed of weights, batches and dropout", "schedule")
 
     log_every: int = _option(100, "steps between reports", "rhythm")
@@ -49,11 +60,20 @@ class TrainConfig:
         """Raises ValueError naming the option that can't be."""
         for field in dataclasses.fields(self):
             value, default = getattr(self, field.name), field.default
+            if (
+                field.name == "data"
+                and isinstance(value, list)
+                and all(isinstance(v, str) for v in value)
+            ):
+                continue
             whole, number = isinstance(value, int), isinstance(value, (int, float))
             if isinstance(value, bool) or (
                 (isinstance(default, int) and not whole)
                 or (isinstance(default, float) and not number)
-                or (not isinstance(default, (int, float)) and not isinstance(value, (str, type(None))))
+                or (
+                    not isinstance(default, (int, float))
+                    and not isinstance(value, (str, type(None)))
+                )
             ):
                 kind = {int: "a whole number", float: "a number"}.get(type(default), "text")
                 raise ValueError(f"{field.name}={value!r}: expected {kind}")
@@ -66,7 +86,9 @@ class TrainConfig:
         if not self.lr > 0:
             raise ValueError(f"lr={self.lr}: expected a number above 0")
         if self.min_lr > self.lr:
-            raise ValueError(f"min_lr={self.min_lr} is above lr={self.lr}: lower it, 0.1 · lr is usual")
+            raise ValueError(
+                f"min_lr={self.min_lr} is above lr={self.lr}: lower it, 0.1 · lr is usual"
+            )
         for name in ("dropout", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more and below 1")
@@ -77,14 +99,24 @@ class TrainConfig:
 
 
 _AT_LEAST_ONE = (
-    *("vocab_size", "n_layer", "n_head", "n_embd", "block_size", "steps", "batch_size", "grad_accum"),
+    *(
+        "vocab_size",
+        "n_layer",
+        "n_head",
+        "n_embd",
+        "block_size",
+        "steps",
+        "batch_size",
+        "grad_accum",
+    ),
     *("log_every", "eval_every", "eval_batches", "save_every"),
 )
 OPTIONS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """The options in a TOML file.  Raises ValueError for what is not TOML, or no option, by name."""
+    """The options in a TOML file.  Raises ValueError for what is not TOML, or no option, by
+    name."""
     try:
         import tomllib
     except ImportError:  # Python 3.10
@@ -98,5 +130,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     for name in options:
         if name not in OPTIONS:
-            raise ValueError(f"{path}: {name!r} is no option of training; there are {', '.join(OPTIONS)}")
+            raise ValueError(
+                f"{path}: {name!r} is no option of training; there are {', '.join(OPTIONS)}"
+            )
     return options

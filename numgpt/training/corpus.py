@@ -1,7 +1,7 @@
 """Text files -> token ids on disk -> batches.
 
-The tokens of a corpus lie in one file, two or four bytes each, and are memory-mapped: a corpus may be larger than
-memory. The last part of them is for validation.
+The tokens of a corpus lie in one file, two or four bytes each, and are memory-mapped: a corpus may
+be larger than memory. The last part of them is for validation.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ TOKENS_FILE = "tokens.bin"
 DESCRIPTION_FILE = "tokens.json"
 
 
-def find_files(data: str) -> list[Path]:
-    """The files that a path, a directory (with all below it) or a glob names, in order.
+def find_files(data: str | list[str]) -> list[Path]:
+    """The files that a path, a directory (with all below it) or a glob names, in order; or those of
+    several.
 
     Raises FileNotFoundError where there are none.
     """
+    if isinstance(data, list):
+        return [file for one in data for file in find_files(one)]
     path = Path(data)
     if path.is_file():
         return [path]
@@ -46,7 +49,7 @@ def language_reference() -> str:
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
-def read_documents(data: str | None) -> Iterator[Iterator[str]]:
+def read_documents(data: str | list[str] | None) -> Iterator[Iterator[str]]:
     """The documents of a corpus, each in parts that can be tokenised by themselves."""
     if data is None:
         yield iter([language_reference()])
@@ -62,26 +65,34 @@ class Corpus:
     train: np.ndarray  # (n,) memory-mapped
     val: np.ndarray
 
-    def batch(self, rng: np.random.Generator, batch_size: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Random windows of the training part.  -> ids (B, T), targets (B, T): the ids one place further."""
-        return _windows(self.train, rng.integers(len(self.train) - block_size, size=batch_size), block_size)
+    def batch(
+        self, rng: np.random.Generator, batch_size: int, block_size: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Random windows of the training part.  -> ids (B, T), targets (B, T): the ids one place
+        further."""
+        return _windows(
+            self.train, rng.integers(len(self.train) - block_size, size=batch_size), block_size
+        )
 
     def validation_batches(
         self, count: int, batch_size: int, block_size: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The same `count` batches every time: windows at equal distances over the whole validation part."""
+        """The same `count` batches every time: windows at equal distances over the whole validation
+        part."""
         starts = np.linspace(0, len(self.val) - block_size - 1, count * batch_size).astype(np.int64)
         for first in range(0, len(starts), batch_size):
             yield _windows(self.val, starts[first : first + batch_size], block_size)
 
 
-def _windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+def _windows(
+    tokens: np.ndarray, starts: np.ndarray, block_size: int
+) -> tuple[np.ndarray, np.ndarray]:
     windows = tokens[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)  # (B, T + 1)
     return windows[:, :-1], windows[:, 1:]
 
 
 def prepare_corpus(
-    data: str | None,
+    data: str | list[str] | None,
     tokenizer: BaseTokenizer,
     directory: str | os.PathLike,
     val_fraction: float,
@@ -89,13 +100,17 @@ def prepare_corpus(
 ) -> Corpus:
     """Encode the corpus into directory/tokens.bin, unless it is there already, and map it.
 
-    Documents are separated by the end-of-text token where the tokenizer has one. Raises ValueError where the text is
-    too short for the block size, or can't be encoded.
+    Documents are separated by the end-of-text token where the tokenizer has one. Raises ValueError
+    where the text is too short for the block size, or can't be encoded.
     """
     directory = Path(directory)
     path, description_path = directory / TOKENS_FILE, directory / DESCRIPTION_FILE
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    description = {"dtype": dtype.str, "source": _fingerprint(data), "tokenizer": _identity(tokenizer)}
+    description = {
+        "dtype": dtype.str,
+        "source": _fingerprint(data),
+        "tokenizer": _identity(tokenizer),
+    }
     try:
         there = json.loads(description_path.read_text()) == description and path.is_file()
     except (OSError, ValueError):
@@ -113,18 +128,22 @@ def prepare_corpus(
     held_out = int(count * val_fraction)
     if min(held_out, count - held_out) < block_size + 1:
         raise ValueError(
-            f"the text has {count} tokens, {held_out} of them for validation: both parts must be longer than"
+            f"the text has {count} tokens, {held_out} of them for validation: both parts must be"
+            " longer than"
             f" block_size={block_size}; bring more text or a smaller block_size"
         )
     tokens = np.memmap(path, dtype, mode="r")
     return Corpus(tokens[: count - held_out], tokens[count - held_out :])
 
 
-def _fingerprint(data: str | None) -> str:
+def _fingerprint(data: str | list[str] | None) -> str:
     """Changes when the corpus's files do."""
     if data is None:
         return hashlib.sha256(language_reference().encode()).hexdigest()
-    stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in find_files(data)]
+    stats = [
+        (str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns)
+        for file in find_files(data)
+    ]
     return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
 
 

@@ -16,7 +16,8 @@ class Log:
     """The reports of a run, on disk as they come."""
 
     def __init__(self, directory: Path, keep_to_step: int = 0):
-        """Keeps what an earlier part of the run reported up to `keep_to_step`, and nothing after it."""
+        """Keeps what an earlier part of the run reported up to `keep_to_step`, and nothing after
+        it."""
         self.path = directory / LOG_FILE
         self.records: list[dict[str, Any]] = []
         if keep_to_step and self.path.is_file():
@@ -46,9 +47,17 @@ class Log:
 
         figure, axes = plt.subplots(figsize=(7, 4.5))
         for key, label in (("loss", "training"), ("val_loss", "validation")):
-            points = [(record["step"], record[key]) for record in self.records if record.get(key) is not None]
+            points = [
+                (record["step"], record[key])
+                for record in self.records
+                if record.get(key) is not None
+            ]
             if points:
-                axes.plot(*zip(*points, strict=True), label=label, marker="." if key == "val_loss" else None)
+                axes.plot(
+                    *zip(*points, strict=True),
+                    label=label,
+                    marker="." if key == "val_loss" else None,
+                )
         axes.set(xlabel="step", ylabel="loss (nats per token)")
         axes.grid(alpha=0.3)
         if axes.lines:

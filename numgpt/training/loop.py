@@ -1,8 +1,8 @@
-"""The training loop: batch → loss and gradients → clip → AdamW, with reports, validation, samples and checkpoints.
+"""The training loop: batch → loss and gradients → clip → AdamW, with reports and checkpoints.
 
 A run lives in one directory:
 
-    config.json, model.safetensors, tokenizer files    the best model so far, in the Hugging Face layout
+    config.json, model.safetensors, tokenizer files    the best model so far, Hugging Face layout
     checkpoint.safetensors                             the last state, to resume from
     tokens.bin, tokens.json                            the corpus, encoded
     log.jsonl, loss.png                                one record a report, and the curve
@@ -35,9 +35,19 @@ from numgpt.training.log import Log
 from numgpt.training.schedule import learning_rate
 
 SAMPLE_TOKENS = 200
-# What decides on the tokens, the sizes and the batches of a run; the rest may change when it is resumed.
+# What decides on the tokens, the sizes and the batches of a run; the rest may change when it is
+# resumed.
 FIXED = (
-    *("data", "val_fraction", "tokenizer", "vocab_size", "n_layer", "n_head", "n_embd", "block_size"),
+    *(
+        "data",
+        "val_fraction",
+        "tokenizer",
+        "vocab_size",
+        "n_layer",
+        "n_head",
+        "n_embd",
+        "block_size",
+    ),
     *("init_from", "seed"),
 )
 
@@ -49,15 +59,26 @@ class TrainingError(RuntimeError):
 class Trainer:
     """One training run: `start` or `resume` it, then `run`."""
 
-    def __init__(self, config: TrainConfig, out: Path, model: GPT, tokenizer: BaseTokenizer, steps_done: int = 0):
+    def __init__(
+        self,
+        config: TrainConfig,
+        out: Path,
+        model: GPT,
+        tokenizer: BaseTokenizer,
+        steps_done: int = 0,
+    ):
         check_room(out, model)
         tokenizer.save_pretrained(out)
         self.config = config
         self.out = out
         self.model = model
         self.tokenizer = tokenizer
-        self.corpus = prepare_corpus(config.data, tokenizer, out, config.val_fraction, config.block_size)
-        self.optimizer = AdamW(model, config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay)
+        self.corpus = prepare_corpus(
+            config.data, tokenizer, out, config.val_fraction, config.block_size
+        )
+        self.optimizer = AdamW(
+            model, config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay
+        )
         self.rng = np.random.default_rng(config.seed)
         self.best_loss = math.inf
         self.log = Log(out, keep_to_step=steps_done)
@@ -65,7 +86,8 @@ class Trainer:
 
     @classmethod
     def start(cls, config: TrainConfig, out: str | Path) -> Trainer:
-        """A new run in the directory `out`.  Raises ValueError or OSError for what is known to fail later."""
+        """A new run in the directory `out`.  Raises ValueError or OSError for what is known to fail
+        later."""
         config.validate()
         out = Path(out)
         dropouts = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), config.dropout)
@@ -73,7 +95,8 @@ class Trainer:
             model, tokenizer = formats.load(config.init_from)
             if config.block_size > model.config.n_positions:
                 raise ValueError(
-                    f"block_size={config.block_size} is more than the n_positions={model.config.n_positions}"
+                    f"block_size={config.block_size} is more than the"
+                    f" n_positions={model.config.n_positions}"
                     f" of {config.init_from}: lower it"
                 )
             for name, value in dropouts.items():
@@ -96,7 +119,8 @@ class Trainer:
     def resume(cls, out: str | Path, changes: dict[str, Any] | None = None) -> Trainer:
         """Continue the run in `out` from its checkpoint, bit for bit.
 
-        `changes` replaces options, for instance steps. Raises ValueError for one that can't change any more.
+        `changes` replaces options, for instance steps. Raises ValueError for one that can't change
+        any more.
         """
         out = Path(out)
         state = read_state(out)
@@ -118,8 +142,8 @@ class Trainer:
     def run(self) -> None:
         """Train to the last step, or until `stop_requested` is set.  Saves before it returns.
 
-        Raises TrainingError where the loss is not finite, OSError where a checkpoint can't be written; the
-        checkpoint before stays as it is.
+        Raises TrainingError where the loss is not finite, OSError where a checkpoint can't be
+        written; the checkpoint before stays as it is.
         """
         config = self.config
         began, first_step, elsewhere = time.perf_counter(), self.optimizer.steps, 0.0
@@ -131,8 +155,12 @@ class Trainer:
             val_loss = self.validate() if last or step % config.eval_every == 0 else None
             if val_loss is not None or step % config.log_every == 0 or step == 1:
                 seconds = pause - began - elsewhere
-                tokens = (step - first_step) * config.grad_accum * config.batch_size * config.block_size
-                self.report(step, loss, val_loss, lr, norm, tokens / seconds, seconds / (step - first_step))
+                tokens = (
+                    (step - first_step) * config.grad_accum * config.batch_size * config.block_size
+                )
+                self.report(
+                    step, loss, val_loss, lr, norm, tokens / seconds, seconds / (step - first_step)
+                )
             if config.sample_every and (last or step % config.sample_every == 0):
                 print(f"--- a sample at step {step} ---\n{self.sample()}\n---", flush=True)
             if last or step % config.save_every == 0:
@@ -142,7 +170,8 @@ class Trainer:
             self.save()
 
     def step(self) -> tuple[float, float, float]:
-        """One optimizer step.  -> mean loss of its batches, norm of the gradients, learning rate."""
+        """One optimizer step.  -> mean loss of its batches, norm of the gradients, learning
+        rate."""
         config, done = self.config, self.optimizer.steps
         loss = 0.0
         for number in range(config.grad_accum):
@@ -156,7 +185,8 @@ class Trainer:
         norm = self.optimizer.step(config.grad_clip or None)
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainingError(
-                f"at step {done + 1} the loss is {loss} and the gradient norm {norm}: stopped, the last checkpoint is"
+                f"at step {done + 1} the loss is {loss} and the gradient norm {norm}: stopped,"
+                " the last checkpoint is"
                 f" untouched; resume with a lower --lr or a longer --warmup"
             )
         return loss, norm, lr
@@ -164,7 +194,9 @@ class Trainer:
     def validate(self) -> float:
         """Mean loss on the validation batches; keeps the weights if they are the best so far."""
         config = self.config
-        batches = self.corpus.validation_batches(config.eval_batches, config.batch_size, config.block_size)
+        batches = self.corpus.validation_batches(
+            config.eval_batches, config.batch_size, config.block_size
+        )
         val_loss = float(np.mean([self.model.loss(ids, targets) for ids, targets in batches]))
         if val_loss < self.best_loss:
             self.best_loss = val_loss
@@ -229,7 +261,9 @@ class Trainer:
 def make_tokenizer(config: TrainConfig) -> BaseTokenizer:
     """The tokenizer that the options ask for, learnt from the corpus or loaded."""
     if config.tokenizer == "char":
-        return CharTokenizer.train(part for document in read_documents(config.data) for part in document)
+        return CharTokenizer.train(
+            part for document in read_documents(config.data) for part in document
+        )
     if config.tokenizer == "bpe":
         parts = (part for document in read_documents(config.data) for part in document)
         return Tokenizer.train(parts, config.vocab_size, progress=sys.stderr.isatty())

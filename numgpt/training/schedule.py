@@ -1,4 +1,4 @@
-"""Learning rate: linear warm-up, then half a cosine down to a minimum (Loshchilov & Hutter 2016, arXiv:1608.03983)."""
+"""Learning rate: linear warm-up, then a cosine (Loshchilov & Hutter 2016, arXiv:1608.03983)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 
 
 def learning_rate(step: int, steps: int, lr: float, min_lr: float, warmup: int) -> float:
-    """The rate of step 0 … steps - 1: (step + 1) / warmup · lr up to `warmup`, then lr → min_lr at the last step."""
+    """The rate of step 0 … steps - 1: (step + 1) / warmup · lr up to `warmup`, then lr → min_lr at
+    the last step."""
     if step < warmup:
         return lr * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - 1 - warmup)

@@ -1,0 +1,68 @@
+"""The command line: one file a subcommand, which parses, calls and prints.
+
+Text goes to stdout, everything else to stderr. An error is one line; the exit status is 2 for bad
+usage or input, 1 for what failed on the way, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+import numgpt  # first: chooses NumPy's kernels
+from numgpt.cli import evaluate, generate, info, tokenizer, train
+from numgpt.training import TrainingError
+
+SUBCOMMANDS = (generate, train, evaluate, tokenizer, info)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    warnings.showwarning = lambda message, *_: print(f"numgpt: note: {message}", file=sys.stderr)
+    try:
+        if getattr(options, "threads", None) is not None:
+            numgpt.set_num_threads(options.threads)
+        options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, for instance `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("\nnumgpt: interrupted", file=sys.stderr)
+        return 130
+    except (
+        ValueError,
+        TypeError,
+        FileNotFoundError,
+        NotADirectoryError,
+        IsADirectoryError,
+    ) as error:
+        return _fail(error, 2)
+    except MemoryError as error:
+        return _fail(f"out of memory ({error}): use a smaller model, batch or context", 1)
+    except (OSError, OverflowError, TrainingError) as error:
+        return _fail(error, 1)
+    return 0
+
+
+def _fail(error: object, status: int) -> int:
+    print(f"numgpt: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="numgpt",
+        description="GPT, whole, in NumPy.",
+        epilog='example: numgpt generate "Once upon a time"',
+    )
+    parser.add_argument("--version", action="version", version=f"numgpt {numgpt.__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for module in SUBCOMMANDS:
+        module.register(subparsers)
+    return parser

@@ -1,0 +1,143 @@
+"""numgpt generate: continue a prompt."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+import time
+from typing import Any
+
+from numgpt.cli.common import add_command, add_model, add_threads, text_argument
+from numgpt.formats import load
+from numgpt.tokenizer import StreamDecoder
+
+NEW_TOKENS = 200
+
+
+def register(subparsers: Any) -> None:
+    parser = add_command(
+        subparsers,
+        "generate",
+        "continue a text",
+        'numgpt generate "Once upon a time" --max-length 30 --num-return-sequences 5',
+        run,
+    )
+    parser.add_argument(
+        "prompt", nargs="?", help="the text to continue; - or a pipe: standard input"
+    )
+    add_model(parser)
+    parser.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help=f"tokens to add (default {NEW_TOKENS})"
+    )
+    parser.add_argument(
+        "--max-length", type=int, metavar="N", help="tokens in all, the prompt's included"
+    )
+    parser.add_argument(
+        "--min-new-tokens", type=int, default=0, metavar="N", help="no end of text before these"
+    )
+    parser.add_argument(
+        "--num-return-sequences",
+        "-n",
+        type=int,
+        default=1,
+        metavar="N",
+        help="continuations (default 1)",
+    )
+    parser.add_argument(
+        "--greedy", action="store_true", help="always the most likely token, no sampling"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, metavar="X", help="below 1 is safer (default 0.8)"
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=50, metavar="K", help="the K likeliest; 0: all (default 50)"
+    )
+    parser.add_argument(
+        "--top-p", type=float, metavar="P", help="the likeliest that reach probability P together"
+    )
+    parser.add_argument(
+        "--min-p", type=float, metavar="P", help="only tokens P times as likely as the likeliest"
+    )
+    parser.add_argument(
+        "--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1 repeats less"
+    )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end after this text; repeatable",
+    )
+    parser.add_argument(
+        "--ban", action="append", default=[], metavar="TEXT", help="never write this; repeatable"
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="the same numbers again (default: a new seed)"
+    )
+    add_threads(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    prompt = text_argument(options.prompt, "prompt")
+    model, tokenizer = load(options.model)
+    ids = tokenizer.encode(prompt)
+    if not ids:
+        raise ValueError("the prompt is empty: give at least one character")
+    if options.seed is not None and options.seed < 0:
+        raise ValueError(f"seed={options.seed}: expected a whole number from 0 up")
+    seed = secrets.randbits(32) if options.seed is None else options.seed
+    max_new_tokens = options.max_new_tokens
+    if max_new_tokens is None and options.max_length is None:
+        max_new_tokens = NEW_TOKENS
+    request = {
+        "max_new_tokens": max_new_tokens,
+        "max_length": options.max_length,
+        "min_new_tokens": options.min_new_tokens,
+        "do_sample": not options.greedy,
+        "temperature": options.temperature,
+        "top_k": options.top_k or None,
+        "top_p": options.top_p,
+        "min_p": options.min_p,
+        "repetition_penalty": options.repetition_penalty,
+        "stop_strings": options.stop,
+        "bad_words_ids": [
+            tokenizer.encode(space + word) for word in options.ban for space in _spaces(tokenizer)
+        ],
+        "tokenizer": tokenizer,
+        "seed": seed,
+    }
+    began = time.perf_counter()
+    if options.num_return_sequences == 1:
+        decoder = StreamDecoder(tokenizer, skip_special_tokens=True)
+        tokens = model.stream(ids, **request)  # checks everything, before any text appears
+        _write(prompt)
+        made = 0
+        for made, token in enumerate(tokens, start=1):  # noqa: B007 (the count outlives the loop)
+            _write(decoder.push(token))
+        _write(decoder.finish() + "\n")
+    else:
+        sequences = model.generate(
+            ids, num_return_sequences=options.num_return_sequences, **request
+        )
+        made = (sequences.shape[1] - len(ids)) * len(sequences)
+        for number, sequence in enumerate(sequences, start=1):
+            _write(
+                f"=== {number} of {len(sequences)}"
+                f" ===\n{tokenizer.decode(sequence, skip_special_tokens=True)}\n\n"
+            )
+    seconds = time.perf_counter() - began
+    sampled = "" if options.greedy else f", seed {seed}"
+    print(
+        f"{made} tokens in {seconds:.2f} s, {made / seconds:.1f} tokens/s{sampled}", file=sys.stderr
+    )
+
+
+def _spaces(tokenizer: Any) -> tuple[str, ...]:
+    """A word is one token with a space before it and another without, where tokens are more than
+    characters."""
+    return ("",) if not hasattr(tokenizer, "merges") else ("", " ")
+
+
+def _write(text: str) -> None:
+    print(text, end="", flush=True)

@@ -1,0 +1,118 @@
+"""numgpt tokenizer: train one, encode text, decode ids."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from numgpt.cli.common import add_command, read_stdin, text_argument
+from numgpt.formats import SHIPPED, load_tokenizer
+from numgpt.tokenizer import Tokenizer
+from numgpt.tokenizer.base import END_OF_TEXT
+
+
+def register(subparsers: Any) -> None:
+    parser = add_command(
+        subparsers,
+        "tokenizer",
+        "train a BPE tokenizer, encode text, decode ids",
+        "numgpt tokenizer train book.txt --vocab-size 1024 --out book-tokenizer\n"
+        'numgpt tokenizer encode "To be, or not to be"\n'
+        "numgpt tokenizer encode --tokenizer book-tokenizer - < book.txt",
+        lambda options: parser.error("choose one of train, encode, decode"),
+    )
+    actions = parser.add_subparsers(metavar="ACTION")
+
+    train = add_command(
+        actions,
+        "train",
+        "learn a vocabulary from text files",
+        "numgpt tokenizer train book.txt --vocab-size 1024 --out book-tokenizer",
+        run_train,
+    )
+    train.add_argument("files", nargs="+", metavar="FILE", help="text files")
+    train.add_argument(
+        "--vocab-size", type=int, required=True, metavar="N", help="tokens in all, from 257 up"
+    )
+    train.add_argument(
+        "--out", required=True, metavar="DIR", help="where to write the tokenizer's files"
+    )
+    train.add_argument(
+        "--special",
+        action="append",
+        metavar="TEXT",
+        help=f"special token; repeatable (default {END_OF_TEXT})",
+    )
+    train.add_argument(
+        "--min-frequency", type=int, default=2, metavar="N", help="merge no rarer pair (default 2)"
+    )
+
+    encode = add_command(
+        actions,
+        "encode",
+        "print the ids of a text",
+        'numgpt tokenizer encode "To be, or not to be"',
+        run_encode,
+    )
+    encode.add_argument("text", nargs="?", help="the text; - or a pipe: standard input")
+    encode.add_argument(
+        "--special", action="store_true", help="special tokens in the text count as such"
+    )
+
+    decode = add_command(
+        actions, "decode", "print the text of ids", "numgpt tokenizer decode 15 42 7", run_decode
+    )
+    decode.add_argument("ids", nargs="*", help="token ids; none: standard input")
+
+    for action in (encode, decode):
+        action.add_argument(
+            "--tokenizer",
+            default=SHIPPED,
+            metavar="T",
+            help=f"a directory, a name or a hub id (default {SHIPPED})",
+        )
+
+
+def run_train(options: argparse.Namespace) -> None:
+    special = [END_OF_TEXT] if options.special is None else options.special
+    began = time.perf_counter()
+    tokenizer = Tokenizer.train(
+        [Path(file) for file in options.files],
+        options.vocab_size,
+        special,
+        options.min_frequency,
+        progress=sys.stderr.isatty(),
+    )
+    tokenizer.save_pretrained(options.out)
+    seconds = time.perf_counter() - began
+    print(
+        f"{tokenizer.vocab_size} tokens learnt in {seconds:.1f} s, written to {options.out}",
+        file=sys.stderr,
+    )
+    if tokenizer.vocab_size < options.vocab_size:
+        print(
+            f"fewer than {options.vocab_size}: no other pair occurs {options.min_frequency}"
+            " times in this text",
+            file=sys.stderr,
+        )
+
+
+def run_encode(options: argparse.Namespace) -> None:
+    tokenizer = load_tokenizer(options.tokenizer)
+    ids = tokenizer.encode(
+        text_argument(options.text, "text"), allowed_special="all" if options.special else ()
+    )
+    print(*ids)
+    print(f"{len(ids)} tokens", file=sys.stderr)
+
+
+def run_decode(options: argparse.Namespace) -> None:
+    words = options.ids or read_stdin().replace(",", " ").split()
+    tokenizer = load_tokenizer(options.tokenizer)
+    for word in words:
+        if not word.isdecimal():
+            raise ValueError(f"{word!r} is not a token id: give whole numbers, separated by spaces")
+    sys.stdout.buffer.write(tokenizer.decode_bytes([int(word) for word in words]) + b"\n")
