@@ -1,0 +1,48 @@
+"""Fixtures and settings for all tests."""
+
+from __future__ import annotations
+
+import hypothesis
+import numpy as np
+import pytest
+from support import shared
+
+from numgpt import GPT, GPTConfig
+from numgpt.tokenizer import BaseTokenizer, load_tokenizer
+
+# Timings vary on shared machines: an example that takes long is no failure.
+hypothesis.settings.register_profile("default", deadline=None, max_examples=40)
+hypothesis.settings.load_profile("default")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test marked `torch` is skipped, with the reason, where PyTorch or transformers is not installed."""
+    try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        skip = pytest.mark.skip(reason=f"compares with PyTorch: {error}")
+        for item in items:
+            if item.get_closest_marker("torch"):
+                item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def gpt2_tokenizer() -> BaseTokenizer:
+    return load_tokenizer(shared("gpt2"))
+
+
+@pytest.fixture(scope="session")
+def shakespeare() -> str:
+    return shared("data", "tinyshakespeare.txt").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def small_model() -> GPT:
+    """A random model whose logits differ enough for greedy choices to be clear."""
+    config = GPTConfig(n_layer=2, n_head=2, n_embd=16, n_positions=32, vocab_size=61)
+    model = GPT(config, seed=1)
+    model.parameters.flat += np.random.default_rng(2).normal(
+        scale=0.3, size=model.parameters.flat.size
+    ).astype(np.float32)
+    return model

@@ -1,0 +1,38 @@
+"""Record PyTorch's answers:  python tests/goldens/record.py  (needs torch and transformers).
+
+Writes layers.npz, models.npz and adamw.npz beside this file. Inputs are drawn from fixed seeds, here and in the tests,
+so that only the answers are stored.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from layers.cases import CASES, golden_inputs  # noqa: E402
+from models import references  # noqa: E402
+from training import adamw_reference  # noqa: E402
+
+
+def record_layers() -> dict[str, np.ndarray]:
+    answers = {}
+    for name, case in CASES.items():
+        for shape in case.shapes:
+            for dtype in ("float32", "float64"):
+                results = case.theirs(golden_inputs(name, shape, np.dtype(dtype)))
+                prefix = f"{name}/{'x'.join(map(str, shape))}/{dtype}/"
+                answers |= {prefix + key: array for key, array in results.items()}
+    return answers
+
+
+if __name__ == "__main__":
+    np.savez_compressed(HERE / "layers.npz", **record_layers())
+    np.savez_compressed(HERE / "models.npz", **references.record())
+    np.savez_compressed(HERE / "adamw.npz", **adamw_reference.record())
+    for path in sorted(HERE.glob("*.npz")):
+        print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB")

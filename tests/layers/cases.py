@@ -1,0 +1,316 @@
+"""Every layer as one case: how to draw inputs, what we compute, what PyTorch computes.
+
+Three tests use them: recorded answers (goldens), live comparison on drawn shapes, numerical derivatives. A case's
+`ours` and `theirs` map arrays by name to results by name: "y", and "d" + name for each gradient, for the loss
+Σ y · dy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from numgpt import layers
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass
+class Case:
+    dimensions: tuple[str, ...]
+    shapes: list[tuple[int, ...]]  # values of the dimensions, for the recorded answers
+    draw: Callable[..., Arrays]  # (rng, *dimensions) -> inputs and dy, float64
+    ours: Callable[[Arrays], Arrays]
+    theirs: Callable[[Arrays], Arrays]
+    differentiable: tuple[str, ...]
+    largest: int = 9  # of each drawn dimension
+
+
+def torch_results(inputs: Arrays, wanted: tuple[str, ...], function: Callable) -> Arrays:
+    """y and the gradients of Σ y · dy, by autograd."""
+    import torch
+
+    tensors = {name: torch.tensor(array) for name, array in inputs.items()}
+    for name in wanted:
+        tensors[name].requires_grad_()
+    y = function(**{name: tensor for name, tensor in tensors.items() if name != "dy"})
+    (y * tensors["dy"]).sum().backward()
+    results = {"d" + name: tensors[name].grad.numpy() for name in wanted}
+    return {"y": y.detach().numpy()} | results
+
+
+def functional():
+    import torch
+
+    return torch.nn.functional
+
+
+# --- linear ---
+
+
+def draw_linear(rng, rows, width_in, width_out):
+    return {
+        "x": rng.normal(size=(rows, width_in)),
+        "weight": rng.normal(size=(width_in, width_out)),
+        "bias": rng.normal(size=width_out),
+        "dy": rng.normal(size=(rows, width_out)),
+    }
+
+
+def our_linear(a, with_bias=True):
+    y, cache = layers.linear_forward(a["x"], a["weight"], a["bias"] if with_bias else None)
+    dweight, dbias = np.zeros_like(a["weight"]), np.zeros_like(a["bias"])
+    dx = layers.linear_backward(a["dy"], cache, dweight, dbias if with_bias else None)
+    return {"y": y, "dx": dx, "dweight": dweight} | ({"dbias": dbias} if with_bias else {})
+
+
+def their_linear(a):
+    return torch_results(a, ("x", "weight", "bias"), lambda x, weight, bias: x @ weight + bias)
+
+
+def their_linear_without_bias(a):
+    return torch_results(a, ("x", "weight"), lambda x, weight, bias: x @ weight)
+
+
+# --- embedding ---
+
+
+def draw_embedding(rng, rows, vocabulary, width):
+    return {
+        "ids": rng.integers(vocabulary, size=rows),
+        "weight": rng.normal(size=(vocabulary, width)),
+        "dy": rng.normal(size=(rows, width)),
+    }
+
+
+def our_embedding(a):
+    y, cache = layers.embedding_forward(a["ids"], a["weight"])
+    dweight = np.zeros_like(a["weight"])
+    layers.embedding_backward(a["dy"], cache, dweight)
+    return {"y": y, "dweight": dweight}
+
+
+def their_embedding(a):
+    return torch_results(a, ("weight",), lambda ids, weight: functional().embedding(ids, weight))
+
+
+# --- layer normalisation ---
+
+
+def draw_layernorm(rng, rows, width):
+    return {
+        "x": rng.normal(size=(rows, width)) + rng.normal(size=(rows, 1)),
+        "weight": rng.normal(size=width),
+        "bias": rng.normal(size=width),
+        "dy": rng.normal(size=(rows, width)),
+    }
+
+
+def our_layernorm(a):
+    y, cache = layers.layernorm_forward(a["x"], a["weight"], a["bias"], 1e-3)
+    dweight, dbias = np.zeros_like(a["weight"]), np.zeros_like(a["bias"])
+    dx = layers.layernorm_backward(a["dy"], cache, dweight, dbias)
+    return {"y": y, "dx": dx, "dweight": dweight, "dbias": dbias}
+
+
+def their_layernorm(a):
+    return torch_results(
+        a,
+        ("x", "weight", "bias"),
+        lambda x, weight, bias: functional().layer_norm(x, weight.shape, weight, bias, 1e-3),
+    )
+
+
+# --- activations ---
+
+
+def draw_activation(rng, rows, width):
+    return {"x": 3 * rng.normal(size=(rows, width)), "dy": rng.normal(size=(rows, width))}
+
+
+def our_activation(forward, backward):
+    def ours(a):
+        y, cache = forward(a["x"])
+        return {"y": y, "dx": backward(a["dy"], cache)}
+
+    return ours
+
+
+def their_activation(function):
+    return lambda a: torch_results(a, ("x",), lambda x: function(x))
+
+
+# --- attention ---
+
+
+def draw_attention(rng, batch, heads, queries, past, size):
+    q, k, v, dy = (
+        rng.normal(size=(batch, heads, time, size))
+        for time in (queries, queries + past, queries + past, queries)
+    )
+    return {"q": q, "k": k, "v": v, "dy": dy}
+
+
+def our_attention(a):
+    y, cache = layers.attention_forward(a["q"], a["k"], a["v"])
+    dq, dk, dv = layers.attention_backward(a["dy"], cache)
+    return {"y": y, "dq": dq, "dk": dk, "dv": dv}
+
+
+def their_attention(a):
+    import torch
+
+    queries, keys = a["q"].shape[2], a["k"].shape[2]
+    mask = torch.ones(queries, keys).tril(keys - queries).bool()
+    return torch_results(
+        a,
+        ("q", "k", "v"),
+        lambda q, k, v: functional().scaled_dot_product_attention(q, k, v, attn_mask=mask),
+    )
+
+
+# --- cross-entropy ---
+
+
+def draw_cross_entropy(rng, rows, vocabulary):
+    targets = rng.integers(vocabulary, size=rows)
+    targets[1::3] = layers.IGNORE_INDEX  # never the first: some target counts
+    return {"x": 4 * rng.normal(size=(rows, vocabulary)), "targets": targets, "dy": rng.normal(size=())}
+
+
+def our_cross_entropy(a):
+    loss, cache = layers.cross_entropy_forward(a["x"], a["targets"])
+    y = np.asarray(loss, dtype=a["x"].dtype)
+    return {"y": y, "dx": layers.cross_entropy_backward(float(a["dy"]), cache)}
+
+
+def their_cross_entropy(a):
+    return torch_results(
+        a, ("x",), lambda x, targets: functional().cross_entropy(x, targets, ignore_index=-100)
+    )
+
+
+def draw_linear_cross_entropy(rng, rows, vocabulary, width):
+    a = draw_cross_entropy(rng, rows, vocabulary)
+    a["x"] = rng.normal(size=(rows, width))
+    a["weight"] = rng.normal(size=(vocabulary, width))
+    return a
+
+
+def our_linear_cross_entropy(a):
+    dweight = np.zeros_like(a["weight"])
+    loss, dx = layers.linear_cross_entropy(
+        a["x"], a["weight"], a["targets"], dweight=dweight, scale=float(a["dy"])
+    )
+    alone, nothing = layers.linear_cross_entropy(a["x"], a["weight"], a["targets"])
+    assert nothing is None
+    assert alone == loss
+    return {"y": np.asarray(loss, dtype=a["x"].dtype), "dx": dx, "dweight": dweight}
+
+
+def their_linear_cross_entropy(a):
+    return torch_results(
+        a,
+        ("x", "weight"),
+        lambda x, weight, targets: functional().cross_entropy(x @ weight.T, targets),
+    )
+
+
+ROWS_AND_WIDTH = [(1, 1), (5, 7), (64, 33), (7, 768)]
+
+CASES = {
+    "linear": Case(
+        ("rows", "width_in", "width_out"),
+        [(1, 1, 1), (5, 7, 3), (33, 64, 17)],
+        draw_linear,
+        our_linear,
+        their_linear,
+        ("x", "weight", "bias"),
+    ),
+    "linear_without_bias": Case(
+        ("rows", "width_in", "width_out"),
+        [(1, 3, 2), (9, 5, 31)],
+        draw_linear,
+        lambda a: our_linear(a, with_bias=False),
+        their_linear_without_bias,
+        ("x", "weight"),
+    ),
+    "embedding": Case(
+        ("rows", "vocabulary", "width"),
+        [(1, 1, 1), (40, 5, 7), (17, 100, 16)],
+        draw_embedding,
+        our_embedding,
+        their_embedding,
+        ("weight",),
+    ),
+    "layernorm": Case(
+        ("rows", "width"),
+        ROWS_AND_WIDTH,
+        draw_layernorm,
+        our_layernorm,
+        their_layernorm,
+        ("x", "weight", "bias"),
+    ),
+    "gelu_tanh": Case(
+        ("rows", "width"),
+        ROWS_AND_WIDTH,
+        draw_activation,
+        our_activation(layers.gelu_tanh_forward, layers.gelu_tanh_backward),
+        their_activation(lambda x: functional().gelu(x, approximate="tanh")),
+        ("x",),
+    ),
+    "gelu_erf": Case(
+        ("rows", "width"),
+        ROWS_AND_WIDTH,
+        draw_activation,
+        our_activation(layers.gelu_erf_forward, layers.gelu_erf_backward),
+        their_activation(lambda x: functional().gelu(x)),
+        ("x",),
+    ),
+    "relu": Case(
+        ("rows", "width"),
+        ROWS_AND_WIDTH,
+        draw_activation,
+        our_activation(layers.relu_forward, layers.relu_backward),
+        their_activation(lambda x: functional().relu(x)),
+        ("x",),
+    ),
+    "attention": Case(
+        ("batch", "heads", "queries", "past", "size"),
+        [(1, 1, 1, 0, 1), (2, 3, 5, 0, 7), (1, 2, 1, 9, 8), (2, 1, 70, 3, 5), (1, 2, 130, 0, 16)],
+        draw_attention,
+        our_attention,
+        their_attention,
+        ("q", "k", "v"),
+        largest=5,
+    ),
+    "cross_entropy": Case(
+        ("rows", "vocabulary"),
+        [(1, 2), (7, 11), (20, 257)],
+        draw_cross_entropy,
+        our_cross_entropy,
+        their_cross_entropy,
+        ("x",),
+    ),
+    "linear_cross_entropy": Case(
+        ("rows", "vocabulary", "width"),
+        [(1, 2, 1), (7, 11, 5), (20, 257, 16)],
+        draw_linear_cross_entropy,
+        our_linear_cross_entropy,
+        their_linear_cross_entropy,
+        ("x", "weight"),
+    ),
+}
+
+
+def as_dtype(arrays: Arrays, dtype: np.dtype) -> Arrays:
+    """Floating-point arrays in the dtype, others as they are."""
+    return {name: a.astype(dtype) if a.dtype.kind == "f" else a for name, a in arrays.items()}
+
+
+def golden_inputs(name: str, shape: tuple[int, ...], dtype: np.dtype) -> Arrays:
+    """The inputs of a recorded answer; drawn again from a fixed seed, so only the answers are stored."""
+    rng = np.random.default_rng([*name.encode(), *shape])
+    return as_dtype(CASES[name].draw(rng, *shape), dtype)

@@ -1,0 +1,103 @@
+"""Every layer, forward and backward: against PyTorch's answers, recorded and live, and numerical derivatives."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layers.cases import CASES, as_dtype, golden_inputs
+from support import GOLDENS, assert_close
+
+DTYPES = [np.float32, np.float64]
+EVERY_SHAPE = [(name, shape) for name, case in CASES.items() for shape in case.shapes]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("name", "shape"), EVERY_SHAPE)
+def test_equals_recorded_pytorch(name, shape, dtype):
+    results = CASES[name].ours(golden_inputs(name, shape, dtype))
+    prefix = f"{name}/{'x'.join(map(str, shape))}/{np.dtype(dtype).name}/"
+    with np.load(GOLDENS / "layers.npz") as goldens:
+        recorded = {key[len(prefix) :]: goldens[key] for key in goldens if key.startswith(prefix)}
+    assert recorded.keys() == results.keys()
+    for key, expected in recorded.items():
+        assert_close(results[key], expected, f"{name} {shape} {key}")
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CASES)
+@given(data=st.data())
+@settings(max_examples=25)
+def test_equals_pytorch_on_any_shape(name, dtype, data):
+    case = CASES[name]
+    inputs = as_dtype(_draw(case, data, 4 * case.largest), dtype)
+    expected = case.theirs(inputs)
+    results = case.ours(inputs)
+    assert expected.keys() == results.keys()
+    for key in expected:
+        assert_close(results[key], expected[key], f"{name} {key}")
+
+
+@pytest.mark.parametrize("name", CASES)
+@given(data=st.data())
+@settings(max_examples=15)
+def test_backward_is_the_numerical_derivative(name, data):
+    case = CASES[name]
+    inputs = _draw(case, data, case.largest)
+    results = case.ours(inputs)
+    rng = np.random.default_rng(0)
+
+    def loss(arrays):
+        return float((case.ours(arrays)["y"] * arrays["dy"]).sum())
+
+    for key in case.differentiable:
+        # The derivative in a random direction takes in every element at once.
+        direction = rng.normal(size=inputs[key].shape)
+        step = 1e-6
+        if name == "relu":  # its slope jumps at 0: keep off
+            inputs[key][np.abs(inputs[key]) < 1e-4] = 0.5
+            results = case.ours(inputs)
+        ahead = loss(inputs | {key: inputs[key] + step * direction})
+        behind = loss(inputs | {key: inputs[key] - step * direction})
+        numerical = (ahead - behind) / (2 * step)
+        # float64 rounding divided by the step, and the third derivative times its square
+        scale = max(1.0, abs(loss(inputs)), np.abs(results["d" + key]).max())
+        assert numerical == pytest.approx((results["d" + key] * direction).sum(), abs=3e-7 * scale * 10)
+
+
+def _draw(case, data, largest):
+    sizes = [data.draw(st.integers(0 if d == "past" else 1, largest), label=d) for d in case.dimensions]
+    if "vocabulary" in case.dimensions:
+        place = case.dimensions.index("vocabulary")
+        sizes[place] = max(2, sizes[place])
+    return case.draw(np.random.default_rng(data.draw(st.integers(0, 2**32), label="seed")), *sizes)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", CASES)
+def test_dtype_follows_the_input(name, dtype):
+    results = CASES[name].ours(golden_inputs(name, CASES[name].shapes[0], dtype))
+    assert {array.dtype for array in results.values()} == {np.dtype(dtype)}
+
+
+@pytest.mark.parametrize("name", ["linear", "embedding", "layernorm"])
+def test_gradients_are_added_to_what_is_there(name):
+    from numgpt import layers
+
+    case = CASES[name]
+    inputs = golden_inputs(name, case.shapes[1], np.float64)
+    once = case.ours(inputs)
+    forward = getattr(layers, f"{name}_forward")
+    backward = getattr(layers, f"{name}_backward")
+    arguments = [inputs[key] for key in ("x", "ids", "weight", "bias") if key in inputs]
+    gradients = {key: np.full_like(once[key], 3.0) for key in ("dweight", "dbias") if key in once}
+    backward(inputs["dy"], forward(*arguments)[1], *gradients.values())
+    if name != "layernorm":  # its case has an epsilon of its own
+        for key, gradient in gradients.items():
+            assert_close(gradient, once[key] + 3, key)
+    written = {key: np.full_like(gradient, np.nan) for key, gradient in gradients.items()}
+    backward(inputs["dy"], forward(*arguments)[1], *written.values(), accumulate=False)
+    for key, gradient in written.items():
+        assert_close(gradient, gradients[key] - 3, key)

@@ -1,0 +1,118 @@
+"""transformers' GPT2LMHeadModel on our weights: logits, loss, gradients, and a short training run."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from numgpt import GPT, GPTConfig
+
+SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 24, "vocab_size": 37}
+CONFIGS = {
+    "default": {},
+    "n_inner": {"n_inner": 21},
+    "gelu": {"activation_function": "gelu"},
+    "relu": {"activation_function": "relu", "layer_norm_epsilon": 1e-3},
+    "untied": {"tie_word_embeddings": False},
+    "scaled_by_layer": {"scale_attn_by_inverse_layer_idx": True, "scale_attn_weights": False},
+    "odd": {"n_layer": 3, "n_head": 3, "n_embd": 21, "activation_function": "gelu_pytorch_tanh"},
+    "one_head": {"n_layer": 1, "n_head": 1, "n_positions": 11},
+}
+BATCHES = {"wide": (3, 11), "one_token": (2, 1)}
+TRAINING_STEPS = 20
+ADAMW = {"lr": 3e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}
+
+
+def small_model(name: str, dtype=np.float32) -> GPT:
+    """A model of one of the configs, with biases and gains that are not just 0 and 1."""
+    model = GPT(GPTConfig(**(SMALL | CONFIGS[name])), seed=3, dtype=dtype)
+    rng = np.random.default_rng(4)
+    model.parameters.flat += rng.normal(scale=0.1, size=model.parameters.flat.size).astype(dtype)
+    return model
+
+
+def batch(config: GPTConfig, shape: tuple[int, int], seed: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    ids, targets = rng.integers(config.vocab_size, size=(2, *shape))
+    if shape[1] > 2:
+        targets[0, 1] = -100
+    return ids, targets
+
+
+def to_transformers(model: GPT):
+    """The same weights in a GPT2LMHeadModel, without dropout."""
+    import torch
+    import transformers
+
+    from numgpt.formats import gpt2
+
+    transformers.logging.set_verbosity_error()
+    fields = {n: v for n, v in dataclasses.asdict(model.config).items() if not n.endswith("pdrop")}
+    config = transformers.GPT2Config(**fields, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, use_cache=False)
+    config._attn_implementation = "eager"
+    theirs = transformers.GPT2LMHeadModel(config)
+    state = {gpt2.stored_name(n): torch.tensor(a) for n, a in model.parameters.items()}
+    if model.config.tie_word_embeddings:
+        state["lm_head.weight"] = state["transformer.wte.weight"]
+    theirs.to(next(iter(state.values())).dtype)
+    theirs.load_state_dict(state, strict=True)
+    return theirs
+
+
+def their_loss(theirs, ids: np.ndarray, targets: np.ndarray):
+    import torch
+
+    logits = theirs(torch.tensor(ids)).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(targets).flatten())
+    return logits, loss
+
+
+def their_results(model: GPT, ids: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
+    """logits, loss and every gradient under our names."""
+    from numgpt.formats import gpt2
+
+    theirs = to_transformers(model)
+    logits, loss = their_loss(theirs, ids, targets)
+    loss.backward()
+    results = {"logits": logits.detach().numpy(), "loss": loss.detach().numpy()}
+    for name, parameter in theirs.named_parameters():
+        results[f"d.{gpt2.our_name(name, model.config)}"] = parameter.grad.numpy()
+    return results
+
+
+def our_results(model: GPT, ids: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
+    loss, gradients = model.loss_and_grads(ids, targets)
+    results = {"logits": model(ids), "loss": np.asarray(loss, model.parameters.flat.dtype)}
+    return results | {f"d.{name}": gradient for name, gradient in gradients.items()}
+
+
+def their_training(model: GPT) -> np.ndarray:
+    """The losses of a short AdamW run on fixed batches."""
+    import torch
+
+    theirs = to_transformers(model)
+    matrices = [p for p in theirs.parameters() if p.ndim >= 2]
+    vectors = [p for p in theirs.parameters() if p.ndim < 2]
+    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, **ADAMW)
+    losses = []
+    for step in range(TRAINING_STEPS):
+        _, loss = their_loss(theirs, *batch(model.config, (4, 13), seed=100 + step % 5))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return np.array(losses)
+
+
+def record() -> dict[str, np.ndarray]:
+    answers = {}
+    for name in CONFIGS:
+        model = small_model(name)
+        for label, shape in BATCHES.items():
+            results = their_results(model, *batch(model.config, shape))
+            answers |= {f"{name}/{label}/{key}": array for key, array in results.items()}
+    answers["training/losses"] = their_training(small_model("default"))
+    return answers

@@ -1,0 +1,210 @@
+"""The whole model against transformers: logits, loss, every gradient, a training run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import references
+from models.references import BATCHES, CONFIGS, batch, our_results, small_model, their_results
+from support import GOLDENS, assert_close
+
+from numgpt import GPT, AdamW, GPTConfig
+
+
+@pytest.mark.parametrize("label", BATCHES)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_equals_recorded_transformers(name, label):
+    model = small_model(name)
+    results = our_results(model, *batch(model.config, BATCHES[label]))
+    prefix = f"{name}/{label}/"
+    with np.load(GOLDENS / "models.npz") as goldens:
+        recorded = {key[len(prefix) :]: goldens[key] for key in goldens if key.startswith(prefix)}
+    assert recorded.keys() == results.keys()
+    for key, expected in recorded.items():
+        assert_close(results[key], expected, key)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", CONFIGS)
+@given(rows=st.integers(1, 4), time=st.integers(1, 11), seed=st.integers(0, 2**32))
+@settings(max_examples=5)
+def test_equals_transformers_on_any_batch(name, dtype, rows, time, seed):
+    model = small_model(name, dtype)
+    ids, targets = batch(model.config, (rows, time), seed)
+    results, expected = our_results(model, ids, targets), their_results(model, ids, targets)
+    assert expected.keys() == results.keys()
+    for key in expected:
+        assert_close(results[key], expected[key], key)
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_equals_transformers_at_full_size():
+    model = GPT(GPTConfig(), seed=0)
+    ids, targets = batch(model.config, (4, 64))
+    results, expected = our_results(model, ids, targets), their_results(model, ids, targets)
+    for key in expected:
+        assert_close(results[key], expected[key], key)
+
+
+def train(dropout_seed: int | None = None, dropout: float = 0.0) -> np.ndarray:
+    model = small_model("default")
+    for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
+        setattr(model.config, name, dropout)
+    rng = None if dropout_seed is None else np.random.default_rng(dropout_seed)
+    optimizer = AdamW(model, **references.ADAMW)
+    losses = []
+    for step in range(references.TRAINING_STEPS):
+        ids, targets = batch(model.config, (4, 13), seed=100 + step % 5)
+        losses.append(model.loss_and_grads(ids, targets, rng)[0])
+        optimizer.step(grad_clip=1.0)
+    return np.array(losses)
+
+
+def test_training_follows_recorded_pytorch():
+    with np.load(GOLDENS / "models.npz") as goldens:
+        expected = goldens["training/losses"]
+    np.testing.assert_allclose(train(), expected, rtol=1e-4)
+    assert expected[-1] < expected[0] - 0.2  # it does learn
+
+
+@pytest.mark.torch
+def test_training_follows_pytorch():
+    np.testing.assert_allclose(train(), references.their_training(small_model("default")), rtol=1e-4)
+
+
+def test_training_with_dropout_is_reproducible():
+    first = train(dropout_seed=1, dropout=0.2)
+    np.testing.assert_array_equal(first, train(dropout_seed=1, dropout=0.2))
+    assert not np.array_equal(first, train(dropout_seed=2, dropout=0.2))
+    assert not np.array_equal(first, train())
+    np.testing.assert_array_equal(train(), train(dropout_seed=1, dropout=0.0))
+
+
+def test_gradient_with_dropout_is_the_numerical_derivative():
+    model = small_model("default", np.float64)
+    for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
+        setattr(model.config, name, 0.3)
+    ids, targets = batch(model.config, (3, 7))
+    _, gradients = model.loss_and_grads(ids, targets, np.random.default_rng(7))
+    exact = gradients.flat.copy()
+    direction = np.random.default_rng(8).normal(size=exact.size)
+    step, losses = 1e-6, []
+    for sign in (1, -1):
+        model.parameters.flat += sign * step * direction
+        losses.append(model.loss_and_grads(ids, targets, np.random.default_rng(7))[0])
+        model.parameters.flat -= sign * step * direction
+    assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(exact @ direction, rel=1e-6)
+
+
+def test_accumulated_gradients_equal_those_of_the_whole_batch():
+    model = small_model("untied", np.float64)
+    ids, targets = np.random.default_rng(0).integers(37, size=(2, 6, 9))
+    _, whole = model.loss_and_grads(ids, targets)
+    whole = whole.flat.copy()
+    for part in range(3):
+        rows = slice(2 * part, 2 * part + 2)
+        model.loss_and_grads(ids[rows], targets[rows], accumulate=part > 0, scale=1 / 3)
+    assert_close(model.gradients.flat, whole)
+
+
+def test_gradients_that_a_caller_keeps_stay():
+    model = small_model("default")
+    ids, targets = batch(model.config, (3, 7))
+    _, kept = model.loss_and_grads(ids, targets)
+    before = kept.flat.copy()
+    model.loss_and_grads(ids[:1], targets[:1])
+    np.testing.assert_array_equal(kept.flat, before)
+
+
+@given(time=st.integers(2, 24), cut=st.integers(1, 23), seed=st.integers(0, 2**32))
+@settings(max_examples=20)
+def test_a_later_token_never_changes_an_earlier_logit(time, cut, seed):
+    cut = min(cut, time - 1)
+    model = small_model("default")
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(37, size=(2, time))
+    changed = ids.copy()
+    changed[:, cut:] = rng.integers(37, size=(2, time - cut))
+    np.testing.assert_array_equal(model(ids)[:, :cut], model(changed)[:, :cut])
+
+
+def test_initialisation_is_gpt2s():
+    model = GPT(GPTConfig(n_layer=8, n_head=2, n_embd=128, vocab_size=500), seed=0)
+    p = model.parameters
+    assert p["wte"].std() == pytest.approx(0.02, rel=0.02)
+    assert p["h.3.attn.c_attn.weight"].std() == pytest.approx(0.02, rel=0.02)
+    for name in ("h.0.attn.c_proj.weight", "h.7.mlp.c_proj.weight"):
+        assert p[name].std() == pytest.approx(0.02 / 4, rel=0.02)
+    assert (p["ln_f.weight"] == 1).all()
+    assert (p["h.1.mlp.c_fc.bias"] == 0).all()
+    assert not np.array_equal(GPT(model.config, seed=1).parameters["wpe"], p["wpe"])
+    np.testing.assert_array_equal(GPT(model.config, seed=0).parameters.flat, p.flat)
+
+
+def test_parameters_and_gradients_are_views_of_one_layout():
+    model = small_model("default")
+    model.loss_and_grads([1, 2, 3], [2, 3, 4])
+    assert model.gradients.layout == model.parameters.layout
+    assert model.num_parameters() == model.parameters.flat.size
+    for name, array in model.parameters.items():
+        assert np.shares_memory(array, model.parameters.flat), name
+    model.parameters.flat[:] = 0
+    assert not model.parameters["h.1.attn.c_attn.bias"].any()
+
+
+def test_accepts_a_list_a_vector_and_a_batch():
+    model = small_model("default")
+    logits = model([[1, 2, 3]])
+    assert logits.shape == (1, 3, 37)
+    assert logits.dtype == np.float32
+    for ids in ([1, 2, 3], np.array([1, 2, 3], np.uint16), np.array([[1, 2, 3]])):
+        np.testing.assert_array_equal(model(ids), logits)
+    assert model.loss([1, 2], [2, -100]) == pytest.approx(model.loss([1], [2]), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([], "empty"),
+        ([[]], "empty"),
+        ([1, 37], "37, outside the vocabulary of 37"),
+        ([-1], "-1, outside"),
+        ([0.5], "integers"),
+        ([[1, 2], [3]], "different lengths"),
+        ([[[1]]], "shape"),
+        (list(range(25)), "n_positions=24"),
+        ("hello", "integers"),
+    ],
+)
+def test_refuses_bad_ids(ids, message):
+    with pytest.raises(ValueError, match=message):
+        small_model("default")(ids)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"), [([1], "equal"), ([1, 99], "99"), ([1, -1], "-1"), ([1.0, 2.0], "integers")]
+)
+def test_refuses_bad_targets(targets, message):
+    with pytest.raises(ValueError, match=message):
+        small_model("default").loss([1, 2], targets)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n_layer", 0),
+        ("n_head", 3),
+        ("vocab_size", 1.5),
+        ("n_inner", -1),
+        ("activation_function", "swish"),
+        ("attn_pdrop", 1.0),
+        ("layer_norm_epsilon", 0.0),
+    ],
+)
+def test_refuses_a_bad_config_by_name(field, value):
+    with pytest.raises(ValueError, match=field):
+        GPT(GPTConfig(**({"n_embd": 64, "n_head": 4, "n_layer": 1} | {field: value})))

@@ -1,0 +1,33 @@
+"""What the tests share: tolerances that follow from the dtype, and the files that only some machines have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SHARED = Path(__file__).parents[2] / "shared"
+GOLDENS = Path(__file__).parent / "goldens"
+
+# float32 has 24 bits: 1e-5 of the largest value leaves room for sums over some hundred terms in another order.
+TOLERANCE = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-10}
+
+
+def assert_close(actual: np.ndarray, expected: np.ndarray, name: str = "") -> None:
+    """max |a - b| <= tolerance of the dtype · max(1, max |b|)."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert actual.shape == expected.shape, f"{name}: {actual.shape} != {expected.shape}"
+    assert actual.dtype == expected.dtype, f"{name}: {actual.dtype} != {expected.dtype}"
+    if actual.size:
+        difference = np.abs(actual - expected).max()
+        limit = TOLERANCE[actual.dtype] * max(1, np.abs(expected).max())
+        assert difference <= limit, f"{name}: differs by {difference}, allowed {limit}"
+
+
+def shared(*parts: str) -> Path:
+    """A development file beside the checkout; skips the test where it is absent."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"needs the development file shared/{'/'.join(parts)}")
+    return path

@@ -1,0 +1,85 @@
+"""AdamW against torch.optim.AdamW, recorded and live; clipping; the schedule."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from support import GOLDENS, assert_close
+from training import adamw_reference as reference
+
+from numgpt import GPT, AdamW, GPTConfig
+from numgpt.models.parameters import Parameters
+from numgpt.training import learning_rate
+
+
+def run_ours() -> tuple[GPT, list[float]]:
+    model = reference.model()
+    optimizer = AdamW(model, **reference.HYPERPARAMETERS)
+    norms = []
+    for step in range(reference.STEPS):
+        model.gradients = Parameters(reference.gradients(model, step), model.parameters.layout)
+        norms.append(optimizer.step(grad_clip=1.0 if step % 2 else None))
+    return model, norms
+
+
+def compare(expected: dict[str, np.ndarray]) -> None:
+    model, norms = run_ours()
+    np.testing.assert_allclose(norms, expected["norms"], rtol=1e-5)
+    for name, array in model.parameters.items():
+        assert_close(array, expected[name], name)
+
+
+def test_equals_recorded_pytorch_over_50_steps():
+    with np.load(GOLDENS / "adamw.npz") as goldens:
+        compare(dict(goldens))
+
+
+@pytest.mark.torch
+def test_equals_pytorch_over_50_steps():
+    compare(reference.record())
+
+
+def test_decays_matrices_only():
+    model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8, n_positions=4, vocab_size=5), seed=0)
+    before = {name: array.copy() for name, array in model.parameters.items()}
+    model.gradients = Parameters(np.zeros_like(model.parameters.flat), model.parameters.layout)
+    AdamW(model, lr=0.1, weight_decay=0.5).step()
+    for name, array in model.parameters.items():
+        expected = before[name] * (0.95 if array.ndim == 2 else 1)
+        np.testing.assert_allclose(array, expected, rtol=1e-6, err_msg=name)
+
+
+def test_a_norm_that_is_not_finite_changes_nothing():
+    model = reference.model()
+    before = model.parameters.flat.copy()
+    model.gradients = Parameters(np.zeros_like(model.parameters.flat), model.parameters.layout)
+    model.gradients.flat[3] = np.nan
+    optimizer = AdamW(model)
+    assert math.isnan(optimizer.step(grad_clip=1.0))
+    np.testing.assert_array_equal(model.parameters.flat, before)
+    assert optimizer.steps == 0
+    assert not optimizer.m.any()
+
+
+def test_needs_gradients():
+    with pytest.raises(RuntimeError, match="loss_and_grads"):
+        AdamW(reference.model()).step()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("lr", -1), ("betas", (0.9, 1.0)), ("eps", 0), ("weight_decay", -0.1)]
+)
+def test_refuses_bad_hyperparameters(name, value):
+    with pytest.raises(ValueError, match=name):
+        AdamW(reference.model(), **{name: value})
+
+
+def test_schedule_warms_up_then_follows_a_cosine():
+    rates = [learning_rate(step, 100, lr=1.0, min_lr=0.1, warmup=10) for step in range(100)]
+    np.testing.assert_allclose(rates[:10], np.arange(1, 11) / 10)
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[99] == pytest.approx(0.1)
+    assert rates[10 + 89 // 2] == pytest.approx(0.55, abs=0.02)
+    assert all(later <= earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
