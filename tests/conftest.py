@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hypothesis
-import numpy as np
 import pytest
-from support import shared
+from support import clear_model, shared
 
-from numgpt import GPT, GPTConfig
+from numgpt import GPT
 from numgpt.tokenizer import BaseTokenizer, load_tokenizer
 
 # Timings vary on shared machines: an example that takes long is no failure.
@@ -16,7 +15,8 @@ hypothesis.settings.load_profile("default")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test marked `torch` is skipped, with the reason, where PyTorch or transformers is not installed."""
+    """A test marked `torch` is skipped, with the reason, where PyTorch or transformers is not
+    installed."""
     try:
         import torch  # noqa: F401
         import transformers  # noqa: F401
@@ -39,10 +39,4 @@ def shakespeare() -> str:
 
 @pytest.fixture
 def small_model() -> GPT:
-    """A random model whose logits differ enough for greedy choices to be clear."""
-    config = GPTConfig(n_layer=2, n_head=2, n_embd=16, n_positions=32, vocab_size=61)
-    model = GPT(config, seed=1)
-    model.parameters.flat += np.random.default_rng(2).normal(
-        scale=0.3, size=model.parameters.flat.size
-    ).astype(np.float32)
-    return model
+    return clear_model()

@@ -1,4 +1,5 @@
-"""What the tests share: tolerances that follow from the dtype, and the files that only some machines have."""
+"""What the tests share: tolerances that follow from the dtype, and the files that only some
+machines have."""
 
 from __future__ import annotations
 
@@ -7,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from numgpt import GPT, GPTConfig
+
 SHARED = Path(__file__).parents[2] / "shared"
 GOLDENS = Path(__file__).parent / "goldens"
 
-# float32 has 24 bits: 1e-5 of the largest value leaves room for sums over some hundred terms in another order.
+# float32 has 24 bits: 1e-5 of the largest value leaves room for sums over some hundred terms in
+# another order.
 TOLERANCE = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-10}
 
 
@@ -31,3 +35,12 @@ def shared(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs the development file shared/{'/'.join(parts)}")
     return path
+
+
+def clear_model() -> GPT:
+    """A small random model whose logits differ enough for greedy choices to be clear."""
+    config = GPTConfig(n_layer=2, n_head=2, n_embd=16, n_positions=32, vocab_size=61)
+    model = GPT(config, seed=1)
+    noise = np.random.default_rng(2).normal(scale=0.3, size=model.parameters.flat.size)
+    model.parameters.flat += noise.astype(np.float32)
+    return model

@@ -102,6 +102,8 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def choose(logits: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
     """One token a row: the most likely one, or with a generator a random one.  (n, V) -> (n,)."""
+    if np.isneginf(logits.max(axis=1)).any():
+        raise ValueError("bad_words_ids forbid every token that could come next: ban fewer")
     if rng is None:
         return logits.argmax(axis=1)
     chosen = np.empty(len(logits), np.int64)

@@ -25,9 +25,10 @@ class Pattern:
         self._ascii = None
         if source == GPT2_PATTERN:
             in_class = source.replace(r"[^\s\p{L}\p{N}]", rf"[^\s{LETTERS}{DIGITS}]")
-            self._ascii = re.compile(
-                in_class.replace(r"\p{L}", f"[{LETTERS}]").replace(r"\p{N}", f"[{DIGITS}]")
+            ascii_source = in_class.replace(r"\p{L}", f"[{LETTERS}]").replace(
+                r"\p{N}", f"[{DIGITS}]"
             )
+            self._ascii = re.compile(ascii_source, re.ASCII)
 
     def split(self, text: str) -> list[str]:
         """The pieces of the text, in order; together they are the text."""

@@ -140,9 +140,10 @@ def _progress(
     pairs: Iterator[tuple[int, int]], total: int, show: bool
 ) -> Iterator[tuple[int, int]]:
     """Pass the pairs on and, if `show`, count them in a line on stderr."""
+    done = 0
     for done, pair in enumerate(pairs, start=1):
-        if show and (done % 100 == 0 or done == total):
+        if show and done % 100 == 0:
             print(f"\rlearning merges: {done}/{total}", end="", file=sys.stderr, flush=True)
         yield pair
     if show:
-        print(file=sys.stderr)
+        print(f"\rlearning merges: {done}/{total}", file=sys.stderr)

@@ -204,18 +204,24 @@ class Trainer:
         return val_loss
 
     def sample(self) -> str:
-        """A text that the model writes, starting from a piece of validation text."""
-        prompt = self.corpus.val[: min(8, self.config.block_size)].astype(np.int64)
-        room = self.model.config.n_positions - len(prompt)
-        ids = self.model.generate(
-            prompt,
-            max_new_tokens=min(SAMPLE_TOKENS, room),
-            do_sample=True,
-            top_k=50,
-            temperature=0.8,
-            seed=self.config.seed,
-        )
-        return self.tokenizer.decode(ids[0])
+        """A text that the model writes, as far as it sees: the older half of its context goes first."""
+        context = self.model.config.n_positions
+        kept = max(1, context // 2)
+        ids = self.corpus.val[: min(8, kept)].astype(np.int64)
+        while len(ids) < SAMPLE_TOKENS and context > kept:
+            ids = np.append(
+                ids[:-kept],
+                self.model.generate(
+                    ids[-kept:],
+                    max_length=context,
+                    do_sample=True,
+                    temperature=0.8,
+                    top_k=50,
+                    eos_token_id=[],
+                    seed=len(ids),
+                ),
+            )
+        return self.tokenizer.decode(ids[:SAMPLE_TOKENS])
 
     def save(self) -> None:
         """Checkpoint, curve, and the model itself where no validation has saved one."""

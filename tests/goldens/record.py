@@ -1,7 +1,7 @@
 """Record PyTorch's answers:  python tests/goldens/record.py  (needs torch and transformers).
 
-Writes layers.npz, models.npz and adamw.npz beside this file. Inputs are drawn from fixed seeds, here and in the tests,
-so that only the answers are stored.
+Writes layers.npz, models.npz and adamw.npz beside this file. Inputs are drawn from fixed seeds,
+here and in the tests, so that only the answers are stored.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Every layer as one case: how to draw inputs, what we compute, what PyTorch computes.
 
-Three tests use them: recorded answers (goldens), live comparison on drawn shapes, numerical derivatives. A case's
-`ours` and `theirs` map arrays by name to results by name: "y", and "d" + name for each gradient, for the loss
-Σ y · dy.
+Three tests use them: recorded answers (goldens), live comparison on drawn shapes, numerical
+derivatives. A case's `ours` and `theirs` map arrays by name to results by name: "y", and "d" + name
+for each gradient, for the loss Σ y · dy.
 """
 
 from __future__ import annotations
@@ -177,7 +177,11 @@ def their_attention(a):
 def draw_cross_entropy(rng, rows, vocabulary):
     targets = rng.integers(vocabulary, size=rows)
     targets[1::3] = layers.IGNORE_INDEX  # never the first: some target counts
-    return {"x": 4 * rng.normal(size=(rows, vocabulary)), "targets": targets, "dy": rng.normal(size=())}
+    return {
+        "x": 4 * rng.normal(size=(rows, vocabulary)),
+        "targets": targets,
+        "dy": rng.normal(size=()),
+    }
 
 
 def our_cross_entropy(a):
@@ -311,6 +315,7 @@ def as_dtype(arrays: Arrays, dtype: np.dtype) -> Arrays:
 
 
 def golden_inputs(name: str, shape: tuple[int, ...], dtype: np.dtype) -> Arrays:
-    """The inputs of a recorded answer; drawn again from a fixed seed, so only the answers are stored."""
+    """The inputs of a recorded answer; drawn again from a fixed seed, so only the answers are
+    stored."""
     rng = np.random.default_rng([*name.encode(), *shape])
     return as_dtype(CASES[name].draw(rng, *shape), dtype)

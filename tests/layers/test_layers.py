@@ -1,4 +1,5 @@
-"""Every layer, forward and backward: against PyTorch's answers, recorded and live, and numerical derivatives."""
+"""Every layer, forward and backward: PyTorch's answers, recorded and live; numerical
+derivatives."""
 
 from __future__ import annotations
 
@@ -64,11 +65,15 @@ def test_backward_is_the_numerical_derivative(name, data):
         numerical = (ahead - behind) / (2 * step)
         # float64 rounding divided by the step, and the third derivative times its square
         scale = max(1.0, abs(loss(inputs)), np.abs(results["d" + key]).max())
-        assert numerical == pytest.approx((results["d" + key] * direction).sum(), abs=3e-7 * scale * 10)
+        assert numerical == pytest.approx(
+            (results["d" + key] * direction).sum(), abs=3e-7 * scale * 10
+        )
 
 
 def _draw(case, data, largest):
-    sizes = [data.draw(st.integers(0 if d == "past" else 1, largest), label=d) for d in case.dimensions]
+    sizes = [
+        data.draw(st.integers(0 if d == "past" else 1, largest), label=d) for d in case.dimensions
+    ]
     if "vocabulary" in case.dimensions:
         place = case.dimensions.index("vocabulary")
         sizes[place] = max(2, sizes[place])

@@ -1,4 +1,5 @@
-"""transformers' GPT2LMHeadModel on our weights: logits, loss, gradients, and a short training run."""
+"""transformers' GPT2LMHeadModel on our weights: logits, loss, gradients, and a short training
+run."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ def small_model(name: str, dtype=np.float32) -> GPT:
     return model
 
 
-def batch(config: GPTConfig, shape: tuple[int, int], seed: int = 5) -> tuple[np.ndarray, np.ndarray]:
+def batch(
+    config: GPTConfig, shape: tuple[int, int], seed: int = 5
+) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     ids, targets = rng.integers(config.vocab_size, size=(2, *shape))
     if shape[1] > 2:
@@ -49,7 +52,9 @@ def to_transformers(model: GPT):
 
     transformers.logging.set_verbosity_error()
     fields = {n: v for n, v in dataclasses.asdict(model.config).items() if not n.endswith("pdrop")}
-    config = transformers.GPT2Config(**fields, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, use_cache=False)
+    config = transformers.GPT2Config(
+        **fields, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, use_cache=False
+    )
     config._attn_implementation = "eager"
     theirs = transformers.GPT2LMHeadModel(config)
     state = {gpt2.stored_name(n): torch.tensor(a) for n, a in model.parameters.items()}

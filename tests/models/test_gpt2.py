@@ -73,7 +73,9 @@ def test_training_follows_recorded_pytorch():
 
 @pytest.mark.torch
 def test_training_follows_pytorch():
-    np.testing.assert_allclose(train(), references.their_training(small_model("default")), rtol=1e-4)
+    np.testing.assert_allclose(
+        train(), references.their_training(small_model("default")), rtol=1e-4
+    )
 
 
 def test_training_with_dropout_is_reproducible():
@@ -186,7 +188,8 @@ def test_refuses_bad_ids(ids, message):
 
 
 @pytest.mark.parametrize(
-    ("targets", "message"), [([1], "equal"), ([1, 99], "99"), ([1, -1], "-1"), ([1.0, 2.0], "integers")]
+    ("targets", "message"),
+    [([1], "equal"), ([1, 99], "99"), ([1, -1], "-1"), ([1.0, 2.0], "integers")],
 )
 def test_refuses_bad_targets(targets, message):
     with pytest.raises(ValueError, match=message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -82,4 +83,4 @@ def test_schedule_warms_up_then_follows_a_cosine():
     assert rates[10] == pytest.approx(1.0)
     assert rates[99] == pytest.approx(0.1)
     assert rates[10 + 89 // 2] == pytest.approx(0.55, abs=0.02)
-    assert all(later <= earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(rates[10:]))

@@ -1,0 +1,204 @@
+"""Model directories: both ways with transformers, mapped memory, shards, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+from models.references import CONFIGS, batch, small_model, to_transformers
+from support import assert_close
+
+import numgpt
+from numgpt import GPT, CharTokenizer, GPTConfig
+from numgpt.formats import names, read_safetensors, write_safetensors
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A directory with a small model."""
+    small_model("default").save_pretrained(tmp_path)
+    return tmp_path
+
+
+def stored(directory):
+    tensors, _ = read_safetensors(directory / "model.safetensors")
+    return {name: np.array(tensor.raw) for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_save_then_load_is_the_identity(name, tmp_path):
+    model = small_model(name)
+    model.save_pretrained(tmp_path)
+    loaded = GPT.from_pretrained(tmp_path)
+    assert loaded.config == model.config
+    for key, array in model.parameters.items():
+        np.testing.assert_array_equal(loaded.parameters[key], array)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["default", "untied", "scaled_by_layer", "n_inner"])
+def test_transformers_loads_what_we_save(name, dtype, tmp_path):
+    import torch
+    import transformers
+
+    model = small_model(name)
+    model.save_pretrained(tmp_path, dtype)
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    ids, _ = batch(model.config, (2, 9))
+    assert_close(
+        GPT.from_pretrained(tmp_path)(ids), theirs(torch.tensor(ids)).logits.detach().numpy()
+    )
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("shard", ["5GB", "5KB"])
+@pytest.mark.parametrize("name", ["default", "untied"])
+def test_we_load_what_transformers_saves(name, shard, dtype, tmp_path):
+    import torch
+
+    model = small_model(name)
+    theirs = to_transformers(model).to(getattr(torch, dtype))
+    theirs.save_pretrained(tmp_path, max_shard_size=shard)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1 or shard == "5GB"
+    loaded = GPT.from_pretrained(tmp_path)
+    assert loaded.parameters.flat.dtype == np.float32
+    ids, _ = batch(model.config, (2, 9))
+    assert_close(loaded(ids), theirs.float().eval()(torch.tensor(ids)).logits.detach().numpy())
+
+
+def test_float32_stays_mapped_and_the_file_unchanged(saved):
+    before = (saved / "model.safetensors").read_bytes()
+    model = GPT.from_pretrained(saved)
+    assert isinstance(model.parameters.flat.base, np.memmap)
+    optimizer = numgpt.AdamW(model)
+    model.loss_and_grads([1, 2], [2, 3])
+    optimizer.step()
+    assert (saved / "model.safetensors").read_bytes() == before
+    model.save_pretrained(saved)  # onto the file that is mapped
+    np.testing.assert_array_equal(GPT.from_pretrained(saved).parameters.flat, model.parameters.flat)
+
+
+def test_older_files_names_and_buffers_load(saved):
+    expected = GPT.from_pretrained(saved)
+    arrays = {name.removeprefix("transformer."): array for name, array in stored(saved).items()}
+    arrays["h.0.attn.bias"] = np.ones((1, 1, 24, 24), np.float32)
+    arrays["h.1.attn.masked_bias"] = np.array(-1e4, np.float32)
+    arrays["lm_head.weight"] = arrays["wte.weight"]
+    write_safetensors(saved / "model.safetensors", arrays)
+    loaded = GPT.from_pretrained(saved)
+    for name, array in expected.parameters.items():
+        np.testing.assert_array_equal(loaded.parameters[name], array)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda a: a.pop("transformer.ln_f.bias"), r"lack 'transformer\.ln_f\.bias'"),
+        (lambda a: a.update(extra=np.zeros(2, np.float32)), "'extra' has no place"),
+        (lambda a: a.update({"wte.weight": a["transformer.wte.weight"]}), "twice"),
+        (
+            lambda a: a.update({"transformer.wpe.weight": np.zeros((3, 16), np.float32)}),
+            r"wpe\.weight' has shape \[3, 16\]",
+        ),
+        (
+            lambda a: a.update({"transformer.ln_f.bias": np.zeros(16, np.int32)}),
+            r"ln_f\.bias' is stored as I32",
+        ),
+        (lambda a: a["transformer.h.1.ln_1.bias"].fill(np.nan), r"h\.1\.ln_1\.bias' holds NaN"),
+        (lambda a: a["transformer.wte.weight"].fill(-np.inf), r"wte\.weight' holds NaN or inf"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_refuses_weights_that_do_not_fit(saved, damage, message, dtype):
+    arrays = stored(saved)
+    damage(arrays)
+    if dtype == "float16":
+        arrays = {n: a.astype(np.float16) if a.dtype.kind == "f" else a for n, a in arrays.items()}
+    raw = {n: a.view(np.int16) if a.dtype == np.float16 else a for n, a in arrays.items()}
+    write_safetensors(saved / "model.safetensors", raw)
+    if (
+        dtype == "float16"
+    ):  # say that the bits are float16: writing NaN or infinity as such is refused
+        path = saved / "model.safetensors"
+        path.write_bytes(path.read_bytes().replace(b'"I16"', b'"F16"'))
+    with pytest.raises(ValueError, match=message) as error:
+        GPT.from_pretrained(saved)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model_type": "mamba"}, "mamba"),
+        ({"model_type": None}, "model_type"),
+        ({"activation_function": "silu"}, "silu"),
+        ({"add_cross_attention": True}, "add_cross_attention"),
+        ({"n_layer": "two"}, "n_layer"),
+        ({"n_head": 5}, "n_head=5"),
+    ],
+)
+def test_refuses_a_config_by_the_fields_name(saved, fields, message):
+    path = saved / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    with pytest.raises(ValueError, match=message) as error:
+        GPT.from_pretrained(saved)
+    assert "config.json" in str(error.value)
+
+
+def test_names_what_is_missing(saved, tmp_path_factory):
+    empty = tmp_path_factory.mktemp("empty")
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        GPT.from_pretrained(empty)
+    shutil.copy(saved / "config.json", empty)
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        GPT.from_pretrained(empty)
+    (empty / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"wte.weight": "a.safetensors"}}'
+    )
+    with pytest.raises(ValueError, match=r"shard 'a\.safetensors'"):
+        GPT.from_pretrained(empty)
+    (empty / "model.safetensors.index.json").write_text('{"weight_map": {"wte.weight": "../a"}}')
+    with pytest.raises(ValueError, match="shard"):
+        GPT.from_pretrained(empty)
+    (saved / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        GPT.from_pretrained(saved)
+
+
+def test_load_gives_both_and_checks_that_they_fit(saved):
+    CharTokenizer([chr(200 + i) for i in range(37)]).save_pretrained(saved)
+    model, tokenizer = numgpt.load(saved)
+    assert model(tokenizer.encode("ÈÉ")).shape == (1, 2, 37)
+    CharTokenizer([chr(200 + i) for i in range(38)]).save_pretrained(saved)
+    with pytest.raises(ValueError, match="38 tokens"):
+        numgpt.load(saved)
+
+
+def test_a_name_without_files_says_what_to_do(monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"there is no directory \./absent"):
+        numgpt.load("./absent")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if not installed
+    with pytest.raises(FileNotFoundError, match="pip install huggingface_hub"):
+        GPT.from_pretrained("gpt2")
+
+
+def test_offline_the_hubs_failure_is_one_line(monkeypatch, tmp_path):
+    hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"'gpt2-none'.*into a directory") as error:
+        GPT.from_pretrained("gpt2-none")
+    assert "\n" not in str(error.value)
+
+
+def test_shipped_names_resolve_without_the_hub(tmp_path, monkeypatch):
+    GPT(GPTConfig(n_layer=1, n_head=1, n_embd=4, n_positions=4, vocab_size=5)).save_pretrained(
+        tmp_path / "tiny"
+    )
+    monkeypatch.setattr(names, "WEIGHTS", (tmp_path,))
+    assert GPT.from_pretrained("tiny").config.n_embd == 4

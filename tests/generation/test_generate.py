@@ -1,0 +1,189 @@
+"""Generation: cache, decoding loop, reproducibility, batches, what ends a sequence, errors."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import assert_close, clear_model
+
+from numgpt import CharTokenizer, KVCache
+from numgpt.generation import LengthWarning
+
+
+def greedy_without_cache(model, ids, count):
+    ids = list(ids)
+    for _ in range(count):
+        ids.append(int(model(ids)[0, -1].argmax()))
+    return ids
+
+
+@given(cuts=st.lists(st.integers(1, 9), min_size=1, max_size=6), seed=st.integers(0, 2**32))
+@settings(max_examples=25)
+def test_cached_logits_equal_the_full_forward(cuts, seed):
+    """Fed piece by piece, of whatever lengths, the cache gives the logits of the whole."""
+    small_model = clear_model()
+    total = min(sum(cuts), 32)
+    ids = np.random.default_rng(seed).integers(61, size=(2, total))
+    cache, pieces, start = KVCache(small_model, 2, total), [], 0
+    for cut in cuts:
+        piece = ids[:, start : start + cut]
+        if piece.shape[1]:
+            x, _ = small_model.forward(piece, kv_cache=cache)
+            pieces.append(small_model.logits(x).reshape(*piece.shape, -1))
+        start += cut
+    assert_close(np.concatenate(pieces, axis=1), small_model(ids))
+    assert cache.length == total
+
+
+def test_greedy_equals_recomputing_everything(small_model):
+    out = small_model.generate([5, 6, 7], max_new_tokens=20)
+    assert out.tolist() == [greedy_without_cache(small_model, [5, 6, 7], 20)]
+    assert out.dtype == np.int64
+
+
+def test_length_counts_as_transformers_counts(small_model):
+    assert small_model.generate([1, 2, 3], max_length=10).shape == (1, 10)
+    assert small_model.generate([1, 2, 3], max_new_tokens=4).shape == (1, 7)
+    assert small_model.generate([1, 2, 3], max_new_tokens=4, max_length=5).shape == (1, 7)
+    assert small_model.generate([1, 2, 3]).shape == (1, 23)
+
+
+def test_sampling_is_reproducible(small_model):
+    options = {"do_sample": True, "max_new_tokens": 12, "num_return_sequences": 5, "top_k": 50}
+    first = small_model.generate([1, 2], seed=3, **options)
+    np.testing.assert_array_equal(first, small_model.generate([1, 2], seed=3, **options))
+    assert not np.array_equal(first, small_model.generate([1, 2], seed=4, **options))
+    assert len({tuple(row) for row in first.tolist()}) > 1
+    assert (first[:, :2] == [1, 2]).all()
+
+
+def test_samples_follow_the_distribution(small_model):
+    logits = small_model([3, 1])[0, -1].astype(np.float64) / 2
+    expected = np.exp(logits - logits.max())
+    expected /= expected.sum()
+    n = 4000
+    out = small_model.generate(
+        [3, 1], max_new_tokens=1, do_sample=True, temperature=2.0, num_return_sequences=n, seed=0
+    )
+    counts = np.bincount(out[:, -1], minlength=61)
+    # each count is binomial: five standard deviations, and two for the rarest
+    assert (np.abs(counts - n * expected) <= 5 * np.sqrt(n * expected) + 2).all()
+
+
+def test_stream_equals_generate(small_model):
+    options = {"max_new_tokens": 15, "do_sample": True, "seed": 5}
+    streamed = list(small_model.stream([9, 8], **options))
+    assert streamed == small_model.generate([9, 8], **options)[0, 2:].tolist()
+    with pytest.raises(ValueError, match="one sequence"):
+        small_model.stream([[1], [2]])
+    with pytest.raises(ValueError, match="temperature"):  # at the call, not at the first token
+        small_model.stream([1], temperature=0)
+
+
+def test_unequal_prompts_continue_as_each_alone(small_model):
+    prompts = [[1, 2, 3, 4, 5], [6], [7, 8, 9]]
+    out = small_model.generate(prompts, max_new_tokens=9)
+    assert out.shape == (3, 14)
+    for row, prompt in zip(out.tolist(), prompts, strict=True):
+        alone = small_model.generate(prompt, max_new_tokens=9)[0].tolist()
+        assert row[5 - len(prompt) :] == alone
+        assert row[: 5 - len(prompt)] == [0] * (5 - len(prompt))
+    padded, mask = np.array([[0, 0, 7, 8], [1, 2, 3, 4]]), [[0, 0, 1, 1], [1, 1, 1, 1]]
+    with_mask = small_model.generate(padded, attention_mask=mask, max_new_tokens=5)
+    assert with_mask[0, 2:].tolist() == small_model.generate([7, 8], max_new_tokens=5)[0].tolist()
+
+
+def test_the_end_of_text_token_ends_a_sequence(small_model):
+    free = small_model.generate([1, 2], max_new_tokens=12)[0].tolist()
+    eos = free[6]
+    out = small_model.generate([1, 2], max_new_tokens=12, eos_token_id=eos)[0].tolist()
+    assert out == free[: free.index(eos, 2) + 1]
+    small_model.config.eos_token_id = eos
+    assert small_model.generate([1, 2], max_new_tokens=12)[0].tolist() == out
+    assert list(small_model.stream([1, 2], max_new_tokens=12)) == out[2:-1]
+    longer = small_model.generate([1, 2], max_new_tokens=12, min_new_tokens=9)[0].tolist()
+    assert eos not in longer[2:11]
+
+
+def test_sequences_that_ended_are_filled_up(small_model):
+    out = small_model.generate(
+        [1],
+        max_new_tokens=25,
+        do_sample=True,
+        num_return_sequences=6,
+        eos_token_id=7,
+        pad_token_id=3,
+        seed=1,
+    )
+    ended = [row.tolist() for row in out if 7 in row[1:-1]]
+    assert ended  # otherwise the seed shows nothing
+    for row in ended:
+        assert set(row[row.index(7, 1) + 1 :]) <= {3}
+
+
+def test_stop_strings_end_a_sequence(small_model):
+    tokenizer = CharTokenizer([chr(48 + i) for i in range(61)])
+    free = tokenizer.decode(small_model.generate([1, 2], max_new_tokens=20)[0])
+    stop = free[9:11]
+    out = small_model.generate([1, 2], max_new_tokens=20, stop_strings=[stop], tokenizer=tokenizer)
+    text = tokenizer.decode(out[0])
+    assert text == free[: free.index(stop, 2) + 2]
+    with pytest.raises(ValueError, match="tokenizer"):
+        small_model.generate([1], stop_strings="x")
+
+
+def test_reaching_the_context_ends_the_sequence_and_says_so(small_model):
+    with pytest.warns(LengthWarning, match="32 tokens"):
+        out = small_model.generate([1, 2], max_new_tokens=100)
+    assert out.shape == (1, 32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small_model.generate([1, 2], max_length=32)
+
+
+def test_greedy_copies_are_announced(small_model):
+    with pytest.warns(UserWarning, match="do_sample"):
+        out = small_model.generate([1], num_return_sequences=3, max_new_tokens=3)
+    assert len({tuple(row) for row in out.tolist()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("ids", "options", "message"),
+    [
+        ([], {}, "empty"),
+        ([[], [1]], {}, "prompt 0 is empty"),
+        ([61], {}, "61, outside the vocabulary"),
+        (list(range(33)), {}, "n_positions=32"),
+        ([1], {"temperature": 0}, "temperature=0"),
+        ([1], {"temperature": -1.0}, "temperature=-1.0"),
+        ([1], {"top_p": 0.0}, "top_p=0.0"),
+        ([1], {"top_p": 1.5}, "top_p=1.5"),
+        ([1], {"min_p": -0.1}, "min_p=-0.1"),
+        ([1], {"top_k": 0}, "top_k=0"),
+        ([1], {"top_k": 2.5}, "top_k=2.5"),
+        ([1], {"repetition_penalty": 0}, "repetition_penalty=0"),
+        ([1], {"num_return_sequences": 0}, "num_return_sequences=0"),
+        ([1], {"max_new_tokens": 0}, "max_new_tokens=0"),
+        ([1, 2, 3], {"max_length": 3}, "max_length=3"),
+        ([1], {"bad_words_ids": [[]]}, "bad_words_ids"),
+        ([1], {"bad_words_ids": [[99]]}, "bad_words_ids"),
+        ([1], {"bad_words_ids": [[id] for id in range(61)]}, "forbid every"),
+        ([1], {"eos_token_id": 61}, "eos_token_id=61"),
+        ([1], {"stop_strings": [""], "tokenizer": CharTokenizer(["a"])}, "stop_strings"),
+        ([[1, 2]], {"attention_mask": [[1, 0]]}, "left"),
+        ([[1, 2]], {"attention_mask": [[1]]}, "shape"),
+    ],
+)
+def test_refuses_what_can_not_be(small_model, ids, options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        small_model.generate(ids, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_options_are_refused(small_model):
+    with pytest.raises(TypeError, match="num_beams"):
+        small_model.generate([1], num_beams=4)

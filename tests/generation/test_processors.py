@@ -1,0 +1,135 @@
+"""Logits processors and greedy decoding against transformers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models.references import CONFIGS, small_model, to_transformers
+from support import assert_close
+
+from numgpt.generation import GenerationOptions, process_logits
+from numgpt.generation.processors import softmax
+
+OPTIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        "temperature": st.floats(0.1, 3),
+        "top_k": st.integers(1, 40),
+        "top_p": st.floats(0.05, 1.0),
+        "min_p": st.floats(0.0, 0.9),
+        "repetition_penalty": st.floats(0.5, 2.5),
+        "bad_words_ids": st.lists(
+            st.lists(st.integers(0, 36), min_size=1, max_size=3), min_size=1, max_size=4
+        ),
+        "min_length": st.integers(0, 12),
+    },
+)
+
+
+def their_processed(logits, ids, options):
+    import torch
+    from transformers import LogitsProcessorList, generation
+
+    processors = LogitsProcessorList()
+    if "repetition_penalty" in options:
+        processors.append(
+            generation.RepetitionPenaltyLogitsProcessor(options["repetition_penalty"])
+        )
+    if "bad_words_ids" in options:
+        processors.append(
+            generation.NoBadWordsLogitsProcessor(options["bad_words_ids"], torch.tensor([36]))
+        )
+    if options.get("min_length"):
+        processors.append(generation.MinLengthLogitsProcessor(options["min_length"], 36))
+    for name, warper in (
+        ("temperature", generation.TemperatureLogitsWarper),
+        ("top_k", generation.TopKLogitsWarper),
+        ("top_p", generation.TopPLogitsWarper),
+        ("min_p", generation.MinPLogitsWarper),
+    ):
+        if name in options and not (name == "top_p" and options[name] == 1.0):
+            processors.append(warper(options[name]))
+    scores = processors(torch.tensor(ids), torch.tensor(logits))
+    return torch.softmax(scores, dim=-1).numpy()
+
+
+@pytest.mark.torch
+@given(options=OPTIONS, seed=st.integers(0, 2**32), time=st.integers(1, 10))
+@settings(max_examples=300)
+def test_probabilities_equal_transformers(options, seed, time):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(scale=3, size=(3, 37))
+    ids = rng.integers(37, size=(3, time))
+    ours = process_logits(logits, ids, GenerationOptions(do_sample=True, **options), [36])
+    if not np.isfinite(ours).any(axis=1).all():
+        return  # everything is banned: neither has an answer
+    probabilities = softmax(ours)
+    assert_close(probabilities, their_processed(logits, ids, options))
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-12)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", CONFIGS)
+def test_greedy_text_equals_transformers(name):
+    import torch
+
+    model = small_model(name)
+    theirs = to_transformers(model).eval()
+    prompt = np.random.default_rng(1).integers(36, size=(3, 4))
+    limit = model.config.n_positions
+    for options in (
+        {},
+        {"repetition_penalty": 1.4},
+        {"bad_words_ids": [[3], [5, 6]], "min_new_tokens": 3},
+    ):
+        ours = model.generate(prompt, max_length=limit, eos_token_id=36, **options)
+        expected = theirs.generate(
+            torch.tensor(prompt),
+            attention_mask=torch.ones(3, 4, dtype=torch.long),
+            max_length=limit,
+            do_sample=False,
+            eos_token_id=36,
+            pad_token_id=36,
+            use_cache=True,
+            **options,
+        )
+        assert ours.tolist() == expected.tolist()
+
+
+@pytest.mark.torch
+def test_left_padded_batches_equal_transformers():
+    import torch
+
+    model = small_model("default")
+    theirs = to_transformers(model).eval()
+    ids = torch.tensor([[0, 0, 5, 6], [1, 2, 3, 4]])
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    expected = theirs.generate(
+        ids,
+        attention_mask=mask,
+        max_new_tokens=8,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=None,
+    )
+    assert model.generate([[5, 6], [1, 2, 3, 4]], max_new_tokens=8).tolist() == expected.tolist()
+
+
+def test_a_banned_sequence_bans_its_last_token_only_after_its_start():
+    options = GenerationOptions(bad_words_ids=[[4], [1, 2]])
+    processed = process_logits(np.zeros((2, 5)), np.array([[0, 1], [1, 0]]), options)
+    assert np.isneginf(processed).tolist() == [
+        [False, False, True, False, True],
+        [False, False, False, False, True],
+    ]
+
+
+def test_the_input_stays_as_it_is():
+    logits = np.random.default_rng(0).normal(size=(2, 9))
+    before = logits.copy()
+    process_logits(
+        logits, np.array([[1], [2]]), GenerationOptions(do_sample=True, top_k=2, top_p=0.5)
+    )
+    np.testing.assert_array_equal(logits, before)

@@ -1,0 +1,198 @@
+"""Byte-level BPE against tiktoken, on real text, on any Unicode, and where it could be slow."""
+
+from __future__ import annotations
+
+import sys
+import time
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import shared
+
+from numgpt import Tokenizer
+from numgpt.tokenizer import StreamDecoder
+from numgpt.tokenizer.pattern import GPT2_PATTERN, Pattern
+
+VALID = st.characters(exclude_categories=["Cs"])
+TRAPS = [
+    *(" ", "   ", "\n", "\n\n", "\t", " \n ", "\u00a0", "\u3000", "\u2028", "\x00", "\x1c", "\x85"),
+    *("'s", "'LL", "’re", "123", "٣", "½", "Ⅷ", "_", "...", "é", "e\u0301", "ß", "한국어"),
+    *("👩\u200d👩\u200d👧", "🇨🇭"),
+]
+# Text with what trips tokenizers: runs of spaces, newlines, digits, contractions, emoji, combining
+# marks.
+TRICKY = st.lists(
+    st.one_of(
+        st.text(VALID, max_size=8),
+        st.sampled_from(TRAPS),
+        st.integers(1, 40).map(lambda n: " " * n),
+    ),
+    max_size=12,
+).map("".join)
+
+
+@pytest.fixture(scope="session")
+def tiktoken_gpt2():
+    tiktoken = pytest.importorskip("tiktoken")
+    from tiktoken.load import data_gym_to_mergeable_bpe_ranks
+
+    ranks = data_gym_to_mergeable_bpe_ranks(
+        str(shared("gpt2", "vocab.bpe")), str(shared("gpt2", "encoder.json"))
+    )
+    return tiktoken.Encoding(
+        "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256}
+    )
+
+
+@pytest.fixture(scope="session")
+def trained() -> Tokenizer:
+    """A vocabulary learnt here, for tests that need no particular one."""
+    return Tokenizer.train("the cat sat on the mat; the dog sat on the log.\n" * 20, 300)
+
+
+def test_equals_tiktoken_on_shakespeare(gpt2_tokenizer, tiktoken_gpt2, shakespeare):
+    assert gpt2_tokenizer.encode(shakespeare) == tiktoken_gpt2.encode_ordinary(shakespeare)
+    assert gpt2_tokenizer.decode(tiktoken_gpt2.encode_ordinary(shakespeare)) == shakespeare
+
+
+def test_equals_tiktoken_on_every_code_point(gpt2_tokenizer, tiktoken_gpt2):
+    for code_point in range(sys.maxunicode + 1):
+        if not 0xD800 <= code_point <= 0xDFFF:
+            character = chr(code_point)
+            expected = tiktoken_gpt2.encode_ordinary(character)
+            assert gpt2_tokenizer.encode(character) == expected, hex(code_point)
+
+
+@given(text=TRICKY)
+@settings(max_examples=300)
+def test_equals_tiktoken_on_any_text(gpt2_tokenizer, tiktoken_gpt2, text):
+    assert gpt2_tokenizer.encode(text) == tiktoken_gpt2.encode_ordinary(text)
+    with_special = text + "<|endoftext|>" + text
+    assert gpt2_tokenizer.encode(with_special) == tiktoken_gpt2.encode_ordinary(with_special)
+    assert gpt2_tokenizer.encode(with_special, allowed_special="all") == tiktoken_gpt2.encode(
+        with_special, allowed_special="all"
+    )
+
+
+@given(text=TRICKY)
+@settings(max_examples=200)
+def test_decode_inverts_encode(trained, text):
+    ids = trained.encode(text)
+    assert trained.decode(ids) == text
+    assert trained.decode_bytes(np.array(ids, np.int64)) == text.encode()
+
+
+@given(text=st.text(st.characters(max_codepoint=127), max_size=60))
+@settings(max_examples=300)
+def test_ascii_and_unicode_patterns_agree(text):
+    pattern = Pattern(GPT2_PATTERN)
+    assert pattern.split(text) == pattern._unicode.findall(text)
+
+
+@given(data=st.binary(max_size=60))
+def test_any_bytes_decode(trained, data):
+    ids = [trained.vocabulary[bytes([byte])] for byte in data]
+    assert trained.decode_bytes(ids) == data
+    assert trained.decode(ids) == data.decode("utf-8", errors="replace")
+
+
+@given(data=st.binary(max_size=40), text=TRICKY)
+def test_a_stream_never_emits_half_a_character(trained, data, text):
+    ids = trained.encode(text) + [trained.vocabulary[bytes([byte])] for byte in data]
+    pieces = list(trained.decode_stream(ids))
+    assert "".join(pieces) == trained.decode(ids)
+    for piece in trained.decode_stream(trained.encode(text)):
+        assert "\ufffd" not in piece or "\ufffd" in text
+
+
+def test_a_stream_holds_a_character_back_until_it_is_whole(trained):
+    decoder = StreamDecoder(trained)
+    first, second, third = (trained.vocabulary[bytes([byte])] for byte in "€".encode())
+    assert [decoder.push(first), decoder.push(second), decoder.push(third)] == ["", "", "€"]
+    assert decoder.push(first) + decoder.finish() == "\ufffd"
+
+
+@pytest.mark.parametrize("character", ["a", " ", "\n", "0", "é", "!"])
+def test_a_million_equal_characters_take_seconds(gpt2_tokenizer, character):
+    began = time.perf_counter()
+    ids = gpt2_tokenizer.encode(character * 1_000_000)
+    # Quadratic time would be hours: this is no measurement of speed.
+    assert time.perf_counter() - began < 120
+    assert gpt2_tokenizer.decode(ids) == character * 1_000_000
+
+
+@given(letters=st.text("ab", min_size=1, max_size=200))
+def test_merges_in_the_order_they_were_learnt(letters):
+    """Against the definition: of all pairs the one learnt first, the leftmost where it recurs."""
+    tokenizer = Tokenizer.train(["abababab" * 3 + " aabb aab bba abba " * 5], 270)
+    tokens = [bytes([byte]) for byte in letters.encode()]
+    while True:
+        ranked = [
+            (tokenizer.merges.index(pair), place)
+            for place, pair in enumerate(pairwise(tokens))
+            if pair in tokenizer.merges
+        ]
+        if not ranked:
+            break
+        place = min(ranked)[1]
+        tokens[place : place + 2] = [tokens[place] + tokens[place + 1]]
+    assert [tokenizer.token_to_bytes(id) for id in tokenizer.encode(letters)] == tokens
+
+
+def test_special_tokens_are_text_unless_allowed(gpt2_tokenizer):
+    text = "a<|endoftext|>b"
+    assert 50256 not in gpt2_tokenizer.encode(text)
+    assert gpt2_tokenizer.decode(gpt2_tokenizer.encode(text)) == text
+    ids = gpt2_tokenizer.encode(text, allowed_special={"<|endoftext|>"})
+    assert ids == [64, 50256, 65]
+    assert gpt2_tokenizer.decode(ids) == text
+    assert gpt2_tokenizer.decode(ids, skip_special_tokens=True) == "ab"
+    assert gpt2_tokenizer.eos_token_id == 50256
+    assert gpt2_tokenizer.token_to_bytes(50256) == b"<|endoftext|>"
+    assert gpt2_tokenizer.vocab_size == 50257
+    with pytest.raises(ValueError, match=r"<\|pad\|>.*endoftext"):
+        gpt2_tokenizer.encode(text, allowed_special={"<|pad|>"})
+
+
+def test_the_longer_of_two_special_tokens_wins():
+    tokenizer = Tokenizer.train("x", 258, special_tokens=["<a>", "<a><b>"])
+    assert tokenizer.encode("<a><b><a>", allowed_special="all") == [257, 256]
+
+
+def test_returns_an_array_when_asked(trained):
+    array = trained.encode("the cat", return_tensors="np")
+    assert array.dtype == np.int64
+    assert array.tolist() == [trained.encode("the cat")]
+    assert trained.encode("", return_tensors="np").shape == (1, 0)
+    assert trained.encode_batch(["the", "cat"]) == [trained.encode("the"), trained.encode("cat")]
+    with pytest.raises(ValueError, match="'pt'"):
+        trained.encode("x", return_tensors="pt")
+
+
+def test_refuses_what_is_not_text(trained):
+    with pytest.raises(ValueError, match=r"character 3 .*U\+D83D"):
+        trained.encode("abc\ud83d")
+    with pytest.raises(ValueError, match="surrogate"):
+        Tokenizer.train("abc\udc00", 300)
+    with pytest.raises(TypeError, match="list"):
+        trained.encode(["abc"])
+    with pytest.raises(ValueError, match="999"):
+        trained.decode([999])
+    with pytest.raises(ValueError, match="float64"):
+        trained.decode([0.5])
+    with pytest.raises(ValueError, match="row by row"):
+        trained.decode([[1, 2]])
+    assert trained.decode([]) == ""
+
+
+def test_refuses_a_vocabulary_that_contradicts_itself(trained):
+    vocabulary, merges = trained.vocabulary, trained.merges
+    with pytest.raises(ValueError, match="lacks the byte"):
+        Tokenizer({t: i for t, i in vocabulary.items() if t != b"q"}, merges)
+    with pytest.raises(ValueError, match="one id to two"):
+        Tokenizer(vocabulary | {b"zzz": 5}, merges)
+    with pytest.raises(ValueError, match="merge 0"):
+        Tokenizer(vocabulary, [(b"q", b"zzz"), *merges])

@@ -1,0 +1,358 @@
+"""Training: it learns, resumes bit for bit, survives kills, and refuses early what would fail."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from numgpt import formats
+from numgpt.training import TrainConfig, Trainer, TrainingError, prepare_corpus
+from numgpt.training import loop as loop_module
+from numgpt.training.checkpoint import CHECKPOINT_FILE, read_state
+from numgpt.training.config import OPTIONS, read_toml
+from numgpt.training.evaluation import sliding_window_loss
+
+TEXT = "The quick brown fox jumps over the lazy dog; the dog sleeps on.\n" * 60
+TINY = {
+    "n_layer": 1,
+    "n_head": 2,
+    "n_embd": 16,
+    "block_size": 8,
+    "batch_size": 4,
+    "eval_batches": 2,
+    "log_every": 5,
+    "eval_every": 5,
+    "save_every": 4,
+    "sample_every": 0,
+    "lr": 1e-2,
+    "warmup": 3,
+}
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return str(path)
+
+
+def start(text_file, out, **options) -> Trainer:
+    return Trainer.start(TrainConfig(**({"data": text_file} | TINY | options)), out)
+
+
+def test_learns(text_file, tmp_path, capsys):
+    trainer = start(text_file, tmp_path / "run", steps=150, sample_every=150)
+    trainer.run()
+    records = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert records[0]["loss"] == pytest.approx(math.log(trainer.tokenizer.vocab_size), rel=0.1)
+    assert records[-1]["val_loss"] < 1.6
+    assert {"step", "loss", "val_loss", "lr", "grad_norm", "tokens_per_second"} <= records[
+        -1
+    ].keys()
+    printed = capsys.readouterr()
+    assert "step 150/150" in printed.err
+    assert "a sample at step 150" in printed.out
+    model, tokenizer = formats.load(tmp_path / "run")  # the best model, ready to use
+    ids = trainer.corpus.val[:100].astype(np.int64)
+    assert sliding_window_loss(model, ids) < 2
+    assert tokenizer.decode(ids[:5]) == trainer.tokenizer.decode(ids[:5])
+    pytest.importorskip("matplotlib")
+    assert (tmp_path / "run/loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+STATE = ("weights", "m", "v")
+HARD = {"dropout": 0.2, "grad_accum": 3, "steps": 17}
+
+
+@pytest.mark.parametrize("tokenizer", ["char", "bpe"])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(text_file, tmp_path, tokenizer):
+    options = HARD | {"tokenizer": tokenizer, "vocab_size": 280}
+    start(text_file, tmp_path / "whole", **options).run()
+    parts = start(text_file, tmp_path / "parts", **options)
+    for stop in (1, 6, 11):
+        step = parts.step
+
+        def stopping(parts=parts, step=step, stop=stop):
+            parts.stop_requested = parts.optimizer.steps + 1 >= stop
+            return step()
+
+        parts.step = stopping
+        parts.run()
+        assert parts.optimizer.steps == stop
+        parts = Trainer.resume(tmp_path / "parts")
+    parts.run()
+    same_state(tmp_path / "whole", tmp_path / "parts")
+
+
+def same_state(a, b):
+    state_a, state_b = read_state(a), read_state(b)
+    for name in STATE:
+        np.testing.assert_array_equal(state_a["arrays"][name], state_b["arrays"][name])
+    for name in ("step", "best_loss", "generator", "layout"):
+        assert state_a[name] == state_b[name], name
+    losses = []
+    for directory in (a, b):
+        lines = (directory / "log.jsonl").read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        losses.append({r["step"]: (r["loss"], r["val_loss"]) for r in records if r["val_loss"]})
+    assert losses[0] == losses[1]
+    assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+
+
+def test_a_killed_run_loses_nothing(text_file, tmp_path):
+    """SIGKILL at random moments, a checkpoint at every step: the run still ends where it should."""
+    options = HARD | {"steps": 40, "save_every": 1, "eval_every": 10}
+    start(text_file, tmp_path / "whole", **options).run()
+    out = tmp_path / "killed"
+    start(text_file, out, **options | {"steps": 1}).run()  # something to resume
+    command = [sys.executable, "-m", "numgpt", "train", "--resume", str(out), "--steps", "40"]
+    rng = random.Random(0)
+    kills = 0
+    for _ in range(40):
+        process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+        for line in process.stderr:  # it has started
+            if "resumed" in line:
+                break
+        time.sleep(rng.uniform(0, 0.15))
+        process.kill()
+        _, error = process.communicate()
+        step = read_state(out)["step"]  # loads, whatever the moment was
+        kills += process.returncode == -signal.SIGKILL
+        if step == 40 or "done" in error:
+            break
+    assert kills >= 2
+    if read_state(out)["step"] < 40:
+        subprocess.run(command, check=True, capture_output=True)
+    # The learning rate follows from the number of steps, which the first step was told was 1.
+    whole, killed = read_state(tmp_path / "whole"), read_state(out)
+    assert killed["step"] == whole["step"] == 40
+    assert killed["generator"] == whole["generator"]
+    assert formats.load(out)[0](list(range(8))).shape[1] == 8
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT as a terminal does")
+def test_ctrl_c_saves_and_says_how_to_resume(text_file, tmp_path):
+    out = tmp_path / "run"
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+    command = [sys.executable, "-m", "numgpt", "train", "--data", text_file, "--out", str(out)]
+    process = subprocess.Popen(
+        [*command, *flags, "--steps=1000000", "--save-every=1000000"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    for line in process.stderr:
+        if line.startswith("step"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in error
+    assert f"numgpt train --resume {out}" in error
+    step = read_state(out)["step"]
+    assert step >= 1
+    more = subprocess.run(
+        [sys.executable, "-m", "numgpt", "train", "--resume", str(out), "--steps", str(step + 3)],
+        capture_output=True,
+        text=True,
+    )
+    assert more.returncode == 0, more.stderr
+    assert read_state(out)["step"] == step + 3
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(text_file, tmp_path):
+    trainer = start(text_file, tmp_path / "run", steps=20)
+    trainer.config.steps = 8
+    trainer.run()
+    before = (tmp_path / "run" / CHECKPOINT_FILE).read_bytes()
+    trainer.config.steps = 20
+    trainer.model.parameters["wte"][:] = np.inf
+    with np.errstate(all="ignore"), pytest.raises(TrainingError, match="at step 9 the loss is"):
+        trainer.run()
+    assert (tmp_path / "run" / CHECKPOINT_FILE).read_bytes() == before
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(text_file, tmp_path, monkeypatch):
+    trainer = start(text_file, tmp_path / "run", steps=8, save_every=4)
+    trainer.config.steps = 4
+    trainer.run()
+    before = (tmp_path / "run" / CHECKPOINT_FILE).read_bytes()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    trainer.config.steps = 8
+    with pytest.raises(OSError, match="No space"):
+        trainer.run()
+    assert (tmp_path / "run" / CHECKPOINT_FILE).read_bytes() == before
+    assert not list((tmp_path / "run").glob(".*tmp"))
+
+
+def test_a_disk_too_small_is_reported_before_training(text_file, tmp_path, monkeypatch):
+    usage = type("usage", (), {"free": 1000})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match="free some space"):
+        start(text_file, tmp_path / "run")
+
+
+def test_a_directory_that_can_not_be_written_is_reported(text_file, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        start(text_file, tmp_path / "file" / "run")
+
+
+def test_fine_tunes(text_file, tmp_path):
+    start(text_file, tmp_path / "first", steps=60).run()
+    before = read_state(tmp_path / "first")["best_loss"]
+    tuned = start(
+        text_file, tmp_path / "tuned", init_from=str(tmp_path / "first"), steps=20, dropout=0.1
+    )
+    assert tuned.model.config.attn_pdrop == 0.1
+    assert tuned.validate() == pytest.approx(before, rel=1e-6)
+    tuned.run()
+    assert read_state(tmp_path / "tuned")["best_loss"] <= before + 0.05
+    same = formats.load_model(tmp_path / "first").config
+    assert tuned.model.config.n_embd == same.n_embd
+    with pytest.raises(ValueError, match="n_positions=8"):
+        start(text_file, tmp_path / "more", init_from=str(tmp_path / "first"), block_size=9)
+
+
+def test_resume_refuses_what_can_not_change(text_file, tmp_path):
+    start(text_file, tmp_path / "run", steps=4).run()
+    with pytest.raises(ValueError, match="n_embd=32"):
+        Trainer.resume(tmp_path / "run", {"n_embd": 32})
+    assert Trainer.resume(tmp_path / "run", {"n_embd": 16, "lr": 5e-3}).config.lr == 5e-3
+    with pytest.raises(FileNotFoundError, match="nothing to resume"):
+        Trainer.resume(tmp_path / "absent")
+    path = tmp_path / "run" / CHECKPOINT_FILE
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=CHECKPOINT_FILE):
+        Trainer.resume(tmp_path / "run")
+
+
+def test_the_corpus_is_encoded_once_and_again_when_it_changes(text_file, tmp_path):
+    tokenizer = start(text_file, tmp_path / "a").tokenizer
+    out = tmp_path / "corpus"
+    out.mkdir()
+    corpus = prepare_corpus(text_file, tokenizer, out, 0.25, 8)
+    assert len(corpus.val) == len(TEXT) // 4
+    assert tokenizer.decode(np.concatenate([corpus.train, corpus.val])) == TEXT
+    assert corpus.train.dtype == np.uint16
+    stamp = (out / "tokens.bin").stat().st_mtime_ns
+    prepare_corpus(text_file, tokenizer, out, 0.25, 8)
+    assert (out / "tokens.bin").stat().st_mtime_ns == stamp
+    with open(text_file, "a") as file:
+        file.write("dog")
+    assert tokenizer.decode(prepare_corpus(text_file, tokenizer, out, 0.25, 8).val[-3:]) == "dog"
+
+
+def test_documents_are_separated_by_the_end_of_text_token(tmp_path):
+    for name in ("a.txt", "b.txt", ".hidden"):
+        (tmp_path / name).write_text(TEXT if name == "a.txt" else "dog sleeps. " * 40)
+    options = TrainConfig(data=str(tmp_path), tokenizer="bpe", vocab_size=280)
+    tokenizer = loop_module.make_tokenizer(options)
+    out = tmp_path / ".out"
+    out.mkdir()
+    for data in (
+        str(tmp_path),
+        str(tmp_path / "*.txt"),
+        [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")],
+    ):
+        corpus = prepare_corpus(data, tokenizer, out, 0.25, 8)
+        text = tokenizer.decode(np.concatenate([corpus.train, corpus.val]))
+        assert text == TEXT + "<|endoftext|>" + "dog sleeps. " * 40
+
+
+def test_batches_are_windows_and_their_successors(text_file, tmp_path):
+    corpus = start(text_file, tmp_path / "a").corpus
+    ids, targets = corpus.batch(np.random.default_rng(0), 5, 8)
+    assert ids.shape == targets.shape == (5, 8)
+    np.testing.assert_array_equal(ids[:, 1:], targets[:, :-1])
+    first, again = (list(corpus.validation_batches(3, 4, 8)) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(first[-1][1][-1], corpus.val[-8:])  # to the very end
+
+
+def test_refuses_data_that_can_not_be_used(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent\*"):
+        start(str(tmp_path / "absent*"), tmp_path / "run")
+    short = tmp_path / "short.txt"
+    short.write_text("too short")
+    with pytest.raises(ValueError, match=r"9 tokens.*block_size=8"):
+        start(str(short), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", 0),
+        ("n_layer", -1),
+        ("n_layer", 2.0),
+        ("lr", 0.0),
+        ("lr", math.nan),
+        ("lr", "fast"),
+        ("min_lr", 1.0),
+        ("dropout", 1.0),
+        ("val_fraction", 0.0),
+        ("beta2", 1.0),
+        ("seed", -1),
+        ("n_embd", 17),
+        ("grad_clip", -1.0),
+        ("data", 3),
+        ("steps", True),
+    ],
+)
+def test_refuses_options_by_name(name, value, text_file, tmp_path):
+    with pytest.raises(ValueError, match=name) as error:
+        start(text_file, tmp_path / "run", **{name: value})
+    assert not (tmp_path / "run").exists()
+    assert "\n" not in str(error.value)
+
+
+def test_toml_holds_the_same_names(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text("n_layer = 2\nlr = 1e-3\n")
+    assert read_toml(path) == {"n_layer": 2, "lr": 1e-3}
+    path.write_text("n_layers = 2\n")
+    with pytest.raises(ValueError, match="'n_layers' is no option"):
+        read_toml(path)
+    path.write_text("n_layer = \n")
+    with pytest.raises(ValueError, match="not valid TOML"):
+        read_toml(path)
+    assert {"n_layer", "grad_accum", "beta2", "eval_every", "init_from"} <= OPTIONS.keys()
+
+
+def test_sliding_window_gives_every_token_its_context(small_model):
+    """Against predicting each token by itself, from all the context that its window holds."""
+    ids = np.random.default_rng(0).integers(61, size=45)
+    context, stride = 10, 4
+    losses = []
+    for target in range(1, len(ids)):
+        window = 0 if target <= context else math.ceil((target - context) / stride)
+        stop = min(context + window * stride, len(ids) - 1)
+        logits = small_model(ids[max(0, stop - context) : target])[0, -1].astype(np.float64)
+        losses.append(
+            np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[ids[target]]
+        )
+    assert sliding_window_loss(small_model, ids, context, stride) == pytest.approx(
+        np.mean(losses), rel=1e-5
+    )
+    whole = small_model.loss(ids[:20], ids[1:21])
+    assert sliding_window_loss(small_model, ids[:21]) == pytest.approx(whole, rel=1e-6)
+    for bad in ({"context": 33}, {"context": 8, "stride": 9}, {"stride": 0}):
+        with pytest.raises(ValueError, match="expected 1 to"):
+            sliding_window_loss(small_model, ids, **bad)
+    with pytest.raises(ValueError, match="at least two"):
+        sliding_window_loss(small_model, ids[:1])
