@@ -204,7 +204,7 @@ class Trainer:
         return val_loss
 
     def sample(self) -> str:
-        """A text that the model writes, as far as it sees: the older half of its context goes first."""
+        """A text from the model; where its context is full, the older half goes."""
         context = self.model.config.n_positions
         kept = max(1, context // 2)
         ids = self.corpus.val[: min(8, kept)].astype(np.int64)

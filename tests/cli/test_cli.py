@@ -1,0 +1,289 @@
+"""The command line as a person meets it: output, errors, exit status, pipes."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from numgpt import cli
+from numgpt.training import TrainConfig, Trainer
+
+TEXT = "To be, or not to be, that is the question.\n" * 80
+
+
+@pytest.fixture(scope="module")
+def run_directory(tmp_path_factory):
+    """A model trained for a moment."""
+    directory = tmp_path_factory.mktemp("cli")
+    (directory / "text.txt").write_text(TEXT)
+    options = {
+        "n_layer": 1,
+        "n_head": 2,
+        "n_embd": 32,
+        "block_size": 16,
+        "steps": 60,
+        "sample_every": 0,
+    }
+    Trainer.start(TrainConfig(data=str(directory / "text.txt"), **options), directory / "run").run()
+    return directory
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """Run a command in this process -> exit status, stdout, stderr."""
+
+    def call(*arguments, stdin: bytes | None = None):
+        if stdin is not None:
+            monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        try:
+            status = cli.main([str(argument) for argument in arguments])
+        except SystemExit as error:
+            status = error.code
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def test_generate_streams_one_text(call, run_directory):
+    arguments = (
+        "generate",
+        "To be",
+        "--model",
+        run_directory / "run",
+        "--seed",
+        1,
+        "--max-length",
+        12,
+    )
+    status, out, err = call(*arguments)
+    assert status == 0
+    assert out.startswith("To be")
+    assert len(out) == 12 + 1
+    assert "7 tokens in" in err
+    assert "tokens/s" in err
+    assert "seed 1" in err
+    assert call(*arguments)[1] == out
+
+
+def test_generate_separates_several_texts(call, run_directory):
+    status, out, err = call(
+        *(
+            "generate",
+            "To",
+            "--model",
+            run_directory / "run",
+            "--max-new-tokens",
+            5,
+            "-n",
+            5,
+            "--seed",
+            2,
+        )
+    )
+    assert status == 0
+    assert [f"=== {number} of 5 ===\nTo" in out for number in range(1, 6)] == [True] * 5
+    assert "25 tokens in" in err
+
+
+def test_generate_greedily_stops_and_bans(call, run_directory):
+    common = (
+        "generate",
+        "To be, or",
+        "--model",
+        run_directory / "run",
+        "--greedy",
+        "--max-length",
+        16,
+    )
+    status, out, err = call(*common)
+    assert status == 0
+    assert out == "To be, or not to\n" or len(out) == 17
+    assert "seed" not in err
+    banned = out[9]
+    assert banned not in call(*common, "--ban", banned)[1][9:]
+    assert call(*common, "--stop", out[11])[1] == out[: out.index(out[11], 9) + 1] + "\n"
+
+
+def test_the_prompt_can_come_from_a_pipe(call, run_directory):
+    common = ("--model", run_directory / "run", "--greedy", "--max-length", 12)
+    expected = call("generate", "To be", *common)[1]
+    assert call("generate", "-", *common, stdin=b"To be")[1] == expected
+    assert call("generate", *common, stdin=b"To be")[1] == expected
+
+
+def test_reaching_the_context_is_noted(call, run_directory):
+    status, out, err = call(
+        "generate", "To", "--model", run_directory / "run", "--max-new-tokens", 99
+    )
+    assert status == 0
+    assert len(out) == 16 + 1
+    assert "note: the text ends here" in err
+
+
+def test_eval_prints_three_measures(call, run_directory):
+    status, out, _ = call(
+        "eval", "--model", run_directory / "run", "--data", run_directory / "text.txt"
+    )
+    assert status == 0
+    loss, perplexity, bits = (float(re.search(r"[\d.]+", line)[0]) for line in out.splitlines())
+    assert perplexity == pytest.approx(2.718281828**loss, rel=1e-3)
+    assert bits == pytest.approx(loss * 1.442695, rel=1e-3)  # one byte a character
+
+
+def test_tokenizer_trains_encodes_and_decodes(call, run_directory, tmp_path):
+    status, _, err = call(
+        *(
+            "tokenizer",
+            "train",
+            run_directory / "text.txt",
+            "--vocab-size",
+            270,
+            "--out",
+            tmp_path / "t",
+        )
+    )
+    assert status == 0
+    assert "270 tokens" in err
+    tokenizer = ("--tokenizer", tmp_path / "t")
+    status, out, err = call("tokenizer", "encode", "not to be", *tokenizer)
+    assert status == 0
+    assert f"{len(out.split())} tokens" in err
+    decoded = subprocess.run(
+        [sys.executable, "-m", "numgpt", "tokenizer", "decode", *map(str, tokenizer)],
+        input=out.encode(),
+        capture_output=True,
+        check=True,
+    )
+    assert decoded.stdout == b"not to be\n"
+    special = call("tokenizer", "encode", "<|endoftext|>", "--special", *tokenizer)
+    assert special[1] == "269\n"
+    text = run_directory / "text.txt"
+    few = call("tokenizer", "train", text, "--vocab-size", 9999, "--out", tmp_path / "u")
+    assert "fewer than 9999" in few[2]
+
+
+def test_info_counts_the_parts(call, run_directory):
+    status, out, _ = call("info", run_directory / "run")
+    assert status == 0
+    for part in (
+        "token embedding",
+        "attention",
+        "feed-forward",
+        "layer norms",
+        "KV cache",
+        "BLAS",
+        "threads",
+    ):
+        assert part in out
+    config = json.loads((run_directory / "run/config.json").read_text())
+    assert f"n_embd{' ' * 26}{config['n_embd']}" in out
+
+
+def test_train_reads_a_file_and_flags_win(call, run_directory, tmp_path):
+    config = tmp_path / "c.toml"
+    config.write_text(
+        f'data = "{run_directory / "text.txt"}"\nsteps = 50\nn_layer = 1\nn_embd = 16\n'
+    )
+    status, _, err = call(
+        *("train", "--config", config, "--out", tmp_path / "run", "--steps", 2, "--block-size", 8)
+    )
+    assert status == 0, err
+    assert "step 2/2" in err
+    assert "numgpt generate --model" in err
+    again = call("train", "--out", tmp_path / "run")
+    assert again[0] == 2
+    assert "--resume" in again[2]
+    finished = call("train", "--resume", tmp_path / "run")
+    assert finished[0] == 2
+    assert "raise --steps" in finished[2]
+    more = call("train", "--resume", tmp_path / "run", "--steps", 3)
+    assert more[0] == 0
+    assert "resumed at step 2" in more[2]
+
+
+def test_train_without_data_uses_the_language_reference(call, tmp_path):
+    flags = ("--steps", 1, "--n-layer", 1, "--n-embd", 8, "--n-head", 1, "--eval-batches", 1)
+    status, _, err = call("train", "--out", tmp_path / "run", *flags)
+    assert status == 0, err
+    assert "tokens to train on" in err
+    assert (tmp_path / "run/tokens.bin").stat().st_size > 500_000
+
+
+BAD = [
+    (("generate", "x", "--model", "./absent"), "./absent"),
+    (("generate", "☃", "--model", "RUN"), "U+2603"),
+    (("generate", "", "--model", "RUN"), "empty"),
+    (("generate", "To be, or not to be, that", "--model", "RUN"), "n_positions=16"),
+    (("generate", "T", "--model", "RUN", "--temperature", 0), "temperature=0"),
+    (("generate", "T", "--model", "RUN", "--top-p", 2), "top_p=2"),
+    (("generate", "T", "--model", "RUN", "--top-k", -1), "top_k=-1"),
+    (("generate", "T", "--model", "RUN", "--seed", -1), "seed=-1"),
+    (("generate", "T", "--model", "RUN", "--threads", 0), "at least one thread"),
+    (("eval", "--model", "RUN", "--data", "absent.txt"), "absent.txt"),
+    (("eval", "--model", "RUN", "--data", "TEXT", "--context", 99), "context=99"),
+    (("tokenizer", "encode", "x", "--tokenizer", "./absent"), "./absent"),
+    (("tokenizer", "decode", "12x", "--tokenizer", "RUN"), "12x"),
+    (("tokenizer", "decode", "9999", "--tokenizer", "RUN"), "9999"),
+    (("tokenizer", "train", "absent.txt", "--vocab-size", 300, "--out", "TMP"), "absent.txt"),
+    (("tokenizer", "train", "TEXT", "--vocab-size", 10, "--out", "TMP"), "vocab_size=10"),
+    (("info", "./absent"), "./absent"),
+    (("train",), "--out"),
+    (("train", "--out", "TMP", "--resume", "RUN"), "--resume"),
+    (("train", "--out", "TMP", "--data", "absent"), "absent"),
+    (("train", "--out", "TMP", "--data", "TEXT", "--n-head", 3), "n_head=3"),
+    (("train", "--out", "TMP", "--data", "TEXT", "--config", "absent.toml"), "absent.toml"),
+    (("train", "--resume", "TMP"), "nothing to resume"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD)
+def test_bad_input_gets_one_line_and_status_2(call, run_directory, tmp_path, arguments, message):
+    places = {
+        "RUN": run_directory / "run",
+        "TEXT": run_directory / "text.txt",
+        "TMP": tmp_path / "new",
+    }
+    status, out, err = call(*(places.get(argument, argument) for argument in arguments))
+    assert status == 2
+    assert out == ""
+    assert err.startswith("numgpt: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_input_that_is_not_text_is_refused(call, run_directory):
+    status, _, err = call("generate", "--model", run_directory / "run", stdin=b"\xff\xfe")
+    assert status == 2
+    assert "not UTF-8" in err
+
+
+@pytest.mark.parametrize("command", [[], ["nonsense"], ["generate", "--nonsense"], ["tokenizer"]])
+def test_bad_usage_is_status_2(call, command):
+    status, _, err = call(*command)
+    assert status == 2
+    assert "usage: numgpt" in err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["generate"], ["train"], ["eval"], ["tokenizer"], ["info"]]
+    + [["tokenizer", action] for action in ("train", "encode", "decode")],
+)
+def test_help_shows_an_example(call, command):
+    status, out, _ = call(*command, "--help")
+    assert status == 0
+    assert f"example:\n  numgpt {' '.join(command)}" in out
+
+
+def test_a_reader_that_leaves_early_is_no_error(run_directory):
+    encode = f'"{sys.executable}" -m numgpt tokenizer encode - --tokenizer "{run_directory}/run"'
+    command = f"{encode} | head -c 5"
+    result = subprocess.run(command, shell=True, input=TEXT * 200, capture_output=True, text=True)
+    assert "Traceback" not in result.stderr
+    assert "Error" not in result.stderr

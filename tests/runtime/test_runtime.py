@@ -1,0 +1,207 @@
+"""The machine's room: kernels are chosen early and politely, memory is used again, threads change
+no result."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from numgpt import runtime
+from numgpt.runtime import scratch, threads
+
+
+def python(code: str, **environment: str) -> str:
+    """The output of a fresh interpreter."""
+    clean = {
+        k: v for k, v in os.environ.items() if not k.startswith(("OPENBLAS_", "OMP_", "NUMGPT_"))
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+SHOW = "import numgpt; print(numgpt.runtime.kernels.describe())"
+
+
+def test_kernels_are_chosen_before_numpy_loads_and_leave_no_trace():
+    out = python(
+        "import os, numgpt\n"
+        "print(numgpt.runtime.kernels.CHOICE, '|', os.environ.get('OPENBLAS_CORETYPE'))"
+    )
+    assert out.endswith("| None")
+    if (
+        runtime.kernels.cpu_flags() >= runtime.kernels.AVX512_FLAGS
+        and runtime.kernels.bundled_openblas()
+    ):
+        assert "chosen by numgpt" in out
+        assert "SkylakeX" in python(SHOW)
+    else:
+        assert "left to the BLAS" in out
+
+
+def test_a_users_choice_stays():
+    out = python(SHOW, OPENBLAS_CORETYPE="Haswell")
+    assert "OPENBLAS_CORETYPE=Haswell, set by the user" in out
+    if runtime.kernels.bundled_openblas() and "avx2" in runtime.kernels.cpu_flags():
+        assert "'kernels': 'Haswell'" in out
+
+
+def test_numpy_imported_first_is_said():
+    assert "NumPy was imported before numgpt" in python("import numpy\n" + SHOW)
+
+
+def test_threads_follow_the_environment():
+    show = "import numgpt; print(numgpt.runtime.num_threads())"
+    assert python(show, NUMGPT_NUM_THREADS="3") == "3"
+    assert python(show, OPENBLAS_NUM_THREADS="1") == "1" or runtime.kernels.OPENBLAS is None
+    with pytest.raises(AssertionError, match="NUMGPT_NUM_THREADS='0'"):
+        python(show, NUMGPT_NUM_THREADS="0")
+
+
+@pytest.fixture(params=[1, 2, 3])
+def thread_count(request):
+    before = runtime.num_threads()
+    runtime.set_num_threads(request.param)
+    yield request.param
+    runtime.set_num_threads(before)
+
+
+def test_parallel_for_keeps_the_order(thread_count):
+    assert runtime.parallel_for(lambda i: i * i, 50) == [i * i for i in range(50)]
+    assert runtime.parallel_for(lambda i: runtime.parallel_for(lambda j: (i, j), 3), 4) == [
+        [(i, j) for j in range(3)] for i in range(4)
+    ]
+    assert runtime.parallel_for(lambda i: i, 0) == []
+
+
+def test_parallel_for_raises_what_a_piece_raised(thread_count):
+    running = threading.Semaphore(100)
+
+    def body(index):
+        with running:
+            if index == 3:
+                raise KeyError("three")
+
+    with pytest.raises(KeyError, match="three"):
+        runtime.parallel_for(body, 20)
+    assert running._value == 100  # nothing runs any more
+    assert runtime.parallel_for(lambda i: i, 3) == [0, 1, 2]
+
+
+def test_the_blas_gets_its_threads_back():
+    if runtime.kernels.OPENBLAS is None:
+        pytest.skip("NumPy runs on another BLAS than OpenBLAS")
+    before = runtime.kernels.OPENBLAS.get_num_threads()
+    inside = runtime.parallel_for(lambda _: runtime.kernels.OPENBLAS.get_num_threads(), 2)
+    assert inside == [1, 1]
+    assert runtime.kernels.OPENBLAS.get_num_threads() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_computes():
+    x = np.ones((4096, 1024), np.float32)
+    runtime.add_into(x.copy(), x)  # starts the pool
+    child = os.fork()
+    if child == 0:
+        runtime.add_into(x, x.copy())
+        os._exit(0 if (x == 2).all() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@given(rows=st.integers(1, 3000), width=st.integers(1, 400))
+def test_row_blocks_cover_every_row_once(rows, width):
+    x = np.zeros((rows, width), np.float32)
+    lengths = runtime.over_row_blocks(lambda x: x.__iadd__(1).shape[0], x)
+    assert (x == 1).all()
+    assert sum(lengths) == rows
+
+
+def test_results_do_not_depend_on_threads_in_element_wise_work(thread_count):
+    x = np.random.default_rng(0).normal(size=(3000, 700)).astype(np.float32)
+    runtime.set_num_threads(thread_count)
+    total = runtime.sum_rows(x)
+    runtime.set_num_threads(1)
+    np.testing.assert_array_equal(total, runtime.sum_rows(x))
+    np.testing.assert_allclose(total, x.sum(axis=0, dtype=np.float64), atol=1e-2)
+
+
+@given(
+    shape=st.tuples(st.integers(1, 90), st.integers(1, 90), st.integers(1, 90)),
+    accumulate=st.booleans(),
+)
+def test_products(shape, accumulate):
+    m, k, n = shape
+    rng = np.random.default_rng(0)
+    a, b, total = rng.normal(size=(m, k)), rng.normal(size=(k, n)), rng.normal(size=(m, n))
+    expected = a @ b + (total if accumulate else 0)
+    runtime.add_matmul(total, a, b, accumulate)
+    np.testing.assert_allclose(total, expected, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(runtime.matmul(b.T, a.T), (a @ b).T, rtol=1e-12, atol=1e-12)
+
+
+def test_large_products_add_up_panel_by_panel():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(3000, 5)), rng.normal(size=(5, 700))
+    total = np.ones((3000, 700))
+    runtime.add_matmul(total, a, b)
+    np.testing.assert_allclose(total, 1 + a @ b, rtol=1e-12, atol=1e-12)
+
+
+def test_scratch_memory_is_used_again_but_never_while_in_use():
+    first = runtime.empty((300, 300))
+    address = first.ctypes.data
+    assert address % scratch.ALIGNMENT == 0
+    assert runtime.empty((300, 300)).ctypes.data != address
+    view = first[10:20].T
+    del first
+    assert runtime.empty((300, 300)).ctypes.data != address  # the view still needs it
+    del view
+    addresses = {array.ctypes.data for array in [runtime.empty((300, 299)) for _ in range(3)]}
+    assert address in addresses
+
+
+def test_idle_memory_is_bounded():
+    pool = scratch.Pool()
+    for size in range(1, 60):
+        held = [pool.empty((size * 50_000,), np.dtype(np.uint8)) for _ in range(2)]
+        del held
+        gc.collect()
+        assert pool.idle_bytes <= 2 * pool.peak_bytes
+    assert pool.used_bytes == 0
+    pool.release()
+    assert pool.idle_bytes == 0
+
+
+def test_scratch_is_safe_across_threads():
+    def work(seed: int) -> bool:
+        for count in range(200):
+            x = runtime.empty((100, 100 + count % 3))
+            x.fill(seed)
+            if not (x == seed).all():
+                return False
+        return True
+
+    results: list[bool] = []
+    workers = [threading.Thread(target=lambda s=s: results.append(work(s))) for s in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert results == [True] * 4
+
+
+def test_set_num_threads_refuses_zero():
+    with pytest.raises(ValueError, match="at least one"):
+        runtime.set_num_threads(0)
+    assert threads.num_threads() >= 1
