@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 
 from numgpt.tokenizer.base import END_OF_TEXT, BaseTokenizer
-from numgpt.tokenizer.merge import merge
+from numgpt.tokenizer.merge import MergeTable
 from numgpt.tokenizer.pattern import GPT2_PATTERN, Pattern
 
 CACHED_PIECES = 1 << 18  # a language's words repeat; what was merged once is looked up
@@ -49,16 +49,23 @@ class Tokenizer(BaseTokenizer):
             raise ValueError(
                 f"the vocabulary lacks the byte {error.args[0]!r}: not a byte-level BPE"
             ) from None
-        self._ranks = {}
-        for rank, (left, right) in enumerate(self.merges):
-            try:
-                pair = self.vocabulary[left], self.vocabulary[right]
-                self._ranks.setdefault(pair, (rank, self.vocabulary[left + right]))
-            except KeyError as error:
-                raise ValueError(
-                    f"merge {rank} joins {left!r} and {right!r}, but {error.args[0]!r} is not in"
-                    " the vocabulary"
-                ) from None
+        try:
+            table = [
+                (vocabulary[left], vocabulary[right], vocabulary[left + right])
+                for left, right in self.merges
+            ]
+        except KeyError as error:
+            missing = error.args[0]
+            number, (left, right) = next(
+                (number, pair)
+                for number, pair in enumerate(self.merges)
+                if missing in (*pair, pair[0] + pair[1])
+            )
+            raise ValueError(
+                f"merge {number} joins {left!r} and {right!r},"
+                f" but {missing!r} is not in the vocabulary"
+            ) from None
+        self._table = MergeTable(table)
         self._pieces = _PieceCache(self._merge_piece)
 
     @property
@@ -99,8 +106,12 @@ class Tokenizer(BaseTokenizer):
         return train_bpe(cls, texts, vocab_size, special_tokens, min_frequency, progress)
 
     def _merge_piece(self, piece: str) -> list[int]:
+        data = piece.encode()
+        token = self.vocabulary.get(data)
+        if token is not None and self._table.makes_whole(token):
+            return [token]
         byte_ids = self._byte_ids
-        return merge([byte_ids[byte] for byte in piece.encode()], self._ranks)
+        return self._table.merge([byte_ids[byte] for byte in data])
 
 
 class _PieceCache(dict):

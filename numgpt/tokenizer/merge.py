@@ -13,39 +13,92 @@ O(n log n).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
-Pair = tuple[int, int]
-Ranks = Mapping[
-    Pair, tuple[int, int]
-]  # pair -> (rank, merged token); the lower rank was learnt first
+NEVER = 1 << 62  # a rank above all others
 
 
-def merge(tokens: list[int], ranks: Ranks) -> list[int]:
-    """Merge a piece's tokens as far as the table goes.  Changes `tokens`, returns the result."""
-    end = len(tokens)
-    following = list(range(1, end + 1))
-    previous = list(range(-1, end - 1))
-    heap = []
-    for place, pair in enumerate(pairwise(tokens)):
-        if pair in ranks:
-            rank, merged = ranks[pair]
-            heap.append((rank, place, merged, *pair))
-    heapq.heapify(heap)
+class MergeTable:
+    """The merges of a vocabulary, in the order they were learnt."""
 
-    while heap:
-        _, place, merged, left, right = heapq.heappop(heap)
-        after = following[place]
-        if tokens[place] != left or after == end or tokens[after] != right:
-            continue  # one of the two has been merged with another since
-        tokens[place], tokens[after] = merged, -1
-        following[place] = beyond = following[after]
-        before = previous[place]
-        if beyond != end:
-            previous[beyond] = place
-            if (entry := ranks.get((merged, tokens[beyond]))) is not None:
-                heapq.heappush(heap, (entry[0], place, entry[1], merged, tokens[beyond]))
-        if before >= 0 and (entry := ranks.get((tokens[before], merged))) is not None:
-            heapq.heappush(heap, (entry[0], before, entry[1], tokens[before], merged))
-    return [token for token in tokens if token >= 0]
+    def __init__(self, merges: Iterable[tuple[int, int, int]]):
+        """merges: (left token, right token, merged token)."""
+        # pair -> (rank, merged token), and the other way: token -> (rank, left, right)
+        self.ranks: dict[tuple[int, int], tuple[int, int]] = {}
+        self._origin: dict[int, tuple[int, int, int]] = {}
+        self._whole: dict[int, bool] = {}
+        for rank, (left, right, merged) in enumerate(merges):
+            self.ranks.setdefault((left, right), (rank, merged))
+            self._origin.setdefault(merged, (rank, left, right))
+        self._in_order = all(  # every token was made before it was used
+            self._origin[part][0] < rank
+            for pair, (rank, _) in self.ranks.items()
+            for part in pair
+            if part in self._origin
+        )
+
+    def merge(self, tokens: list[int]) -> list[int]:
+        """Merge a piece's tokens as far as the table goes.  Changes `tokens`, returns the result."""
+        ranks, end = self.ranks, len(tokens)
+        following = list(range(1, end + 1))
+        previous = list(range(-1, end - 1))
+        heap = []
+        for place, pair in enumerate(pairwise(tokens)):
+            if pair in ranks:
+                rank, merged = ranks[pair]
+                heap.append((rank, place, merged, *pair))
+        heapq.heapify(heap)
+
+        while heap:
+            _, place, merged, left, right = heapq.heappop(heap)
+            after = following[place]
+            if tokens[place] != left or after == end or tokens[after] != right:
+                continue  # one of the two has been merged with another since
+            tokens[place], tokens[after] = merged, -1
+            following[place] = beyond = following[after]
+            before = previous[place]
+            if beyond != end:
+                previous[beyond] = place
+                if (entry := ranks.get((merged, tokens[beyond]))) is not None:
+                    heapq.heappush(heap, (entry[0], place, entry[1], merged, tokens[beyond]))
+            if before >= 0 and (entry := ranks.get((tokens[before], merged))) is not None:
+                heapq.heappush(heap, (entry[0], before, entry[1], tokens[before], merged))
+        return [token for token in tokens if token >= 0]
+
+    def makes_whole(self, token: int) -> bool:
+        """True where merging the token's bytes is known to end at the token itself.
+
+        Most words are tokens, and this spares merging them. In a table whose tokens were each made
+        before they were used, merges happen in the order of their ranks, and the halves of a token
+        come together unless a pair across their border is merged while both of its sides are there:
+        the right edge x of the left half until x is merged to its left, the left edge y of the
+        right half until y is merged to its right. (Of equal ranks, the leftmost pair goes first.)
+        """
+        if token not in self._whole:
+            self._whole[token] = self._in_order and self._halves_meet(token)
+        return self._whole[token]
+
+    def _halves_meet(self, token: int) -> bool:
+        if token not in self._origin:
+            return True  # a byte
+        rank, left, right = self._origin[token]
+        if not (self.makes_whole(left) and self.makes_whole(right)):
+            return False
+        right_edges, left_edges = (
+            list(self._edges(left, 2, rank)),
+            list(self._edges(right, 1, rank)),
+        )
+        for x, x_ends in right_edges:
+            for y, y_ends in left_edges:
+                crossing = self.ranks.get((x, y), (NEVER,))[0]
+                if crossing < x_ends and crossing <= y_ends and (x, y) != (left, right):
+                    return False
+        return True
+
+    def _edges(self, token: int, side: int, ends: int) -> Iterator[tuple[int, int]]:
+        """The tokens at one edge (1: left, 2: right) of a token as it forms, and when each ends."""
+        yield token, ends
+        while token in self._origin:
+            ends, token = self._origin[token][0], self._origin[token][side]
+            yield token, ends

@@ -14,6 +14,7 @@ from support import shared
 
 from numgpt import Tokenizer
 from numgpt.tokenizer import StreamDecoder
+from numgpt.tokenizer.merge import MergeTable
 from numgpt.tokenizer.pattern import GPT2_PATTERN, Pattern
 
 VALID = st.characters(exclude_categories=["Cs"])
@@ -196,3 +197,38 @@ def test_refuses_a_vocabulary_that_contradicts_itself(trained):
         Tokenizer(vocabulary | {b"zzz": 5}, merges)
     with pytest.raises(ValueError, match="merge 0"):
         Tokenizer(vocabulary, [(b"q", b"zzz"), *merges])
+
+
+def test_words_that_are_tokens_equal_their_merges(gpt2_tokenizer):
+    """The short cut for pieces that are tokens never changes a result, and serves nearly all."""
+    taken = 0
+    for token, id in gpt2_tokenizer.vocabulary.items():
+        if gpt2_tokenizer._table.makes_whole(id):
+            byte_ids = [gpt2_tokenizer._byte_ids[byte] for byte in token]
+            assert gpt2_tokenizer._table.merge(byte_ids) == [id], token
+            taken += 1
+    assert taken > 0.99 * len(gpt2_tokenizer.vocabulary)
+
+
+MERGES = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=14)
+
+
+@given(choices=MERGES, in_order=st.booleans())
+@settings(max_examples=500)
+def test_the_short_cut_holds_for_any_table(choices, in_order):
+    """Tables of merges as no training would make them: of "a", "b", "c" and what they become."""
+    tokens = [b"a", b"b", b"c"]
+    merges = []
+    for left, right in choices:
+        pair = tokens[left % len(tokens)], tokens[right % len(tokens)]
+        if pair not in merges and len(pair[0] + pair[1]) <= 12:
+            merges.append(pair)
+            if pair[0] + pair[1] not in tokens:
+                tokens.append(pair[0] + pair[1])
+    if not in_order:
+        merges.reverse()
+    ids = {token: number for number, token in enumerate(tokens)}
+    table = MergeTable([(ids[left], ids[right], ids[left + right]) for left, right in merges])
+    for token in tokens:
+        if table.makes_whole(ids[token]):
+            assert table.merge([ids[bytes([byte])] for byte in token]) == [ids[token]]
