@@ -96,7 +96,7 @@ def run(options: argparse.Namespace) -> None:
         "min_new_tokens": options.min_new_tokens,
         "do_sample": not options.greedy,
         "temperature": options.temperature,
-        "top_k": options.top_k or None,
+        "top_k": options.top_k,
         "top_p": options.top_p,
         "min_p": options.min_p,
         "repetition_penalty": options.repetition_penalty,

@@ -22,7 +22,7 @@ class GenerationOptions:
     min_new_tokens: int = 0  # the end-of-text token can't come before
     do_sample: bool = False  # False: always the most likely token (greedy)
     temperature: float = 1.0  # logits are divided by it
-    top_k: int | None = None  # only the k most likely tokens
+    top_k: int | None = 50  # only the k most likely tokens; None or 0: all
     top_p: float | None = None  # only the most likely tokens that together reach this probability
     min_p: float | None = (
         None  # only tokens at least this probable, relative to the most likely one
@@ -47,13 +47,15 @@ class GenerationOptions:
             if not condition:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected {expected}")
 
-        for name in ("max_length", "max_new_tokens", "top_k"):
+        for name in ("max_length", "max_new_tokens"):
             value = getattr(self, name)
             require(
                 value is None or (_whole(value) and value >= 1), name, "a whole number from 1 up"
             )
-        for name in ("min_length", "min_new_tokens"):
+        for name in ("min_length", "min_new_tokens", "top_k"):
             value = getattr(self, name)
+            if name == "top_k" and value is None:
+                continue
             require(_whole(value) and value >= 0, name, "a whole number from 0 up")
         if not self.temperature > 0:
             raise ValueError(

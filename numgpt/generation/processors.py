@@ -33,7 +33,7 @@ def process_logits(
     if options.do_sample:
         if options.temperature != 1.0:
             logits /= logits.dtype.type(options.temperature)
-        if options.top_k is not None:
+        if options.top_k:
             top_k(logits, options.top_k)
         if options.top_p is not None and options.top_p < 1:
             top_p(logits, options.top_p)

@@ -39,7 +39,7 @@ class MergeTable:
         )
 
     def merge(self, tokens: list[int]) -> list[int]:
-        """Merge a piece's tokens as far as the table goes.  Changes `tokens`, returns the result."""
+        """Merge a piece's tokens as far as the table goes; changes them, returns what is left."""
         ranks, end = self.ranks, len(tokens)
         following = list(range(1, end + 1))
         previous = list(range(-1, end - 1))

@@ -66,9 +66,8 @@ def test_samples_follow_the_distribution(small_model):
     expected = np.exp(logits - logits.max())
     expected /= expected.sum()
     n = 4000
-    out = small_model.generate(
-        [3, 1], max_new_tokens=1, do_sample=True, temperature=2.0, num_return_sequences=n, seed=0
-    )
+    options = {"max_new_tokens": 1, "do_sample": True, "temperature": 2.0, "top_k": 0, "seed": 0}
+    out = small_model.generate([3, 1], num_return_sequences=n, **options)
     counts = np.bincount(out[:, -1], minlength=61)
     # each count is binomial: five standard deviations, and two for the rarest
     assert (np.abs(counts - n * expected) <= 5 * np.sqrt(n * expected) + 2).all()
@@ -163,7 +162,7 @@ def test_greedy_copies_are_announced(small_model):
         ([1], {"top_p": 0.0}, "top_p=0.0"),
         ([1], {"top_p": 1.5}, "top_p=1.5"),
         ([1], {"min_p": -0.1}, "min_p=-0.1"),
-        ([1], {"top_k": 0}, "top_k=0"),
+        ([1], {"top_k": -1}, "top_k=-1"),
         ([1], {"top_k": 2.5}, "top_k=2.5"),
         ([1], {"repetition_penalty": 0}, "repetition_penalty=0"),
         ([1], {"num_return_sequences": 0}, "num_return_sequences=0"),
