@@ -21,6 +21,8 @@ SUBCOMMANDS = (generate, train, evaluate, tokenizer, info)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows a ? for it
+        stream.reconfigure(errors="replace")
     parser = _parser()
     options = parser.parse_args(arguments)
     warnings.showwarning = lambda message, *_: print(f"numgpt: note: {message}", file=sys.stderr)

@@ -10,6 +10,7 @@ from typing import Any
 
 from numgpt.cli.common import add_command, add_model, add_threads, text_argument
 from numgpt.formats import load
+from numgpt.generation import generate_each
 from numgpt.tokenizer import StreamDecoder
 
 NEW_TOKENS = 200
@@ -84,8 +85,6 @@ def run(options: argparse.Namespace) -> None:
     ids = tokenizer.encode(prompt)
     if not ids:
         raise ValueError("the prompt is empty: give at least one character")
-    if options.seed is not None and options.seed < 0:
-        raise ValueError(f"seed={options.seed}: expected a whole number from 0 up")
     seed = secrets.randbits(32) if options.seed is None else options.seed
     max_new_tokens = options.max_new_tokens
     if max_new_tokens is None and options.max_length is None:
@@ -117,15 +116,12 @@ def run(options: argparse.Namespace) -> None:
             _write(decoder.push(token))
         _write(decoder.finish() + "\n")
     else:
-        sequences = model.generate(
-            ids, num_return_sequences=options.num_return_sequences, **request
-        )
-        made = (sequences.shape[1] - len(ids)) * len(sequences)
+        count = options.num_return_sequences
+        sequences = generate_each(model, ids, num_return_sequences=count, **request)
+        made = sum(len(sequence) - len(ids) for sequence in sequences)
         for number, sequence in enumerate(sequences, start=1):
-            _write(
-                f"=== {number} of {len(sequences)}"
-                f" ===\n{tokenizer.decode(sequence, skip_special_tokens=True)}\n\n"
-            )
+            text = tokenizer.decode(sequence, skip_special_tokens=True)
+            _write(f"=== {number} of {count} ===\n{text}\n\n")
     seconds = time.perf_counter() - began
     sampled = "" if options.greedy else f", seed {seed}"
     print(

@@ -10,6 +10,7 @@ from typing import Any
 
 from numgpt.cli.common import add_command, read_stdin, text_argument
 from numgpt.formats import SHIPPED, load_tokenizer
+from numgpt.runtime.files import check_writable
 from numgpt.tokenizer import Tokenizer
 from numgpt.tokenizer.base import END_OF_TEXT
 
@@ -77,6 +78,7 @@ def register(subparsers: Any) -> None:
 
 
 def run_train(options: argparse.Namespace) -> None:
+    check_writable(Path(options.out))
     special = [END_OF_TEXT] if options.special is None else options.special
     began = time.perf_counter()
     tokenizer = Tokenizer.train(

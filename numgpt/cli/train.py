@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from pathlib import Path
 from typing import Any
 
 from numgpt.cli.common import add_command, add_threads
 from numgpt.training import TrainConfig, Trainer
-from numgpt.training.checkpoint import CHECKPOINT_FILE
 from numgpt.training.config import OPTIONS, read_toml
+
+# What a model that is fine-tuned has already.
+GIVEN_BY_MODEL = ("n_layer", "n_head", "n_embd", "tokenizer", "vocab_size")
 
 
 def register(subparsers: Any) -> None:
@@ -55,10 +56,10 @@ def run(options: argparse.Namespace) -> None:
     if options.resume is not None:
         trainer = Trainer.resume(options.resume, chosen)
     else:
-        if (Path(options.out) / CHECKPOINT_FILE).exists():
+        given = [name for name in GIVEN_BY_MODEL if name in chosen]
+        if "init_from" in chosen and given:
             raise ValueError(
-                f"{options.out} holds a run already: continue it with --resume {options.out},"
-                " or choose another --out"
+                f"{given[0]}={chosen[given[0]]!r} goes not with init_from: the model brings its own"
             )
         trainer = Trainer.start(TrainConfig(**chosen), options.out)
     _introduce(trainer)

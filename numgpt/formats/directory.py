@@ -15,12 +15,12 @@ from numgpt.formats.names import resolve
 from numgpt.formats.safetensors import (
     StoredTensor,
     read_safetensors,
-    replacing,
     storage_dtype,
     write_safetensors,
 )
 from numgpt.models.language_model import LanguageModel
 from numgpt.models.parameters import Parameters
+from numgpt.runtime.files import replacing
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.tokenizer import load_tokenizer as load_tokenizer_files
 
@@ -54,16 +54,17 @@ def load_model(
 ) -> LanguageModel:
     """A model: from a directory, by a shipped name, or by a hub id; weights in float32.
 
-    Weights stored in float32 stay memory-mapped, copy on write: what is not touched is not read.
+    Weights stored in float32 stay memory-mapped, copy on write: they are read through the system's
+    file cache, and take memory of their own only where training changes them.
     """
     directory = resolve(name_or_path)
     path = directory / "config.json"
     fields = _read_json(path)
-    family = FAMILIES.get(fields.get("model_type"))
+    model_type = fields.get("model_type")
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None:
         raise ValueError(
-            f"{path}: model_type={fields.get('model_type')!r} is not supported, only"
-            f" {', '.join(FAMILIES)}"
+            f"{path}: model_type={model_type!r} is not supported, only {', '.join(FAMILIES)}"
         )
     if not issubclass(family.MODEL, expected):
         raise ValueError(f"{path} describes a {family.MODEL.__name__}, not a {expected.__name__}")
@@ -92,10 +93,17 @@ def save_model(model: LanguageModel, directory: str | os.PathLike, dtype: str = 
 
 def _find_tensors(directory: Path, family: Any, config: Any) -> dict[str, StoredTensor]:
     """Our names -> the stored tensors, all of them, of the right shapes, without a surplus."""
+    files = {path: read_safetensors(path)[0] for path in _weight_files(directory)}
+    count = sum(map(len, files.values()))
+    if config.n_layer > count:  # absurd sizes are refused before anything of that size is made
+        raise ValueError(
+            f"{directory}: config.json says n_layer={config.n_layer},"
+            f" the weights have {count} tensors"
+        )
     shapes = family.MODEL.shapes(config)
     found: dict[str, StoredTensor] = {}
-    for path in _weight_files(directory):
-        for stored_name, tensor in read_safetensors(path)[0].items():
+    for path, tensors in files.items():
+        for stored_name, tensor in tensors.items():
             name = family.our_name(stored_name, config)
             if name is None:
                 continue
@@ -148,8 +156,8 @@ def _mapped(tensors: Mapping[str, StoredTensor]) -> Parameters | None:
     """The parameters as one mapped piece of the file, where they lie there in float32 and without
     gaps."""
     raws = [tensor.raw for tensor in tensors.values()]
-    if any(tensor.dtype != "F32" for tensor in tensors.values()):
-        return None
+    if os.name == "nt" or any(tensor.dtype != "F32" for tensor in tensors.values()):
+        return None  # on Windows a mapped file could not be replaced
     addresses = [raw.__array_interface__["data"][0] for raw in raws]
     first, last = (
         min(addresses),
@@ -203,7 +211,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{path.parent} has no {path.name}: is it a model directory in the Hugging Face layout?"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); copy or download it again") from None
     if not isinstance(fields, dict):
         raise ValueError(f"{path}: expected a JSON object")

@@ -11,15 +11,16 @@ used.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from numgpt.runtime.files import replacing
 
 LARGEST_HEADER = 100_000_000  # bytes, the limit of the reference implementation
 DTYPES = {
@@ -76,7 +77,7 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, StoredTensor], 
             )
         try:
             header = json.loads(file.read(length))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError(
                 f"{path}: the safetensors header is not JSON; copy or download it again"
             ) from None
@@ -145,36 +146,13 @@ def storage_dtype(dtype: str) -> str:
     return STORED[dtype]
 
 
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Any]:
-    """A binary file that takes the place of `path` once it is complete and on the disk; until then
-    `path` stays."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # the rename itself reaches the disk with its directory
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-
-
 def _span(path: Path, name: str, entry: Any) -> tuple[int, int]:
     """Begin and end of a tensor's data, after checking that its entry makes sense."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
         raise ValueError(f"{path}: tensor {name!r} lacks dtype, shape or data_offsets") from None
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(
             f"{path}: tensor {name!r} has dtype {dtype!r}: known are {', '.join(DTYPES)}"
         )

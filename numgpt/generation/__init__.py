@@ -1,8 +1,16 @@
 """IDS -> MORE IDS. KV cache, logits processors, the decoding loop, streaming."""
 
 from numgpt.generation.cache import KVCache
-from numgpt.generation.decode import LengthWarning, generate, stream
+from numgpt.generation.decode import LengthWarning, generate, generate_each, stream
 from numgpt.generation.options import GenerationOptions
 from numgpt.generation.processors import process_logits
 
-__all__ = ["GenerationOptions", "KVCache", "LengthWarning", "generate", "process_logits", "stream"]
+__all__ = [
+    "GenerationOptions",
+    "KVCache",
+    "LengthWarning",
+    "generate",
+    "generate_each",
+    "process_logits",
+    "stream",
+]

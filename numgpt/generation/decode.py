@@ -25,8 +25,8 @@ def generate(
 ) -> np.ndarray:
     """Continue one or several prompts.
 
-    ids: (T,), (B, T) or lists of unequal length, which are padded on the left; attention_mask (B,
-    T) is 0 at padding that is there already. The options are the fields of GenerationOptions.
+    ids: (T,), (B, T) or lists of unequal length, which are padded on the left; attention_mask
+    (B, T) is 0 at padding that is there already. The options are the fields of GenerationOptions.
     Returns (B · num_return_sequences, T'): prompts and continuations; those that ended early are
     filled up with pad_token_id. Raises ValueError for a prompt or an option that can't be; warns
     with LengthWarning where the model's context ended a sequence.
@@ -35,6 +35,19 @@ def generate(
     for _ in request.steps():
         pass
     return request.ids
+
+
+def generate_each(model: LanguageModel, ids: Ids, **options: Any) -> list[np.ndarray]:
+    """As `generate`, but each sequence by itself, prompt and continuation without any padding."""
+    request = _Request(model, ids, None, GenerationOptions(**options))
+    for _ in request.steps():
+        pass
+    starts = np.zeros(len(request.ids), np.int64)
+    if request.mask is not None:
+        times = request.options.num_return_sequences
+        starts = np.repeat(request.mask.argmax(axis=1), times)
+    rows = zip(request.ids, starts, request.lengths, strict=True)
+    return [row[start:length] for row, start, length in rows]
 
 
 def stream(
@@ -59,7 +72,9 @@ class _Request:
         config = model.config
         options.validate(config.vocab_size)
         eos = config.eos_token_id if options.eos_token_id is None else options.eos_token_id
-        self.eos_token_ids = [] if eos is None else list(np.atleast_1d(eos))
+        eos = [] if eos is None else np.atleast_1d(eos).tolist()
+        # A config may name a token of the family's usual vocabulary that this model's lacks.
+        self.eos_token_ids = [id for id in eos if id < config.vocab_size]
         pad = options.pad_token_id
         self.pad_token_id = (
             pad if pad is not None else self.eos_token_ids[0] if self.eos_token_ids else 0
@@ -103,6 +118,8 @@ class _Request:
         cache = cache.repeat(times)
         sequences = np.full((len(logits), self.max_length), self.pad_token_id, np.int64)
         sequences[:, : self.prompt_length] = np.repeat(self.ids, times, axis=0)
+        self.ids = sequences[:, : self.prompt_length]
+        self.lengths = np.full(len(sequences), self.prompt_length)
         mask = None if mask is None else np.repeat(mask, times, axis=0)
         ended = np.zeros(len(sequences), bool)
         for length in range(self.prompt_length, self.max_length):
@@ -113,6 +130,7 @@ class _Request:
             token = np.where(ended, self.pad_token_id, choose(processed, rng))
             sequences[:, length] = token
             self.ids = sequences[:, : length + 1]
+            self.lengths[~ended] = length + 1
             ended |= np.isin(token, self.eos_token_ids)
             if options.stop_strings:
                 ended |= [self._stops(sequence[self.prompt_length :]) for sequence in self.ids]

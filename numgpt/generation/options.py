@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,7 +39,7 @@ class GenerationOptions:
     stop_strings: (
         str | Sequence[str]
     ) = ()  # end a sequence once its text contains one; needs `tokenizer`
-    tokenizer: BaseTokenizer | None = None
+    tokenizer: BaseTokenizer | None = None  # where given, only ids that it knows are chosen
     seed: int | None = None  # of the sampling; None: different every time
 
     def validate(self, vocab_size: int) -> None:
@@ -57,14 +59,20 @@ class GenerationOptions:
             if name == "top_k" and value is None:
                 continue
             require(_whole(value) and value >= 0, name, "a whole number from 0 up")
-        if not self.temperature > 0:
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            value = getattr(self, name)
+            optional = name in ("top_p", "min_p") and value is None
+            require(optional or isinstance(value, numbers.Real), name, "a number")
+        if not 0 < self.temperature < math.inf:
             raise ValueError(
                 f"temperature={self.temperature!r}: expected a number above 0;"
                 " for the most likely token every time, turn sampling off (do_sample=False)"
             )
         require(self.top_p is None or 0 < self.top_p <= 1, "top_p", "0 < top_p <= 1")
         require(self.min_p is None or 0 <= self.min_p <= 1, "min_p", "0 <= min_p <= 1")
-        require(self.repetition_penalty > 0, "repetition_penalty", "a number above 0")
+        require(0 < self.repetition_penalty < math.inf, "repetition_penalty", "a number above 0")
+        possible = self.seed is None or (_whole(self.seed) and self.seed >= 0)
+        require(possible, "seed", "a whole number from 0 up")
         value = self.num_return_sequences
         require(_whole(value) and value >= 1, "num_return_sequences", "a whole number from 1 up")
         for word in self.bad_words_ids:

@@ -30,9 +30,17 @@ def process_logits(
     shortest = max(options.min_length, prompt_length + options.min_new_tokens)
     if ids.shape[1] < shortest:
         logits[:, list(eos_token_ids)] = -np.inf
+    if options.tokenizer is not None:  # a model's vocabulary may be padded to a round size
+        logits[:, options.tokenizer.vocab_size :] = -np.inf
+    highest = logits.max(axis=1, keepdims=True)
+    if np.isneginf(highest).any():
+        raise ValueError("bad_words_ids forbid every token that could come next: ban fewer")
     if options.do_sample:
         if options.temperature != 1.0:
-            logits /= logits.dtype.type(options.temperature)
+            logits -= highest  # changes no probability; what overflows below is -∞, as it should be
+            with np.errstate(over="ignore"):
+                smallest = np.finfo(logits.dtype).tiny
+                logits /= logits.dtype.type(max(options.temperature, smallest))
         if options.top_k:
             top_k(logits, options.top_k)
         if options.top_p is not None and options.top_p < 1:
@@ -102,8 +110,6 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def choose(logits: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
     """One token a row: the most likely one, or with a generator a random one.  (n, V) -> (n,)."""
-    if np.isneginf(logits.max(axis=1)).any():
-        raise ValueError("bad_words_ids forbid every token that could come next: ban fewer")
     if rng is None:
         return logits.argmax(axis=1)
     chosen = np.empty(len(logits), np.int64)

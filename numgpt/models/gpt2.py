@@ -69,7 +69,7 @@ class GPTConfig:
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
     bos_token_id: int | None = None
-    eos_token_id: int | None = None  # ends a generated sequence
+    eos_token_id: int | list[int] | None = None  # ends a generated sequence
 
     def validate(self) -> None:
         """Raises ValueError naming the field that can't be."""
@@ -81,22 +81,40 @@ class GPTConfig:
                 raise ValueError(f"{name}={value!r}: expected a whole number from 1 up")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
-        if self.activation_function not in ACTIVATIONS:
+        if str(self.activation_function) not in ACTIVATIONS:
             raise ValueError(
                 f"activation_function={self.activation_function!r} is not supported:"
                 f" choose one of {', '.join(ACTIVATIONS)}"
             )
         for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected 0 <= {name} < 1")
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value < 1:
+                raise ValueError(f"{name}={value!r}: expected 0 <= {name} < 1")
         for name in ("layer_norm_epsilon", "initializer_range"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected a number above 0")
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 < value < math.inf:
+                raise ValueError(f"{name}={value!r}: expected a number above 0")
+        for name in (
+            "tie_word_embeddings",
+            "scale_attn_weights",
+            "scale_attn_by_inverse_layer_idx",
+        ):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected true or false")
+        for name in ("bos_token_id", "eos_token_id"):
+            value = getattr(self, name)
+            ids = value if isinstance(value, list) else [] if value is None else [value]
+            if not all(isinstance(id, int) and id >= 0 for id in ids):
+                raise ValueError(f"{name}={value!r}: expected a token id, several, or none")
 
     def attention_scale(self, layer: int) -> float:
         """What q · k is multiplied by in this layer."""
         scale = 1 / math.sqrt(self.n_embd // self.n_head) if self.scale_attn_weights else 1.0
         return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 class GPT(LanguageModel):

@@ -52,7 +52,7 @@ class _Lease:
 
 
 class Pool:
-    """Buffers by size. At most as much memory lies idle as was ever in use at once."""
+    """Idle buffers by size; let go once more of them lie idle than were ever in use at once."""
 
     def __init__(self) -> None:
         # An array can die, and call give_back, while this very thread holds the lock: hence

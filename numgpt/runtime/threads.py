@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -51,9 +52,12 @@ def _default_num_threads() -> int:
     """NUMGPT_NUM_THREADS, else what OpenBLAS was told (OPENBLAS_NUM_THREADS, OMP_NUM_THREADS), else
     the cores."""
     if value := os.environ.get("NUMGPT_NUM_THREADS"):
-        if not value.isdecimal() or int(value) < 1:
-            raise ValueError(f"NUMGPT_NUM_THREADS={value!r}: set it to a whole number from 1 up")
-        return int(value)
+        if value.isdecimal() and int(value) >= 1:
+            return int(value)
+        warnings.warn(
+            f"NUMGPT_NUM_THREADS={value!r} is ignored: set it to a whole number from 1 up",
+            stacklevel=2,
+        )
     if OPENBLAS is not None:
         return OPENBLAS.get_num_threads()
     if hasattr(os, "sched_getaffinity"):

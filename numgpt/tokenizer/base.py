@@ -10,6 +10,7 @@ import codecs
 import functools
 import os
 from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -91,7 +92,7 @@ class BaseTokenizer:
             )
         ids: list[int] = []
         # Splitting on a group keeps what was matched: ordinary and special text take turns.
-        pieces = _any_of(frozenset(specials)).split(text) if specials else [text]
+        pieces = any_of(frozenset(specials)).split(text)
         for index, piece in enumerate(pieces):
             if index % 2:
                 ids.append(self.special_tokens[piece])
@@ -169,8 +170,26 @@ def check_unicode(text: str) -> None:
 
 
 @functools.lru_cache(maxsize=32)
-def _any_of(texts: frozenset[str]) -> regex.Pattern:
-    """A pattern for any of the texts, the longest first, in a group."""
-    return regex.compile(
-        "(" + "|".join(regex.escape(t) for t in sorted(texts, key=len, reverse=True)) + ")"
-    )
+def any_of(texts: frozenset[str]) -> regex.Pattern:
+    """A pattern for any of the texts, the longest first, in a group; for none it never matches."""
+    longest_first = sorted(texts, key=len, reverse=True)
+    return regex.compile("(" + ("|".join(map(regex.escape, longest_first)) or "(?!)") + ")")
+
+
+# All files that tokenizers are saved in, of any kind.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "encoder.json",
+    "vocab.bpe",
+    "characters.json",
+)
+
+
+def clear_tokenizer_files(directory: Path) -> None:
+    """Make a directory ready for a tokenizer: create it, remove the files of another one."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        (directory / name).unlink(missing_ok=True)

@@ -38,6 +38,9 @@ class Tokenizer(BaseTokenizer):
         self.vocabulary = dict(vocabulary)
         self.merges = list(merges)
         self.pattern = Pattern(pattern)
+        for text in self.special_tokens:
+            if text.encode() in self.vocabulary or not text:
+                raise ValueError(f"the special token {text!r} is empty or an ordinary token too")
         self._bytes = {id: token for token, id in self.vocabulary.items()} | self._special_bytes
         if len(self._bytes) != len(self.vocabulary) + len(self.special_tokens):
             raise ValueError("the vocabulary gives one id to two tokens")

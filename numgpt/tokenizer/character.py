@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from numgpt.tokenizer.base import BaseTokenizer, check_unicode
+from numgpt.tokenizer.base import BaseTokenizer, check_unicode, clear_tokenizer_files
 
 CHARACTERS_FILE = "characters.json"
 
@@ -33,6 +33,8 @@ class CharTokenizer(BaseTokenizer):
         found: set[str] = set()
         for text in texts:
             found.update(text)
+        if not found:
+            raise ValueError("the text is empty: there are no characters to learn")
         return cls(sorted(found))
 
     @property
@@ -59,6 +61,6 @@ class CharTokenizer(BaseTokenizer):
     def save_pretrained(self, directory: str | os.PathLike) -> None:
         """Write characters.json, a list."""
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        clear_tokenizer_files(directory)
         text = json.dumps(self.characters, ensure_ascii=False) + "\n"
         (directory / CHARACTERS_FILE).write_text(text, encoding="utf-8")

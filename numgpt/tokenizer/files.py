@@ -1,8 +1,9 @@
 """Tokenizer files: which are there, how they are read and written.
 
-encoder.json + vocab.bpe     OpenAI's release of GPT-2 vocab.json + merges.txt      the same two, as
-Hugging Face names them tokenizer.json               Hugging Face's single file (vocabulary, merges,
-special tokens, pre-tokenising) characters.json              numgpt's character-level tokenizer
+encoder.json, vocab.bpe      OpenAI's release of GPT-2
+vocab.json, merges.txt       the same two, as Hugging Face names them
+tokenizer.json               Hugging Face's single file
+characters.json              numgpt's character-level tokenizer
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from numgpt.tokenizer.base import END_OF_TEXT, BaseTokenizer
+from numgpt.tokenizer.base import END_OF_TEXT, BaseTokenizer, clear_tokenizer_files
 from numgpt.tokenizer.bpe import Tokenizer
 from numgpt.tokenizer.byte_alphabet import from_printable, to_printable
 from numgpt.tokenizer.character import CHARACTERS_FILE, CharTokenizer
@@ -46,7 +47,7 @@ def load_tokenizer(directory: str | os.PathLike) -> BaseTokenizer:
 def save_bpe(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:
     """Write vocab.json, merges.txt, tokenizer.json and tokenizer_config.json."""
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    clear_tokenizer_files(directory)
     vocabulary = {to_printable(token): id for token, id in tokenizer.vocabulary.items()}
     merges = [f"{to_printable(left)} {to_printable(right)}" for left, right in tokenizer.merges]
     special = tokenizer.special_tokens
@@ -142,7 +143,7 @@ def _naming(path: Path, build: Any, *arguments: Any) -> Any:
     """build(*arguments), with the file's name in front of what it finds wrong."""
     try:
         return build(*arguments)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise ValueError(f"{path}: {reason}") from None
 
@@ -150,7 +151,7 @@ def _naming(path: Path, build: Any, *arguments: Any) -> Any:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}): copy or download it again") from None
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import regex
 
 PART_CHARACTERS = 1 << 24
-# No piece of GPT-2's pattern reaches across the place between a lone newline and a following sign.
-_SAFE_CUT = regex.compile(r"(?r)(?<=\S\n)(?=\S)")
+# No piece of GPT-2's pattern reaches from a sign to the white space after it.
+_SAFE_CUT = regex.compile(r"(?r)(?<=\S)(?=\s)")
 
 
 def read_text(path: str | os.PathLike, part_characters: int = PART_CHARACTERS) -> Iterator[str]:

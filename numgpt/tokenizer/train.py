@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from numgpt.tokenizer.base import check_unicode
+from numgpt.tokenizer.base import any_of, check_unicode
 from numgpt.tokenizer.byte_alphabet import BYTES
 from numgpt.tokenizer.pattern import GPT2_PATTERN, Pattern
 from numgpt.tokenizer.reading import read_text
@@ -44,6 +44,7 @@ def train_bpe(
     line on stderr. Raises ValueError for a vocab_size that leaves no room, and for text that is not
     valid Unicode; OSError for files that can't be read.
     """
+    special_tokens = list(special_tokens)
     room = vocab_size - 256 - len(special_tokens)
     if room < 0:
         raise ValueError(
@@ -51,6 +52,11 @@ def train_bpe(
             " tokens need"
             f" {256 + len(special_tokens)}"
         )
+    for text in special_tokens:
+        if len(text.encode()) < 2 or special_tokens.count(text) > 1:
+            raise ValueError(
+                f"special token {text!r}: expected texts of two bytes or more, each once"
+            )
     if min_frequency < 1:
         raise ValueError(f"min_frequency={min_frequency}: expected 1 or more")
     pieces = _count_pieces(texts, special_tokens)
@@ -73,11 +79,8 @@ def _count_pieces(
     for text in texts:
         for part in read_text(text) if isinstance(text, os.PathLike) else (text,):
             check_unicode(part)
-            for special in special_tokens:
-                part = part.replace(
-                    special, "\0" * 2
-                )  # cut here: never inside a word, hardly ever in a text
-            counts.update(pattern.split(part))
+            for between in any_of(frozenset(special_tokens)).split(part)[::2]:
+                counts.update(pattern.split(between))
     return counts
 
 

@@ -50,13 +50,15 @@ class AdamW:
         self.v = np.zeros_like(model.parameters.flat)
 
     def step(self, grad_clip: float | None = None) -> float:
-        """One update; returns the global norm of the gradients before clipping.
+        """One update; returns the global norm of the gradients, before clipping (0: no clipping).
 
         A norm that is not finite leaves weights and moments as they are, and is returned for the
         caller to see. Raises RuntimeError where no gradients have been computed.
         """
         if self.model.gradients is None:
             raise RuntimeError("no gradients: call model.loss_and_grads before optimizer.step")
+        if grad_clip is not None and not grad_clip >= 0:
+            raise ValueError(f"grad_clip={grad_clip}: expected 0 (no clipping) or more")
         g, w = self.model.gradients.flat, self.model.parameters.flat
         norm = gradient_norm(g)
         if not math.isfinite(norm):

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from numgpt.formats.directory import WEIGHTS_FILE
 from numgpt.formats.safetensors import read_safetensors, write_safetensors
 from numgpt.models import GPT, GPTConfig
 from numgpt.models.parameters import Parameters
@@ -71,7 +72,7 @@ def read_state(directory: Path) -> dict[str, Any]:
         }
         if not {"step", "generator"} <= state.keys():
             raise KeyError("step or generator")
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not a checkpoint of numgpt train ({error!r})") from None
     return state
 
@@ -91,20 +92,14 @@ def restore_optimizer(state: dict[str, Any], optimizer: AdamW) -> None:
 
 
 def check_room(directory: Path, model: GPT) -> None:
-    """Raises OSError where the directory can't be written, or its disk is too small for two
-    checkpoints."""
-    directory.mkdir(parents=True, exist_ok=True)
-    probe = directory / ".numgpt-probe"
-    probe.write_bytes(b"\0")
-    probe.unlink()
+    """Raises OSError where the disk is too small for the checkpoints, the old beside the new."""
     size = model.parameters.flat.nbytes
-    needed = 2 * (
-        3 * size + size
-    )  # weights and moments, and the best weights; the old beside the new
+    needed = 2 * (3 * size + size)  # weights and moments, and the best weights
+    for path in (directory / CHECKPOINT_FILE, directory / WEIGHTS_FILE):
+        needed -= path.stat().st_size if path.is_file() else 0
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise OSError(
             f"{directory} has {free / 1e6:.0f} MB free, the checkpoints of this model need"
-            f" {needed / 1e6:.0f} MB:"
-            " free some space or choose another --out"
+            f" {needed / 1e6:.0f} MB: free some space or choose another --out"
         )

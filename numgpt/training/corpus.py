@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from numgpt.formats.safetensors import replacing
+from numgpt.runtime.files import replacing
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.tokenizer.reading import read_text
 
@@ -35,11 +35,30 @@ def find_files(data: str | list[str]) -> list[Path]:
     path = Path(data)
     if path.is_file():
         return [path]
-    matches = path.rglob("*") if path.is_dir() else map(Path, glob.glob(data, recursive=True))
-    files = sorted(match for match in matches if match.is_file() and not match.name.startswith("."))
+    if path.is_dir() and data:
+        found = [match for match in path.rglob("*") if not _is_hidden(match.relative_to(path))]
+    else:
+        found = [Path(match) for match in glob.glob(data, recursive=True)]
+    # A directory may hold runs: what they wrote is no text to train on.
+    files = sorted(
+        file for file in found if file.is_file() and not (file.parent / DESCRIPTION_FILE).exists()
+    )
     if not files:
-        raise FileNotFoundError(f"--data {data}: no such file, directory or glob, or nothing in it")
+        raise FileNotFoundError(
+            f"--data {data or repr(data)}: no such file, directory or glob, or no text in it"
+        )
     return files
+
+
+def absolute(data: str | list[str] | None) -> str | list[str] | None:
+    """The same data from whatever working directory a run is resumed."""
+    if isinstance(data, list):
+        return [os.path.abspath(one) if one else one for one in data]
+    return os.path.abspath(data) if data else data
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def language_reference() -> str:
@@ -97,25 +116,26 @@ def prepare_corpus(
     directory: str | os.PathLike,
     val_fraction: float,
     block_size: int,
+    resuming: bool = False,
 ) -> Corpus:
     """Encode the corpus into directory/tokens.bin, unless it is there already, and map it.
 
-    Documents are separated by the end-of-text token where the tokenizer has one. Raises ValueError
-    where the text is too short for the block size, or can't be encoded.
+    Documents are separated by the end-of-text token where the tokenizer has one. A run that is
+    resumed goes on with the tokens it began with, whatever has become of the files. Raises
+    ValueError where the text is too short for the block size, or can't be encoded.
     """
     directory = Path(directory)
     path, description_path = directory / TOKENS_FILE, directory / DESCRIPTION_FILE
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    description = {
-        "dtype": dtype.str,
-        "source": _fingerprint(data),
-        "tokenizer": _identity(tokenizer),
-    }
+    description = {"dtype": dtype.str, "tokenizer": _identity(tokenizer)}
     try:
-        there = json.loads(description_path.read_text()) == description and path.is_file()
+        found = json.loads(description_path.read_text()) if path.is_file() else {}
     except (OSError, ValueError):
-        there = False
-    if not there:
+        found = {}
+    if not (resuming and found.items() >= description.items()):
+        description["source"] = _fingerprint(data)
+    if not found.items() >= description.items():
+        description_path.unlink(missing_ok=True)  # it must never describe other tokens
         with replacing(path) as file:
             for number, document in enumerate(read_documents(data)):
                 if number and tokenizer.eos_token_id is not None:
@@ -129,8 +149,7 @@ def prepare_corpus(
     if min(held_out, count - held_out) < block_size + 1:
         raise ValueError(
             f"the text has {count} tokens, {held_out} of them for validation: both parts must be"
-            " longer than"
-            f" block_size={block_size}; bring more text or a smaller block_size"
+            f" longer than block_size={block_size}; bring more text or a smaller block_size"
         )
     tokens = np.memmap(path, dtype, mode="r")
     return Corpus(tokens[: count - held_out], tokens[count - held_out :])

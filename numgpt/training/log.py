@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from numgpt.formats.safetensors import replacing
+from numgpt.runtime.files import replacing
 
 LOG_FILE = "log.jsonl"
 CURVE_FILE = "loss.png"

@@ -10,19 +10,22 @@ A run lives in one directory:
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from numgpt import formats
 from numgpt.models import GPT, GPTConfig
+from numgpt.runtime.files import check_writable, remove_leftovers
 from numgpt.tokenizer import BaseTokenizer, CharTokenizer, Tokenizer
 from numgpt.training.adamw import AdamW
 from numgpt.training.checkpoint import (
+    CHECKPOINT_FILE,
     check_room,
     read_state,
     restore_model,
@@ -30,7 +33,7 @@ from numgpt.training.checkpoint import (
     save_checkpoint,
 )
 from numgpt.training.config import TrainConfig
-from numgpt.training.corpus import prepare_corpus, read_documents
+from numgpt.training.corpus import Corpus, absolute, prepare_corpus, read_documents
 from numgpt.training.log import Log
 from numgpt.training.schedule import learning_rate
 
@@ -65,17 +68,18 @@ class Trainer:
         out: Path,
         model: GPT,
         tokenizer: BaseTokenizer,
+        corpus: Corpus,
         steps_done: int = 0,
     ):
         check_room(out, model)
-        tokenizer.save_pretrained(out)
+        remove_leftovers(out)
+        for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
+            setattr(model.config, name, config.dropout)
         self.config = config
         self.out = out
         self.model = model
         self.tokenizer = tokenizer
-        self.corpus = prepare_corpus(
-            config.data, tokenizer, out, config.val_fraction, config.block_size
-        )
+        self.corpus = corpus
         self.optimizer = AdamW(
             model, config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay
         )
@@ -86,34 +90,35 @@ class Trainer:
 
     @classmethod
     def start(cls, config: TrainConfig, out: str | Path) -> Trainer:
-        """A new run in the directory `out`.  Raises ValueError or OSError for what is known to fail
-        later."""
+        """A new run in the directory `out`.
+
+        Raises ValueError or OSError for what is known to fail later, and for a directory that holds
+        a model already.
+        """
         config.validate()
         out = Path(out)
-        dropouts = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), config.dropout)
+        for name in (CHECKPOINT_FILE, formats.directory.WEIGHTS_FILE):
+            if (out / name).exists():
+                raise ValueError(
+                    f"{out} holds a {name} already: continue a run with --resume {out},"
+                    " or choose another --out"
+                )
+        check_writable(out)
+        config.data = absolute(config.data)
         if config.init_from is not None:
             model, tokenizer = formats.load(config.init_from)
             if config.block_size > model.config.n_positions:
                 raise ValueError(
                     f"block_size={config.block_size} is more than the"
-                    f" n_positions={model.config.n_positions}"
-                    f" of {config.init_from}: lower it"
+                    f" n_positions={model.config.n_positions} of {config.init_from}: lower it"
                 )
-            for name, value in dropouts.items():
-                setattr(model.config, name, value)
-            return cls(config, out, model, tokenizer)
-        tokenizer = make_tokenizer(config)
-        model_config = GPTConfig(
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            n_embd=config.n_embd,
-            n_positions=config.block_size,
-            vocab_size=tokenizer.vocab_size,
-            bos_token_id=tokenizer.eos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            **dropouts,
-        )
-        return cls(config, out, GPT(model_config, seed=config.seed), tokenizer)
+        else:
+            tokenizer = make_tokenizer(config)
+            model = new_model(config, tokenizer)
+        corpus = prepare_corpus(config.data, tokenizer, out, config.val_fraction, config.block_size)
+        trainer = cls(config, out, model, tokenizer, corpus)
+        tokenizer.save_pretrained(out)
+        return trainer
 
     @classmethod
     def resume(cls, out: str | Path, changes: dict[str, Any] | None = None) -> Trainer:
@@ -125,7 +130,10 @@ class Trainer:
         out = Path(out)
         state = read_state(out)
         config = state["options"]
-        for name, value in (changes or {}).items():
+        changes = dict(changes or {})
+        if "data" in changes:
+            changes["data"] = absolute(changes["data"])
+        for name, value in changes.items():
             if name in FIXED and value != getattr(config, name):
                 raise ValueError(
                     f"{name}={value!r}: the run in {out} began with {getattr(config, name)!r},"
@@ -133,7 +141,17 @@ class Trainer:
                 )
             setattr(config, name, value)
         config.validate()
-        trainer = cls(config, out, restore_model(state), formats.load_tokenizer(out), state["step"])
+        check_writable(out)
+        model, tokenizer = restore_model(state), formats.load_tokenizer(out)
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise ValueError(
+                f"{out}: its tokenizer has {tokenizer.vocab_size} tokens, its model only"
+                f" {model.config.vocab_size}: put the tokenizer files of this run back"
+            )
+        corpus = prepare_corpus(
+            config.data, tokenizer, out, config.val_fraction, config.block_size, resuming=True
+        )
+        trainer = cls(config, out, model, tokenizer, corpus, state["step"])
         restore_optimizer(state, trainer.optimizer)
         trainer.rng.bit_generator.state = state["generator"]
         trainer.best_loss = state["best_loss"]
@@ -162,7 +180,7 @@ class Trainer:
                     step, loss, val_loss, lr, norm, tokens / seconds, seconds / (step - first_step)
                 )
             if config.sample_every and (last or step % config.sample_every == 0):
-                print(f"--- a sample at step {step} ---\n{self.sample()}\n---", flush=True)
+                _show(f"--- a sample at step {step} ---\n{self.sample()}\n---", sys.stdout)
             if last or step % config.save_every == 0:
                 self.save()
             elsewhere += time.perf_counter() - pause
@@ -184,10 +202,11 @@ class Trainer:
         self.optimizer.lr = lr
         norm = self.optimizer.step(config.grad_clip or None)
         if not math.isfinite(loss) or not math.isfinite(norm):
+            saved = (self.out / CHECKPOINT_FILE).exists()
+            way_out = "resume from the last checkpoint" if saved else "start again"
             raise TrainingError(
                 f"at step {done + 1} the loss is {loss} and the gradient norm {norm}: stopped,"
-                " the last checkpoint is"
-                f" untouched; resume with a lower --lr or a longer --warmup"
+                f" nothing was overwritten; {way_out} with a lower --lr or a longer --warmup"
             )
         return loss, norm, lr
 
@@ -246,11 +265,10 @@ class Trainer:
         eta = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
         validation = "          " if val_loss is None else f"val {val_loss:.4f}"
         width = len(str(self.config.steps))
-        print(
+        _show(
             f"step {step:{width}}/{self.config.steps}  loss {loss:.4f}  {validation}  lr {lr:.2e}"
             f"  grad norm {norm:6.3f}  {tokens_per_second:,.0f} tokens/s  ETA {eta}",
-            file=sys.stderr,
-            flush=True,
+            sys.stderr,
         )
         self.log.add(
             {
@@ -264,6 +282,20 @@ class Trainer:
         )
 
 
+def new_model(config: TrainConfig, tokenizer: BaseTokenizer) -> GPT:
+    """A model of the sizes that the options give, with random weights."""
+    model_config = GPTConfig(
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        n_embd=config.n_embd,
+        n_positions=config.block_size,
+        vocab_size=tokenizer.vocab_size,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return GPT(model_config, seed=config.seed)
+
+
 def make_tokenizer(config: TrainConfig) -> BaseTokenizer:
     """The tokenizer that the options ask for, learnt from the corpus or loaded."""
     if config.tokenizer == "char":
@@ -274,3 +306,9 @@ def make_tokenizer(config: TrainConfig) -> BaseTokenizer:
         parts = (part for document in read_documents(config.data) for part in document)
         return Tokenizer.train(parts, config.vocab_size, progress=sys.stderr.isatty())
     return formats.load_tokenizer(config.tokenizer)
+
+
+def _show(text: str, stream: TextIO) -> None:
+    """Print a line; training goes on where nobody reads it any more."""
+    with contextlib.suppress(OSError):
+        print(text, file=stream, flush=True)

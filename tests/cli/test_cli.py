@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
 
 import pytest
 
+import numgpt
 from numgpt import cli
 from numgpt.training import TrainConfig, Trainer
 
@@ -103,7 +105,9 @@ def test_generate_greedily_stops_and_bans(call, run_directory):
     )
     status, out, err = call(*common)
     assert status == 0
-    assert out == "To be, or not to\n" or len(out) == 17
+    model, tokenizer = numgpt.load(run_directory / "run")
+    expected = model.generate(tokenizer.encode("To be, or"), max_length=16)[0]
+    assert out == tokenizer.decode(expected) + "\n"
     assert "seed" not in err
     banned = out[9]
     assert banned not in call(*common, "--ban", banned)[1][9:]
@@ -287,3 +291,54 @@ def test_a_reader_that_leaves_early_is_no_error(run_directory):
     result = subprocess.run(command, shell=True, input=TEXT * 200, capture_output=True, text=True)
     assert "Traceback" not in result.stderr
     assert "Error" not in result.stderr
+
+
+def test_sequences_that_stop_early_show_no_padding(call, run_directory):
+    arguments = ("generate", "To be", "--model", run_directory / "run", "-n", 4, "--stop", "o")
+    _, out, _ = call(*arguments, "--seed", 3, "--max-length", 16)
+    texts = out.split("===")[2::2]
+    assert len(texts) == 4
+    for text in texts:
+        assert text.startswith("\nTo be")
+        body = text.removeprefix("\nTo be").removesuffix("\n\n")
+        assert "o" not in body[:-1]
+        assert body.endswith("o") or len(body) == 11
+
+
+def test_a_terminal_without_the_character_shows_a_question_mark(tmp_path):
+    text = tmp_path / "t.txt"
+    text.write_text("ab→" * 200, encoding="utf-8")
+    flags = ["--n-layer=1", "--n-embd=8", "--n-head=1", "--block-size=8", "--steps=2"]
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "numgpt",
+            "train",
+            "--data",
+            text,
+            "--out",
+            tmp_path / "run",
+            *flags,
+        ],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert b"?" in result.stdout
+
+
+def test_training_goes_on_when_nobody_reads(tmp_path):
+    flags = "--n-layer=1 --n-embd=8 --n-head=1 --steps=30 --sample-every=2 --eval-batches=1"
+    command = f'"{sys.executable}" -m numgpt train --out "{tmp_path}/run" {flags} | head -n 1'
+    subprocess.run(command, shell=True, capture_output=True)
+    assert (tmp_path / "run/checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize("flag", ["--n-layer=7", "--tokenizer=bpe", "--vocab-size=300"])
+def test_fine_tuning_refuses_what_the_model_decides(call, run_directory, tmp_path, flag):
+    status, _, err = call(
+        *("train", "--init-from", run_directory / "run", "--out", tmp_path / "new", flag)
+    )
+    assert status == 2
+    assert flag[2:].split("=")[0].replace("-", "_") in err

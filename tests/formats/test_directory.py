@@ -140,6 +140,12 @@ def test_refuses_weights_that_do_not_fit(saved, damage, message, dtype):
         ({"add_cross_attention": True}, "add_cross_attention"),
         ({"n_layer": "two"}, "n_layer"),
         ({"n_head": 5}, "n_head=5"),
+        ({"model_type": ["gpt2"]}, "model_type"),
+        ({"embd_pdrop": None}, "embd_pdrop"),
+        ({"layer_norm_epsilon": "1e-5"}, "layer_norm_epsilon"),
+        ({"scale_attn_weights": "no"}, "scale_attn_weights"),
+        ({"eos_token_id": "abc"}, "eos_token_id"),
+        ({"n_layer": 10**9}, "n_layer"),
     ],
 )
 def test_refuses_a_config_by_the_fields_name(saved, fields, message):
@@ -166,6 +172,9 @@ def test_names_what_is_missing(saved, tmp_path_factory):
     with pytest.raises(ValueError, match="shard"):
         GPT.from_pretrained(empty)
     (saved / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        GPT.from_pretrained(saved)
+    (saved / "config.json").write_text("[" * 200_000)
     with pytest.raises(ValueError, match="not valid JSON"):
         GPT.from_pretrained(saved)
 

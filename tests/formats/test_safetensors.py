@@ -93,6 +93,8 @@ def entry(begin, end, dtype="F32", shape=(2,)):
     [
         (b"{", "not JSON"),
         (b"[1]", "not a JSON object"),
+        (b"[" * 200_000, "not JSON"),
+        ({"a": {"dtype": [], "shape": [2], "data_offsets": [0, 8]}}, "'a' has dtype"),
         ({"a": entry(0, 8), "b": entry(4, 12)}, "'b' .*overlaps"),
         ({"a": entry(0, 8), "b": entry(12, 20)}, "'b' .*gap"),
         ({"a": entry(0, 8)}, "16|end at"),

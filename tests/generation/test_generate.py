@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support import assert_close, clear_model
 
 from numgpt import CharTokenizer, KVCache
-from numgpt.generation import LengthWarning
+from numgpt.generation import LengthWarning, generate_each
 
 
 def greedy_without_cache(model, ids, count):
@@ -164,6 +164,8 @@ def test_greedy_copies_are_announced(small_model):
         ([1], {"min_p": -0.1}, "min_p=-0.1"),
         ([1], {"top_k": -1}, "top_k=-1"),
         ([1], {"top_k": 2.5}, "top_k=2.5"),
+        ([1], {"temperature": "hot"}, "temperature='hot'"),
+        ([1], {"seed": -1}, "seed=-1"),
         ([1], {"repetition_penalty": 0}, "repetition_penalty=0"),
         ([1], {"num_return_sequences": 0}, "num_return_sequences=0"),
         ([1], {"max_new_tokens": 0}, "max_new_tokens=0"),
@@ -186,3 +188,50 @@ def test_refuses_what_can_not_be(small_model, ids, options, message):
 def test_unknown_options_are_refused(small_model):
     with pytest.raises(TypeError, match="num_beams"):
         small_model.generate([1], num_beams=4)
+
+
+def test_each_sequence_by_itself_has_no_padding(small_model):
+    options = {"max_new_tokens": 25, "do_sample": True, "eos_token_id": 7, "seed": 1}
+    options |= {"num_return_sequences": 3, "pad_token_id": 3}
+    prompts = [[1, 2, 5], [4]]
+    padded = small_model.generate(prompts, **options)
+    each = generate_each(small_model, prompts, **options)
+    assert len({len(sequence) for sequence in each}) > 1  # otherwise the seed shows nothing
+    for index, (row, sequence) in enumerate(zip(padded, each, strict=True)):
+        padding = 0 if index < 3 else 2
+        assert row[padding : padding + len(sequence)].tolist() == sequence.tolist()
+        assert set(row[padding + len(sequence) :].tolist()) <= {3}
+        assert len(sequence) == padded.shape[1] - padding or sequence[-1] == 7
+
+
+def test_a_prompt_that_fills_the_context_comes_back(small_model):
+    with pytest.warns(LengthWarning):
+        out = small_model.generate(
+            list(range(32)), do_sample=True, num_return_sequences=3, max_new_tokens=5
+        )
+    assert out.tolist() == [list(range(32))] * 3
+
+
+def test_an_end_of_text_token_that_the_vocabulary_lacks_ends_nothing(small_model):
+    expected = small_model.generate([1, 2]).tolist()
+    small_model.config.eos_token_id = 50256
+    assert small_model.generate([1, 2], min_new_tokens=3).tolist() == expected
+    assert small_model.generate([[1, 2], [3]]).shape == (2, 22)
+    small_model.config.eos_token_id = [50256, expected[0][5]]
+    assert (
+        small_model.generate([1, 2]).tolist()[0]
+        == expected[0][: expected[0].index(expected[0][5], 2) + 1]
+    )
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-45, 1e-300])
+def test_a_tiny_temperature_is_greedy(small_model, temperature):
+    expected = small_model.generate([1, 2]).tolist()
+    out = small_model.generate([1, 2], do_sample=True, temperature=temperature, seed=0)
+    assert out.tolist() == expected
+
+
+def test_ids_beyond_the_tokenizer_are_not_chosen(small_model):
+    tokenizer = CharTokenizer(list("abc"))
+    out = small_model.generate([0], max_new_tokens=30, tokenizer=tokenizer)
+    assert out.max() < 3

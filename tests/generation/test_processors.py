@@ -65,8 +65,6 @@ def test_probabilities_equal_transformers(options, seed, time):
     ours = process_logits(
         logits, ids, GenerationOptions(do_sample=True, **({"top_k": None} | options)), [36]
     )
-    if not np.isfinite(ours).any(axis=1).all():
-        return  # everything is banned: neither has an answer
     probabilities = softmax(ours)
     assert_close(probabilities, their_processed(logits, ids, options))
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-12)

@@ -30,6 +30,7 @@ def python(code: str, **environment: str) -> str:
     return result.stdout.strip()
 
 
+EXCEPT = "except Warning as warning: print(warning)"
 SHOW = "import numgpt; print(numgpt.runtime.kernels.describe())"
 
 
@@ -64,8 +65,10 @@ def test_threads_follow_the_environment():
     show = "import numgpt; print(numgpt.runtime.num_threads())"
     assert python(show, NUMGPT_NUM_THREADS="3") == "3"
     assert python(show, OPENBLAS_NUM_THREADS="1") == "1" or runtime.kernels.OPENBLAS is None
-    with pytest.raises(AssertionError, match="NUMGPT_NUM_THREADS='0'"):
-        python(show, NUMGPT_NUM_THREADS="0")
+    for bad in ("0", "abc"):
+        assert int(python(show, NUMGPT_NUM_THREADS=bad)) >= 1
+        code = f"import warnings; warnings.simplefilter('error')\ntry: import numgpt\n{EXCEPT}"
+        assert f"NUMGPT_NUM_THREADS='{bad}'" in python(code, NUMGPT_NUM_THREADS=bad)
 
 
 @pytest.fixture(params=[1, 2, 3])

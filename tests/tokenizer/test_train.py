@@ -89,6 +89,18 @@ def test_special_tokens_in_the_text_are_not_learnt():
     assert b"end" not in b"".join(tokenizer.vocabulary)
 
 
+@given(text=st.text("ab. ", max_size=60))
+def test_special_tokens_cut_the_text(text):
+    parts = Tokenizer.train([text, text], 300).merges
+    assert Tokenizer.train(text + "<|endoftext|>" + text, 300).merges == parts
+
+
+@pytest.mark.parametrize("special", [[""], ["a"], ["<|x|>", "<|x|>"]])
+def test_refuses_special_tokens_that_can_not_be_told_apart(special):
+    with pytest.raises(ValueError, match="special token"):
+        Tokenizer.train("text", 300, special_tokens=special)
+
+
 def test_texts_files_and_both_give_the_same(tmp_path, capsys):
     parts = ["the cat sat\n" * 30, "on the mat\n" * 20]
     files = [tmp_path / "a.txt", tmp_path / "b.txt"]
@@ -101,7 +113,7 @@ def test_texts_files_and_both_give_the_same(tmp_path, capsys):
     assert Tokenizer.train(files[0], 290).merges == Tokenizer.train(parts[0], 290).merges
 
 
-@given(text=st.text(st.sampled_from("ab \n1é'"), max_size=200), size=st.integers(1, 40))
+@given(text=st.text(st.sampled_from("ab \n\r\t1é'.\u3000"), max_size=200), size=st.integers(1, 40))
 def test_a_file_read_in_parts_is_tokenised_like_the_whole(tmp_path_factory, text, size):
     path = tmp_path_factory.mktemp("text") / "file.txt"
     path.write_text(text, encoding="utf-8", newline="")
@@ -138,3 +150,10 @@ def test_characters():
 def test_the_byte_alphabet_is_a_bijection(data):
     assert from_printable(to_printable(data)) == data
     assert to_printable(data).isprintable()
+
+
+@pytest.mark.parametrize("line", ["one two\r\n", "one two\n\n", "    one two\n", "one two "])
+def test_every_kind_of_text_is_read_in_parts(tmp_path, line):
+    path = tmp_path / "file.txt"
+    path.write_text(line * 1000, newline="")
+    assert max(map(len, read_text(path, 500))) < 1000

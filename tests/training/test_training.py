@@ -14,11 +14,12 @@ import time
 import numpy as np
 import pytest
 
-from numgpt import formats
+from numgpt import CharTokenizer, formats
 from numgpt.training import TrainConfig, Trainer, TrainingError, prepare_corpus
 from numgpt.training import loop as loop_module
 from numgpt.training.checkpoint import CHECKPOINT_FILE, read_state
 from numgpt.training.config import OPTIONS, read_toml
+from numgpt.training.corpus import find_files
 from numgpt.training.evaluation import sliding_window_loss
 
 TEXT = "The quick brown fox jumps over the lazy dog; the dog sleeps on.\n" * 60
@@ -121,14 +122,15 @@ def test_a_killed_run_loses_nothing(text_file, tmp_path):
     command = [sys.executable, "-m", "numgpt", "train", "--resume", str(out)]
     rng = random.Random(0)
     done = 1
-    for _ in range(8):
+    for round_number in range(10):
         process = subprocess.Popen(
             command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
         )
-        for line in process.stderr:
-            if "resumed" in line:
-                break
-        time.sleep(rng.uniform(0, 0.2))
+        if round_number % 2:  # else also while it starts
+            for line in process.stderr:
+                if "resumed" in line:
+                    break
+        time.sleep(rng.uniform(0, 0.3))
         process.kill()
         process.communicate()
         before, done = done, read_state(out)["step"]  # it loads, whatever the moment was
@@ -357,3 +359,52 @@ def test_sliding_window_gives_every_token_its_context(small_model):
             sliding_window_loss(small_model, ids, **bad)
     with pytest.raises(ValueError, match="at least two"):
         sliding_window_loss(small_model, ids[:1])
+
+
+def test_a_run_goes_on_without_its_text(text_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole, moved = (start("text.txt", tmp_path / name, steps=12) for name in ("whole", "moved"))
+    whole.run()
+    run_to(moved, 5)
+    (tmp_path / "text.txt").write_text("another text")
+    monkeypatch.chdir("/")
+    (tmp_path / "moved" / ".checkpoint.safetensors.1.tmp").write_text("left by a kill")
+    Trainer.resume(tmp_path / "moved").run()
+    same_state(tmp_path / "whole", tmp_path / "moved")
+    assert not list((tmp_path / "moved").glob(".*"))
+
+
+def test_dropout_can_change_when_a_run_is_resumed(text_file, tmp_path):
+    start(text_file, tmp_path / "run", steps=4).run()
+    resumed = Trainer.resume(tmp_path / "run", {"dropout": 0.25, "steps": 8})
+    assert resumed.model.config.attn_pdrop == resumed.config.dropout == 0.25
+
+
+def test_a_directory_with_a_model_is_not_overwritten(text_file, tmp_path):
+    start(text_file, tmp_path / "run", steps=4).run()
+    (tmp_path / "run" / CHECKPOINT_FILE).unlink()
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"holds a model\.safetensors already"):
+        start(text_file, tmp_path / "run", init_from=str(tmp_path / "run"))
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+
+
+def test_a_start_that_failed_leaves_no_tokenizer_behind(text_file, tmp_path):
+    with pytest.raises(ValueError, match="for validation"):
+        start(text_file, tmp_path / "run", tokenizer="bpe", vocab_size=280, val_fraction=0.001)
+    start(text_file, tmp_path / "run", steps=2).run()
+    assert isinstance(formats.load(tmp_path / "run")[1], CharTokenizer)
+
+
+def test_hidden_files_and_runs_are_no_corpus(tmp_path):
+    (tmp_path / "a.txt").write_text(TEXT)
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "blob").write_bytes(b"\xff")
+    start(str(tmp_path), tmp_path / "run", steps=2).run()
+    assert find_files(str(tmp_path)) == [tmp_path / "a.txt"]
+    for nothing in ("", [], [""]):
+        with pytest.raises((FileNotFoundError, ValueError)):
+            start(nothing, tmp_path / "other")
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(ValueError, match="text is empty"):
+        start(str(tmp_path / "empty.txt"), tmp_path / "other")

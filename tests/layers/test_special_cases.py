@@ -1,0 +1,163 @@
+"""What the common cases leave out: dropout, masks, scale, extreme logits, and work cut into many
+blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from layers.cases import CASES, golden_inputs
+from layers.test_layers import EVERY_SHAPE, test_equals_recorded_pytorch
+from support import assert_close
+
+from numgpt import layers
+from numgpt.layers import attention, cross_entropy
+from numgpt.runtime import blocks, products
+
+
+def directional(function, arrays, gradients):
+    """Numerical derivative along a random direction in all arrays, and what the gradients say."""
+    rng = np.random.default_rng(1)
+    directions = [rng.normal(size=array.shape) for array in arrays]
+    step = 1e-6
+    ahead, behind = (
+        function(*(a + sign * step * d for a, d in zip(arrays, directions, strict=True)))
+        for sign in (1, -1)
+    )
+    exact = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True))
+    return (ahead - behind) / (2 * step), exact
+
+
+@pytest.mark.parametrize(("name", "shape"), EVERY_SHAPE)
+def test_many_small_blocks_give_the_same(name, shape, monkeypatch):
+    """Chunks of the loss, blocks of rows, panels of products and tiles, all as small as can be."""
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 256)
+    monkeypatch.setattr(products, "PANEL_BYTES", 64)
+    monkeypatch.setattr(attention, "TILE_QUERIES", 3)
+    monkeypatch.setattr(attention, "TILE_ELEMENTS", 16)
+    for dtype in (np.float32, np.float64):
+        test_equals_recorded_pytorch(name, shape, dtype)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_dropout_keeps_the_mean_and_reuses_its_mask(p):
+    x = np.random.default_rng(0).normal(size=(300, 400)) + 3
+    y, cache = layers.dropout_forward(x, p, np.random.default_rng(1))
+    kept = y != 0
+    assert kept.mean() == pytest.approx(1 - p, abs=5 * np.sqrt(p * (1 - p) / x.size))
+    assert_close(y, x * kept / (1 - p))
+    dy = np.random.default_rng(2).normal(size=x.shape)
+    assert_close(layers.dropout_backward(dy, cache), dy * kept / (1 - p))
+    again, _ = layers.dropout_forward(x, p, np.random.default_rng(1))
+    np.testing.assert_array_equal(y, again)
+    other, _ = layers.dropout_forward(x, p, np.random.default_rng(2))
+    assert not np.array_equal(y, other)
+
+
+def test_without_a_generator_or_probability_dropout_is_nothing():
+    x = np.ones((2, 3))
+    for arguments in ((0.5, None), (0.0, np.random.default_rng(0))):
+        y, cache = layers.dropout_forward(x, *arguments)
+        assert y is x
+        assert layers.dropout_backward(x, cache) is x
+
+
+SHAPE = (2, 3, 7, 5)  # B, H, T, D
+
+
+def draw_attention(past=0):
+    rng = np.random.default_rng(3)
+    keys = (*SHAPE[:2], SHAPE[2] + past, SHAPE[3])
+    return (
+        rng.normal(size=SHAPE),
+        rng.normal(size=keys),
+        rng.normal(size=keys),
+        rng.normal(size=SHAPE),
+    )
+
+
+KEY_MASK = np.arange(7 + 2) >= np.array([[3], [0]])  # the first row has three places of padding
+OPTIONS = {
+    "dropout": {"dropout": 0.3},
+    "padding": {"key_mask": KEY_MASK},
+    "scale": {"scale": 0.9},
+    "all": {"dropout": 0.4, "key_mask": KEY_MASK, "scale": -0.5},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_attention_options_have_the_numerical_derivative(name):
+    q, k, v, dy = draw_attention(past=2)
+
+    def loss(q, k, v):
+        y, _ = layers.attention_forward(q, k, v, rng=np.random.default_rng(5), **OPTIONS[name])
+        return (y * dy).sum()
+
+    _, cache = layers.attention_forward(q, k, v, rng=np.random.default_rng(5), **OPTIONS[name])
+    numerical, exact = directional(loss, (q, k, v), layers.attention_backward(dy, cache))
+    assert numerical == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["padding", "scale"])
+def test_attention_options_equal_pytorch(name):
+    import torch
+
+    q, k, v, dy = draw_attention(past=2)
+    y, cache = layers.attention_forward(q, k, v, **OPTIONS[name])
+    ours = (y, *layers.attention_backward(dy, cache))
+    tensors = [torch.tensor(a, requires_grad=True) for a in (q, k, v)]
+    mask = (
+        torch.ones(7, 9).tril(2).bool()
+        & torch.tensor(OPTIONS[name].get("key_mask", KEY_MASK | True))[:, None, None]
+    )
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *tensors, attn_mask=mask, scale=OPTIONS[name].get("scale")
+    )
+    expected.backward(torch.tensor(dy))
+    theirs = (expected.detach(), *(tensor.grad for tensor in tensors))
+    for a, b in zip(ours, theirs, strict=True):
+        assert_close(a, b.numpy(), name)
+
+
+def test_padding_is_as_if_it_were_not_there():
+    q, k, v, dy = draw_attention()
+    mask = np.arange(7) >= np.array([[4], [4]])
+    y, cache = layers.attention_forward(q, k, v, key_mask=mask)
+    dq, dk, dv = layers.attention_backward(dy, cache)
+    short = [a[:, :, 4:] for a in (q, k, v, dy)]
+    y_short, cache_short = layers.attention_forward(*short[:3])
+    assert_close(y[:, :, 4:], y_short)
+    assert not y[:, :, :4].any()  # these see nothing at all
+    for whole, part in zip(
+        (dq, dk, dv), layers.attention_backward(short[3], cache_short), strict=True
+    ):
+        assert_close(whole[:, :, 4:], part)
+        assert not whole[:, :, :4].any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("offset", [1e4, -1e4])
+def test_cross_entropy_is_safe_at_extreme_logits(offset, dtype):
+    logits = np.array([[offset, 0, 1], [0, offset, 0], [offset, offset, offset]], dtype)
+    loss, cache = layers.cross_entropy_forward(logits, np.array([1, 1, 0]))
+    exact = [1e4, 0, np.log(3)] if offset > 0 else [np.log(1 + np.e), 1e4 + np.log(2), np.log(3)]
+    assert loss == pytest.approx(np.mean(exact), rel=1e-6)
+    dlogits = layers.cross_entropy_backward(1.0, cache)
+    assert np.isfinite(dlogits).all()
+    np.testing.assert_allclose(dlogits.sum(axis=1), 0, atol=1e-6)
+
+
+def test_cross_entropy_without_any_target_is_zero():
+    loss, cache = layers.cross_entropy_forward(np.ones((2, 3)), np.array([-100, -100]))
+    assert loss == 0
+    assert not layers.cross_entropy_backward(1.0, cache).any()
+
+
+def test_a_repeated_id_collects_all_its_gradients():
+    inputs = golden_inputs("embedding", CASES["embedding"].shapes[1], np.float64)
+    dweight = CASES["embedding"].ours(inputs)["dweight"]
+    expected = np.zeros_like(dweight)
+    np.add.at(expected, inputs["ids"], inputs["dy"])
+    assert_close(dweight, expected)
+    assert len(set(inputs["ids"])) < len(inputs["ids"])
