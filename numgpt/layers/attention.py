@@ -39,7 +39,8 @@ import numpy as np
 from numgpt.layers.dropout import dropout_mask
 from numgpt.runtime import empty, parallel_for
 
-TILE_QUERIES = 64  # queries of a tile: the shorter, the more of the masked half is skipped
+# Queries of a tile: the fewer, the more of the masked half is skipped, and the smaller the products.
+FEWEST_QUERIES, MOST_QUERIES = 64, 128
 TILE_ELEMENTS = 1 << 17  # scores of a tile, over all its heads: 512 kB in float32
 
 
@@ -139,16 +140,21 @@ def attention_backward(
 
 def _tiles(queries: int, keys: int) -> Iterator[tuple[slice, slice]]:
     """Tiles of queries, each with the keys that its last query can see."""
-    for start in range(0, queries, TILE_QUERIES):
-        stop = min(start + TILE_QUERIES, queries)
+    size = _tile_queries(queries)
+    for start in range(0, queries, size):
+        stop = min(start + size, queries)
         yield slice(start, stop), slice(0, keys - queries + stop)
+
+
+def _tile_queries(queries: int) -> int:
+    return min(queries, max(FEWEST_QUERIES, min(MOST_QUERIES, queries // 4)))
 
 
 def _over_heads(group: Callable[[tuple[slice, slice]], None], q: np.ndarray, k: np.ndarray) -> None:
     """Call group for slices of batch and heads whose tiles of scores fit the cache, on all
     cores."""
     batch, heads, queries, _ = q.shape
-    matrices = max(1, TILE_ELEMENTS // (min(queries, TILE_QUERIES) * k.shape[2]))
+    matrices = max(1, TILE_ELEMENTS // (_tile_queries(queries) * k.shape[2]))
     heads_at_once = min(heads, matrices)
     batch_at_once = max(1, matrices // heads)
     groups = [

@@ -33,7 +33,8 @@ def test_many_small_blocks_give_the_same(name, shape, monkeypatch):
     monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 64)
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 256)
     monkeypatch.setattr(products, "PANEL_BYTES", 64)
-    monkeypatch.setattr(attention, "TILE_QUERIES", 3)
+    monkeypatch.setattr(attention, "FEWEST_QUERIES", 3)
+    monkeypatch.setattr(attention, "MOST_QUERIES", 3)
     monkeypatch.setattr(attention, "TILE_ELEMENTS", 16)
     for dtype in (np.float32, np.float64):
         test_equals_recorded_pytorch(name, shape, dtype)
