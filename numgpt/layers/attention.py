@@ -39,7 +39,7 @@ import numpy as np
 from numgpt.layers.dropout import dropout_mask
 from numgpt.runtime import empty, parallel_for
 
-# Queries of a tile: the fewer, the more of the masked half is skipped, and the smaller the products.
+# Queries of a tile: the fewer, the more of the masked half is skipped, the smaller the products.
 FEWEST_QUERIES, MOST_QUERIES = 64, 128
 TILE_ELEMENTS = 1 << 17  # scores of a tile, over all its heads: 512 kB in float32
 
