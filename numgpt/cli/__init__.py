@@ -16,6 +16,7 @@ import numgpt  # first: chooses NumPy's kernels
 from numgpt.cli import evaluate, generate, info, tokenizer, train
 from numgpt.training import TrainingError
 
+BAD_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
 SUBCOMMANDS = (generate, train, evaluate, tokenizer, info)
 
 
@@ -25,9 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stream.reconfigure(errors="replace")
     parser = _parser()
     options = parser.parse_args(arguments)
+    # of NumPy, where a training diverges: it is said
+    warnings.simplefilter("ignore", RuntimeWarning)
     warnings.showwarning = lambda message, *_: print(f"numgpt: note: {message}", file=sys.stderr)
     try:
         if getattr(options, "threads", None) is not None:
+            if options.threads < 1:
+                raise ValueError(f"--threads {options.threads}: at least one thread is needed")
             numgpt.set_num_threads(options.threads)
         options.run(options)
         sys.stdout.flush()
@@ -53,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: object, status: int) -> int:
+    if isinstance(error, OSError) and error.filename is not None:
+        error = f"{error.filename}: {error.strerror}"
     print(f"numgpt: error: {' '.join(str(error).split())}", file=sys.stderr)
     return status
 

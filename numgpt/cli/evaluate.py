@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from numgpt.cli.common import add_command, add_model, add_threads
 from numgpt.formats import load
 from numgpt.tokenizer.reading import read_text
+from numgpt.training.corpus import find_files
 from numgpt.training.evaluation import Evaluation, sliding_window_loss
 
 
@@ -24,7 +26,9 @@ def register(subparsers: Any) -> None:
         run,
     )
     add_model(parser)
-    parser.add_argument("--data", required=True, metavar="FILE", help="the text")
+    parser.add_argument(
+        "--data", required=True, nargs="+", metavar="FILE", help="text: files, directories or globs"
+    )
     parser.add_argument(
         "--context", type=int, metavar="N", help="tokens in a window (default: the model's most)"
     )
@@ -36,12 +40,17 @@ def register(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     model, tokenizer = load(options.model)
-    ids = np.concatenate(
-        [np.array(tokenizer.encode(part), np.int64) for part in read_text(options.data)] or [[]]
-    )
+    texts = (read_text(file) for file in find_files(options.data))
+    pieces = [tokenizer.encode(part) for text in texts for part in text]
+    ids = np.array(list(itertools.chain.from_iterable(pieces)), np.int64)
     began = time.perf_counter()
-    loss = sliding_window_loss(model, ids, options.context, options.stride)
-    result = Evaluation(len(ids) - 1, loss, len(tokenizer.decode_bytes(ids[1:].astype(np.int64))))
+
+    def progress(scored: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{scored:,} of {len(ids) - 1:,} tokens", end="\r", file=sys.stderr, flush=True)
+
+    loss = sliding_window_loss(model, ids, options.context, options.stride, progress)
+    result = Evaluation(len(ids) - 1, loss, len(tokenizer.decode_bytes(ids[1:])))
     print(f"loss           {result.loss:.4f} nats per token")
     print(f"perplexity     {result.perplexity:.3f}")
     print(f"bits per byte  {result.bits_per_byte:.4f}")

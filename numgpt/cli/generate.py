@@ -25,7 +25,7 @@ def register(subparsers: Any) -> None:
         run,
     )
     parser.add_argument(
-        "prompt", nargs="?", help="the text to continue; - or a pipe: standard input"
+        "prompt", nargs="*", help="the text to continue; - or a pipe: standard input"
     )
     add_model(parser)
     parser.add_argument(
@@ -80,11 +80,14 @@ def register(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    prompt = text_argument(options.prompt, "prompt")
+    _check(options)
+    prompt = text_argument(" ".join(options.prompt) if options.prompt else None, "prompt")
     model, tokenizer = load(options.model)
     ids = tokenizer.encode(prompt)
     if not ids:
-        raise ValueError("the prompt is empty: give at least one character")
+        raise ValueError(
+            'the prompt is empty: numgpt generate "Once upon a time", or pipe a text in'
+        )
     seed = secrets.randbits(32) if options.seed is None else options.seed
     max_new_tokens = options.max_new_tokens
     if max_new_tokens is None and options.max_length is None:
@@ -127,6 +130,22 @@ def run(options: argparse.Namespace) -> None:
     print(
         f"{made} tokens in {seconds:.2f} s, {made / seconds:.1f} tokens/s{sampled}", file=sys.stderr
     )
+
+
+def _check(options: argparse.Namespace) -> None:
+    """What the library would refuse in the names of its arguments, in those of the flags."""
+    if not options.temperature > 0:
+        raise ValueError(
+            f"--temperature {options.temperature}: expected a number above 0; for the most likely"
+            " token every time: --greedy"
+        )
+    if options.greedy and options.num_return_sequences > 1:
+        raise ValueError(
+            "--greedy writes the same text every time: leave --num-return-sequences out"
+        )
+    for flag, texts in (("--ban", options.ban), ("--stop", options.stop)):
+        if "" in texts:
+            raise ValueError(f'{flag} "": give a text')
 
 
 def _spaces(tokenizer: Any) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from numgpt.cli.common import add_command, read_stdin, text_argument
 from numgpt.formats import SHIPPED, load_tokenizer
-from numgpt.runtime.files import check_writable
+from numgpt.runtime.files import writing_into
 from numgpt.tokenizer import Tokenizer
 from numgpt.tokenizer.base import END_OF_TEXT
 
@@ -78,17 +78,17 @@ def register(subparsers: Any) -> None:
 
 
 def run_train(options: argparse.Namespace) -> None:
-    check_writable(Path(options.out))
     special = [END_OF_TEXT] if options.special is None else options.special
     began = time.perf_counter()
-    tokenizer = Tokenizer.train(
-        [Path(file) for file in options.files],
-        options.vocab_size,
-        special,
-        options.min_frequency,
-        progress=sys.stderr.isatty(),
-    )
-    tokenizer.save_pretrained(options.out)
+    with writing_into(Path(options.out)):
+        tokenizer = Tokenizer.train(
+            [Path(file) for file in options.files],
+            options.vocab_size,
+            special,
+            options.min_frequency,
+            progress=sys.stderr.isatty(),
+        )
+        tokenizer.save_pretrained(options.out)
     seconds = time.perf_counter() - began
     print(
         f"{tokenizer.vocab_size} tokens learnt in {seconds:.1f} s, written to {options.out}",
@@ -117,4 +117,5 @@ def run_decode(options: argparse.Namespace) -> None:
     for word in words:
         if not word.isdecimal():
             raise ValueError(f"{word!r} is not a token id: give whole numbers, separated by spaces")
-    sys.stdout.buffer.write(tokenizer.decode_bytes([int(word) for word in words]) + b"\n")
+    end = b"\n" if sys.stdout.isatty() else b""  # a file gets the very bytes
+    sys.stdout.buffer.write(tokenizer.decode_bytes([int(word) for word in words]) + end)

@@ -61,6 +61,12 @@ def run(options: argparse.Namespace) -> None:
             raise ValueError(
                 f"{given[0]}={chosen[given[0]]!r} goes not with init_from: the model brings its own"
             )
+        if "vocab_size" in chosen and chosen.get("tokenizer") != "bpe":
+            raise ValueError(
+                f"vocab_size={chosen['vocab_size']} goes with --tokenizer bpe only: other"
+                " tokenizers"
+                " have the size that they have"
+            )
         trainer = Trainer.start(TrainConfig(**chosen), options.out)
     _introduce(trainer)
     with _stopping_on_signals(trainer):

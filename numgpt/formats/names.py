@@ -20,6 +20,8 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
     name = os.fspath(name_or_path)
     if Path(name).is_dir():
         return Path(name)
+    if Path(name).is_file():
+        raise NotADirectoryError(f"{name} is a file: name the directory of a model")
     for weights in WEIGHTS:
         if "/" not in name and os.sep not in name and (weights / name / "config.json").is_file():
             return weights / name
@@ -36,7 +38,8 @@ def _from_hub(name: str) -> Path:
         import huggingface_hub
     except ImportError:
         raise FileNotFoundError(
-            f"{name!r} is no directory and not shipped; to fetch it from the hub: pip install"
+            f"{name!r} is no directory and not shipped ({SHIPPED} is); to fetch it from the hub:"
+            " pip install"
             " huggingface_hub,"
             " or put config.json, model.safetensors and the tokenizer files into a directory"
             " and name that"

@@ -73,6 +73,11 @@ class GenerationOptions:
         require(0 < self.repetition_penalty < math.inf, "repetition_penalty", "a number above 0")
         possible = self.seed is None or (_whole(self.seed) and self.seed >= 0)
         require(possible, "seed", "a whole number from 0 up")
+        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens={self.min_new_tokens} is more than"
+                f" max_new_tokens={self.max_new_tokens}"
+            )
         value = self.num_return_sequences
         require(_whole(value) and value >= 1, "num_return_sequences", "a whole number from 1 up")
         for word in self.bad_words_ids:

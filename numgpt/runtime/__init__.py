@@ -7,6 +7,7 @@ NumPy loads.
 
 from numgpt.runtime import kernels  # first: this import chooses the kernels and then loads NumPy
 from numgpt.runtime.blocks import add_into, over_row_blocks, sum_rows
+from numgpt.runtime.kernels import physical_memory
 from numgpt.runtime.products import add_matmul, matmul
 from numgpt.runtime.scratch import empty, empty_like, release_scratch
 from numgpt.runtime.threads import num_threads, parallel_for, set_num_threads
@@ -21,6 +22,7 @@ __all__ = [
     "num_threads",
     "over_row_blocks",
     "parallel_for",
+    "physical_memory",
     "release_scratch",
     "set_num_threads",
     "sum_rows",

@@ -42,7 +42,21 @@ def remove_leftovers(directory: Path) -> None:
 
 def check_writable(directory: Path) -> None:
     """Create the directory if need be.  Raises OSError where nothing can be written into it."""
+    if directory.is_file():
+        raise NotADirectoryError(f"{directory} is a file: name a directory")
     directory.mkdir(parents=True, exist_ok=True)
     probe = directory / f".probe.{os.getpid()}.tmp"
     probe.write_bytes(b"\0")
     probe.unlink()
+
+
+@contextlib.contextmanager
+def writing_into(directory: Path) -> Iterator[None]:
+    """Check early that the directory can be written; an error leaves no empty one behind."""
+    check_writable(directory)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            directory.rmdir()  # does nothing where there is something in it
+        raise

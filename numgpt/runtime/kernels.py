@@ -105,6 +105,14 @@ def find_openblas() -> OpenBLAS | None:
     return None
 
 
+def physical_memory() -> float:
+    """Bytes of memory that the machine has; infinite where the system doesn't tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
+
+
 CHOICE = choose_kernels()
 OPENBLAS = find_openblas()
 

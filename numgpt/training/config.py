@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,11 +127,16 @@ def read_toml(path: str | Path) -> dict[str, Any]:
             raise ValueError("--config needs Python 3.11 or later, or: pip install tomli") from None
     try:
         options = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # not TOML, or no text at all
         raise ValueError(f"{path} is not valid TOML: {error}") from None
-    for name in options:
-        if name not in OPTIONS:
+    options = {name.replace("-", "_"): value for name, value in options.items()}
+    for name, value in options.items():
+        if isinstance(value, dict):
             raise ValueError(
-                f"{path}: {name!r} is no option of training; there are {', '.join(OPTIONS)}"
+                f"{path}: [{name}] is a section; options stand in the file without any"
             )
+        if name not in OPTIONS:
+            near = difflib.get_close_matches(name, OPTIONS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(OPTIONS)}"
+            raise ValueError(f"{path}: {name!r} is no option of training; {hint}")
     return options

@@ -8,12 +8,15 @@ scored, with all that comes before them in the window as context.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from numgpt.layers import IGNORE_INDEX
 from numgpt.models.language_model import LanguageModel
+
+TOKENS_AT_ONCE = 2048  # of all windows of a batch
 
 
 @dataclass
@@ -34,7 +37,11 @@ class Evaluation:
 
 
 def sliding_window_loss(
-    model: LanguageModel, ids: np.ndarray, context: int | None = None, stride: int | None = None
+    model: LanguageModel,
+    ids: np.ndarray,
+    context: int | None = None,
+    stride: int | None = None,
+    progress: Callable[[int], None] = lambda scored: None,
 ) -> float:
     """Mean loss in nats over ids[1:], each predicted from at least context - stride earlier tokens,
     where there are.
@@ -51,12 +58,20 @@ def sliding_window_loss(
         raise ValueError(f"stride={stride}: expected 1 to the context of {context}")
     if len(ids) < 2:
         raise ValueError(f"the text has {len(ids)} tokens: at least two are needed to predict one")
-    total, scored = 0.0, 0  # scored: how many of ids[1:] have been predicted
+    context = min(context, len(ids) - 1)
+    windows, scored = [], 0  # (first token, how many are scored already, one behind the last)
     while scored < len(ids) - 1:
-        stop = min(context, len(ids) - 1) if scored == 0 else min(scored + stride, len(ids) - 1)
-        start = max(0, stop - context)
-        targets = np.array(ids[start + 1 : stop + 1], np.int64)
-        targets[: scored - start] = IGNORE_INDEX
-        total += model.loss(ids[start:stop], targets) * (stop - scored)
+        stop = min(context if scored == 0 else scored + stride, len(ids) - 1)
+        windows.append((max(0, stop - context), scored, stop))
         scored = stop
+    total, at_once = 0.0, max(1, TOKENS_AT_ONCE // context)
+    for first in range(0, len(windows), at_once):
+        batch = windows[first : first + at_once]
+        inputs = np.stack([ids[start : start + context] for start, _, _ in batch])
+        targets = np.full(inputs.shape, IGNORE_INDEX)
+        for row, (start, done, stop) in zip(targets, batch, strict=True):
+            row[done - start : stop - start] = ids[done + 1 : stop + 1]
+        counted = batch[-1][2] - batch[0][1]
+        total += model.loss(inputs, targets) * counted
+        progress(batch[-1][2])
     return total / scored

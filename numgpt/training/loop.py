@@ -21,7 +21,8 @@ import numpy as np
 
 from numgpt import formats
 from numgpt.models import GPT, GPTConfig
-from numgpt.runtime.files import check_writable, remove_leftovers
+from numgpt.runtime import physical_memory
+from numgpt.runtime.files import check_writable, remove_leftovers, writing_into
 from numgpt.tokenizer import BaseTokenizer, CharTokenizer, Tokenizer
 from numgpt.training.adamw import AdamW
 from numgpt.training.checkpoint import (
@@ -103,7 +104,12 @@ class Trainer:
                     f"{out} holds a {name} already: continue a run with --resume {out},"
                     " or choose another --out"
                 )
-        check_writable(out)
+        with writing_into(out):
+            return cls._prepare(config, out)
+
+    @classmethod
+    def _prepare(cls, config: TrainConfig, out: Path) -> Trainer:
+        """Tokenizer, model and corpus of a new run."""
         config.data = absolute(config.data)
         if config.init_from is not None:
             model, tokenizer = formats.load(config.init_from)
@@ -180,7 +186,8 @@ class Trainer:
                     step, loss, val_loss, lr, norm, tokens / seconds, seconds / (step - first_step)
                 )
             if config.sample_every and (last or step % config.sample_every == 0):
-                _show(f"--- a sample at step {step} ---\n{self.sample()}\n---", sys.stdout)
+                prompt, text = self.sample()
+                _show(f"--- step {step}, after {prompt!r} ---\n{text}\n---", sys.stdout)
             if last or step % config.save_every == 0:
                 self.save()
             elsewhere += time.perf_counter() - pause
@@ -222,11 +229,13 @@ class Trainer:
             self.model.save_pretrained(self.out)
         return val_loss
 
-    def sample(self) -> str:
-        """A text from the model; where its context is full, the older half goes."""
+    def sample(self) -> tuple[str, str]:
+        """Some validation text, and how the model goes on; its context full, the older half
+        goes."""
         context = self.model.config.n_positions
         kept = max(1, context // 2)
-        ids = self.corpus.val[: min(8, kept)].astype(np.int64)
+        prompt = self.corpus.val[: min(8, kept)].astype(np.int64)
+        ids = prompt
         while len(ids) < SAMPLE_TOKENS and context > kept:
             ids = np.append(
                 ids[:-kept],
@@ -240,7 +249,8 @@ class Trainer:
                     seed=len(ids),
                 ),
             )
-        return self.tokenizer.decode(ids[:SAMPLE_TOKENS])
+        text = self.tokenizer.decode(ids[len(prompt) : SAMPLE_TOKENS])
+        return self.tokenizer.decode(prompt), text
 
     def save(self) -> None:
         """Checkpoint, curve, and the model itself where no validation has saved one."""
@@ -284,6 +294,14 @@ class Trainer:
 
 def new_model(config: TrainConfig, tokenizer: BaseTokenizer) -> GPT:
     """A model of the sizes that the options give, with random weights."""
+    vectors = 12 * config.n_layer * config.n_embd + tokenizer.vocab_size + config.block_size
+    needed = 16 * vectors * config.n_embd  # bytes: float32 weights, gradients and two moments
+    if needed > physical_memory():
+        raise ValueError(
+            f"a model of n_layer={config.n_layer}, n_embd={config.n_embd} needs"
+            f" {needed / 1e9:,.0f} GB"
+            f" to train, this machine has {physical_memory() / 1e9:,.0f} GB: choose a smaller one"
+        )
     model_config = GPTConfig(
         n_layer=config.n_layer,
         n_head=config.n_head,
@@ -305,7 +323,13 @@ def make_tokenizer(config: TrainConfig) -> BaseTokenizer:
     if config.tokenizer == "bpe":
         parts = (part for document in read_documents(config.data) for part in document)
         return Tokenizer.train(parts, config.vocab_size, progress=sys.stderr.isatty())
-    return formats.load_tokenizer(config.tokenizer)
+    try:
+        return formats.load_tokenizer(config.tokenizer)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"tokenizer={config.tokenizer!r}: choose char, bpe, or a directory that holds one"
+            f" ({error})"
+        ) from None
 
 
 def _show(text: str, stream: TextIO) -> None:

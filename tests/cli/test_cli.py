@@ -164,7 +164,7 @@ def test_tokenizer_trains_encodes_and_decodes(call, run_directory, tmp_path):
         capture_output=True,
         check=True,
     )
-    assert decoded.stdout == b"not to be\n"
+    assert decoded.stdout == b"not to be"
     special = call("tokenizer", "encode", "<|endoftext|>", "--special", *tokenizer)
     assert special[1] == "269\n"
     text = run_directory / "text.txt"
@@ -224,7 +224,7 @@ BAD = [
     (("generate", "☃", "--model", "RUN"), "U+2603"),
     (("generate", "", "--model", "RUN"), "empty"),
     (("generate", "To be, or not to be, that", "--model", "RUN"), "n_positions=16"),
-    (("generate", "T", "--model", "RUN", "--temperature", 0), "temperature=0"),
+    (("generate", "T", "--model", "RUN", "--temperature", 0), "--greedy"),
     (("generate", "T", "--model", "RUN", "--top-p", 2), "top_p=2"),
     (("generate", "T", "--model", "RUN", "--top-k", -1), "top_k=-1"),
     (("generate", "T", "--model", "RUN", "--seed", -1), "seed=-1"),
@@ -237,6 +237,18 @@ BAD = [
     (("tokenizer", "train", "absent.txt", "--vocab-size", 300, "--out", "TMP"), "absent.txt"),
     (("tokenizer", "train", "TEXT", "--vocab-size", 10, "--out", "TMP"), "vocab_size=10"),
     (("info", "./absent"), "./absent"),
+    (("generate", "T", "--model", "TEXT"), "is a file"),
+    (("generate", "T", "--model", "RUN", "--greedy", "-n", 3), "--greedy writes the same"),
+    (("generate", "T", "--model", "RUN", "--stop", ""), '--stop ""'),
+    (
+        ("generate", "T", "--model", "RUN", "--min-new-tokens", 9, "--max-new-tokens", 3),
+        "min_new_tokens=9",
+    ),
+    (("train", "--out", "TEXT", "--data", "TEXT"), "is a file"),
+    (("train", "--out", "TMP", "--data", "TEXT", "--tokenizer", "./words"), "choose char, bpe"),
+    (("train", "--out", "TMP", "--data", "TEXT", "--vocab-size", 300), "--tokenizer bpe only"),
+    (("train", "--out", "TMP", "--data", "TEXT", "--n-embd", 999999996), "GB to train"),
+    (("train", "--out", "TMP", "--config", "TEXT"), "not valid TOML"),
     (("train",), "--out"),
     (("train", "--out", "TMP", "--resume", "RUN"), "--resume"),
     (("train", "--out", "TMP", "--data", "absent"), "absent"),
@@ -259,6 +271,12 @@ def test_bad_input_gets_one_line_and_status_2(call, run_directory, tmp_path, arg
     assert err.startswith("numgpt: error: ")
     assert err.count("\n") == 1
     assert message in err
+    assert not (tmp_path / "new").exists() or list((tmp_path / "new").iterdir())
+
+
+def test_a_prompt_of_several_words_needs_no_quotes(call, run_directory):
+    common = ("--model", run_directory / "run", "--greedy", "--max-length", 12)
+    assert call("generate", "To", "be", *common)[1] == call("generate", "To be", *common)[1]
 
 
 def test_input_that_is_not_text_is_refused(call, run_directory):

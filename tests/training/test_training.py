@@ -61,7 +61,7 @@ def test_learns(text_file, tmp_path, capsys):
     ].keys()
     printed = capsys.readouterr()
     assert "step 150/150" in printed.err
-    assert "a sample at step 150" in printed.out
+    assert "--- step 150, after '" in printed.out
     model, tokenizer = formats.load(tmp_path / "run")  # the best model, ready to use
     ids = trainer.corpus.val[:100].astype(np.int64)
     assert sliding_window_loss(model, ids) < 2
@@ -329,7 +329,12 @@ def test_toml_holds_the_same_names(tmp_path):
     path.write_text("n_layer = 2\nlr = 1e-3\n")
     assert read_toml(path) == {"n_layer": 2, "lr": 1e-3}
     path.write_text("n_layers = 2\n")
-    with pytest.raises(ValueError, match="'n_layers' is no option"):
+    with pytest.raises(ValueError, match=r"'n_layers' is no option.*did you mean n_layer"):
+        read_toml(path)
+    path.write_text("n-layer = 2\n")
+    assert read_toml(path) == {"n_layer": 2}
+    path.write_text("[model]\nn_layer = 2\n")
+    with pytest.raises(ValueError, match="section"):
         read_toml(path)
     path.write_text("n_layer = \n")
     with pytest.raises(ValueError, match="not valid TOML"):
