@@ -28,6 +28,7 @@ class Row:
     numgpt: Callable[[], Callable[[], Any]]
     other: Callable[[], Callable[[], Any]]
     runs: int = 7
+    repeats: int = 1  # in a run; its time is divided by them
     unit: str = "s"  # or "tokens/s", "MB/s"
     amount: float = 1.0  # of units in a run
 
@@ -185,36 +186,39 @@ def tokenizers_encode() -> Callable[[], Any]:
     return lambda: fresh.pop().encode(text)
 
 
-def _steps(title: str, config: dict[str, int], batch: int, time: int, runs: int) -> Row:
+def _steps(
+    title: str, config: dict[str, int], batch: int, time: int, runs: int, repeats: int = 1
+) -> Row:
     return Row(
         f"training step, {title}, {batch} x {time} tokens",
         lambda: numgpt_step(config, batch, time),
         lambda: torch_step(config, batch, time),
         runs,
+        repeats,
     )
 
 
 MEGABYTES = 1.115394
 
 ROWS = {
-    "train-char": _steps("char recipe", CHAR, 12, 64, 41),
+    "train-char": _steps("char recipe", CHAR, 12, 64, 11, repeats=20),
     "train-64": _steps("124M", GPT2, 4, 64, 7),
     "train-256": _steps("124M", GPT2, 4, 256, 5),
     "generate-1": Row(
         "generation, 124M, 1 sequence (transformers)",
         lambda: numgpt_generate(1),
         lambda: transformers_generate(1),
-        5,
-        "tokens/s",
-        NEW_TOKENS,
+        runs=5,
+        unit="tokens/s",
+        amount=NEW_TOKENS,
     ),
     "generate-5": Row(
         "generation, 124M, 5 sequences (transformers)",
         lambda: numgpt_generate(5),
         lambda: transformers_generate(5),
-        5,
-        "tokens/s",
-        5 * NEW_TOKENS,
+        runs=5,
+        unit="tokens/s",
+        amount=5 * NEW_TOKENS,
     ),
     "prompt-1000": Row(
         "prompt of 1000 tokens, 124M (transformers)", numgpt_prompt, transformers_prompt, 5
@@ -223,16 +227,14 @@ ROWS = {
         "encoding Shakespeare, cold (tiktoken)",
         numgpt_encode_cold,
         tiktoken_encode,
-        7,
-        "MB/s",
-        MEGABYTES,
+        unit="MB/s",
+        amount=MEGABYTES,
     ),
     "encode-tokenizers": Row(
         "encoding Shakespeare, cold (tokenizers)",
         numgpt_encode_cold,
         tokenizers_encode,
-        7,
-        "MB/s",
-        MEGABYTES,
+        unit="MB/s",
+        amount=MEGABYTES,
     ),
 }

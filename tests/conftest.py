@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import hypothesis
 import pytest
 from support import clear_model, shared
@@ -10,7 +12,11 @@ from numgpt import GPT
 from numgpt.tokenizer import BaseTokenizer, load_tokenizer
 
 # Timings vary on shared machines: an example that takes long is no failure.
-hypothesis.settings.register_profile("default", deadline=None, max_examples=40)
+# Continuous integration draws the same examples every time; elsewhere each run tries new ones.
+CI = "CI" in os.environ
+hypothesis.settings.register_profile(
+    "default", deadline=None, max_examples=40, derandomize=CI, database=None
+)
 hypothesis.settings.load_profile("default")
 
 

@@ -151,8 +151,8 @@ class _Request:
 
     def _last_logits(self, ids: np.ndarray, cache: KVCache, mask: np.ndarray | None) -> np.ndarray:
         """ids (B, T) -> logits (B, V) after the last of them."""
-        x, _ = self.model.forward(ids, kv_cache=cache, key_mask=mask)  # (B·T, C)
-        return self.model.logits(x.reshape(*ids.shape, -1)[:, -1])
+        x, _ = self.model.forward(ids, kv_cache=cache, key_mask=mask, last_only=True)  # (B, C)
+        return self.model.logits(x)
 
     def _stops(self, new_ids: np.ndarray) -> bool:
         """Whether the newest token completed a stop string."""

@@ -22,7 +22,7 @@ import math
 
 import numpy as np
 
-from numgpt.runtime import empty_like, over_row_blocks
+from numgpt.runtime import empty_like, over_row_blocks, square
 
 ROOT_2_OVER_PI = math.sqrt(2 / math.pi)
 CUBIC = 0.044715
@@ -33,7 +33,7 @@ def gelu_tanh_forward(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     y = empty_like(x)
 
     def rows(x, y):
-        _tanh_u(x, x * x, out=y)
+        _tanh_u(x, square(x), out=y)
         y += 1
         y *= x
         y *= 0.5
@@ -47,12 +47,13 @@ def gelu_tanh_backward(dy: np.ndarray, cache: np.ndarray) -> np.ndarray:
     x, dx = cache, empty_like(dy)
 
     def rows(x, dy, dx):
-        x_squared = x * x
+        x_squared = square(x)
         t = _tanh_u(x, x_squared, out=dx)
         slope = np.multiply(x_squared, 3 * CUBIC * ROOT_2_OVER_PI, out=x_squared)  # u'
         slope += ROOT_2_OVER_PI
         slope *= x
-        slope *= 1 - t * t  # x (1 - t²) u'
+        t_squared = square(t)
+        slope *= np.subtract(1, t_squared, out=t_squared)  # x (1 - t²) u'
         dx += 1
         dx += slope
         dx *= dy

@@ -53,7 +53,7 @@ def layernorm_backward(
         ones = np.ones(len(dy), dy.dtype)
         np.multiply(dy, x_hat, out=dx)  # borrowed for the product under dweight's sum
         dweight_part = ones @ dx
-        g = dy * weight
+        g = np.multiply(dy, weight, out=empty_like(dy))
         np.multiply(x_hat, _mean_product(g, x_hat), out=dx)
         np.subtract(g, dx, out=dx)
         dx -= _mean(g)

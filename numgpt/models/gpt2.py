@@ -175,6 +175,7 @@ class GPT(LanguageModel):
         kv_cache: Any = None,
         key_mask: np.ndarray | None = None,
         keep_caches: bool = False,
+        last_only: bool = False,
     ) -> tuple[np.ndarray, Any]:
         p, config = self.parameters, self.config
         positions = _positions(ids, 0 if kv_cache is None else kv_cache.length, key_mask)
@@ -184,7 +185,8 @@ class GPT(LanguageModel):
         x, dropout = dropout_forward(x, config.embd_pdrop, rng)
         blocks = []
         for layer in range(config.n_layer):
-            block = self._block_forward(x, layer, len(ids), rng, kv_cache, key_mask)
+            last = last_only and layer == config.n_layer - 1
+            x, block = self._block_forward(x, layer, len(ids), rng, kv_cache, key_mask, last)
             if keep_caches:
                 blocks.append(block)
         if kv_cache is not None:
@@ -211,8 +213,13 @@ class GPT(LanguageModel):
         rng: np.random.Generator | None,
         kv_cache: Any,
         key_mask: np.ndarray | None,
-    ) -> tuple:
-        """x (N, C), the residual stream, is added to in place; returns the caches."""
+        last_only: bool,
+    ) -> tuple[np.ndarray, tuple]:
+        """x (N, C), the residual stream, is added to in place -> x, caches.
+
+        With last_only the keys and values are those of all positions, the rest is computed for the
+        last position of each sequence alone.
+        """
         p, config = self.parameters.under(f"h.{layer}."), self.config
         eps, activation_forward = (
             config.layer_norm_epsilon,
@@ -226,6 +233,8 @@ class GPT(LanguageModel):
         q, k, v = _split_heads(qkv, batch, 3, config.n_head)  # each (B, H, T, D)
         if kv_cache is not None:
             k, v = kv_cache.append(layer, k, v)  # each (B, H, S, D)
+        if last_only:
+            q, x = q[:, :, -1:], x.reshape(batch, -1, config.n_embd)[:, -1]  # T = 1, N = B
         y, attention = attention_forward(
             q, k, v, config.attention_scale(layer), key_mask, config.attn_pdrop, rng
         )
@@ -242,17 +251,9 @@ class GPT(LanguageModel):
         )  # (N, F) -> (N, C)
         y, dropout_2 = dropout_forward(y, config.resid_pdrop, rng)
         add_into(x, y)
-        return (
-            ln_1,
-            c_attn,
-            attention,
-            c_proj,
-            dropout_1,
-            ln_2,
-            mlp_fc,
-            activation,
-            mlp_proj,
-            dropout_2,
+        return x, (
+            *(ln_1, c_attn, attention, c_proj, dropout_1),
+            *(ln_2, mlp_fc, activation, mlp_proj, dropout_2),
         )
 
     def _block_backward(

@@ -60,12 +60,14 @@ class LanguageModel:
         kv_cache: Any = None,
         key_mask: np.ndarray | None = None,
         keep_caches: bool = False,
+        last_only: bool = False,
     ) -> tuple[np.ndarray, Any]:
         """ids (B, T) -> what the head multiplies, (B·T, C), and the caches for `backward`, if they
         are to be kept.
 
         rng switches dropout on. kv_cache (numgpt.generation.KVCache) holds the keys and values of
-        earlier positions and takes in the new ones. key_mask (B, S) is False at padding.
+        earlier positions and takes in the new ones. key_mask (B, S) is False at padding. last_only
+        leaves out what only the earlier positions' logits need; the result is then (B, C).
         """
         raise NotImplementedError
 

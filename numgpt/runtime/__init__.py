@@ -6,7 +6,7 @@ NumPy loads.
 """
 
 from numgpt.runtime import kernels  # first: this import chooses the kernels and then loads NumPy
-from numgpt.runtime.blocks import add_into, over_row_blocks, sum_rows
+from numgpt.runtime.blocks import add_into, over_row_blocks, square, sum_rows
 from numgpt.runtime.kernels import physical_memory
 from numgpt.runtime.products import add_matmul, matmul
 from numgpt.runtime.scratch import empty, empty_like, release_scratch
@@ -25,5 +25,6 @@ __all__ = [
     "physical_memory",
     "release_scratch",
     "set_num_threads",
+    "square",
     "sum_rows",
 ]

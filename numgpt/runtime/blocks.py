@@ -14,9 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from numgpt.runtime.scratch import empty_like
 from numgpt.runtime.threads import parallel_for
 
 BLOCK_BYTES = 1 << 21  # of all arrays of a block together: a few blocks fit the L3 cache
+# With less work than this a second thread loses more than it gains: the BLAS's own threads spin for
+# a while after each product, and compete with it.
+FEWEST_BLOCKS = 4
 
 
 def over_row_blocks(body: Callable[..., Any], *arrays: np.ndarray) -> list[Any]:
@@ -29,7 +33,7 @@ def over_row_blocks(body: Callable[..., Any], *arrays: np.ndarray) -> list[Any]:
     rows = len(arrays[0])
     row_bytes = sum(array.itemsize * math.prod(array.shape[1:]) for array in arrays)
     count = max(1, min(rows, rows * row_bytes // BLOCK_BYTES))
-    if count == 1:
+    if count < FEWEST_BLOCKS:
         return [body(*arrays)]
     edges = [rows * index // count for index in range(count + 1)]
 
@@ -42,6 +46,11 @@ def over_row_blocks(body: Callable[..., Any], *arrays: np.ndarray) -> list[Any]:
 def add_into(total: np.ndarray, term: np.ndarray) -> None:
     """total += term, for arrays with rows of equal size."""
     over_row_blocks(lambda total, term: np.add(total, term, out=total), total, term)
+
+
+def square(x: np.ndarray) -> np.ndarray:
+    """x · x, in scratch memory."""
+    return np.multiply(x, x, out=empty_like(x))
 
 
 def sum_rows(x: np.ndarray) -> np.ndarray:

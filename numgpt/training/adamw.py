@@ -17,7 +17,7 @@ import math
 import numpy as np
 
 from numgpt.models.language_model import LanguageModel
-from numgpt.runtime import over_row_blocks
+from numgpt.runtime import over_row_blocks, square
 
 
 class AdamW:
@@ -75,7 +75,7 @@ class AdamW:
         root_correction = 1 / math.sqrt(1 - beta_2**self.steps)
 
         def rows(g, w, m, v):
-            update = g * g
+            update = square(g)
             update *= (1 - beta_2) * clip * clip
             v *= beta_2
             v += update

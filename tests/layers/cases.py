@@ -26,6 +26,7 @@ class Case:
     theirs: Callable[[Arrays], Arrays]
     differentiable: tuple[str, ...]
     largest: int = 9  # of each drawn dimension
+    smallest_width: int = 1
 
 
 def torch_results(inputs: Arrays, wanted: tuple[str, ...], function: Callable) -> Arrays:
@@ -256,6 +257,9 @@ CASES = {
         our_layernorm,
         their_layernorm,
         ("x", "weight", "bias"),
+        # One value has no variance, and two have hardly any now and then: both sides' rounding is
+        # then multiplied by 1/sqrt(eps).
+        smallest_width=4,
     ),
     "gelu_tanh": Case(
         ("rows", "width"),

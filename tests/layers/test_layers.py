@@ -71,8 +71,10 @@ def test_backward_is_the_numerical_derivative(name, data):
 
 
 def _draw(case, data, largest):
+    smallest = {"past": 0, "width": case.smallest_width}
     sizes = [
-        data.draw(st.integers(0 if d == "past" else 1, largest), label=d) for d in case.dimensions
+        data.draw(st.integers(smallest.get(name, 1), largest), label=name)
+        for name in case.dimensions
     ]
     if "vocabulary" in case.dimensions:
         place = case.dimensions.index("vocabulary")
