@@ -39,19 +39,14 @@ def _from_hub(name: str) -> Path:
     except ImportError:
         raise FileNotFoundError(
             f"{name!r} is no directory and not shipped ({SHIPPED} is); to fetch it from the hub:"
-            " pip install"
-            " huggingface_hub,"
-            " or put config.json, model.safetensors and the tokenizer files into a directory"
-            " and name that"
+            " pip install huggingface_hub, or put config.json, model.safetensors and the tokenizer"
+            " files into a directory and name that"
         ) from None
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=HUB_FILES))
-    except (
-        Exception
-    ) as error:  # whatever its HTTP library raises: the person needs to know what to do
+    except Exception as error:  # whatever its HTTP library raises, the way out is the same
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(
             f"{name!r} is no directory, and the hub didn't deliver it ({reason}): check the name"
-            " and the connection,"
-            " or put the model's files into a directory and name that"
+            " and the connection, or put the model's files into a directory and name that"
         ) from None

@@ -24,8 +24,7 @@ FEWEST_BLOCKS = 4
 
 
 def over_row_blocks(body: Callable[..., Any], *arrays: np.ndarray) -> list[Any]:
-    """Call body(*blocks) for matching blocks of rows of the arrays; returns the results, in row
-    order.
+    """Call body(*blocks) for matching blocks of rows of the arrays; returns the results in order.
 
     All arrays have the same length along axis 0. A block is a view, so the body writes its results
     in place. The cut depends on the shapes only, never on the number of threads.

@@ -132,18 +132,18 @@ def prepare_corpus(
         found = json.loads(description_path.read_text()) if path.is_file() else {}
     except (OSError, ValueError):
         found = {}
-    if not (resuming and found.items() >= description.items()):
+    if not resuming or not found.items() >= description.items():
         description["source"] = _fingerprint(data)
-    if not found.items() >= description.items():
-        description_path.unlink(missing_ok=True)  # it must never describe other tokens
-        with replacing(path) as file:
-            for number, document in enumerate(read_documents(data)):
-                if number and tokenizer.eos_token_id is not None:
-                    file.write(np.array([tokenizer.eos_token_id], dtype).data)
-                for part in document:
-                    file.write(np.array(tokenizer.encode(part), dtype).data)
-        with replacing(description_path) as file:
-            file.write(json.dumps(description).encode())
+        if found != description:
+            description_path.unlink(missing_ok=True)  # it must never describe other tokens
+            with replacing(path) as file:
+                for number, document in enumerate(read_documents(data)):
+                    if number and tokenizer.eos_token_id is not None:
+                        file.write(np.array([tokenizer.eos_token_id], dtype).data)
+                    for part in document:
+                        file.write(np.array(tokenizer.encode(part), dtype).data)
+            with replacing(description_path) as file:
+                file.write(json.dumps(description).encode())
     count = path.stat().st_size // dtype.itemsize
     held_out = int(count * val_fraction)
     if min(held_out, count - held_out) < block_size + 1:

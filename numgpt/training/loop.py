@@ -195,8 +195,7 @@ class Trainer:
             self.save()
 
     def step(self) -> tuple[float, float, float]:
-        """One optimizer step.  -> mean loss of its batches, norm of the gradients, learning
-        rate."""
+        """One optimizer step.  -> mean loss of its batches, gradient norm, learning rate."""
         config, done = self.config, self.optimizer.steps
         loss = 0.0
         for number in range(config.grad_accum):
