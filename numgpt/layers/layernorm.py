@@ -18,6 +18,8 @@ summing over i,
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from numgpt.runtime import empty, empty_like, over_row_blocks
@@ -68,11 +70,17 @@ def layernorm_backward(
 
 def _mean(x: np.ndarray) -> np.ndarray:
     """Mean of each row.  (N, C) -> (N, 1)."""
-    # A sum over a short last axis is a product with ones: BLAS does it several times faster than
-    # np.mean.
-    return (x @ np.ones((x.shape[1], 1), x.dtype)) / x.dtype.type(x.shape[1])
+    # A sum over a short last axis is a product with a vector: BLAS does it several times faster
+    # than np.mean.
+    return x @ _averaging(x.shape[1], x.dtype)
 
 
 def _mean_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Mean of a · b over each row.  (N, C), (N, C) -> (N, 1)."""
     return np.einsum("nc,nc->n", a, b)[:, None] / a.dtype.type(a.shape[1])
+
+
+@functools.cache
+def _averaging(width: int, dtype: np.dtype) -> np.ndarray:
+    """(C, 1), each 1/C."""
+    return np.full((width, 1), 1 / width, dtype)

@@ -3,21 +3,42 @@
 A transposed operand (`x.T`) costs nothing: BLAS reads it as it lies in memory. The BLAS cuts a
 product by the number of its threads, so the last bits of a result may change with that number, and
 with nothing else.
+
+A product of few rows (the tokens of some sequences that grow side by side) does little with each
+weight, so what counts is how fast the weights come from memory. A single row is a matrix-vector
+product, which streams them. For more, BLAS first copies the weights into the order that its kernels
+like, and that takes longer than the product. Two ways round the copy are taken here: a vector
+product a row, or products so small that OpenBLAS takes the weights where they lie.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from numgpt.runtime.kernels import OPENBLAS
 from numgpt.runtime.scratch import empty
+from numgpt.runtime.threads import num_threads, parallel_for
 
 PANEL_BYTES = 1 << 22  # of a partial product that is added to a result: it stays in the L3 cache
+
+# What counts as few rows, and from which size on weights come from memory and not from a cache.
+FEW_ROWS, FEW_ROWS_BYTES = 16, 1 << 20
+VECTOR_ROWS = 3  # up to here, a vector product a row is the fastest way through plain weights
+# OpenBLAS's AVX-512 kernels copy nothing in a product of up to 10⁶ multiplications.
+SMALL_KERNELS = OPENBLAS is not None and OPENBLAS.core in {
+    "SkylakeX",
+    "Cooperlake",
+    "SapphireRapids",
+}
+SMALL_PRODUCT, WIDEST_PANEL, NARROWEST_PANEL = 10**6, 64, 16
 
 
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """a (M, K) @ b (K, N) -> (M, N), into `out` where it is given."""
     if out is None:
         out = empty((a.shape[0], b.shape[1]), np.result_type(a, b))
+    if 1 < len(a) <= FEW_ROWS and b.nbytes >= FEW_ROWS_BYTES:
+        return _few_rows(a, b, out)
     return np.matmul(a, b, out=out)
 
 
@@ -30,3 +51,33 @@ def add_matmul(total: np.ndarray, a: np.ndarray, b: np.ndarray, accumulate: bool
     for start in range(0, len(total), rows):
         panel = slice(start, start + rows)
         total[panel] += matmul(a[panel], b)
+
+
+def _few_rows(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """a (M, K) @ b (K, N) for few rows M."""
+    plain = b.strides[0] >= b.strides[1]  # the rows of b lie in one piece each, not its columns
+    if len(a) <= VECTOR_ROWS and (plain or not SMALL_KERNELS):
+        for row, out_row in zip(a, out, strict=True):
+            np.matmul(row, b, out=out_row)
+        return out
+    width = min(WIDEST_PANEL, SMALL_PRODUCT // a.size)
+    if width < NARROWEST_PANEL or not SMALL_KERNELS:
+        return np.matmul(a, b, out=out)
+    return _in_panels(a, b, out, width)
+
+
+def _in_panels(a: np.ndarray, b: np.ndarray, out: np.ndarray, width: int) -> np.ndarray:
+    """a (M, K) @ b (K, N), `width` columns of b at a time, on all threads."""
+    count = b.shape[1] // width
+    whole, threads = count * width, num_threads()
+    panels = b[:, :whole].reshape(len(b), count, width).swapaxes(0, 1)  # (count, K, width)
+    results = out[:, :whole].reshape(len(a), count, width).swapaxes(0, 1)  # (count, M, width)
+
+    def share(index: int) -> None:
+        part = slice(count * index // threads, count * (index + 1) // threads)
+        np.matmul(a, panels[part], out=results[part])
+
+    parallel_for(share, threads)
+    if whole < b.shape[1]:
+        np.matmul(a, b[:, whole:], out=out[:, whole:])
+    return out

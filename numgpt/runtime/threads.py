@@ -104,6 +104,8 @@ def parallel_for(body: Callable[[int], Any], count: int) -> list[Any]:
     raised is raised here, after every running call has ended.
     """
     global _pool
+    if count == 1:  # nothing to share: a product inside may use all of the BLAS's threads
+        return [body(0)]
     with single_threaded_blas:
         helpers = 0 if getattr(_inside, "flag", False) else min(count, _num_threads) - 1
         if helpers < 1:
