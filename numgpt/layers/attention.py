@@ -92,7 +92,7 @@ def attention_forward(
             highest = np.maximum(s.max(axis=-2, keepdims=True), np.finfo(s.dtype).min)
             s -= highest
             p = np.exp(s, out=s)
-            total = np.maximum(p.sum(axis=-2, keepdims=True), np.finfo(s.dtype).tiny)
+            total = np.maximum(_sum_keys(p), np.finfo(s.dtype).tiny)
             logsumexp[(*bh, slice(None), rows)] = highest + np.log(total)
             if keep is not None:
                 p *= keep[(*bh, columns, rows)]
@@ -178,6 +178,11 @@ def _scores(cache: Cache, bh: tuple[slice, slice], rows: slice, columns: slice) 
     if cache.key_mask is not None:
         np.copyto(s, -np.inf, where=~cache.key_mask[bh[0], None, columns, None])
     return s
+
+
+def _sum_keys(p: np.ndarray) -> np.ndarray:
+    """Σ_j p_ij for each query i.  (b, h, keys, queries) -> (b, h, 1, queries)."""
+    return np.ones((1, p.shape[-2]), p.dtype) @ p  # as a product: several times faster than np.sum
 
 
 @functools.cache

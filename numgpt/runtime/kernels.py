@@ -5,6 +5,10 @@ it is loaded. For AMD CPUs it may take the AVX2 kernels where AVX-512 ones are t
 twice the speed (numpy/numpy#27147). OPENBLAS_CORETYPE overrides its choice, but only if it is set
 before NumPy is imported, and kernels that the CPU lacks kill the process; so this module reads the
 CPU's flags first.
+
+Between two products OpenBLAS's threads keep their cores busy waiting, by default for some 20 ms,
+and numgpt's own threads would have to compete with them. They are told to sleep after 0.1 ms, in
+which products that follow each other closely still find them awake.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from pathlib import Path
 
 # What OpenBLAS's SkylakeX kernels are compiled for.
 AVX512_FLAGS = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
+THREAD_TIMEOUT = "18"  # 2^18 ticks of the CPU's clock, some 0.1 ms
 
 
 def cpu_flags() -> set[str]:
@@ -45,23 +50,29 @@ def choose_kernels() -> str:
     """Import NumPy with OpenBLAS's AVX-512 kernels where they fit; returns a sentence on what was
     done.
 
-    The variable is removed again once NumPy is loaded: other libraries and child processes choose
+    The variables are removed again once NumPy is loaded: other libraries and child processes choose
     for themselves. A value that the user set always stays.
     """
     if "numpy" in sys.modules:
         return "left to the BLAS: NumPy was imported before numgpt, too late to choose"
-    if value := os.environ.get("OPENBLAS_CORETYPE"):
-        return f"OPENBLAS_CORETYPE={value}, set by the user"
-    if not cpu_flags() >= AVX512_FLAGS:
-        return "left to the BLAS: no AVX-512 seen on this CPU"
     if not bundled_openblas():
         return "left to the BLAS: not the OpenBLAS of NumPy's wheels"
-    os.environ["OPENBLAS_CORETYPE"] = "SkylakeX"
+    choices = {"OPENBLAS_THREAD_TIMEOUT": THREAD_TIMEOUT}
+    if value := os.environ.get("OPENBLAS_CORETYPE"):
+        sentence = f"OPENBLAS_CORETYPE={value}, set by the user"
+    elif cpu_flags() >= AVX512_FLAGS:
+        sentence = "AVX-512 kernels (SkylakeX), chosen by numgpt"
+        choices["OPENBLAS_CORETYPE"] = "SkylakeX"
+    else:
+        sentence = "left to the BLAS: no AVX-512 seen on this CPU"
+    choices = {name: value for name, value in choices.items() if not os.environ.get(name)}
+    os.environ.update(choices)
     try:
-        import numpy  # noqa: F401  (loads OpenBLAS, which reads the variable)
+        import numpy  # noqa: F401  (loads OpenBLAS, which reads the variables)
     finally:
-        del os.environ["OPENBLAS_CORETYPE"]
-    return "AVX-512 kernels (SkylakeX), chosen by numgpt"
+        for name in choices:
+            del os.environ[name]
+    return sentence
 
 
 class OpenBLAS:

@@ -10,7 +10,7 @@ from models.references import CONFIGS, small_model, to_transformers
 from support import assert_close
 
 from numgpt.generation import GenerationOptions, process_logits
-from numgpt.generation.processors import softmax
+from numgpt.generation.processors import kth_largest, softmax
 
 OPTIONS = st.fixed_dictionaries(
     {},
@@ -133,3 +133,16 @@ def test_the_input_stays_as_it_is():
         logits, np.array([[1], [2]]), GenerationOptions(do_sample=True, top_k=2, top_p=0.5)
     )
     np.testing.assert_array_equal(logits, before)
+
+
+@given(
+    row=st.one_of(
+        st.lists(st.floats(-5, 5, width=32) | st.just(-np.inf), min_size=1, max_size=300),
+        st.integers(1, 3000).map(lambda n: np.random.default_rng(n).integers(-40, 40, n)),
+    ),
+    k=st.integers(1, 300),
+)
+def test_the_kth_largest_is_that_of_the_sorted_row(row, k):
+    row = np.array(row, np.float32)
+    k = min(k, len(row))
+    assert kth_largest(row, k) == np.sort(row)[-k]
