@@ -24,7 +24,7 @@ import numpy as np
 
 from numgpt.runtime import empty, empty_like, over_row_blocks
 
-Cache = tuple[np.ndarray, np.ndarray, np.ndarray]
+Cache = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # x̂, rstd, weight, bias
 
 
 def layernorm_forward(
@@ -41,14 +41,27 @@ def layernorm_forward(
         y += bias
 
     over_row_blocks(rows, x, x_hat, y, rstd)
-    return y, (x_hat, rstd, weight)
+    return y, (x_hat, rstd, weight, bias)
+
+
+def layernorm_again(cache: Cache) -> np.ndarray:
+    """y (N, C) of the forward once more, for a backward that didn't keep it."""
+    x_hat, _, weight, bias = cache
+    y = empty_like(x_hat)
+
+    def rows(x_hat, y):
+        np.multiply(x_hat, weight, out=y)
+        y += bias
+
+    over_row_blocks(rows, x_hat, y)
+    return y
 
 
 def layernorm_backward(
     dy: np.ndarray, cache: Cache, dweight: np.ndarray, dbias: np.ndarray, accumulate: bool = True
 ) -> np.ndarray:
     """dy (N, C) -> dx (N, C); adds into dweight (C,) and dbias (C,)."""
-    x_hat, rstd, weight = cache
+    x_hat, rstd, weight, _ = cache
     dx = empty_like(x_hat)
 
     def rows(dy, x_hat, rstd, dx):

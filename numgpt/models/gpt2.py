@@ -28,6 +28,7 @@ from numgpt.layers import (
     gelu_erf_forward,
     gelu_tanh_backward,
     gelu_tanh_forward,
+    layernorm_again,
     layernorm_backward,
     layernorm_forward,
     linear_backward,
@@ -194,12 +195,13 @@ class GPT(LanguageModel):
         y, ln_f = layernorm_forward(x, p["ln_f.weight"], p["ln_f.bias"], config.layer_norm_epsilon)
         return y, (wte, wpe, dropout, blocks, ln_f, len(ids))
 
-    def backward(self, dx: np.ndarray, caches: Any, accumulate: bool) -> None:
-        g = self.gradients
-        wte, wpe, dropout, blocks, ln_f, batch = caches
+    def backward(
+        self, dx: np.ndarray, caches: Any, gradients: Parameters, accumulate: bool
+    ) -> None:
+        g, (wte, wpe, dropout, blocks, ln_f, batch) = gradients, caches
         dx = layernorm_backward(dx, ln_f, g["ln_f.weight"], g["ln_f.bias"], accumulate)
         for layer in reversed(range(self.config.n_layer)):
-            self._block_backward(dx, blocks.pop(), layer, batch, accumulate)
+            self._block_backward(dx, blocks.pop(), layer, batch, gradients, accumulate)
         dx = dropout_backward(dx, dropout)
         embedding_backward(dx, wpe, g["wpe"], accumulate)
         # A tied head has already written its gradient into wte's.
@@ -221,15 +223,15 @@ class GPT(LanguageModel):
         last position of each sequence alone.
         """
         p, config = self.parameters.under(f"h.{layer}."), self.config
-        eps, activation_forward = (
-            config.layer_norm_epsilon,
-            ACTIVATIONS[config.activation_function][0],
-        )
+        eps = config.layer_norm_epsilon
+        activation_forward, _ = ACTIVATIONS[config.activation_function]
+
+        def project(x: np.ndarray, name: str) -> np.ndarray:
+            # Without the cache, which keeps x: the backward gets x from the layer before.
+            return linear_forward(x, p[f"{name}.weight"], p[f"{name}.bias"])[0]
 
         y, ln_1 = layernorm_forward(x, p["ln_1.weight"], p["ln_1.bias"], eps)
-        qkv, c_attn = linear_forward(
-            y, p["attn.c_attn.weight"], p["attn.c_attn.bias"]
-        )  # (N, C) -> (N, 3C)
+        qkv = project(y, "attn.c_attn")  # (N, C) -> (N, 3C)
         q, k, v = _split_heads(qkv, batch, 3, config.n_head)  # each (B, H, T, D)
         if kv_cache is not None:
             k, v = kv_cache.append(layer, k, v)  # each (B, H, S, D)
@@ -238,57 +240,49 @@ class GPT(LanguageModel):
         y, attention = attention_forward(
             q, k, v, config.attention_scale(layer), key_mask, config.attn_pdrop, rng
         )
-        y = y.transpose(0, 2, 1, 3).reshape(x.shape)  # (B, H, T, D) -> (N, C)
-        y, c_proj = linear_forward(y, p["attn.c_proj.weight"], p["attn.c_proj.bias"])
+        y = project(_merge_heads(y), "attn.c_proj")  # (B, H, T, D) -> (N, C)
         y, dropout_1 = dropout_forward(y, config.resid_pdrop, rng)
         add_into(x, y)
 
         y, ln_2 = layernorm_forward(x, p["ln_2.weight"], p["ln_2.bias"], eps)
-        y, mlp_fc = linear_forward(y, p["mlp.c_fc.weight"], p["mlp.c_fc.bias"])  # (N, C) -> (N, F)
+        y = project(y, "mlp.c_fc")  # (N, C) -> (N, F)
         y, activation = activation_forward(y)
-        y, mlp_proj = linear_forward(
-            y, p["mlp.c_proj.weight"], p["mlp.c_proj.bias"]
-        )  # (N, F) -> (N, C)
+        y = project(y, "mlp.c_proj")  # (N, F) -> (N, C)
         y, dropout_2 = dropout_forward(y, config.resid_pdrop, rng)
         add_into(x, y)
-        return x, (
-            *(ln_1, c_attn, attention, c_proj, dropout_1),
-            *(ln_2, mlp_fc, activation, mlp_proj, dropout_2),
-        )
+        return x, (ln_1, attention, dropout_1, ln_2, activation, dropout_2)
 
     def _block_backward(
-        self, dx: np.ndarray, caches: tuple, layer: int, batch: int, accumulate: bool
+        self,
+        dx: np.ndarray,
+        caches: tuple,
+        layer: int,
+        batch: int,
+        gradients: Parameters,
+        accumulate: bool,
     ) -> None:
         """dx (N, C), the gradient of the residual stream, is added to in place."""
-        g, config = self.gradients.under(f"h.{layer}."), self.config
-        (
-            ln_1,
-            c_attn,
-            attention,
-            c_proj,
-            dropout_1,
-            ln_2,
-            mlp_fc,
-            activation,
-            mlp_proj,
-            dropout_2,
-        ) = caches
-        activation_backward = ACTIVATIONS[config.activation_function][1]
+        p, g = self.parameters.under(f"h.{layer}."), gradients.under(f"h.{layer}.")
+        config = self.config
+        ln_1, attention, dropout_1, ln_2, activation, dropout_2 = caches
+        activation_forward, activation_backward = ACTIVATIONS[config.activation_function]
+
+        def project_backward(dy: np.ndarray, x: np.ndarray, name: str) -> np.ndarray:
+            cache = x, p[f"{name}.weight"]
+            return linear_backward(dy, cache, g[f"{name}.weight"], g[f"{name}.bias"], accumulate)
 
         dy = dropout_backward(dx, dropout_2)
-        dy = linear_backward(dy, mlp_proj, g["mlp.c_proj.weight"], g["mlp.c_proj.bias"], accumulate)
+        dy = project_backward(dy, activation_forward(activation)[0], "mlp.c_proj")
         dy = activation_backward(dy, activation)
-        dy = linear_backward(dy, mlp_fc, g["mlp.c_fc.weight"], g["mlp.c_fc.bias"], accumulate)
+        dy = project_backward(dy, layernorm_again(ln_2), "mlp.c_fc")
         add_into(dx, layernorm_backward(dy, ln_2, g["ln_2.weight"], g["ln_2.bias"], accumulate))
 
         dy = dropout_backward(dx, dropout_1)
-        dy = linear_backward(dy, c_proj, g["attn.c_proj.weight"], g["attn.c_proj.bias"], accumulate)
+        dy = project_backward(dy, _merge_heads(attention.y), "attn.c_proj")
         (dy,) = _split_heads(dy, batch, 1, config.n_head)  # (N, C) -> (B, H, T, D)
         dqkv = empty((len(dx), 3 * config.n_embd), dx.dtype)
         attention_backward(dy, attention, out=_split_heads(dqkv, batch, 3, config.n_head))
-        dy = linear_backward(
-            dqkv, c_attn, g["attn.c_attn.weight"], g["attn.c_attn.bias"], accumulate
-        )
+        dy = project_backward(dqkv, layernorm_again(ln_1), "attn.c_attn")
         add_into(dx, layernorm_backward(dy, ln_1, g["ln_1.weight"], g["ln_1.bias"], accumulate))
 
 
@@ -296,6 +290,12 @@ def _split_heads(x: np.ndarray, batch: int, parts: int, heads: int) -> tuple[np.
     """(B·T, parts·C) -> `parts` views (B, H, T, D)."""
     time, size = len(x) // batch, x.shape[1] // (parts * heads)
     return tuple(x.reshape(batch, time, parts, heads, size).transpose(2, 0, 3, 1, 4))
+
+
+def _merge_heads(y: np.ndarray) -> np.ndarray:
+    """(B, H, T, D) -> (B·T, C), a view of what attention_forward returns."""
+    batch, heads, time, size = y.shape
+    return y.transpose(0, 2, 1, 3).reshape(batch * time, heads * size)
 
 
 def _positions(ids: np.ndarray, past: int, key_mask: np.ndarray | None) -> np.ndarray:

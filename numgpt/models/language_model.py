@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from numgpt.layers import IGNORE_INDEX, linear_cross_entropy
+from numgpt.models.data_parallel import cut_batch
 from numgpt.models.parameters import Layout, Parameters, layout_of
-from numgpt.runtime import matmul
+from numgpt.runtime import add_into, matmul, parallel_for
 
 Ids = Sequence[int] | Sequence[Sequence[int]] | np.ndarray
 
@@ -71,8 +72,10 @@ class LanguageModel:
         """
         raise NotImplementedError
 
-    def backward(self, dx: np.ndarray, caches: Any, accumulate: bool) -> None:
-        """dx (B·T, C), the gradient at forward's result -> adds into self.gradients."""
+    def backward(
+        self, dx: np.ndarray, caches: Any, gradients: Parameters, accumulate: bool
+    ) -> None:
+        """dx (B·T, C), the gradient at forward's result -> adds into the gradients."""
         raise NotImplementedError
 
     @property
@@ -102,9 +105,15 @@ class LanguageModel:
         T)."""
         ids = self.check_ids(ids)
         targets = self._check_targets(targets, ids)
-        x, _ = self.forward(ids)
-        loss, _ = linear_cross_entropy(x, self.parameters[self.head], targets)
-        return loss
+        shares = cut_batch(self.num_parameters(), targets)
+
+        def share_loss(index: int) -> float:
+            rows = shares[index].sequences
+            x, _ = self.forward(ids[rows])
+            loss, _ = linear_cross_entropy(x, self.parameters[self.head], targets[rows].ravel())
+            return loss * shares[index].weight
+
+        return sum(parallel_for(share_loss, len(shares)))
 
     def loss_and_grads(
         self,
@@ -125,23 +134,35 @@ class LanguageModel:
         ids = self.check_ids(ids)
         targets = self._check_targets(targets, ids)
         accumulate = accumulate and self.gradients is not None
-        x, caches = self.forward(ids, rng, keep_caches=True)
         if not accumulate:
-            self.gradients = (
-                None  # gives its memory back, for the next line to take, if nobody else holds it
+            # Gives the memory back, for the next line to take, if nobody else holds it.
+            self.gradients = None
+            self.gradients = self._empty_gradients()
+        shares = cut_batch(self.num_parameters(), targets, rng)
+        gradients = [self.gradients, *(self._empty_gradients() for _ in shares[1:])]
+
+        def share_loss(index: int) -> float:
+            rows, weight, rng = shares[index]
+            x, caches = self.forward(ids[rows], rng, keep_caches=True)
+            loss, dx = linear_cross_entropy(
+                x,
+                self.parameters[self.head],
+                targets[rows].ravel(),
+                dweight=gradients[index][self.head],
+                accumulate=accumulate and index == 0,
+                scale=scale * weight,
             )
-            self.gradients = Parameters.empty(self.parameters.layout, self.parameters.flat.dtype)
-        loss, dx = linear_cross_entropy(
-            x,
-            self.parameters[self.head],
-            targets,
-            dweight=self.gradients[self.head],
-            accumulate=accumulate,
-            scale=scale,
-        )
-        del x
-        self.backward(dx, caches, accumulate)
+            del x
+            self.backward(dx, caches, gradients[index], accumulate and index == 0)
+            return loss * weight
+
+        loss = sum(parallel_for(share_loss, len(shares)))
+        for other in gradients[1:]:
+            add_into(self.gradients.flat, other.flat)
         return loss, self.gradients
+
+    def _empty_gradients(self) -> Parameters:
+        return Parameters.empty(self.parameters.layout, self.parameters.flat.dtype)
 
     def num_parameters(self) -> int:
         """How many weights there are; a tied head counts once."""
@@ -176,7 +197,7 @@ class LanguageModel:
                 f"targets have shape {array.shape}, ids {ids.shape}: they must be equal"
             )
         self._check_range("targets", array[array != IGNORE_INDEX])
-        return array.ravel()
+        return array
 
     def _check_range(self, name: str, array: np.ndarray) -> None:
         outside = (array < 0) | (array >= self.config.vocab_size)

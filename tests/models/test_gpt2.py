@@ -11,6 +11,7 @@ from models.references import BATCHES, CONFIGS, batch, our_results, small_model,
 from support import GOLDENS, assert_close
 
 from numgpt import GPT, AdamW, GPTConfig
+from numgpt.models import data_parallel
 
 
 @pytest.mark.parametrize("label", BATCHES)
@@ -111,6 +112,41 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch():
         rows = slice(2 * part, 2 * part + 2)
         model.loss_and_grads(ids[rows], targets[rows], accumulate=part > 0, scale=1 / 3)
     assert_close(model.gradients.flat, whole)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_shares_of_a_batch_give_what_the_whole_gives(threads, monkeypatch):
+    model = small_model("default", np.float64)
+    ids, targets = np.random.default_rng(0).integers(37, size=(2, 5, 9))
+    targets[0, 3:] = targets[4] = -100  # shares then weigh differently, one has no target
+    first, whole = model.loss_and_grads(ids, targets)
+    whole = whole.flat.copy()
+    monkeypatch.setattr(data_parallel, "LEAST_WORK", 0)
+    monkeypatch.setattr(data_parallel, "num_threads", lambda: threads)
+    assert len(data_parallel.cut_batch(1, targets)) == min(threads, 5)
+    loss, gradients = model.loss_and_grads(ids, targets)
+    assert loss == pytest.approx(first, rel=1e-12)
+    assert model.loss(ids, targets) == pytest.approx(first, rel=1e-12)
+    assert_close(gradients.flat, whole)
+    model.loss_and_grads(ids, targets, accumulate=True, scale=2)
+    assert_close(model.gradients.flat, 3 * whole)
+
+
+def test_shares_draw_dropout_of_their_own(monkeypatch):
+    monkeypatch.setattr(data_parallel, "LEAST_WORK", 0)
+    monkeypatch.setattr(data_parallel, "num_threads", lambda: 2)
+    model = small_model("default", np.float64)
+    model.config.resid_pdrop = 0.5
+    ids = np.tile(batch(model.config, (1, 7))[0], (2, 1))  # the same sequence twice
+
+    def losses(seed):
+        rng = np.random.default_rng(seed)
+        return [model.loss_and_grads(ids, ids, rng)[0] for _ in range(2)]
+
+    assert losses(1) == losses(1)
+    assert len({*losses(1), *losses(2)}) == 4
+    shares = data_parallel.cut_batch(1, ids, np.random.default_rng(0))
+    assert shares[0].rng.random() != shares[1].rng.random()
 
 
 def test_gradients_that_a_caller_keeps_stay():
