@@ -9,12 +9,12 @@ from __future__ import annotations
 import codecs
 import functools
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import regex
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -92,7 +92,7 @@ class BaseTokenizer:
             )
         ids: list[int] = []
         # Splitting on a group keeps what was matched: ordinary and special text take turns.
-        pieces = any_of(frozenset(specials)).split(text)
+        pieces = any_of(frozenset(specials)).split(text) if specials else [text]
         for index, piece in enumerate(pieces):
             if index % 2:
                 ids.append(self.special_tokens[piece])
@@ -170,10 +170,10 @@ def check_unicode(text: str) -> None:
 
 
 @functools.lru_cache(maxsize=32)
-def any_of(texts: frozenset[str]) -> regex.Pattern:
+def any_of(texts: frozenset[str]) -> re.Pattern:
     """A pattern for any of the texts, the longest first, in a group; for none it never matches."""
     longest_first = sorted(texts, key=len, reverse=True)
-    return regex.compile("(" + ("|".join(map(regex.escape, longest_first)) or "(?!)") + ")")
+    return re.compile("(" + ("|".join(map(re.escape, longest_first)) or "(?!)") + ")")
 
 
 # All files that tokenizers are saved in, of any kind.

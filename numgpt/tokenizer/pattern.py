@@ -11,9 +11,9 @@ import re
 import regex
 
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# In ASCII text \p{L} and \p{N} are these letters and digits, and the standard library's faster `re`
-# can match them.
-LETTERS, DIGITS = "A-Za-z", "0-9"
+# The same in ASCII text, where \p{L} and \p{N} are these letters and digits, for the standard
+# library's `re`, which is faster; the order of two branches that can't both match doesn't matter.
+GPT2_ASCII_PATTERN = r" ?[A-Za-z]+|'(?:[stmd]|re|ve|ll)| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+"
 
 
 class Pattern:
@@ -22,13 +22,7 @@ class Pattern:
     def __init__(self, source: str = GPT2_PATTERN):
         self.source = source
         self._unicode = regex.compile(source)
-        self._ascii = None
-        if source == GPT2_PATTERN:
-            in_class = source.replace(r"[^\s\p{L}\p{N}]", rf"[^\s{LETTERS}{DIGITS}]")
-            ascii_source = in_class.replace(r"\p{L}", f"[{LETTERS}]").replace(
-                r"\p{N}", f"[{DIGITS}]"
-            )
-            self._ascii = re.compile(ascii_source, re.ASCII)
+        self._ascii = re.compile(GPT2_ASCII_PATTERN, re.ASCII) if source == GPT2_PATTERN else None
 
     def split(self, text: str) -> list[str]:
         """The pieces of the text, in order; together they are the text."""
