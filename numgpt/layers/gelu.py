@@ -18,6 +18,7 @@ The backward computes tanh and erf again from x: that is cheaper than keeping an
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -104,16 +105,18 @@ SMALLEST_T = 1 / (1 + LARGEST_Z / 2)
 DEGREE = {np.dtype(np.float32): 9, np.dtype(np.float64): 22}
 
 
-def _erfc_polynomial(degree: int) -> np.polynomial.Chebyshev:
+@functools.cache
+def _erfc_coefficients(dtype: np.dtype) -> np.ndarray:
+    """P's coefficients, from the lowest power up, in t scaled to [-1, 1]."""
+
     def exponent(ts: np.ndarray) -> np.ndarray:
         zs = 2 / ts - 2
         return np.array([math.log(math.erfc(z) / t) + z * z for z, t in zip(zs, ts, strict=True)])
 
-    chebyshev = np.polynomial.Chebyshev.interpolate(exponent, degree, domain=[SMALLEST_T, 1])
-    return chebyshev.convert(kind=np.polynomial.Polynomial, domain=[SMALLEST_T, 1], window=[-1, 1])
-
-
-ERFC_COEFFICIENTS = {dtype: _erfc_polynomial(degree).coef for dtype, degree in DEGREE.items()}
+    domain = [SMALLEST_T, 1]
+    chebyshev = np.polynomial.Chebyshev.interpolate(exponent, DEGREE[dtype], domain=domain)
+    power_series = chebyshev.convert(kind=np.polynomial.Polynomial, domain=domain, window=[-1, 1])
+    return power_series.coef.astype(dtype)
 
 
 def _normal_cdf(x: np.ndarray) -> np.ndarray:
@@ -123,7 +126,7 @@ def _normal_cdf(x: np.ndarray) -> np.ndarray:
     scaled = (t - x.dtype.type((1 + SMALLEST_T) / 2)) * x.dtype.type(
         2 / (1 - SMALLEST_T)
     )  # to [-1, 1]
-    *lower, highest = ERFC_COEFFICIENTS[x.dtype].astype(x.dtype)
+    *lower, highest = _erfc_coefficients(x.dtype)
     polynomial = np.full_like(x, highest)
     for coefficient in reversed(lower):
         polynomial *= scaled

@@ -13,10 +13,12 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numgpt.runtime.kernels import OPENBLAS
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 _inside = (
     threading.local()
@@ -111,6 +113,8 @@ def parallel_for(body: Callable[[int], Any], count: int) -> list[Any]:
         if helpers < 1:
             return [body(index) for index in range(count)]
         if _pool is None:
+            from concurrent.futures import ThreadPoolExecutor
+
             _pool = ThreadPoolExecutor(_num_threads - 1, thread_name_prefix="numgpt")
         results: list[Any] = [None] * count
         waiting = deque(range(count))

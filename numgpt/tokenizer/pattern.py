@@ -6,9 +6,9 @@ lets a word take the space before it. Merges never cross a cut, so "dog." and "d
 
 from __future__ import annotations
 
+import functools
 import re
-
-import regex
+from typing import Any
 
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # The same in ASCII text, where \p{L} and \p{N} are these letters and digits, for the standard
@@ -21,7 +21,6 @@ class Pattern:
 
     def __init__(self, source: str = GPT2_PATTERN):
         self.source = source
-        self._unicode = regex.compile(source)
         self._ascii = re.compile(GPT2_ASCII_PATTERN, re.ASCII) if source == GPT2_PATTERN else None
 
     def split(self, text: str) -> list[str]:
@@ -29,3 +28,9 @@ class Pattern:
         if self._ascii is not None and text.isascii():
             return self._ascii.findall(text)
         return self._unicode.findall(text)
+
+    @functools.cached_property
+    def _unicode(self) -> Any:
+        import regex  # only where it is needed: the import takes some 10 ms
+
+        return regex.compile(self.source)

@@ -1,17 +1,25 @@
-"""DATA -> BETTER WEIGHTS. Corpus and batches, AdamW, schedule, loop, checkpoints, log."""
+"""DATA -> BETTER WEIGHTS. Corpus and batches, AdamW, schedule, loop, checkpoints, log.
 
-from numgpt.training.adamw import AdamW
-from numgpt.training.config import TrainConfig
-from numgpt.training.corpus import Corpus, prepare_corpus
-from numgpt.training.loop import Trainer, TrainingError
-from numgpt.training.schedule import learning_rate
+The names below are imported when first used: who only generates text need not wait for the loop.
+"""
 
-__all__ = [
-    "AdamW",
-    "Corpus",
-    "TrainConfig",
-    "Trainer",
-    "TrainingError",
-    "learning_rate",
-    "prepare_corpus",
-]
+from importlib import import_module
+from typing import Any
+
+_MODULES = {
+    "AdamW": "adamw",
+    "Corpus": "corpus",
+    "TrainConfig": "config",
+    "Trainer": "loop",
+    "TrainingError": "loop",
+    "learning_rate": "schedule",
+    "prepare_corpus": "corpus",
+}
+
+__all__ = list(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
