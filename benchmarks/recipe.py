@@ -15,11 +15,11 @@ import time
 import numpy as np
 
 import numgpt
-from benchmarks.jobs import SHARED
+from benchmarks.tokenizing import SHARED
 from numgpt.training import TrainConfig, Trainer, learning_rate
 
 
-def compare(threads: int) -> None:
+def main(threads: int) -> None:
     data = str(SHARED / "data" / "tinyshakespeare.txt")
     config = TrainConfig(data=data, log_every=500, eval_every=2000, save_every=2000, sample_every=0)
     numgpt.set_num_threads(threads)

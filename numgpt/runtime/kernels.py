@@ -7,7 +7,7 @@ before NumPy is imported, and kernels that the CPU lacks kill the process; so th
 CPU's flags first.
 
 Between two products OpenBLAS's threads keep their cores busy waiting, by default for some 20 ms,
-and numgpt's own threads would have to compete with them. They are told to sleep after 0.1 ms, in
+and numgpt's own threads would have to compete with them. They are told to sleep after 0.4 ms, in
 which products that follow each other closely still find them awake.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 
 # What OpenBLAS's SkylakeX kernels are compiled for.
 AVX512_FLAGS = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
-THREAD_TIMEOUT = "18"  # 2^18 ticks of the CPU's clock, some 0.1 ms
+THREAD_TIMEOUT = "20"  # 2^20 ticks of the CPU's clock, some 0.4 ms
 
 
 def cpu_flags() -> set[str]:

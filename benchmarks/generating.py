@@ -1,0 +1,90 @@
+"""Generation with GPT-2's sizes, against transformers and against the products alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.training import GPT2
+
+
+def prompt(length: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(GPT2["vocab_size"], size=(1, length))
+
+
+def numgpt_model() -> Any:
+    import numgpt
+
+    return numgpt.GPT(numgpt.GPTConfig(**GPT2))
+
+
+def transformers_model(dtype: str = "float32") -> Any:
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2)).eval()
+    return model.to(getattr(torch, dtype))
+
+
+def numgpt_generate(sequences: int, tokens: int) -> Callable[[], Any]:
+    model = numgpt_model()
+    options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": True, "seed": 0}
+    return lambda: model.generate(prompt(8), num_return_sequences=sequences, top_k=50, **options)
+
+
+def transformers_generate(sequences: int, tokens: int, dtype: str = "float32") -> Callable[[], Any]:
+    import torch
+
+    model, ids = transformers_model(dtype), torch.tensor(prompt(8))
+
+    def generate() -> Any:
+        return model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=tokens,
+            min_new_tokens=tokens,
+            do_sample=True,
+            top_k=50,
+            num_return_sequences=sequences,
+            pad_token_id=50256,
+        )
+
+    return generate
+
+
+def bare_products(tokens: int) -> Callable[[], None]:
+    """The vector products that so many tokens take, and nothing else: the machine's own speed."""
+    model = numgpt_model()
+    weights = [array for name, array in model.parameters.items() if array.ndim == 2]
+    weights = [array for array in weights if array.shape != (GPT2["n_positions"], GPT2["n_embd"])]
+    head = model.parameters[model.head]
+    products = [array.T if array is head else array for array in weights]
+    rows = {len(matrix): np.ones((1, len(matrix)), np.float32) for matrix in products}
+    results = {matrix.shape[1]: np.empty((1, matrix.shape[1]), np.float32) for matrix in products}
+
+    def run() -> None:
+        for _ in range(tokens):
+            for matrix in products:
+                np.matmul(rows[len(matrix)], matrix, out=results[matrix.shape[1]])
+
+    return run
+
+
+def numgpt_prompt() -> Callable[[], Any]:
+    model = numgpt_model()
+    return lambda: model.generate(prompt(1000), max_new_tokens=1)
+
+
+def transformers_prompt(dtype: str = "float32") -> Callable[[], Any]:
+    import torch
+
+    model, ids = transformers_model(dtype), torch.tensor(prompt(1000))
+
+    def last_logits() -> Any:
+        with torch.inference_mode():
+            return model(ids, use_cache=True, logits_to_keep=1).logits
+
+    return last_logits

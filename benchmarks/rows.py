@@ -1,0 +1,154 @@
+"""The rows of the table: what is timed, once for numgpt and once for the other side.
+
+A side is a function that prepares the work and returns the function that does it once. Both sides
+compute the same thing on weights of the same sizes and on the same ids, on the same threads, in
+float32 unless the title says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from benchmarks import generating, starting, tokenizing, training
+from benchmarks.training import CHAR, GPT2
+
+Side = Callable[[], Callable[[], Any]]
+
+
+@dataclass
+class Row:
+    title: str
+    numgpt: Side
+    other: Side
+    runs: int = 5
+    repeats: int = 1  # in a run; its time is divided by them
+    unit: str = "s"  # or "tokens/s", "MB/s"
+    amount: float = 1.0  # of units in a run
+    target: float | None = None  # of the ratio
+
+
+def step(
+    title: str,
+    config: dict[str, int],
+    batch: int,
+    time: int,
+    other: str = "eager",
+    target: float | None = None,
+    **options: int,
+) -> Row:
+    return Row(
+        f"training step, {title}, {batch} x {time} tokens ({training.OTHERS[other]})",
+        partial(training.numgpt_step, config, batch, time),
+        partial(training.torch_step, config, batch, time, other),
+        target=target,
+        **options,
+    )
+
+
+def generation(title: str, sequences: int, tokens: int, other: Side, **options: Any) -> Row:
+    return Row(
+        f"generation, 124M, {title}",
+        partial(generating.numgpt_generate, sequences, tokens),
+        other,
+        unit="tokens/s",
+        amount=sequences * tokens,
+        **options,
+    )
+
+
+def encoding(title: str, other: Side, **options: Any) -> Row:
+    return Row(
+        f"encoding Shakespeare, cold ({title})",
+        tokenizing.numgpt_encode_cold,
+        other,
+        runs=7,
+        unit="MB/s",
+        amount=tokenizing.MEGABYTES,
+        **options,
+    )
+
+
+ROWS = {
+    "train-64": step("124M", GPT2, 4, 64, runs=7, target=3.0),
+    "train-256": step("124M", GPT2, 4, 256, target=2.6),
+    "train-1024": step("124M", GPT2, 1, 1024, target=2.3),
+    "train-char": step("char recipe", CHAR, 12, 64, runs=15, repeats=20, target=1.5),
+    "generate-1": generation(
+        "1 sequence (transformers)",
+        1,
+        128,
+        partial(generating.transformers_generate, 1, 128),
+        target=2.0,
+    ),
+    "generate-1-products": generation(
+        "1 sequence (its weights' products alone)",
+        1,
+        128,
+        partial(generating.bare_products, 128),
+        target=0.85,
+    ),
+    "generate-5": generation(
+        "5 sequences (transformers)",
+        5,
+        64,
+        partial(generating.transformers_generate, 5, 64),
+        target=2.0,
+    ),
+    "prompt-1000": Row(
+        "prompt of 1000 tokens, 124M (transformers)",
+        generating.numgpt_prompt,
+        generating.transformers_prompt,
+        target=2.0,
+    ),
+    "encode-tokenizers": encoding("tokenizers", tokenizing.tokenizers_encode, target=4.0),
+    "encode-tiktoken": encoding("tiktoken", tokenizing.tiktoken_encode, target=0.4),
+    "train-bpe-minbpe": Row(
+        "training a BPE vocabulary of 4096 (minbpe's algorithm, estimated)",
+        tokenizing.numgpt_train,
+        tokenizing.minbpe_train,
+        runs=1,
+        target=100,
+    ),
+    "train-bpe-tokenizers": Row(
+        "training a BPE vocabulary of 4096 (tokenizers)",
+        tokenizing.numgpt_train,
+        tokenizing.tokenizers_train,
+    ),
+    "import": Row(
+        "import (NumPy's own)",
+        partial(starting.import_module, "numgpt"),
+        partial(starting.import_module, "numpy"),
+        runs=15,
+    ),
+    # Where PyTorch is stronger, and other ways to run it.
+    "train-256-transformers": step("124M", GPT2, 4, 256, "transformers", runs=3),
+    "train-256-compiled": step("124M", GPT2, 4, 256, "compiled", runs=3),
+    "train-256-bf16": step("124M", GPT2, 4, 256, "bf16", runs=3),
+    "train-256-compiled-bf16": step("124M", GPT2, 4, 256, "compiled bf16", runs=3),
+    "train-char-compiled": step("char recipe", CHAR, 12, 64, "compiled", runs=9, repeats=20),
+    "generate-1-bf16": generation(
+        "1 sequence (transformers, bfloat16)",
+        1,
+        128,
+        partial(generating.transformers_generate, 1, 128, "bfloat16"),
+        runs=3,
+    ),
+    "prompt-1000-bf16": Row(
+        "prompt of 1000 tokens, 124M (transformers, bfloat16)",
+        generating.numgpt_prompt,
+        partial(generating.transformers_prompt, "bfloat16"),
+        runs=3,
+    ),
+    "product": Row(
+        "one product, 1024 x 768 by 768 x 3072 (PyTorch)",
+        starting.numgpt_product,
+        starting.torch_product,
+        runs=15,
+        repeats=10,
+        unit="GF/s",
+        amount=2 * 1024 * 768 * 3072 / 1e9,
+    ),
+}
