@@ -83,7 +83,7 @@ def decode(side: str, context: int) -> Callable[[], object]:
 
     def crop() -> object:
         logits = run()
-        cache.crop(context - 1)
+        cache.crop(-1)
         return logits
 
     cache = transformers.DynamicCache()
