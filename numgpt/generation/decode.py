@@ -131,7 +131,7 @@ class _Request:
             sequences[:, length] = token
             self.ids = sequences[:, : length + 1]
             self.lengths[~ended] = length + 1
-            ended |= np.isin(token, self.eos_token_ids)
+            ended |= [id in self.eos_token_ids for id in token.tolist()]
             if options.stop_strings:
                 ended |= [self._stops(sequence[self.prompt_length :]) for sequence in self.ids]
             yield token

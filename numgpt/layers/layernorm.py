@@ -90,7 +90,7 @@ def _mean(x: np.ndarray) -> np.ndarray:
 
 def _mean_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Mean of a · b over each row.  (N, C), (N, C) -> (N, 1)."""
-    return np.einsum("nc,nc->n", a, b)[:, None] / a.dtype.type(a.shape[1])
+    return np.vecdot(a, b)[:, None] / a.dtype.type(a.shape[1])
 
 
 @functools.cache

@@ -21,6 +21,7 @@ BLOCK_BYTES = 1 << 21  # of all arrays of a block together: a few blocks fit the
 # With less work than this a second thread loses more than it gains: the BLAS's own threads spin for
 # a while after each product, and compete with it.
 FEWEST_BLOCKS = 4
+SMALL = 1 << 20  # bytes of the first array; below, there is nothing to cut or to compute about it
 
 
 def over_row_blocks(body: Callable[..., Any], *arrays: np.ndarray) -> list[Any]:
@@ -29,6 +30,8 @@ def over_row_blocks(body: Callable[..., Any], *arrays: np.ndarray) -> list[Any]:
     All arrays have the same length along axis 0. A block is a view, so the body writes its results
     in place. The cut depends on the shapes only, never on the number of threads.
     """
+    if arrays[0].nbytes < SMALL:
+        return [body(*arrays)]
     rows = len(arrays[0])
     row_bytes = sum(array.itemsize * math.prod(array.shape[1:]) for array in arrays)
     count = max(1, min(rows, rows * row_bytes // BLOCK_BYTES))

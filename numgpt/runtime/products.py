@@ -34,9 +34,9 @@ SMALL_PRODUCT, WIDEST_PANEL, NARROWEST_PANEL = 10**6, 64, 16
 
 
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """a (M, K) @ b (K, N) -> (M, N), into `out` where it is given."""
+    """a (M, K) @ b (K, N) -> (M, N), of one dtype, into `out` where it is given."""
     if out is None:
-        out = empty((a.shape[0], b.shape[1]), np.result_type(a, b))
+        out = empty((a.shape[0], b.shape[1]), a.dtype)
     if 1 < len(a) <= FEW_ROWS and b.nbytes >= FEW_ROWS_BYTES:
         return _few_rows(a, b, out)
     return np.matmul(a, b, out=out)

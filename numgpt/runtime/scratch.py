@@ -108,7 +108,9 @@ def empty(shape: int | tuple[int, ...], dtype: np.typing.DTypeLike = np.float32)
 
 def empty_like(array: np.ndarray) -> np.ndarray:
     """An uninitialised C-contiguous array of the same shape and dtype, on pooled memory."""
-    return empty(array.shape, array.dtype)
+    if array.nbytes < SMALLEST:
+        return np.empty(array.shape, array.dtype)
+    return _pool.empty(array.shape, array.dtype)
 
 
 def release_scratch() -> None:
