@@ -32,7 +32,8 @@ def transformers_model(dtype: str = "float32") -> Any:
 def numgpt_generate(sequences: int, tokens: int) -> Callable[[], Any]:
     model = numgpt_model()
     options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": True, "seed": 0}
-    return lambda: model.generate(prompt(8), num_return_sequences=sequences, top_k=50, **options)
+    options |= {"top_k": 50, "eos_token_id": 50256, "num_return_sequences": sequences}
+    return lambda: model.generate(prompt(8), **options)
 
 
 def transformers_generate(sequences: int, tokens: int, dtype: str = "float32") -> Callable[[], Any]:

@@ -33,7 +33,7 @@ def measure(name: str, runs: int, environment: dict[str, str]) -> dict[str, Resu
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env=os.environ | environment | {"TOKENIZERS_PARALLELISM": "false"},
+            env=os.environ | environment,
         )
         for side in ("numgpt", "other")
     }
@@ -79,7 +79,7 @@ def serve(side: str, name: str) -> None:
 
 
 def prepare(side: str, numpy_only: bool = False) -> None:
-    """Threads and kernels as the environment asks for them."""
+    """Threads and kernels as the environment asks for them, before anything is imported."""
     threads = int(os.environ["BENCHMARK_THREADS"])
     if side == "numgpt" or numpy_only:
         if os.environ.get("BENCHMARK_KERNELS") == "numpy":
@@ -88,10 +88,7 @@ def prepare(side: str, numpy_only: bool = False) -> None:
 
         numgpt.set_num_threads(threads)
     else:
-        with contextlib.suppress(ImportError):
-            import torch
-
-            torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(threads)
 
 
 def reset_peak_memory() -> None:

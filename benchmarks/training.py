@@ -15,9 +15,10 @@ CHAR = {"n_layer": 4, "n_head": 4, "n_embd": 128, "n_positions": 64, "vocab_size
 OTHERS = {
     "eager": "PyTorch",
     "transformers": "transformers",
-    "compiled": "PyTorch, compiled",
-    "bf16": "PyTorch, bfloat16",
-    "compiled bf16": "PyTorch, compiled, bfloat16",
+    "fused": "PyTorch, fused AdamW",
+    "fused compiled": "PyTorch, fused AdamW, compiled",
+    "fused bf16": "PyTorch, fused AdamW, bfloat16",
+    "fused compiled bf16": "PyTorch, fused AdamW, compiled, bfloat16",
 }
 
 
@@ -52,7 +53,7 @@ def torch_step(
     else:
         model = TorchGPT(**config)
         loss = torch.compile(model.loss) if "compiled" in how else model.loss
-    optimizer = adamw(model, lr=1e-4)
+    optimizer = adamw(model, lr=1e-4, fused="fused" in how)
     precision = torch.autocast("cpu", torch.bfloat16) if "bf16" in how else contextlib.nullcontext()
 
     def step() -> None:

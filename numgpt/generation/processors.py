@@ -91,7 +91,7 @@ def kth_largest(row: np.ndarray, k: int) -> np.generic:
     groups = len(row) // GROUP
     if groups >= k:
         maxima = row[: groups * GROUP].reshape(groups, GROUP).max(axis=1)
-        row = row[row >= np.partition(maxima, -k)[-k]]
+        row = row[~(row < np.partition(maxima, -k)[-k])]  # keeps NaNs, which partition puts last
     return np.partition(row, -k)[-k]
 
 

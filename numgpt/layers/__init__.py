@@ -26,7 +26,7 @@ from numgpt.layers.gelu import (
     gelu_tanh_backward,
     gelu_tanh_forward,
 )
-from numgpt.layers.layernorm import layernorm_again, layernorm_backward, layernorm_forward
+from numgpt.layers.layernorm import layernorm_backward, layernorm_forward, layernorm_output
 from numgpt.layers.linear import linear_backward, linear_forward
 from numgpt.layers.relu import relu_backward, relu_forward
 
@@ -44,9 +44,9 @@ __all__ = [
     "gelu_erf_forward",
     "gelu_tanh_backward",
     "gelu_tanh_forward",
-    "layernorm_again",
     "layernorm_backward",
     "layernorm_forward",
+    "layernorm_output",
     "linear_backward",
     "linear_cross_entropy",
     "linear_forward",

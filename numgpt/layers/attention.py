@@ -128,7 +128,7 @@ def attention_backward(
                 mask = keep[(*bh, columns, rows)] * p.dtype.type(keep_scale)
                 _write(dv[(*bh, columns)], p * mask, dy_tile, add=not last)
                 ds *= mask
-            ds -= np.vecdot(dy_tile, y[(*bh, rows)])[..., None, :]
+            ds -= np.vecdot(dy_tile, y[(*bh, rows)])[..., None, :]  # dy_i · y_i
             ds *= p
             dq_tile = np.matmul(ds.swapaxes(-1, -2), k[(*bh, columns)], out=dq[(*bh, rows)])
             dq_tile *= scale

@@ -37,23 +37,17 @@ def layernorm_forward(
         np.subtract(x, _mean(x), out=x_hat)
         rstd[:] = 1 / np.sqrt(_mean_product(x_hat, x_hat) + x.dtype.type(eps))
         x_hat *= rstd
-        np.multiply(x_hat, weight, out=y)
-        y += bias
+        _scale_and_shift(x_hat, weight, bias, out=y)
 
     over_row_blocks(rows, x, x_hat, y, rstd)
     return y, (x_hat, rstd, weight, bias)
 
 
-def layernorm_again(cache: Cache) -> np.ndarray:
-    """y (N, C) of the forward once more, for a backward that didn't keep it."""
+def layernorm_output(cache: Cache) -> np.ndarray:
+    """y (N, C) of the forward, computed again from x̂: so a model need not keep both."""
     x_hat, _, weight, bias = cache
     y = empty_like(x_hat)
-
-    def rows(x_hat, y):
-        np.multiply(x_hat, weight, out=y)
-        y += bias
-
-    over_row_blocks(rows, x_hat, y)
+    over_row_blocks(lambda x_hat, y: _scale_and_shift(x_hat, weight, bias, out=y), x_hat, y)
     return y
 
 
@@ -79,6 +73,12 @@ def layernorm_backward(
     np.add(dweight if accumulate else 0, sum(part for part, _ in parts), out=dweight)
     np.add(dbias if accumulate else 0, sum(part for _, part in parts), out=dbias)
     return dx
+
+
+def _scale_and_shift(x_hat, weight, bias, out: np.ndarray) -> None:
+    """weight · x̂ + bias, into `out`."""
+    np.multiply(x_hat, weight, out=out)
+    out += bias
 
 
 def _mean(x: np.ndarray) -> np.ndarray:

@@ -28,9 +28,9 @@ from numgpt.layers import (
     gelu_erf_forward,
     gelu_tanh_backward,
     gelu_tanh_forward,
-    layernorm_again,
     layernorm_backward,
     layernorm_forward,
+    layernorm_output,
     linear_backward,
     linear_forward,
     relu_backward,
@@ -40,7 +40,8 @@ from numgpt.models.language_model import LanguageModel
 from numgpt.models.parameters import Parameters
 from numgpt.runtime import add_into, empty
 
-# By Hugging Face's names for them.
+# By Hugging Face's names for them. The cache of each is an input that gives its output again: x, or
+# for ReLU y itself.
 ACTIVATIONS = {
     "gelu_new": (gelu_tanh_forward, gelu_tanh_backward),
     "gelu_pytorch_tanh": (gelu_tanh_forward, gelu_tanh_backward),
@@ -227,7 +228,7 @@ class GPT(LanguageModel):
         activation_forward, _ = ACTIVATIONS[config.activation_function]
 
         def project(x: np.ndarray, name: str) -> np.ndarray:
-            # Without the cache, which keeps x: the backward gets x from the layer before.
+            # The cache, with x in it, isn't kept: the backward computes x again.
             return linear_forward(x, p[f"{name}.weight"], p[f"{name}.bias"])[0]
 
         y, ln_1 = layernorm_forward(x, p["ln_1.weight"], p["ln_1.bias"], eps)
@@ -271,10 +272,12 @@ class GPT(LanguageModel):
             cache = x, p[f"{name}.weight"]
             return linear_backward(dy, cache, g[f"{name}.weight"], g[f"{name}.bias"], accumulate)
 
+        # What goes into the projections is computed again: that costs less than keeping it, more
+        # than a third of what a block would have to keep.
         dy = dropout_backward(dx, dropout_2)
         dy = project_backward(dy, activation_forward(activation)[0], "mlp.c_proj")
         dy = activation_backward(dy, activation)
-        dy = project_backward(dy, layernorm_again(ln_2), "mlp.c_fc")
+        dy = project_backward(dy, layernorm_output(ln_2), "mlp.c_fc")
         add_into(dx, layernorm_backward(dy, ln_2, g["ln_2.weight"], g["ln_2.bias"], accumulate))
 
         dy = dropout_backward(dx, dropout_1)
@@ -282,7 +285,7 @@ class GPT(LanguageModel):
         (dy,) = _split_heads(dy, batch, 1, config.n_head)  # (N, C) -> (B, H, T, D)
         dqkv = empty((len(dx), 3 * config.n_embd), dx.dtype)
         attention_backward(dy, attention, out=_split_heads(dqkv, batch, 3, config.n_head))
-        dy = project_backward(dqkv, layernorm_again(ln_1), "attn.c_attn")
+        dy = project_backward(dqkv, layernorm_output(ln_1), "attn.c_attn")
         add_into(dx, layernorm_backward(dy, ln_1, g["ln_1.weight"], g["ln_1.bias"], accumulate))
 
 

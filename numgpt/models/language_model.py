@@ -134,16 +134,17 @@ class LanguageModel:
         ids = self.check_ids(ids)
         targets = self._check_targets(targets, ids)
         accumulate = accumulate and self.gradients is not None
-        if not accumulate:
-            # Gives the memory back, for the next line to take, if nobody else holds it.
-            self.gradients = None
-            self.gradients = self._empty_gradients()
+        # An error on the way leaves no gradients at all, rather than some. Without accumulate, this
+        # also gives the memory of the last ones back, for the next to take.
+        total, self.gradients = self.gradients if accumulate else None, None
+        if total is None:
+            total = self._empty_gradients()
         shares = cut_batch(self.num_parameters(), targets, rng)
-        gradients = [self.gradients, *(self._empty_gradients() for _ in shares[1:])]
+        gradients = [total, *(self._empty_gradients() for _ in shares[1:])]
 
         def share_loss(index: int) -> float:
-            rows, weight, rng = shares[index]
-            x, caches = self.forward(ids[rows], rng, keep_caches=True)
+            rows, weight, share_rng = shares[index]
+            x, caches = self.forward(ids[rows], share_rng, keep_caches=True)
             loss, dx = linear_cross_entropy(
                 x,
                 self.parameters[self.head],
@@ -158,8 +159,9 @@ class LanguageModel:
 
         loss = sum(parallel_for(share_loss, len(shares)))
         for other in gradients[1:]:
-            add_into(self.gradients.flat, other.flat)
-        return loss, self.gradients
+            add_into(total.flat, other.flat)
+        self.gradients = total
+        return loss, total
 
     def _empty_gradients(self) -> Parameters:
         return Parameters.empty(self.parameters.layout, self.parameters.flat.dtype)

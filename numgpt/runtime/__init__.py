@@ -10,7 +10,12 @@ from numgpt.runtime.blocks import add_into, over_row_blocks, square, sum_rows
 from numgpt.runtime.kernels import physical_memory
 from numgpt.runtime.products import add_matmul, matmul
 from numgpt.runtime.scratch import empty, empty_like, release_scratch
-from numgpt.runtime.threads import num_threads, parallel_for, set_num_threads
+from numgpt.runtime.threads import (
+    num_threads,
+    parallel_for,
+    set_num_threads,
+    worthwhile_threads,
+)
 
 __all__ = [
     "add_into",
@@ -27,4 +32,5 @@ __all__ = [
     "set_num_threads",
     "square",
     "sum_rows",
+    "worthwhile_threads",
 ]

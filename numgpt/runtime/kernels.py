@@ -16,12 +16,13 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import os
+import platform
 import sys
 from pathlib import Path
 
 # What OpenBLAS's SkylakeX kernels are compiled for.
 AVX512_FLAGS = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
-THREAD_TIMEOUT = "20"  # 2^20 ticks of the CPU's clock, some 0.4 ms
+THREAD_TIMEOUT = "20"  # 2^20 ticks of an x86 CPU's clock, some 0.4 ms
 
 
 def cpu_flags() -> set[str]:
@@ -47,31 +48,32 @@ def bundled_openblas() -> list[Path]:
 
 
 def choose_kernels() -> str:
-    """Import NumPy with OpenBLAS's AVX-512 kernels where they fit; returns a sentence on what was
-    done.
+    """Import NumPy with OpenBLAS's AVX-512 kernels where they fit, and with threads that soon
+    sleep; returns a sentence on the kernels.
 
     The variables are removed again once NumPy is loaded: other libraries and child processes choose
     for themselves. A value that the user set always stays.
     """
     if "numpy" in sys.modules:
         return "left to the BLAS: NumPy was imported before numgpt, too late to choose"
-    if not bundled_openblas():
-        return "left to the BLAS: not the OpenBLAS of NumPy's wheels"
-    choices = {"OPENBLAS_THREAD_TIMEOUT": THREAD_TIMEOUT}
+    choices = {}
     if value := os.environ.get("OPENBLAS_CORETYPE"):
         sentence = f"OPENBLAS_CORETYPE={value}, set by the user"
+    elif not bundled_openblas():
+        sentence = "left to the BLAS: not the OpenBLAS of NumPy's wheels"
     elif cpu_flags() >= AVX512_FLAGS:
         sentence = "AVX-512 kernels (SkylakeX), chosen by numgpt"
         choices["OPENBLAS_CORETYPE"] = "SkylakeX"
     else:
         sentence = "left to the BLAS: no AVX-512 seen on this CPU"
-    choices = {name: value for name, value in choices.items() if not os.environ.get(name)}
+    if platform.machine() in ("x86_64", "AMD64") and "OPENBLAS_THREAD_TIMEOUT" not in os.environ:
+        choices["OPENBLAS_THREAD_TIMEOUT"] = THREAD_TIMEOUT
     os.environ.update(choices)
     try:
         import numpy  # noqa: F401  (loads OpenBLAS, which reads the variables)
     finally:
         for name in choices:
-            del os.environ[name]
+            os.environ.pop(name, None)
     return sentence
 
 

@@ -1,8 +1,7 @@
 """Matrix products, written straight into their place, in the BLAS's own threads.
 
 A transposed operand (`x.T`) costs nothing: BLAS reads it as it lies in memory. The BLAS cuts a
-product by the number of its threads, so the last bits of a result may change with that number, and
-with nothing else.
+product by the number of its threads, so the last bits of a result may change with that number.
 
 A product of few rows (the tokens of some sequences that grow side by side) does little with each
 weight, so what counts is how fast the weights come from memory. A single row is a matrix-vector
@@ -22,9 +21,10 @@ from numgpt.runtime.threads import num_threads, parallel_for
 PANEL_BYTES = 1 << 22  # of a partial product that is added to a result: it stays in the L3 cache
 
 # What counts as few rows, and from which size on weights come from memory and not from a cache.
-FEW_ROWS, FEW_ROWS_BYTES = 16, 1 << 20
+FEW_ROWS, LARGE_WEIGHTS_BYTES = 16, 1 << 20
 VECTOR_ROWS = 3  # up to here, a vector product a row is the fastest way through plain weights
-# OpenBLAS's AVX-512 kernels copy nothing in a product of up to 10⁶ multiplications.
+# OpenBLAS's AVX-512 kernels copy nothing in a product of up to 10⁶ multiplications, with transposed
+# weights only where its result has at most 1200 numbers, which FEW_ROWS x WIDEST_PANEL stays below.
 SMALL_KERNELS = OPENBLAS is not None and OPENBLAS.core in {
     "SkylakeX",
     "Cooperlake",
@@ -37,7 +37,7 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.nd
     """a (M, K) @ b (K, N) -> (M, N), of one dtype, into `out` where it is given."""
     if out is None:
         out = empty((a.shape[0], b.shape[1]), a.dtype)
-    if 1 < len(a) <= FEW_ROWS and b.nbytes >= FEW_ROWS_BYTES:
+    if 1 < len(a) <= FEW_ROWS and b.nbytes >= LARGE_WEIGHTS_BYTES:
         return _few_rows(a, b, out)
     return np.matmul(a, b, out=out)
 

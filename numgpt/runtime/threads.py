@@ -20,9 +20,11 @@ from numgpt.runtime.kernels import OPENBLAS
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-_inside = (
-    threading.local()
-)  # set in a thread that is already running a piece: nested loops stay in it
+LEAST_WORK = 1 << 27  # multiplications that a thread of its own is worth, some 5 ms of them
+MOST_EXTRA = 1 << 24  # numbers, 64 MB in float32, for all further threads together
+
+# Set in a thread that is already running a piece: nested loops stay in it.
+_inside = threading.local()
 
 
 class _SingleThreadedBLAS:
@@ -72,6 +74,18 @@ def num_threads() -> int:
     return _num_threads
 
 
+def worthwhile_threads(work: int, extra: int) -> int:
+    """On how many threads `work` (multiplications) is best done side by side, where each thread
+    beyond the first needs `extra` numbers of memory of its own.
+
+    It is 1 where the work is small, as starting a thread takes some 0.1 ms, where the extra memory
+    would come to more than the work is worth, and where the BLAS can't be held to one thread each.
+    """
+    if OPENBLAS is None:
+        return 1
+    return max(1, min(_num_threads, work // LEAST_WORK, 1 + MOST_EXTRA // extra))
+
+
 def set_num_threads(count: int) -> None:
     """Compute on `count` threads from now on (also in OpenBLAS).  Raises ValueError below 1."""
     global _num_threads
@@ -102,8 +116,9 @@ def parallel_for(body: Callable[[int], Any], count: int) -> list[Any]:
     """Call body(0) … body(count - 1), on all threads, and return the results in that order.
 
     The calls must not depend on each other. Which thread runs which call is left to chance, what
-    each call computes is not: results do not depend on the number of threads. The first error
-    raised is raised here, after every running call has ended.
+    each call computes is not. (A single call, and products outside, may use the BLAS's own threads,
+    whose number changes last bits.) The first error raised is raised here, after every running call
+    has ended.
     """
     global _pool
     if count == 1:  # nothing to share: a product inside may use all of the BLAS's threads

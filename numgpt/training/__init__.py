@@ -1,6 +1,6 @@
 """DATA -> BETTER WEIGHTS. Corpus and batches, AdamW, schedule, loop, checkpoints, log.
 
-The names below are imported when first used: who only generates text need not wait for the loop.
+The names below are imported when first used, so that `import numgpt` need not wait for the loop.
 """
 
 from importlib import import_module
@@ -17,6 +17,10 @@ _MODULES = {
 }
 
 __all__ = list(_MODULES)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

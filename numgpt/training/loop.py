@@ -201,7 +201,11 @@ class Trainer:
         for number in range(config.grad_accum):
             ids, targets = self.corpus.batch(self.rng, config.batch_size, config.block_size)
             batch_loss, _ = self.model.loss_and_grads(
-                ids, targets, self.rng, accumulate=number > 0, scale=1 / config.grad_accum
+                ids,
+                targets,
+                self.rng if config.dropout else None,
+                accumulate=number > 0,
+                scale=1 / config.grad_accum,
             )
             loss += batch_loss / config.grad_accum
         lr = learning_rate(done, config.steps, config.lr, config.min_lr, config.warmup)

@@ -31,7 +31,9 @@ def directional(function, arrays, gradients):
 def test_many_small_blocks_give_the_same(name, shape, monkeypatch):
     """Chunks of the loss, blocks of rows, panels of products and tiles, all as small as can be."""
     monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(blocks, "SMALL", 0)
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 256)
+    monkeypatch.setattr(products, "LARGE_WEIGHTS_BYTES", 0)
     monkeypatch.setattr(products, "PANEL_BYTES", 64)
     monkeypatch.setattr(attention, "FEWEST_QUERIES", 3)
     monkeypatch.setattr(attention, "MOST_QUERIES", 3)

@@ -114,6 +114,10 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch():
     assert_close(model.gradients.flat, whole)
 
 
+def share_among(threads, monkeypatch):
+    monkeypatch.setattr(data_parallel, "worthwhile_threads", lambda work, extra: threads)
+
+
 @pytest.mark.parametrize("threads", [2, 3, 8])
 def test_shares_of_a_batch_give_what_the_whole_gives(threads, monkeypatch):
     model = small_model("default", np.float64)
@@ -121,32 +125,60 @@ def test_shares_of_a_batch_give_what_the_whole_gives(threads, monkeypatch):
     targets[0, 3:] = targets[4] = -100  # shares then weigh differently, one has no target
     first, whole = model.loss_and_grads(ids, targets)
     whole = whole.flat.copy()
-    monkeypatch.setattr(data_parallel, "LEAST_WORK", 0)
-    monkeypatch.setattr(data_parallel, "num_threads", lambda: threads)
+    share_among(threads, monkeypatch)
     assert len(data_parallel.cut_batch(1, targets)) == min(threads, 5)
     loss, gradients = model.loss_and_grads(ids, targets)
+    assert type(loss) is float
     assert loss == pytest.approx(first, rel=1e-12)
     assert model.loss(ids, targets) == pytest.approx(first, rel=1e-12)
     assert_close(gradients.flat, whole)
     model.loss_and_grads(ids, targets, accumulate=True, scale=2)
     assert_close(model.gradients.flat, 3 * whole)
+    loss, gradients = model.loss_and_grads(ids, np.full_like(targets, -100))
+    assert loss == 0
+    assert not gradients.flat.any()
 
 
-def test_shares_draw_dropout_of_their_own(monkeypatch):
-    monkeypatch.setattr(data_parallel, "LEAST_WORK", 0)
-    monkeypatch.setattr(data_parallel, "num_threads", lambda: 2)
+def test_dropout_draws_one_number_however_many_shares_there_are(monkeypatch):
     model = small_model("default", np.float64)
     model.config.resid_pdrop = 0.5
-    ids = np.tile(batch(model.config, (1, 7))[0], (2, 1))  # the same sequence twice
-
-    def losses(seed):
-        rng = np.random.default_rng(seed)
-        return [model.loss_and_grads(ids, ids, rng)[0] for _ in range(2)]
-
-    assert losses(1) == losses(1)
-    assert len({*losses(1), *losses(2)}) == 4
+    ids = np.tile(batch(model.config, (1, 7))[0], (6, 1))  # the same sequence six times
+    states, gradients = [], []
+    for threads in (1, 2, 3, 2):
+        share_among(threads, monkeypatch)
+        rng = np.random.default_rng(0)
+        gradients.append(model.loss_and_grads(ids, ids, rng)[1].flat.copy())
+        states.append(rng.bit_generator.state)
+    assert states[0] == states[1] == states[2]
+    np.testing.assert_array_equal(gradients[1], gradients[3])
+    assert not np.array_equal(gradients[0], gradients[1])
     shares = data_parallel.cut_batch(1, ids, np.random.default_rng(0))
     assert shares[0].rng.random() != shares[1].rng.random()
+
+
+def test_an_error_on_the_way_leaves_no_gradients(monkeypatch):
+    model = small_model("default", np.float64)
+    ids, targets = batch(model.config, (4, 7))
+    share_among(2, monkeypatch)
+    _, whole = model.loss_and_grads(ids, targets)
+    whole = whole.flat.copy()
+    forward, calls = GPT.forward, []
+
+    def failing(*arguments, **more):
+        calls.append(1)
+        if len(calls) == 2:
+            raise MemoryError("no room")
+        return forward(*arguments, **more)
+
+    for accumulate in (False, True):
+        calls.clear()
+        monkeypatch.setattr(GPT, "forward", failing)
+        with pytest.raises(MemoryError):
+            model.loss_and_grads(ids, targets, accumulate=accumulate)
+        assert model.gradients is None
+        monkeypatch.setattr(GPT, "forward", forward)
+        model.loss_and_grads(ids, targets, accumulate=accumulate)
+        assert_close(model.gradients.flat, whole)
 
 
 def test_gradients_that_a_caller_keeps_stay():

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from numgpt import runtime
-from numgpt.runtime import scratch, threads
+from numgpt.runtime import blocks, products, scratch, threads
 
 
 def python(code: str, **environment: str) -> str:
@@ -55,6 +56,22 @@ def test_a_users_choice_stays():
     assert "OPENBLAS_CORETYPE=Haswell, set by the user" in out
     if runtime.kernels.bundled_openblas() and "avx2" in runtime.kernels.cpu_flags():
         assert "'kernels': 'Haswell'" in out
+
+
+def test_the_threads_timeout_is_set_while_numpy_loads_unless_a_user_has_set_it():
+    code = (
+        "import builtins, os\n"
+        "seen, real = [], builtins.__import__\n"
+        "timeout = lambda: os.environ.get('OPENBLAS_THREAD_TIMEOUT')\n"
+        "def watch(name, *rest, **more):\n"
+        "    if name == 'numpy' and not seen: seen.append(timeout())\n"
+        "    return real(name, *rest, **more)\n"
+        "builtins.__import__ = watch\n"
+        "import numgpt; print(seen[0], timeout())"
+    )
+    if platform.machine() in ("x86_64", "AMD64"):
+        assert python(code) == f"{runtime.kernels.THREAD_TIMEOUT} None"
+    assert python(code, OPENBLAS_THREAD_TIMEOUT="26") == "26 26"
 
 
 def test_numpy_imported_first_is_said():
@@ -125,9 +142,13 @@ def test_a_forked_child_computes():
 @given(rows=st.integers(1, 3000), width=st.integers(1, 400))
 def test_row_blocks_cover_every_row_once(rows, width):
     x = np.zeros((rows, width), np.float32)
-    lengths = runtime.over_row_blocks(lambda x: x.__iadd__(1).shape[0], x)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "SMALL", 0)
+        patch.setattr(blocks, "BLOCK_BYTES", 1 << 12)
+        lengths = runtime.over_row_blocks(lambda x: x.__iadd__(1).shape[0], x)
     assert (x == 1).all()
     assert sum(lengths) == rows
+    assert len(lengths) > 1 or x.nbytes < blocks.FEWEST_BLOCKS << 12 or rows < blocks.FEWEST_BLOCKS
 
 
 def test_results_do_not_depend_on_threads_in_element_wise_work(thread_count):
@@ -161,22 +182,55 @@ def test_large_products_add_up_panel_by_panel():
     np.testing.assert_allclose(total, 1 + a @ b, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("small_kernels", [False, True])
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("rows", [2, 3, 4, 7, 16, 17])
-def test_products_of_few_rows_with_large_weights(rows, transposed, thread_count):
-    inner, columns = 500, 1001  # no round numbers: the last panel is narrower than the others
+def test_products_of_few_rows(rows, transposed, small_kernels, thread_count, monkeypatch):
+    monkeypatch.setattr(products, "SMALL_KERNELS", small_kernels)
+    monkeypatch.setattr(products, "LARGE_WEIGHTS_BYTES", 0)
+    panels = []
+    in_panels = products._in_panels
+    monkeypatch.setattr(products, "_in_panels", lambda *a: panels.append(a[3]) or in_panels(*a))
     rng = np.random.default_rng(0)
-    a = rng.normal(size=(rows, inner)).astype(np.float32)
-    b = rng.normal(size=(columns, inner) if transposed else (inner, columns)).astype(np.float32)
-    b = b.T if transposed else b
-    assert b.nbytes >= runtime.products.FEW_ROWS_BYTES
-    exact = a.astype(np.float64) @ b.astype(np.float64)
-    # Terms of size 1: each of the sums has an error of a few float32 steps of √500.
-    np.testing.assert_allclose(runtime.matmul(a, b), exact, rtol=1e-5, atol=1e-4)
-    out = np.full((rows, columns + 3), np.nan, np.float32)
-    runtime.matmul(a, b, out=out[:, :columns])
-    np.testing.assert_allclose(out[:, :columns], exact, rtol=1e-5, atol=1e-4)
-    assert np.isnan(out[:, columns:]).all()
+    # K decides the width of a panel; N is no multiple of it, or smaller.
+    for inner, columns in ((500, 1001), (500, 5), (3000, 130), (70_000, 20)):
+        for dtype in (np.float32, np.float64):
+            a = rng.normal(size=(inner, rows)).astype(dtype).T  # strided, too
+            b = rng.normal(size=(columns, inner) if transposed else (inner, columns)).astype(dtype)
+            b = b.T if transposed else b
+            exact = a.astype(np.float64) @ b.astype(np.float64)
+            # K terms of size 1 make partial sums of size √K, each rounded; the errors of K such
+            # roundings come to about √K · √K · eps.
+            tolerances = {"rtol": 0, "atol": 4 * inner * np.finfo(dtype).eps}
+            np.testing.assert_allclose(runtime.matmul(a, b), exact, **tolerances)
+            out = np.full((rows, columns + 3), np.nan, dtype)
+            runtime.matmul(a, b, out=out[:, :columns])
+            np.testing.assert_allclose(out[:, :columns], exact, **tolerances)
+            assert np.isnan(out[:, columns:]).all()
+            inside = runtime.parallel_for(lambda _, a=a, b=b: runtime.matmul(a, b), 2)
+            np.testing.assert_allclose(inside, [exact, exact], **tolerances)
+    reached = small_kernels and rows <= 16 and (transposed or rows > products.VECTOR_ROWS)
+    assert bool(panels) == reached
+    assert all(products.NARROWEST_PANEL <= width <= products.WIDEST_PANEL for width in panels)
+
+
+def test_threads_that_pay(monkeypatch):
+    if runtime.kernels.OPENBLAS is None:
+        assert runtime.worthwhile_threads(work=1 << 40, extra=1) == 1
+        return
+    monkeypatch.setattr(threads, "_num_threads", 64)
+    char_recipe, gpt2 = 809_856, 124_439_808
+    assert 2 <= runtime.worthwhile_threads(work=char_recipe * 12 * 64, extra=char_recipe) <= 8
+    assert runtime.worthwhile_threads(work=gpt2 * 1024, extra=gpt2) == 1
+    assert runtime.worthwhile_threads(work=1000 * 64, extra=1000) == 1
+    monkeypatch.setattr(threads, "_num_threads", 1)
+    assert runtime.worthwhile_threads(work=1 << 40, extra=1) == 1
+
+
+def test_importing_numgpt_leaves_what_is_not_needed():
+    loaded = python("import sys, numgpt; print(*sys.modules)").split()
+    assert not {"regex", "numgpt.training.loop", "concurrent.futures"} & set(loaded)
+    assert {"numgpt.training.adamw", "numgpt.formats"} <= set(loaded)
 
 
 def test_scratch_memory_is_used_again_but_never_while_in_use():

@@ -86,8 +86,14 @@ def test_decode_inverts_encode(trained, text):
     assert trained.decode_bytes(np.array(ids, np.int64)) == text.encode()
 
 
-@given(text=st.text(st.characters(max_codepoint=127), max_size=60))
-@settings(max_examples=300)
+PARTS = ["'", "s", "t", "re", "ve", "m", "ll", "d", " ", "\n", "a", "A", "0", "!", "\x1c"]
+
+
+@given(
+    text=st.text(st.characters(max_codepoint=127), max_size=60)
+    | st.lists(st.sampled_from(PARTS), max_size=20).map("".join)
+)
+@settings(max_examples=500)
 def test_ascii_and_unicode_patterns_agree(text):
     pattern = Pattern(GPT2_PATTERN)
     assert pattern.split(text) == pattern._unicode.findall(text)
@@ -213,9 +219,9 @@ def test_words_that_are_tokens_equal_their_merges(gpt2_tokenizer):
 MERGES = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=14)
 
 
-@given(choices=MERGES, in_order=st.booleans())
+@given(choices=MERGES, in_order=st.booleans(), piece=st.text("abc", max_size=40))
 @settings(max_examples=500)
-def test_the_short_cut_holds_for_any_table(choices, in_order):
+def test_the_short_cut_and_both_ways_to_merge_agree_for_any_table(choices, in_order, piece):
     """Tables of merges as no training would make them: of "a", "b", "c" and what they become."""
     tokens = [b"a", b"b", b"c"]
     merges = []
@@ -229,6 +235,8 @@ def test_the_short_cut_holds_for_any_table(choices, in_order):
         merges.reverse()
     ids = {token: number for number, token in enumerate(tokens)}
     table = MergeTable([(ids[left], ids[right], ids[left + right]) for left, right in merges])
+    in_bytes = [ids[bytes([byte])] for byte in piece.encode()]
+    assert table._merge_short(in_bytes.copy()) == table._merge_long(in_bytes.copy())
     for token in tokens:
         if table.makes_whole(ids[token]):
             assert table.merge([ids[bytes([byte])] for byte in token]) == [ids[token]]
