@@ -121,7 +121,7 @@ def attention_backward(
             p -= logsumexp[(*bh, slice(None), rows)]
             np.exp(p, out=p)
             ds = empty(p.shape, p.dtype)
-            np.matmul(v[(*bh, columns)], dy_tile.swapaxes(-1, -2), out=ds)  # dp
+            np.matmul(v[(*bh, columns)], _transposed(dy_tile), out=ds)  # dp
             if keep is None:
                 _write(dv[(*bh, columns)], p, dy_tile, add=not last)
             else:
@@ -169,7 +169,7 @@ def _scores(cache: Cache, bh: tuple[slice, slice], rows: slice, columns: slice) 
     """scale · k qᵀ of a tile, (b, h, keys, queries), -∞ where a query must not look."""
     q, k = cache.q[(*bh, rows)], cache.k[(*bh, columns)]
     s = empty((*q.shape[:2], k.shape[2], q.shape[2]), q.dtype)
-    np.matmul(k, (q * q.dtype.type(cache.scale)).swapaxes(-1, -2), out=s)
+    np.matmul(k, _transposed(q, cache.scale), out=s)
     size = rows.stop - rows.start
     if (
         size > 1
@@ -178,6 +178,12 @@ def _scores(cache: Cache, bh: tuple[slice, slice], rows: slice, columns: slice) 
     if cache.key_mask is not None:
         np.copyto(s, -np.inf, where=~cache.key_mask[bh[0], None, columns, None])
     return s
+
+
+def _transposed(x: np.ndarray, scale: float = 1.0) -> np.ndarray:
+    """scale · xᵀ of each matrix, in one piece: for small ones, products then take half the time."""
+    x_t = x.swapaxes(-1, -2)
+    return np.multiply(x_t, x.dtype.type(scale), out=empty(x_t.shape, x.dtype))
 
 
 def _sum_keys(p: np.ndarray) -> np.ndarray:
