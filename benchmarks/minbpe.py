@@ -26,24 +26,14 @@ class Estimate(NamedTuple):
 
 def merge_once(pieces: list[list[int]], new: int) -> list[list[int]]:
     """Count all pairs, replace the most frequent everywhere."""
+    from numgpt.tokenizer.train import replace_pair
+
     counts: Counter[tuple[int, int]] = Counter()
     for piece in pieces:
         for pair in pairwise(piece):
             counts[pair] += 1
     best = max(counts, key=counts.__getitem__)
-    return [replace(piece, best, new) for piece in pieces]
-
-
-def replace(piece: list[int], pair: tuple[int, int], new: int) -> list[int]:
-    result, index = [], 0
-    while index < len(piece):
-        if index < len(piece) - 1 and piece[index] == pair[0] and piece[index + 1] == pair[1]:
-            result.append(new)
-            index += 2
-        else:
-            result.append(piece[index])
-            index += 1
-    return result
+    return [replace_pair(piece, best, new) for piece in pieces]
 
 
 def estimate(text: str, vocab_size: int) -> Estimate:

@@ -112,7 +112,7 @@ def _learn(pieces: Counter[str], room: int, min_frequency: int) -> Iterator[tupl
         yield pair
         created = set()
         for index in words_with.pop(pair):
-            before, after = words[index], _replace(words[index], pair, new)
+            before, after = words[index], replace_pair(words[index], pair, new)
             for old_pair in pairwise(before):
                 counts[old_pair] -= occurrences[index]
             for new_pair in pairwise(after):
@@ -126,7 +126,7 @@ def _learn(pieces: Counter[str], room: int, min_frequency: int) -> Iterator[tupl
         new += 1
 
 
-def _replace(word: list[int], pair: tuple[int, int], new: int) -> list[int]:
+def replace_pair(word: list[int], pair: tuple[int, int], new: int) -> list[int]:
     """The word with each occurrence of the pair, from the left, as one token."""
     result, index, last = [], 0, len(word) - 1
     while index <= last:
