@@ -68,9 +68,10 @@ def table(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         row = ROWS[name]
         results = harness.measure(name, row.runs, environment)
         (ours, our_peak), (theirs, their_peak) = results["numgpt"], results["other"]
+        peaks = f"{our_peak:,.0f} | {their_peak:,.0f}" if row.memory else " | "
         print(
             f"| {row.title} | {show(row, ours)} | {show(row, theirs)} | {theirs / ours:.2f}"
-            f" | {row.target or ''} | {our_peak:,.0f} | {their_peak:,.0f} |",
+            f" | {row.target or ''} | {peaks} |",
             flush=True,
         )
 

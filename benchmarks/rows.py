@@ -28,6 +28,7 @@ class Row:
     unit: str = "s"  # or "tokens/s", "MB/s"
     amount: float = 1.0  # of units in a run
     target: float | None = None  # of the ratio
+    memory: bool = True  # False where the process holds more than the work, or doesn't do it itself
 
 
 def step(
@@ -67,6 +68,7 @@ def encoding(title: str, other: Side, **options: Any) -> Row:
         runs=tokenizing.RUNS,
         unit="MB/s",
         amount=tokenizing.MEGABYTES,
+        memory=False,
         **options,
     )
 
@@ -110,18 +112,21 @@ ROWS = {
         tokenizing.numgpt_train,
         tokenizing.minbpe_train,
         runs=1,
+        memory=False,
         target=100,
     ),
     "train-bpe-tokenizers": Row(
         "training a BPE vocabulary of 4096 (tokenizers)",
         tokenizing.numgpt_train,
         tokenizing.tokenizers_train,
+        memory=False,
     ),
     "import": Row(
         "import (NumPy's own)",
         partial(starting.import_module, "numgpt"),
         partial(starting.import_module, "numpy"),
         runs=15,
+        memory=False,
     ),
     # Where PyTorch is stronger, and other ways to run it.
     "train-256-transformers": step("124M", GPT2, 4, 256, "transformers", runs=3),

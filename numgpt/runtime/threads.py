@@ -20,7 +20,7 @@ from numgpt.runtime.kernels import OPENBLAS
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-LEAST_WORK = 1 << 27  # multiplications that a thread of its own is worth, some 5 ms of them
+LEAST_WORK = 1 << 27  # multiplications that a thread of its own is worth, about 3 ms of products
 MOST_EXTRA = 1 << 24  # numbers, 64 MB in float32, for all further threads together
 
 # Set in a thread that is already running a piece: nested loops stay in it.
