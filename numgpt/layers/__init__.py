@@ -7,8 +7,8 @@ Every layer is a pair of functions,
 where dx means ∂loss/∂x. Gradients of parameters are added in place into arrays that the caller
 hands over; with accumulate=False they are written instead, which spares clearing those arrays
 first. The dtype follows the input: float32 for work, float64 for numerical checks. Shapes use fixed
-letters: B batch, T time, C width, H heads, D head size, F feed-forward width, V vocabulary, N = B·T
-rows.
+letters: B batch, T time, C width, H heads, K key heads, D head size, F feed-forward width,
+V vocabulary, N = B·T rows.
 """
 
 from numgpt.layers.attention import attention_backward, attention_forward
@@ -29,6 +29,15 @@ from numgpt.layers.gelu import (
 from numgpt.layers.layernorm import layernorm_backward, layernorm_forward, layernorm_output
 from numgpt.layers.linear import linear_backward, linear_forward
 from numgpt.layers.relu import relu_backward, relu_forward
+from numgpt.layers.rmsnorm import rmsnorm_backward, rmsnorm_forward, rmsnorm_output
+from numgpt.layers.rope import (
+    llama3_frequencies,
+    rope_backward,
+    rope_forward,
+    rope_frequencies,
+    rope_rotation,
+)
+from numgpt.layers.swiglu import swiglu_backward, swiglu_forward
 
 __all__ = [
     "IGNORE_INDEX",
@@ -50,6 +59,16 @@ __all__ = [
     "linear_backward",
     "linear_cross_entropy",
     "linear_forward",
+    "llama3_frequencies",
     "relu_backward",
     "relu_forward",
+    "rmsnorm_backward",
+    "rmsnorm_forward",
+    "rmsnorm_output",
+    "rope_backward",
+    "rope_forward",
+    "rope_frequencies",
+    "rope_rotation",
+    "swiglu_backward",
+    "swiglu_forward",
 ]

@@ -23,6 +23,11 @@ arXiv:2205.14135, algorithm 4). A tile is stored transposed, keys x queries: the
 down its columns, which NumPy does for many queries in one instruction, while along a short last
 axis `max` and `sum` take a call a row.
 
+Grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245) has fewer keys and values than
+queries: K heads of them, each for a group of G = H/K consecutive query heads. The queries of a
+group stand side by side in one product, (keys, G · queries), and the sums over queries in dk and dv
+run over the whole group. With G = 1 it is the attention above.
+
 Dropout multiplies p by m/(1-p_drop) before the product with v; the same factor then multiplies dp.
 The identity for dy_i · y_i is unchanged.
 """
@@ -45,14 +50,14 @@ TILE_ELEMENTS = 1 << 18  # scores of a tile, over all its heads: 1 MB in float32
 
 
 class Cache(NamedTuple):
-    q: np.ndarray  # (B, H, T, D)
-    k: np.ndarray  # (B, H, S, D)
-    v: np.ndarray  # (B, H, S, D)
+    q: np.ndarray  # (B, K, G, T, D)
+    k: np.ndarray  # (B, K, S, D)
+    v: np.ndarray  # (B, K, S, D)
     y: np.ndarray  # (B, H, T, D)
-    logsumexp: np.ndarray  # (B, H, 1, T)
+    logsumexp: np.ndarray  # (B, K, G, T)
     scale: float
     key_mask: np.ndarray | None  # (B, S)
-    keep: np.ndarray | None  # (B, H, S, T)
+    keep: np.ndarray | None  # (B, K, S, G, T)
     keep_scale: float
 
 
@@ -65,76 +70,83 @@ def attention_forward(
     dropout: float = 0.0,
     rng: np.random.Generator | None = None,
 ) -> tuple[np.ndarray, Cache]:
-    """q (B, H, T, D), k and v (B, H, S, D) with S >= T -> y (B, H, T, D), cache.
+    """q (B, H, T, D), k and v (B, K, S, D) with S >= T and H a multiple of K -> y (B, H, T, D),
+    cache.
 
     The queries are the last T of the S positions. scale defaults to 1/√D. key_mask (B, S) is False
     at padding, which no query sees; a query that sees nothing at all gets y = 0. Attention dropout
     needs a generator. The memory of y is laid out as (B, T, H, D), so that merging the heads is a
-    view.
+    view, and so is that of the gradients.
     """
-    batch, heads, queries, size = q.shape
+    queries, size = q.shape[2:]
     scale = 1 / math.sqrt(size) if scale is None else scale
-    y = empty((batch, queries, heads, size), q.dtype).transpose(0, 2, 1, 3)
-    logsumexp = empty((batch, heads, 1, queries), q.dtype)
+    y = _empty_heads(q.shape, q.dtype)
+    q, y_grouped = _grouped(q, k.shape[1]), _grouped(y, k.shape[1])
+    logsumexp = empty(q.shape[:4], q.dtype)
     keep, keep_scale = None, 1.0
     if dropout > 0.0 and rng is not None:
-        keep, keep_scale = (
-            dropout_mask((batch, heads, k.shape[2], queries), dropout, rng),
-            1 / (1 - dropout),
-        )
+        shape = (*k.shape[:3], *q.shape[2:4])
+        keep, keep_scale = dropout_mask(shape, dropout, rng), 1 / (1 - dropout)
     cache = Cache(q, k, v, y, logsumexp, scale, key_mask, keep, keep_scale)
 
-    def group(bh: tuple[slice, slice]) -> None:
+    def heads_at_once(bk: tuple[slice, slice]) -> None:
         for rows, columns in _tiles(queries, k.shape[2]):
-            s = _scores(cache, bh, rows, columns)
+            s = _scores(cache, bk, rows, columns)
             # The maximum keeps exp from overflowing; a query with nothing to see has none, any
             # finite value does.
             highest = np.maximum(s.max(axis=-2, keepdims=True), np.finfo(s.dtype).min)
             s -= highest
             p = np.exp(s, out=s)
             total = np.maximum(_sum_keys(p), np.finfo(s.dtype).tiny)
-            logsumexp[(*bh, slice(None), rows)] = highest + np.log(total)
+            logsumexp_tile = logsumexp[(*bk, slice(None), rows)]
+            logsumexp_tile[:] = (highest + np.log(total)).reshape(logsumexp_tile.shape)
             if keep is not None:
-                p *= keep[(*bh, columns, rows)]
-            tile = np.matmul(p.swapaxes(-1, -2), v[(*bh, columns)], out=y[(*bh, rows)])
-            tile *= (keep_scale / total).swapaxes(-1, -2)
+                p *= _side_by_side(keep[(*bk, columns, slice(None), rows)])
+            tile = y_grouped[(*bk, slice(None), rows)]
+            np.matmul(_rows_of(p, tile), v[(*bk, None, columns)], out=tile)
+            tile *= (keep_scale / total).reshape(*tile.shape[:4], 1)
 
-    _over_heads(group, q, k)
+    _over_heads(heads_at_once, q, k)
     return y, cache
 
 
 def attention_backward(
     dy: np.ndarray, cache: Cache, out: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """dy (B, H, T, D) -> dq (B, H, T, D), dk, dv (B, H, S, D); written into the arrays `out` where
+    """dy (B, H, T, D) -> dq (B, H, T, D), dk, dv (B, K, S, D); written into the arrays `out` where
     given."""
     q, k, v, y, logsumexp, scale, _, keep, keep_scale = cache
-    dq, dk, dv = out if out is not None else (empty(a.shape, a.dtype) for a in (q, k, v))
+    dq, dk, dv = out if out is not None else (_empty_heads(a.shape, a.dtype) for a in (y, k, v))
+    dy, y, dq_grouped = (_grouped(a, k.shape[1]) for a in (dy, y, dq))
+    queries, keys = q.shape[3], k.shape[2]
 
-    def group(bh: tuple[slice, slice]) -> None:
+    def heads_at_once(bk: tuple[slice, slice]) -> None:
         # The last tile sees all keys, so it writes all of dk and dv; the others add to the part
         # they see.
-        for rows, columns in reversed(list(_tiles(q.shape[2], k.shape[2]))):
-            last = rows.stop == q.shape[2]
-            dy_tile = dy[(*bh, rows)]
-            p = _scores(cache, bh, rows, columns)
-            p -= logsumexp[(*bh, slice(None), rows)]
+        for rows, columns in reversed(list(_tiles(queries, keys))):
+            last = rows.stop == queries
+            part = (*bk, slice(None), rows)
+            q_tile, dy_tile, dq_tile = q[part], dy[part], dq_grouped[part]
+            p = _scores(cache, bk, rows, columns)
+            p -= _queries_side_by_side(logsumexp[part])
             np.exp(p, out=p)
             ds = empty(p.shape, p.dtype)
-            np.matmul(v[(*bh, columns)], _transposed(dy_tile), out=ds)  # dp
+            np.matmul(v[(*bk, columns)], _transposed(dy_tile), out=ds)  # dp
             if keep is None:
-                _write(dv[(*bh, columns)], p, dy_tile, add=not last)
+                _write(dv[(*bk, columns)], p, _stacked(dy_tile), add=not last)
             else:
-                mask = keep[(*bh, columns, rows)] * p.dtype.type(keep_scale)
-                _write(dv[(*bh, columns)], p * mask, dy_tile, add=not last)
+                mask = _side_by_side(keep[(*bk, columns, slice(None), rows)])
+                mask = mask * p.dtype.type(keep_scale)
+                _write(dv[(*bk, columns)], p * mask, _stacked(dy_tile), add=not last)
                 ds *= mask
-            ds -= np.vecdot(dy_tile, y[(*bh, rows)])[..., None, :]  # dy_i · y_i
+            ds -= _queries_side_by_side(np.vecdot(dy_tile, y[part]))  # dy_i · y_i
             ds *= p
-            dq_tile = np.matmul(ds.swapaxes(-1, -2), k[(*bh, columns)], out=dq[(*bh, rows)])
+            np.matmul(_rows_of(ds, dq_tile), k[(*bk, None, columns)], out=dq_tile)
             dq_tile *= scale
-            _write(dk[(*bh, columns)], ds, q[(*bh, rows)] * q.dtype.type(scale), add=not last)
+            scaled = q_tile * q.dtype.type(scale)
+            _write(dk[(*bk, columns)], ds, _stacked(scaled), add=not last)
 
-    _over_heads(group, q, k)
+    _over_heads(heads_at_once, q, k)
     return dq, dk, dv
 
 
@@ -150,44 +162,82 @@ def _tile_queries(queries: int) -> int:
     return min(queries, max(FEWEST_QUERIES, min(MOST_QUERIES, queries // 4)))
 
 
-def _over_heads(group: Callable[[tuple[slice, slice]], None], q: np.ndarray, k: np.ndarray) -> None:
-    """Call group for slices of batch and heads whose tiles of scores fit the cache, on all
+def _over_heads(body: Callable[[tuple[slice, slice]], None], q: np.ndarray, k: np.ndarray) -> None:
+    """Call body for slices of batch and key heads whose tiles of scores fit the cache, on all
     cores."""
-    batch, heads, queries, _ = q.shape
-    matrices = max(1, TILE_ELEMENTS // (_tile_queries(queries) * k.shape[2]))
+    batch, heads, group, queries, _ = q.shape
+    matrices = max(1, TILE_ELEMENTS // (group * _tile_queries(queries) * k.shape[2]))
     heads_at_once = min(heads, matrices)
     batch_at_once = max(1, matrices // heads)
-    groups = [
+    parts = [
         (slice(b, min(b + batch_at_once, batch)), slice(h, min(h + heads_at_once, heads)))
         for b in range(0, batch, batch_at_once)
         for h in range(0, heads, heads_at_once)
     ]
-    parallel_for(lambda index: group(groups[index]), len(groups))
+    parallel_for(lambda index: body(parts[index]), len(parts))
 
 
-def _scores(cache: Cache, bh: tuple[slice, slice], rows: slice, columns: slice) -> np.ndarray:
-    """scale · k qᵀ of a tile, (b, h, keys, queries), -∞ where a query must not look."""
-    q, k = cache.q[(*bh, rows)], cache.k[(*bh, columns)]
-    s = empty((*q.shape[:2], k.shape[2], q.shape[2]), q.dtype)
+def _scores(cache: Cache, bk: tuple[slice, slice], rows: slice, columns: slice) -> np.ndarray:
+    """scale · k qᵀ of a tile, (b, k, keys, G · queries), -∞ where a query must not look."""
+    q, k = cache.q[(*bk, slice(None), rows)], cache.k[(*bk, columns)]
+    batch, heads, group, size, _ = q.shape
+    s = empty((batch, heads, k.shape[2], group * size), q.dtype)
     np.matmul(k, _transposed(q, cache.scale), out=s)
-    size = rows.stop - rows.start
-    if (
-        size > 1
-    ):  # only the tile's last, square part holds pairs in which the key comes after the query
-        s[..., -size:, :] += _later_keys(size)
+    if size > 1:
+        # Only the tile's last, square part holds pairs in which the key comes after the query.
+        square = s[:, :, -size:].reshape(batch, heads, size, group, size)
+        square += _later_keys(size)[:, None]
     if cache.key_mask is not None:
-        np.copyto(s, -np.inf, where=~cache.key_mask[bh[0], None, columns, None])
+        np.copyto(s, -np.inf, where=~cache.key_mask[bk[0], None, columns, None])
     return s
 
 
+def _empty_heads(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """(B, H, T, D), laid out in memory as (B, T, H, D)."""
+    batch, heads, time, size = shape
+    return empty((batch, time, heads, size), dtype).transpose(0, 2, 1, 3)
+
+
+def _grouped(x: np.ndarray, key_heads: int) -> np.ndarray:
+    """(B, H, T, D) -> (B, K, G, T, D), a view."""
+    batch, heads, *rest = x.shape
+    return x.reshape(batch, key_heads, heads // key_heads, *rest)
+
+
 def _transposed(x: np.ndarray, scale: float = 1.0) -> np.ndarray:
-    """scale · xᵀ of each matrix, in one piece: for small ones, products then take half the time."""
-    x_t = x.swapaxes(-1, -2)
-    return np.multiply(x_t, x.dtype.type(scale), out=empty(x_t.shape, x.dtype))
+    """scale · x with the queries of a group side by side, (b, k, G, queries, D) -> (b, k, D,
+    G · queries), in one piece: for small ones, products then take half the time."""
+    batch, heads, group, queries, size = x.shape
+    x_t = x.transpose(0, 1, 4, 2, 3)
+    copy = np.multiply(x_t, x.dtype.type(scale), out=empty(x_t.shape, x.dtype))
+    return copy.reshape(batch, heads, size, group * queries)
+
+
+def _stacked(x: np.ndarray) -> np.ndarray:
+    """(b, k, G, queries, D) -> (b, k, G · queries, D); a view where G is 1."""
+    batch, heads, group, queries, size = x.shape
+    return x.reshape(batch, heads, group * queries, size)
+
+
+def _side_by_side(x: np.ndarray) -> np.ndarray:
+    """(b, k, keys, G, queries) -> (b, k, keys, G · queries)."""
+    return x.reshape(*x.shape[:3], -1)
+
+
+def _queries_side_by_side(x: np.ndarray) -> np.ndarray:
+    """One number a query, (b, k, G, queries) -> (b, k, 1, G · queries)."""
+    return x.reshape(*x.shape[:2], 1, -1)
+
+
+def _rows_of(s: np.ndarray, tile: np.ndarray) -> np.ndarray:
+    """(b, k, keys, G · queries) -> (b, k, G, queries, keys), a view for products that give
+    `tile`."""
+    batch, heads, group, queries, _ = tile.shape
+    return s.reshape(batch, heads, -1, group, queries).transpose(0, 1, 3, 4, 2)
 
 
 def _sum_keys(p: np.ndarray) -> np.ndarray:
-    """Σ_j p_ij for each query i.  (b, h, keys, queries) -> (b, h, 1, queries)."""
+    """Σ_j p_ij for each query i.  (b, k, keys, queries) -> (b, k, 1, queries)."""
     return np.ones((1, p.shape[-2]), p.dtype) @ p  # as a product: several times faster than np.sum
 
 

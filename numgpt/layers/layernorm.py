@@ -22,7 +22,7 @@ import functools
 
 import numpy as np
 
-from numgpt.runtime import empty, empty_like, over_row_blocks
+from numgpt.runtime import empty, empty_like, mean_product, over_row_blocks
 
 Cache = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # x̂, rstd, weight, bias
 
@@ -35,7 +35,7 @@ def layernorm_forward(
 
     def rows(x, x_hat, y, rstd):
         np.subtract(x, _mean(x), out=x_hat)
-        rstd[:] = 1 / np.sqrt(_mean_product(x_hat, x_hat) + x.dtype.type(eps))
+        rstd[:] = 1 / np.sqrt(mean_product(x_hat, x_hat) + x.dtype.type(eps))
         x_hat *= rstd
         _scale_and_shift(x_hat, weight, bias, out=y)
 
@@ -63,7 +63,7 @@ def layernorm_backward(
         np.multiply(dy, x_hat, out=dx)  # borrowed for the product under dweight's sum
         dweight_part = ones @ dx
         g = np.multiply(dy, weight, out=empty_like(dy))
-        np.multiply(x_hat, _mean_product(g, x_hat), out=dx)
+        np.multiply(x_hat, mean_product(g, x_hat), out=dx)
         np.subtract(g, dx, out=dx)
         dx -= _mean(g)
         dx *= rstd
@@ -86,11 +86,6 @@ def _mean(x: np.ndarray) -> np.ndarray:
     # A sum over a short last axis is a product with a vector: BLAS does it several times faster
     # than np.mean.
     return x @ _averaging(x.shape[1], x.dtype)
-
-
-def _mean_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Mean of a · b over each row.  (N, C), (N, C) -> (N, 1)."""
-    return np.vecdot(a, b)[:, None] / a.dtype.type(a.shape[1])
 
 
 @functools.cache

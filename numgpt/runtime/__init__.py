@@ -6,7 +6,7 @@ NumPy loads.
 """
 
 from numgpt.runtime import kernels  # first: this import chooses the kernels and then loads NumPy
-from numgpt.runtime.blocks import add_into, over_row_blocks, square, sum_rows
+from numgpt.runtime.blocks import add_into, mean_product, over_row_blocks, square, sum_rows
 from numgpt.runtime.kernels import physical_memory
 from numgpt.runtime.products import add_matmul, matmul
 from numgpt.runtime.scratch import empty, empty_like, release_scratch
@@ -24,6 +24,7 @@ __all__ = [
     "empty_like",
     "kernels",
     "matmul",
+    "mean_product",
     "num_threads",
     "over_row_blocks",
     "parallel_for",

@@ -54,6 +54,11 @@ def square(x: np.ndarray) -> np.ndarray:
     return np.multiply(x, x, out=empty_like(x))
 
 
+def mean_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Mean of a · b over each row.  (N, C), (N, C) -> (N, 1)."""
+    return np.vecdot(a, b)[:, None] / a.dtype.type(a.shape[1])
+
+
 def sum_rows(x: np.ndarray) -> np.ndarray:
     """Σ over rows.  x (N, C) -> (C,)."""
     # A product with a vector of ones reads the rows at memory speed; np.sum along axis 0 does not.

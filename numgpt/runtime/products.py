@@ -47,6 +47,8 @@ def add_matmul(total: np.ndarray, a: np.ndarray, b: np.ndarray, accumulate: bool
     if not accumulate:
         np.matmul(a, b, out=total)
         return
+    if total.strides[0] < total.strides[1]:  # it lies in memory as the transpose of a plain matrix
+        total, a, b = total.T, b.T, a.T
     rows = max(1, PANEL_BYTES // (total.shape[1] * total.itemsize))
     for start in range(0, len(total), rows):
         panel = slice(start, start + rows)

@@ -124,6 +124,97 @@ def their_layernorm(a):
     )
 
 
+# --- root-mean-square normalisation ---
+
+
+def draw_rmsnorm(rng, rows, width):
+    a = draw_layernorm(rng, rows, width)
+    del a["bias"]
+    return a
+
+
+def our_rmsnorm(a):
+    y, cache = layers.rmsnorm_forward(a["x"], a["weight"], 1e-3)
+    dweight = np.zeros_like(a["weight"])
+    dx = layers.rmsnorm_backward(a["dy"], cache, dweight)
+    return {"y": y, "dx": dx, "dweight": dweight}
+
+
+def their_rmsnorm(a):
+    return torch_results(
+        a,
+        ("x", "weight"),
+        lambda x, weight: functional().rms_norm(x, weight.shape, weight, 1e-3),
+    )
+
+
+# --- rotary position embedding ---
+
+SCALING = {
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+def draw_rope(rng, batch, heads, queries, half):
+    shape = batch, heads, queries, 2 * half
+    return {
+        "x": rng.normal(size=shape),
+        "positions": rng.integers(50, size=(batch, queries)),
+        "dy": rng.normal(size=shape),
+    }
+
+
+def our_rope(interleaved=False, scaled=False):
+    def ours(a):
+        frequencies = layers.rope_frequencies(a["x"].shape[-1], base=500.0)
+        if scaled:
+            frequencies = layers.llama3_frequencies(frequencies, **SCALING)
+        rotation = layers.rope_rotation(a["positions"], frequencies, a["x"].dtype)
+        y, cache = layers.rope_forward(a["x"], rotation, interleaved)
+        return {"y": y, "dx": layers.rope_backward(a["dy"], cache, interleaved)}
+
+    return ours
+
+
+def their_rope(interleaved=False, scaled=False):
+    """The paper's form: each pair as a complex number, multiplied by exp(i t ω)."""
+
+    def theirs(a):
+        import torch
+
+        size = a["x"].shape[-1]
+        frequencies = []
+        for pair in range(size // 2):
+            frequency = 500.0 ** (-2 * pair / size)
+            if scaled:  # as the release of Llama 3.1 writes it, in wavelengths
+                length, wavelength = 32, 2 * np.pi / frequency
+                smooth = (length / wavelength - 1.0) / (4.0 - 1.0)
+                if wavelength > length / 1.0:
+                    frequency = frequency / 4.0
+                elif wavelength >= length / 4.0:
+                    frequency = (1 - smooth) * frequency / 4.0 + smooth * frequency
+            frequencies.append(frequency)
+        angles = torch.tensor(a["positions"])[:, None, :, None] * torch.tensor(
+            frequencies, dtype=torch.float64
+        )
+
+        def rotate(x, positions):
+            dtype = torch.complex64 if x.dtype == torch.float32 else torch.complex128
+            turn = torch.polar(torch.ones_like(angles), angles).to(dtype)
+            if interleaved:
+                pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+                return torch.view_as_real(pairs * turn).flatten(-2)
+            turned = torch.complex(*x.chunk(2, dim=-1)) * turn
+            return torch.cat([turned.real, turned.imag], dim=-1)
+
+        return torch_results(a, ("x",), rotate)
+
+    return theirs
+
+
 # --- activations ---
 
 
@@ -143,6 +234,21 @@ def their_activation(function):
     return lambda a: torch_results(a, ("x",), lambda x: function(x))
 
 
+def draw_swiglu(rng, rows, width):
+    gate, up, dy = rng.normal(size=(3, rows, width))
+    return {"gate": 3 * gate, "up": up, "dy": dy}
+
+
+def our_swiglu(a):
+    y, cache = layers.swiglu_forward(a["gate"], a["up"])
+    dgate, dup = layers.swiglu_backward(a["dy"], cache)
+    return {"y": y, "dgate": dgate, "dup": dup}
+
+
+def their_swiglu(a):
+    return torch_results(a, ("gate", "up"), lambda gate, up: functional().silu(gate) * up)
+
+
 # --- attention ---
 
 
@@ -152,6 +258,11 @@ def draw_attention(rng, batch, heads, queries, past, size):
         for time in (queries, queries + past, queries + past, queries)
     )
     return {"q": q, "k": k, "v": v, "dy": dy}
+
+
+def draw_grouped_attention(rng, batch, key_heads, group, queries, past, size):
+    a = draw_attention(rng, batch, key_heads * group, queries, past, size)
+    return a | {name: a[name][:, :key_heads] for name in ("k", "v")}
 
 
 def our_attention(a):
@@ -168,7 +279,9 @@ def their_attention(a):
     return torch_results(
         a,
         ("q", "k", "v"),
-        lambda q, k, v: functional().scaled_dot_product_attention(q, k, v, attn_mask=mask),
+        lambda q, k, v: functional().scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, enable_gqa=True
+        ),
     )
 
 
@@ -261,6 +374,38 @@ CASES = {
         # then multiplied by 1/sqrt(eps).
         smallest_width=4,
     ),
+    "rmsnorm": Case(
+        ("rows", "width"),
+        ROWS_AND_WIDTH,
+        draw_rmsnorm,
+        our_rmsnorm,
+        their_rmsnorm,
+        ("x", "weight"),
+    ),
+    **{
+        name: Case(
+            ("batch", "heads", "queries", "half"),
+            [(1, 1, 1, 1), (2, 3, 5, 4), (1, 2, 70, 32)],
+            draw_rope,
+            our_rope(**kind),
+            their_rope(**kind),
+            ("x",),
+            largest=5,
+        )
+        for name, kind in {
+            "rope": {},
+            "rope_interleaved": {"interleaved": True},
+            "rope_llama3": {"scaled": True},
+        }.items()
+    },
+    "swiglu": Case(
+        ("rows", "width"),
+        ROWS_AND_WIDTH,
+        draw_swiglu,
+        our_swiglu,
+        their_swiglu,
+        ("gate", "up"),
+    ),
     "gelu_tanh": Case(
         ("rows", "width"),
         ROWS_AND_WIDTH,
@@ -293,6 +438,15 @@ CASES = {
         their_attention,
         ("q", "k", "v"),
         largest=5,
+    ),
+    "grouped_attention": Case(
+        ("batch", "key_heads", "group", "queries", "past", "size"),
+        [(1, 1, 1, 1, 0, 1), (2, 1, 3, 5, 0, 7), (1, 2, 2, 1, 9, 8), (2, 3, 2, 70, 3, 5)],
+        draw_grouped_attention,
+        our_attention,
+        their_attention,
+        ("q", "k", "v"),
+        largest=4,
     ),
     "cross_entropy": Case(
         ("rows", "vocabulary"),

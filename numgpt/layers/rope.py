@@ -1,0 +1,96 @@
+"""Rotary position embedding (Su et al. 2021, arXiv:2104.09864).
+
+A head's D features are D/2 pairs, each a point in a plane. At position t, pair i is turned by the
+angle t · ω_i,
+
+    y_1 = x_1 cos(t ω_i) - x_2 sin(t ω_i)
+    y_2 = x_1 sin(t ω_i) + x_2 cos(t ω_i)            ω_i = base^(-2i/D)
+
+for queries and keys alike. A product of two turned pairs depends on the difference of their angles
+only, so q · k sees how far apart two tokens are, and nowhere does the model need a table of
+positions. Two pairings are in use: the paper's takes neighbours, (0, 1), (2, 3), …; GPT-NeoX's,
+which Hugging Face's Llama follows, takes the halves, (0, D/2), (1, D/2 + 1), … They differ by a
+permutation of the features, that is, of the rows of the projections that make q and k.
+
+Backward. A rotation is orthogonal: its transpose turns back by the same angle,
+
+    dx_1 =  dy_1 cos(t ω_i) + dy_2 sin(t ω_i)
+    dx_2 = -dy_1 sin(t ω_i) + dy_2 cos(t ω_i)
+
+Longer contexts (Llama 3.1, Grattafiori et al. 2024, arXiv:2407.21783): slow pairs, which turn less
+than `low` times within the context L of the first training, are slowed down by a factor; fast ones,
+which turn more than `high` times, stay; between the two it is interpolated,
+
+    ω' = (1 - s) ω / factor + s ω,    s = (L ω / 2π - low) / (high - low), kept within [0, 1]
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from numgpt.runtime import empty
+
+Rotation = tuple[np.ndarray, np.ndarray]  # cos and sin, each (B, 1, T, D/2)
+
+
+def rope_frequencies(size: int, base: float = 10000.0) -> np.ndarray:
+    """ω (D/2,) in radians a position, float64, for heads of an even size D."""
+    return base ** (-np.arange(0, size, 2) / size)
+
+
+def llama3_frequencies(
+    frequencies: np.ndarray,
+    factor: float,
+    low_freq_factor: float,
+    high_freq_factor: float,
+    original_max_position_embeddings: int,
+) -> np.ndarray:
+    """ω (D/2,) -> ω' (D/2,), in the names that Hugging Face's configs give the quantities."""
+    turns = original_max_position_embeddings * frequencies / (2 * math.pi)
+    s = np.clip((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0, 1)
+    return (1 - s) * frequencies / factor + s * frequencies
+
+
+def rope_rotation(
+    positions: np.ndarray, frequencies: np.ndarray, dtype: np.typing.DTypeLike
+) -> Rotation:
+    """positions (B, T), frequencies (D/2,) -> what turns each pair, for all heads and layers."""
+    angles = positions[:, None, :, None] * frequencies
+    return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
+
+
+def rope_forward(
+    x: np.ndarray, rotation: Rotation, interleaved: bool = False
+) -> tuple[np.ndarray, Rotation]:
+    """Turn each pair of x (B, H, T, D) by its position's angle -> y (B, H, T, D), cache.
+
+    The pairs are halves, or with `interleaved` neighbours. The memory of y is laid out as
+    (B, T, H, D).
+    """
+    cos, sin = rotation
+    return _turned(x, cos, sin, interleaved), rotation
+
+
+def rope_backward(dy: np.ndarray, cache: Rotation, interleaved: bool = False) -> np.ndarray:
+    """dy (B, H, T, D) -> dx (B, H, T, D)."""
+    cos, sin = cache
+    return _turned(dy, cos, -sin, interleaved)
+
+
+def _turned(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, interleaved: bool) -> np.ndarray:
+    batch, heads, time, size = x.shape
+    y = empty((batch, time, heads, size), x.dtype).transpose(0, 2, 1, 3)
+    (x_1, x_2), (y_1, y_2) = _pairs(x, interleaved), _pairs(y, interleaved)
+    np.multiply(x_1, cos, out=y_1)
+    y_1 -= x_2 * sin
+    np.multiply(x_1, sin, out=y_2)
+    y_2 += x_2 * cos
+    return y
+
+
+def _pairs(x: np.ndarray, interleaved: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The first and the second features of all pairs, views (B, H, T, D/2)."""
+    half = x.shape[-1] // 2
+    return (x[..., ::2], x[..., 1::2]) if interleaved else (x[..., :half], x[..., half:])
