@@ -3,7 +3,7 @@
 from numgpt import runtime  # isort: skip  (first: it chooses NumPy's kernels before NumPy loads)
 from numgpt.formats import load
 from numgpt.generation import KVCache
-from numgpt.models import GPT, GPTConfig
+from numgpt.models import GPT, GPTConfig, Llama, LlamaConfig
 from numgpt.runtime import set_num_threads
 from numgpt.tokenizer import CharTokenizer, Tokenizer
 from numgpt.training import AdamW
@@ -16,6 +16,8 @@ __all__ = [
     "CharTokenizer",
     "GPTConfig",
     "KVCache",
+    "Llama",
+    "LlamaConfig",
     "Tokenizer",
     "load",
     "runtime",

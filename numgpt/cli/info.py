@@ -47,10 +47,10 @@ def run(options: argparse.Namespace) -> None:
         f"  {'training, without batch':<24}{_megabytes(4 * total * size)}  (weights, gradients,"
         " two moments)"
     )
-    cache = 2 * layers * heads * head_size * model.config.n_positions * size
+    cache = 2 * layers * heads * head_size * model.context_length * size
     print(
         f"  {'KV cache, full':<24}{_megabytes(cache)}  (one sequence of"
-        f" {model.config.n_positions} tokens)"
+        f" {model.context_length} tokens)"
     )
     print("config")
     for name, value in dataclasses.asdict(model.config).items():

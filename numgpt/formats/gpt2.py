@@ -6,6 +6,8 @@ import dataclasses
 import re
 from typing import Any
 
+import numpy as np
+
 from numgpt.models.gpt2 import GPT, GPTConfig
 
 MODEL = GPT
@@ -51,3 +53,8 @@ def config_fields(config: GPTConfig) -> dict[str, Any]:
         "architectures": ["GPT2LMHeadModel"],
         **dataclasses.asdict(config),
     }
+
+
+def stored_array(name: str, array: np.ndarray, config: GPTConfig) -> np.ndarray:
+    """A parameter as it is stored: as it is."""
+    return array

@@ -95,8 +95,8 @@ class _Request:
                 )
         else:
             longest = self.prompt_length + DEFAULT_NEW_TOKENS
-        self.max_length = min(longest, config.n_positions)
-        self.cut_by_context = longest > config.n_positions
+        self.max_length = min(longest, model.context_length)
+        self.cut_by_context = longest > model.context_length
         if not options.do_sample and options.num_return_sequences > 1:
             warnings.warn(
                 f"num_return_sequences={options.num_return_sequences} without do_sample=True:"
@@ -144,7 +144,7 @@ class _Request:
         if self.cut_by_context:
             warnings.warn(
                 f"the text ends here because it fills the model's context of {self.max_length}"
-                " tokens (n_positions)",
+                f" tokens ({model.context_field})",
                 LengthWarning,
                 stacklevel=3,
             )

@@ -1,5 +1,7 @@
 """THE WIRING. A model is a page of layer calls forward, then the mirror page backward."""
 
 from numgpt.models.gpt2 import GPT, GPTConfig
+from numgpt.models.language_model import LanguageModel
+from numgpt.models.llama import Llama, LlamaConfig
 
-__all__ = ["GPT", "GPTConfig"]
+__all__ = ["GPT", "GPTConfig", "LanguageModel", "Llama", "LlamaConfig"]

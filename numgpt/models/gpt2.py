@@ -36,6 +36,8 @@ from numgpt.layers import (
     relu_backward,
     relu_forward,
 )
+from numgpt.models.checks import require_booleans, require_ids, require_number, require_whole
+from numgpt.models.heads import merge_heads, positions_of, split_heads
 from numgpt.models.language_model import LanguageModel
 from numgpt.models.parameters import Parameters
 from numgpt.runtime import add_into, empty
@@ -75,12 +77,8 @@ class GPTConfig:
 
     def validate(self) -> None:
         """Raises ValueError naming the field that can't be."""
-        for name in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size", "n_inner"):
-            value = getattr(self, name)
-            if name == "n_inner" and value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}={value!r}: expected a whole number from 1 up")
+        require_whole(self, "n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
+        require_whole(self, "n_inner", optional=True)
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
         if str(self.activation_function) not in ACTIVATIONS:
@@ -88,41 +86,32 @@ class GPTConfig:
                 f"activation_function={self.activation_function!r} is not supported:"
                 f" choose one of {', '.join(ACTIVATIONS)}"
             )
-        for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
-            value = getattr(self, name)
-            if not _is_number(value) or not 0 <= value < 1:
-                raise ValueError(f"{name}={value!r}: expected 0 <= {name} < 1")
-        for name in ("layer_norm_epsilon", "initializer_range"):
-            value = getattr(self, name)
-            if not _is_number(value) or not 0 < value < math.inf:
-                raise ValueError(f"{name}={value!r}: expected a number above 0")
-        for name in (
-            "tie_word_embeddings",
-            "scale_attn_weights",
-            "scale_attn_by_inverse_layer_idx",
-        ):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected true or false")
-        for name in ("bos_token_id", "eos_token_id"):
-            value = getattr(self, name)
-            ids = value if isinstance(value, list) else [] if value is None else [value]
-            if not all(isinstance(id, int) and id >= 0 for id in ids):
-                raise ValueError(f"{name}={value!r}: expected a token id, several, or none")
+        require_number(self, "embd_pdrop", "attn_pdrop", "resid_pdrop", least=0, below=1)
+        require_number(self, "layer_norm_epsilon", "initializer_range")
+        require_booleans(
+            self, "tie_word_embeddings", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"
+        )
+        require_ids(self, "bos_token_id", "eos_token_id")
+
+    @property
+    def head_size(self) -> int:
+        return self.n_embd // self.n_head
 
     def attention_scale(self, layer: int) -> float:
         """What q · k is multiplied by in this layer."""
-        scale = 1 / math.sqrt(self.n_embd // self.n_head) if self.scale_attn_weights else 1.0
+        scale = 1 / math.sqrt(self.head_size) if self.scale_attn_weights else 1.0
         return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
 
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    def set_dropout(self, p: float) -> None:
+        """The same dropout everywhere."""
+        self.embd_pdrop = self.attn_pdrop = self.resid_pdrop = p
 
 
 class GPT(LanguageModel):
     """GPT-2: `model(ids)` gives logits, `loss_and_grads` the hand-derived gradients."""
 
     config_class = GPTConfig
+    context_field = "n_positions"
 
     @staticmethod
     def shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
@@ -155,20 +144,13 @@ class GPT(LanguageModel):
 
     @property
     def cache_shape(self) -> tuple[int, int, int]:
-        return self.config.n_layer, self.config.n_head, self.config.n_embd // self.config.n_head
+        return self.config.n_layer, self.config.n_head, self.config.head_size
 
-    def initialise(self, parameters: Parameters, rng: np.random.Generator) -> None:
-        """Matrices normal with initializer_range; those that write to the residual stream 1/√(2
-        n_layer) of it."""
-        for name, array in parameters.items():
-            if array.ndim == 2:
-                residual = name.endswith("c_proj.weight")
-                deviation = self.config.initializer_range
-                deviation /= math.sqrt(2 * self.config.n_layer) if residual else 1
-                rng.standard_normal(out=array, dtype=array.dtype)
-                array *= deviation
-            else:
-                array.fill(1 if name.endswith("weight") else 0)
+    def initial_deviation(self, name: str) -> float:
+        """Matrices that write to the residual stream begin 1/√(2 n_layer) as large as others."""
+        residual = name.endswith("c_proj.weight")
+        scale = math.sqrt(2 * self.config.n_layer) if residual else 1
+        return self.config.initializer_range / scale
 
     def forward(
         self,
@@ -180,7 +162,7 @@ class GPT(LanguageModel):
         last_only: bool = False,
     ) -> tuple[np.ndarray, Any]:
         p, config = self.parameters, self.config
-        positions = _positions(ids, 0 if kv_cache is None else kv_cache.length, key_mask)
+        positions = positions_of(ids, 0 if kv_cache is None else kv_cache.length, key_mask)
         x, wte = embedding_forward(ids.ravel(), p["wte"])  # (B, T) -> (N, C)
         position, wpe = embedding_forward(positions.ravel(), p["wpe"])
         add_into(x, position)
@@ -241,7 +223,7 @@ class GPT(LanguageModel):
         y, attention = attention_forward(
             q, k, v, config.attention_scale(layer), key_mask, config.attn_pdrop, rng
         )
-        y = project(_merge_heads(y), "attn.c_proj")  # (B, H, T, D) -> (N, C)
+        y = project(merge_heads(y), "attn.c_proj")  # (B, H, T, D) -> (N, C)
         y, dropout_1 = dropout_forward(y, config.resid_pdrop, rng)
         add_into(x, y)
 
@@ -281,8 +263,8 @@ class GPT(LanguageModel):
         add_into(dx, layernorm_backward(dy, ln_2, g["ln_2.weight"], g["ln_2.bias"], accumulate))
 
         dy = dropout_backward(dx, dropout_1)
-        dy = project_backward(dy, _merge_heads(attention.y), "attn.c_proj")
-        (dy,) = _split_heads(dy, batch, 1, config.n_head)  # (N, C) -> (B, H, T, D)
+        dy = project_backward(dy, merge_heads(attention.y), "attn.c_proj")
+        dy = split_heads(dy, batch, config.head_size)  # (N, C) -> (B, H, T, D)
         dqkv = empty((len(dx), 3 * config.n_embd), dx.dtype)
         attention_backward(dy, attention, out=_split_heads(dqkv, batch, 3, config.n_head))
         dy = project_backward(dqkv, layernorm_output(ln_1), "attn.c_attn")
@@ -291,18 +273,5 @@ class GPT(LanguageModel):
 
 def _split_heads(x: np.ndarray, batch: int, parts: int, heads: int) -> tuple[np.ndarray, ...]:
     """(B·T, parts·C) -> `parts` views (B, H, T, D)."""
-    time, size = len(x) // batch, x.shape[1] // (parts * heads)
-    return tuple(x.reshape(batch, time, parts, heads, size).transpose(2, 0, 3, 1, 4))
-
-
-def _merge_heads(y: np.ndarray) -> np.ndarray:
-    """(B, H, T, D) -> (B·T, C), a view of what attention_forward returns."""
-    batch, heads, time, size = y.shape
-    return y.transpose(0, 2, 1, 3).reshape(batch * time, heads * size)
-
-
-def _positions(ids: np.ndarray, past: int, key_mask: np.ndarray | None) -> np.ndarray:
-    """(B, T): the place of each token in its sequence; padding on the left does not count."""
-    if key_mask is None:
-        return np.broadcast_to(np.arange(past, past + ids.shape[1]), ids.shape)
-    return np.maximum(np.cumsum(key_mask, axis=1) - 1, 0)[:, past:]
+    x = split_heads(x, batch, x.shape[1] // (parts * heads))  # (B, parts·H, T, D)
+    return tuple(x[:, heads * part : heads * (part + 1)] for part in range(parts))

@@ -1,8 +1,9 @@
 """What every language model offers, whatever its layers: logits, loss, gradients, text, files.
 
-A family (gpt2.py) subclasses LanguageModel and supplies the two pages of layer calls, `forward` and
-`backward`. The conveniences at the end of the class call outward, to the rooms `formats` and
-`generation`; they import them when called, so that a model by itself stays a matter of layers.
+A family (gpt2.py, llama.py) subclasses LanguageModel and supplies the two pages of layer calls,
+`forward` and `backward`. The conveniences at the end of the class call outward, to the rooms
+`formats` and `generation`; they import them when called, so that a model by itself stays a matter
+of layers.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class LanguageModel:
     """Token ids in, logits over the next token out."""
 
     config_class: ClassVar[type]
+    context_field: ClassVar[str]  # of the config: the most tokens that the model sees at once
 
     def __init__(
         self,
@@ -50,9 +52,9 @@ class LanguageModel:
         """Name -> shape of every parameter, in the order of the forward pass."""
         raise NotImplementedError
 
-    def initialise(self, parameters: Parameters, rng: np.random.Generator) -> None:
-        """Draw the initial weights."""
-        raise NotImplementedError
+    def initial_deviation(self, name: str) -> float:
+        """The standard deviation that a matrix is drawn with."""
+        return self.config.initializer_range
 
     def forward(
         self,
@@ -87,6 +89,31 @@ class LanguageModel:
     def cache_shape(self) -> tuple[int, int, int]:
         """(layers, heads, D) of the keys and values that a KV cache holds for each position."""
         raise NotImplementedError
+
+    # --- sizes and first weights ---
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens that the model sees at once."""
+        return getattr(self.config, self.context_field)
+
+    def num_parameters(self) -> int:
+        """How many weights there are; a tied head counts once."""
+        return sum(array.size for array in self.parameters.values())
+
+    @classmethod
+    def layout(cls, config: Any) -> Layout:
+        """Where each parameter lies on the flat buffer."""
+        return layout_of(cls.shapes(config))
+
+    def initialise(self, parameters: Parameters, rng: np.random.Generator) -> None:
+        """Matrices normal around 0, gains of norms 1, biases 0."""
+        for name, array in parameters.items():
+            if array.ndim == 2:
+                rng.standard_normal(out=array, dtype=array.dtype)
+                array *= self.initial_deviation(name)
+            else:
+                array.fill(1 if name.endswith("weight") else 0)
 
     # --- logits, loss, gradients ---
 
@@ -166,15 +193,6 @@ class LanguageModel:
     def _empty_gradients(self) -> Parameters:
         return Parameters.empty(self.parameters.layout, self.parameters.flat.dtype)
 
-    def num_parameters(self) -> int:
-        """How many weights there are; a tied head counts once."""
-        return sum(array.size for array in self.parameters.values())
-
-    @classmethod
-    def layout(cls, config: Any) -> Layout:
-        """Where each parameter lies on the flat buffer."""
-        return layout_of(cls.shapes(config))
-
     # --- input checks ---
 
     def check_ids(self, ids: Ids) -> np.ndarray:
@@ -183,11 +201,10 @@ class LanguageModel:
         array = _integers("ids", ids)
         if array.shape[1] == 0 or array.shape[0] == 0:
             raise ValueError("ids are empty: give at least one token")
-        if array.shape[1] > self.config.n_positions:
+        if array.shape[1] > self.context_length:
             raise ValueError(
                 f"{array.shape[1]} tokens are more than the model's"
-                f" n_positions={self.config.n_positions}:"
-                " shorten the input"
+                f" {self.context_field}={self.context_length}: shorten the input"
             )
         self._check_range("ids", array)
         return array

@@ -1,6 +1,6 @@
 """Perplexity of a text of any length, by a window that slides over it.
 
-A model sees n_positions tokens at once. Cutting the text into pieces would make it guess at the
+A model sees context_length tokens at once. Cutting the text into pieces would make it guess at the
 start of each; so the windows overlap, and of each only the tokens count that no window before has
 scored, with all that comes before them in the window as context.
 """
@@ -46,14 +46,16 @@ def sliding_window_loss(
     """Mean loss in nats over ids[1:], each predicted from at least context - stride earlier tokens,
     where there are.
 
-    ids (n,); context defaults to the model's n_positions, stride to half of it. Raises ValueError
-    for a text of fewer than two tokens, and for a window that can't be.
+    ids (n,); context defaults to the model's context_length, stride to half of it. Raises
+    ValueError for a text of fewer than two tokens, and for a window that can't be.
     """
-    longest = model.config.n_positions
+    longest = model.context_length
     context = longest if context is None else context
     stride = max(1, context // 2) if stride is None else stride
     if not 1 <= context <= longest:
-        raise ValueError(f"context={context}: expected 1 to the model's n_positions={longest}")
+        raise ValueError(
+            f"context={context}: expected 1 to the model's {model.context_field}={longest}"
+        )
     if not 1 <= stride <= context:
         raise ValueError(f"stride={stride}: expected 1 to the context of {context}")
     if len(ids) < 2:

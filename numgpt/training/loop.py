@@ -113,10 +113,10 @@ class Trainer:
         config.data = absolute(config.data)
         if config.init_from is not None:
             model, tokenizer = formats.load(config.init_from)
-            if config.block_size > model.config.n_positions:
+            if config.block_size > model.context_length:
                 raise ValueError(
                     f"block_size={config.block_size} is more than the"
-                    f" n_positions={model.config.n_positions} of {config.init_from}: lower it"
+                    f" {model.context_field}={model.context_length} of {config.init_from}: lower it"
                 )
         else:
             tokenizer = make_tokenizer(config)
@@ -235,7 +235,7 @@ class Trainer:
     def sample(self) -> tuple[str, str]:
         """Some validation text, and how the model goes on; its context full, the older half
         goes."""
-        context = self.model.config.n_positions
+        context = self.model.context_length
         kept = max(1, context // 2)
         prompt = self.corpus.val[: min(8, kept)].astype(np.int64)
         ids = prompt

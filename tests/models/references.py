@@ -1,5 +1,5 @@
-"""transformers' GPT2LMHeadModel on our weights: logits, loss, gradients, and a short training
-run."""
+"""transformers' GPT2LMHeadModel and LlamaForCausalLM on our weights: logits, loss, gradients, and
+a short training run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import dataclasses
 
 import numpy as np
 
-from numgpt import GPT, GPTConfig
+from numgpt import GPT, GPTConfig, Llama, LlamaConfig
+from numgpt.formats import gpt2, llama
+from numgpt.models import LanguageModel
 
 SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 24, "vocab_size": 37}
 CONFIGS = {
@@ -20,21 +22,57 @@ CONFIGS = {
     "odd": {"n_layer": 3, "n_head": 3, "n_embd": 21, "activation_function": "gelu_pytorch_tanh"},
     "one_head": {"n_layer": 1, "n_head": 1, "n_positions": 11},
 }
+LLAMA_SMALL = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "hidden_size": 16,
+    "intermediate_size": 44,
+    "max_position_embeddings": 24,
+    "vocab_size": 37,
+}
+LLAMA3_SCALING = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 12,
+}
+LLAMA_CONFIGS = {
+    "llama": {},
+    "llama_grouped": {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    "llama_one_key_head": {"num_key_value_heads": 1, "rms_norm_eps": 1e-3},
+    "llama_scaled_rope": {"num_key_value_heads": 2, "rope_scaling": LLAMA3_SCALING, "head_dim": 8},
+    "llama_biases": {"attention_bias": True, "mlp_bias": True, "rope_theta": 100000.0},
+    "llama_smollm_shaped": {
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+        "hidden_size": 24,
+        "num_hidden_layers": 3,
+        "tie_word_embeddings": True,
+    },
+    "llama_neighbours": {"num_key_value_heads": 2, "rope_interleave": True},
+}
 BATCHES = {"wide": (3, 11), "one_token": (2, 1)}
+NAMES = {GPT: gpt2, Llama: llama}
+EVERY_CONFIG = [*CONFIGS, *LLAMA_CONFIGS]
+TRAINED = ["default", "llama_grouped"]
 TRAINING_STEPS = 20
 ADAMW = {"lr": 3e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}
 
 
-def small_model(name: str, dtype=np.float32) -> GPT:
+def small_model(name: str, dtype=np.float32) -> LanguageModel:
     """A model of one of the configs, with biases and gains that are not just 0 and 1."""
-    model = GPT(GPTConfig(**(SMALL | CONFIGS[name])), seed=3, dtype=dtype)
+    if name in CONFIGS:
+        model = GPT(GPTConfig(**(SMALL | CONFIGS[name])), seed=3, dtype=dtype)
+    else:
+        model = Llama(LlamaConfig(**(LLAMA_SMALL | LLAMA_CONFIGS[name])), seed=3, dtype=dtype)
     rng = np.random.default_rng(4)
     model.parameters.flat += rng.normal(scale=0.1, size=model.parameters.flat.size).astype(dtype)
     return model
 
 
 def batch(
-    config: GPTConfig, shape: tuple[int, int], seed: int = 5
+    config: GPTConfig | LlamaConfig, shape: tuple[int, int], seed: int = 5
 ) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     ids, targets = rng.integers(config.vocab_size, size=(2, *shape))
@@ -43,26 +81,36 @@ def batch(
     return ids, targets
 
 
-def to_transformers(model: GPT):
-    """The same weights in a GPT2LMHeadModel, without dropout."""
+def to_transformers(model: LanguageModel):
+    """The same weights in a model of transformers, without dropout."""
     import torch
     import transformers
 
-    from numgpt.formats import gpt2
-
     transformers.logging.set_verbosity_error()
     fields = {n: v for n, v in dataclasses.asdict(model.config).items() if not n.endswith("pdrop")}
-    config = transformers.GPT2Config(
-        **fields, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, use_cache=False
-    )
-    config._attn_implementation = "eager"
-    theirs = transformers.GPT2LMHeadModel(config)
-    state = {gpt2.stored_name(n): torch.tensor(a) for n, a in model.parameters.items()}
+    if isinstance(model, GPT):
+        config = transformers.GPT2Config(
+            **fields, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, use_cache=False
+        )
+        theirs = transformers.GPT2LMHeadModel(_eager(config))
+    else:
+        config = transformers.LlamaConfig(**llama.config_fields(model.config), use_cache=False)
+        theirs = transformers.LlamaForCausalLM(_eager(config))
+    names = NAMES[type(model)]
+    state = {
+        names.stored_name(name): torch.tensor(names.stored_array(name, array, model.config))
+        for name, array in model.parameters.items()
+    }
     if model.config.tie_word_embeddings:
-        state["lm_head.weight"] = state["transformer.wte.weight"]
+        state["lm_head.weight"] = state[names.stored_name(model.head)]
     theirs.to(next(iter(state.values())).dtype)
     theirs.load_state_dict(state, strict=True)
     return theirs
+
+
+def _eager(config):
+    config._attn_implementation = "eager"
+    return config
 
 
 def their_loss(theirs, ids: np.ndarray, targets: np.ndarray):
@@ -73,26 +121,32 @@ def their_loss(theirs, ids: np.ndarray, targets: np.ndarray):
     return logits, loss
 
 
-def their_results(model: GPT, ids: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
+def their_results(
+    model: LanguageModel, ids: np.ndarray, targets: np.ndarray
+) -> dict[str, np.ndarray]:
     """logits, loss and every gradient under our names."""
-    from numgpt.formats import gpt2
-
-    theirs = to_transformers(model)
+    theirs, names = to_transformers(model), NAMES[type(model)]
     logits, loss = their_loss(theirs, ids, targets)
     loss.backward()
     results = {"logits": logits.detach().numpy(), "loss": loss.detach().numpy()}
     for name, parameter in theirs.named_parameters():
-        results[f"d.{gpt2.our_name(name, model.config)}"] = parameter.grad.numpy()
+        ours, gradient = names.our_name(name, model.config), parameter.grad.numpy()
+        if getattr(model.config, "rope_interleave", False) and llama.is_rotated(ours):
+            neighbours = llama.in_neighbours(gradient, model.config.head_size)
+            gradient = neighbours.reshape(gradient.shape)
+        results[f"d.{ours}"] = gradient
     return results
 
 
-def our_results(model: GPT, ids: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
+def our_results(
+    model: LanguageModel, ids: np.ndarray, targets: np.ndarray
+) -> dict[str, np.ndarray]:
     loss, gradients = model.loss_and_grads(ids, targets)
     results = {"logits": model(ids), "loss": np.asarray(loss, model.parameters.flat.dtype)}
     return results | {f"d.{name}": gradient for name, gradient in gradients.items()}
 
 
-def their_training(model: GPT) -> np.ndarray:
+def their_training(model: LanguageModel) -> np.ndarray:
     """The losses of a short AdamW run on fixed batches."""
     import torch
 
@@ -114,10 +168,11 @@ def their_training(model: GPT) -> np.ndarray:
 
 def record() -> dict[str, np.ndarray]:
     answers = {}
-    for name in CONFIGS:
+    for name in EVERY_CONFIG:
         model = small_model(name)
         for label, shape in BATCHES.items():
             results = their_results(model, *batch(model.config, shape))
             answers |= {f"{name}/{label}/{key}": array for key, array in results.items()}
-    answers["training/losses"] = their_training(small_model("default"))
+    for name in TRAINED:
+        answers[f"{name}/training/losses"] = their_training(small_model(name))
     return answers

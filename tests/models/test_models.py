@@ -1,4 +1,4 @@
-"""The whole model against transformers: logits, loss, every gradient, a training run."""
+"""Whole models against transformers: logits, loss, every gradient, a training run."""
 
 from __future__ import annotations
 
@@ -7,15 +7,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import references
-from models.references import BATCHES, CONFIGS, batch, our_results, small_model, their_results
+from models.references import (
+    BATCHES,
+    EVERY_CONFIG,
+    TRAINED,
+    batch,
+    our_results,
+    small_model,
+    their_results,
+)
 from support import GOLDENS, assert_close
 
-from numgpt import GPT, AdamW, GPTConfig
+from numgpt import GPT, AdamW, GPTConfig, Llama, LlamaConfig
 from numgpt.models import data_parallel
 
 
 @pytest.mark.parametrize("label", BATCHES)
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", EVERY_CONFIG)
 def test_equals_recorded_transformers(name, label):
     model = small_model(name)
     results = our_results(model, *batch(model.config, BATCHES[label]))
@@ -28,8 +36,16 @@ def test_equals_recorded_transformers(name, label):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        (name, dtype)
+        for name in EVERY_CONFIG
+        for dtype in (np.float32, np.float64)
+        # transformers' Llama computes norms and angles in float32, whatever its weights are
+        if dtype == np.float32 or not name.startswith("llama")
+    ],
+)
 @given(rows=st.integers(1, 4), time=st.integers(1, 11), seed=st.integers(0, 2**32))
 @settings(max_examples=5)
 def test_equals_transformers_on_any_batch(name, dtype, rows, time, seed):
@@ -51,10 +67,11 @@ def test_equals_transformers_at_full_size():
         assert_close(results[key], expected[key], key)
 
 
-def train(dropout_seed: int | None = None, dropout: float = 0.0) -> np.ndarray:
-    model = small_model("default")
-    for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
-        setattr(model.config, name, dropout)
+def train(
+    name: str = "default", dropout_seed: int | None = None, dropout: float = 0.0
+) -> np.ndarray:
+    model = small_model(name)
+    model.config.set_dropout(dropout)
     rng = None if dropout_seed is None else np.random.default_rng(dropout_seed)
     optimizer = AdamW(model, **references.ADAMW)
     losses = []
@@ -65,18 +82,18 @@ def train(dropout_seed: int | None = None, dropout: float = 0.0) -> np.ndarray:
     return np.array(losses)
 
 
-def test_training_follows_recorded_pytorch():
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_follows_recorded_pytorch(name):
     with np.load(GOLDENS / "models.npz") as goldens:
-        expected = goldens["training/losses"]
-    np.testing.assert_allclose(train(), expected, rtol=1e-4)
+        expected = goldens[f"{name}/training/losses"]
+    np.testing.assert_allclose(train(name), expected, rtol=1e-4)
     assert expected[-1] < expected[0] - 0.2  # it does learn
 
 
 @pytest.mark.torch
-def test_training_follows_pytorch():
-    np.testing.assert_allclose(
-        train(), references.their_training(small_model("default")), rtol=1e-4
-    )
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_follows_pytorch(name):
+    np.testing.assert_allclose(train(name), references.their_training(small_model(name)), rtol=1e-4)
 
 
 def test_training_with_dropout_is_reproducible():
@@ -87,10 +104,10 @@ def test_training_with_dropout_is_reproducible():
     np.testing.assert_array_equal(train(), train(dropout_seed=1, dropout=0.0))
 
 
-def test_gradient_with_dropout_is_the_numerical_derivative():
-    model = small_model("default", np.float64)
-    for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
-        setattr(model.config, name, 0.3)
+@pytest.mark.parametrize("name", EVERY_CONFIG)
+def test_gradient_with_dropout_is_the_numerical_derivative(name):
+    model = small_model(name, np.float64)
+    model.config.set_dropout(0.3)
     ids, targets = batch(model.config, (3, 7))
     _, gradients = model.loss_and_grads(ids, targets, np.random.default_rng(7))
     exact = gradients.flat.copy()
@@ -103,8 +120,9 @@ def test_gradient_with_dropout_is_the_numerical_derivative():
     assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(exact @ direction, rel=1e-6)
 
 
-def test_accumulated_gradients_equal_those_of_the_whole_batch():
-    model = small_model("untied", np.float64)
+@pytest.mark.parametrize("name", ["untied", "llama", "llama_grouped"])
+def test_accumulated_gradients_equal_those_of_the_whole_batch(name):
+    model = small_model(name, np.float64)
     ids, targets = np.random.default_rng(0).integers(37, size=(2, 6, 9))
     _, whole = model.loss_and_grads(ids, targets)
     whole = whole.flat.copy()
@@ -190,11 +208,12 @@ def test_gradients_that_a_caller_keeps_stay():
     np.testing.assert_array_equal(kept.flat, before)
 
 
+@pytest.mark.parametrize("name", ["default", "llama_grouped"])
 @given(time=st.integers(2, 24), cut=st.integers(1, 23), seed=st.integers(0, 2**32))
 @settings(max_examples=20)
-def test_a_later_token_never_changes_an_earlier_logit(time, cut, seed):
+def test_a_later_token_never_changes_an_earlier_logit(name, time, cut, seed):
     cut = min(cut, time - 1)
-    model = small_model("default")
+    model = small_model(name)
     rng = np.random.default_rng(seed)
     ids = rng.integers(37, size=(2, time))
     changed = ids.copy()
@@ -215,15 +234,19 @@ def test_initialisation_is_gpt2s():
     np.testing.assert_array_equal(GPT(model.config, seed=0).parameters.flat, p.flat)
 
 
-def test_parameters_and_gradients_are_views_of_one_layout():
-    model = small_model("default")
+@pytest.mark.parametrize(
+    ("name", "last_bias"),
+    [("default", "h.1.attn.c_attn.bias"), ("llama_biases", "layers.1.mlp.up_proj.bias")],
+)
+def test_parameters_and_gradients_are_views_of_one_layout(name, last_bias):
+    model = small_model(name)
     model.loss_and_grads([1, 2, 3], [2, 3, 4])
     assert model.gradients.layout == model.parameters.layout
     assert model.num_parameters() == model.parameters.flat.size
-    for name, array in model.parameters.items():
-        assert np.shares_memory(array, model.parameters.flat), name
+    for parameter, array in model.parameters.items():
+        assert np.shares_memory(array, model.parameters.flat), parameter
     model.parameters.flat[:] = 0
-    assert not model.parameters["h.1.attn.c_attn.bias"].any()
+    assert not model.parameters[last_bias].any()
 
 
 def test_accepts_a_list_a_vector_and_a_batch():
@@ -279,3 +302,33 @@ def test_refuses_bad_targets(targets, message):
 def test_refuses_a_bad_config_by_name(field, value):
     with pytest.raises(ValueError, match=field):
         GPT(GPTConfig(**({"n_embd": 64, "n_head": 4, "n_layer": 1} | {field: value})))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_hidden_layers", 0),
+        ("num_key_value_heads", 3),
+        ("head_dim", 5),
+        ("hidden_size", 18),
+        ("rms_norm_eps", 0.0),
+        ("rope_theta", -1.0),
+        ("attention_dropout", 1.5),
+        ("tie_word_embeddings", "yes"),
+        ("eos_token_id", [1, -2]),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
+        ("rope_scaling", {"rope_type": "llama3", "factor": 4.0}),
+        ("rope_scaling", references.LLAMA3_SCALING | {"low_freq_factor": 5.0}),
+    ],
+)
+def test_refuses_a_bad_llama_config_by_name(field, value):
+    with pytest.raises(ValueError, match="rotated" if field == "head_dim" else field):
+        Llama(LlamaConfig(**(references.LLAMA_SMALL | {field: value})))
+
+
+def test_initialisation_is_llamas():
+    sizes = {"hidden_size": 128, "num_attention_heads": 4, "vocab_size": 500}
+    p = Llama(LlamaConfig(**(references.LLAMA_SMALL | sizes)), seed=0).parameters
+    for name in ("embed_tokens.weight", "layers.1.mlp.down_proj.weight", "lm_head.weight"):
+        assert p[name].std() == pytest.approx(0.02, rel=0.05), name
+    assert (p["norm.weight"] == 1).all()

@@ -1,0 +1,89 @@
+"""The Llama family's names and config fields in Hugging Face's files <-> ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import numpy as np
+
+from numgpt.models.llama import Llama, LlamaConfig
+
+MODEL = Llama
+
+# The frequencies of the rotation, which older files store beside the weights.
+_BUFFER = re.compile(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq|rotary_emb\.inv_freq")
+
+# What a config.json may say beyond our fields only if it says what we do anyway.
+_REQUIRED = {
+    "hidden_act": "silu",
+    "pretraining_tp": 1,
+    "sliding_window": None,
+    "partial_rotary_factor": 1.0,
+}
+
+
+def stored_name(name: str) -> str:
+    """Our name -> the name in the file."""
+    return name if name.startswith("lm_head") else f"model.{name}"
+
+
+def our_name(stored: str, config: LlamaConfig) -> str | None:
+    """The name in a file, with or without its prefix -> ours; None for what is not a parameter."""
+    name = stored.removeprefix("model.")
+    if _BUFFER.fullmatch(name) or (name == "lm_head.weight" and config.tie_word_embeddings):
+        return None
+    return name
+
+
+def config_from(fields: dict[str, Any]) -> LlamaConfig:
+    """config.json -> LlamaConfig.  Raises ValueError naming a field whose value is not
+    supported."""
+    for name, value in _REQUIRED.items():
+        if fields.get(name, value) != value:
+            raise ValueError(f"{name}={fields[name]!r} is not supported")
+    names = {field.name for field in dataclasses.fields(LlamaConfig)}
+    config = LlamaConfig(**{name: value for name, value in fields.items() if name in names})
+    # transformers 5 writes one dict where earlier versions have rope_theta and rope_scaling.
+    rope = fields.get("rope_parameters")
+    if isinstance(rope, dict):
+        config.rope_theta = rope.get("rope_theta", config.rope_theta)
+        config.rope_scaling = {n: v for n, v in rope.items() if n != "rope_theta"}
+    if isinstance(config.rope_scaling, dict):
+        kind = config.rope_scaling.get("rope_type", config.rope_scaling.get("type", "default"))
+        config.rope_scaling = config.rope_scaling | {"rope_type": kind}
+        if config.rope_scaling.get("partial_rotary_factor", 1.0) != 1.0:
+            raise ValueError("partial_rotary_factor is not supported")
+        if kind == "default":
+            config.rope_scaling = None
+    return config
+
+
+def config_fields(config: LlamaConfig) -> dict[str, Any]:
+    """LlamaConfig -> config.json."""
+    fields = dataclasses.asdict(config) | {"rope_interleave": False, "hidden_act": "silu"}
+    fields |= {"num_key_value_heads": config.key_heads, "head_dim": config.head_size}
+    return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **fields}
+
+
+def stored_array(name: str, array: np.ndarray, config: LlamaConfig) -> np.ndarray:
+    """A parameter as it is stored: Hugging Face's files pair halves, whatever the model does."""
+    if config.rope_interleave and is_rotated(name):
+        return in_halves(array, config.head_size).reshape(array.shape)
+    return array
+
+
+def is_rotated(name: str) -> bool:
+    """Whether a parameter makes queries or keys: the order of its rows depends on the pairing."""
+    return ".q_proj." in name or ".k_proj." in name
+
+
+def in_halves(rows: np.ndarray, size: int) -> np.ndarray:
+    """Rows (H·D, …) with neighbours as pairs -> a view (H, 2, D/2, …) with halves as pairs."""
+    return rows.reshape(-1, size // 2, 2, *rows.shape[1:]).swapaxes(1, 2)
+
+
+def in_neighbours(rows: np.ndarray, size: int) -> np.ndarray:
+    """Rows (H·D, …) with halves as pairs -> a view (H, D/2, 2, …) with neighbours as pairs."""
+    return rows.reshape(-1, 2, size // 2, *rows.shape[1:]).swapaxes(1, 2)
