@@ -1,6 +1,13 @@
-"""FILES <-> ARRAYS. Model directories and the files in them; their names <-> ours."""
+"""FILES <-> ARRAYS. Models in files of every format; their names <-> ours.
 
-from numgpt.formats.directory import load, load_model, load_tokenizer, save_model
+containers     safetensors, pytorch, tensorflow, gguf (with quantised): files -> stored tensors
+sources        huggingface, openai, nanogpt, llmc, llamacpp: what a model in them is
+families       gpt2, llama: names and config fields
+loading        which of them it is; source brings the tensors into a model
+"""
+
+from numgpt.formats.huggingface import save_model
+from numgpt.formats.loading import load, load_model, load_tokenizer, open_model, read_model
 from numgpt.formats.names import SHIPPED, resolve
 from numgpt.formats.safetensors import read_safetensors, write_safetensors
 
@@ -9,6 +16,8 @@ __all__ = [
     "load",
     "load_model",
     "load_tokenizer",
+    "open_model",
+    "read_model",
     "read_safetensors",
     "resolve",
     "save_model",

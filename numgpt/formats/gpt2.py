@@ -11,6 +11,8 @@ import numpy as np
 from numgpt.models.gpt2 import GPT, GPTConfig
 
 MODEL = GPT
+LAYERS_FIELD = "n_layer"
+END_OF_TEXT_ID = 50256  # of <|endoftext|> in GPT-2's vocabulary
 
 # Our parameters carry Hugging Face's names without the "transformer." prefix; these three differ by
 # a ".weight".
@@ -58,3 +60,15 @@ def config_fields(config: GPTConfig) -> dict[str, Any]:
 def stored_array(name: str, array: np.ndarray, config: GPTConfig) -> np.ndarray:
     """A parameter as it is stored: as it is."""
     return array
+
+
+def is_linear(name: str) -> bool:
+    """Whether a parameter is the matrix of a linear layer: PyTorch's own have them as (out, in)."""
+    return name.startswith("h.") and name.endswith(
+        ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+    )
+
+
+def end_of_text_id(vocab_size: int) -> int | None:
+    """The token that ends a text, where the vocabulary can be GPT-2's."""
+    return END_OF_TEXT_ID if vocab_size > END_OF_TEXT_ID else None

@@ -11,6 +11,7 @@ import numpy as np
 from numgpt.models.llama import Llama, LlamaConfig
 
 MODEL = Llama
+LAYERS_FIELD = "num_hidden_layers"
 
 # The frequencies of the rotation, which older files store beside the weights.
 _BUFFER = re.compile(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq|rotary_emb\.inv_freq")

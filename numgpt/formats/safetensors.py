@@ -14,53 +14,20 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from numgpt.formats.tensors import DTYPES, LARGEST_HEADER, StoredTensor
 from numgpt.runtime.files import replacing
 
-LARGEST_HEADER = 100_000_000  # bytes, the limit of the reference implementation
-DTYPES = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype("<u2"),  # NumPy has no bfloat16: the raw bits
-    "I64": np.dtype("<i8"),
-    "I32": np.dtype("<i4"),
-    "I16": np.dtype("<i2"),
-    "I8": np.dtype("i1"),
-    "U8": np.dtype("u1"),
-    "BOOL": np.dtype("?"),
-}
 STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
-class StoredTensor:
-    """An array in a file: dtype and shape are known, the values are mapped and read when used."""
-
-    def __init__(self, path: Path, name: str, dtype: str, raw: np.ndarray):
-        self.path = path
-        self.name = name
-        self.dtype = dtype  # as safetensors names it
-        self.raw = raw  # memory-mapped; bfloat16 as uint16
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.raw.shape
-
-    def read_into(self, target: np.ndarray) -> None:
-        """Convert the values to the target's dtype, in place."""
-        if self.dtype == "BF16":  # the upper half of a float32
-            target[...] = (self.raw.astype(np.uint32) << 16).view(np.float32)
-        else:
-            target[...] = self.raw
-
-
 def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """The tensors of a file, memory-mapped, and its metadata.
+    """The tensors of a file and its metadata.
 
     Raises ValueError naming the file and the tensor where the file is cut short or contradicts
     itself.
@@ -97,16 +64,12 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, StoredTensor], 
             f"{path} is {size} bytes long, its tensors end at {start + end}; copy or download it"
             " again"
         )
-    data = (
-        np.memmap(path, np.uint8, mode="r", offset=start, shape=(end,))
-        if end
-        else np.empty(0, np.uint8)
-    )
-    tensors = {}
-    for name, entry in header.items():
-        begin, stop = entry["data_offsets"]
-        raw = data[begin:stop].view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
-        tensors[name] = StoredTensor(path, name, entry["dtype"], raw)
+    tensors = {
+        name: StoredTensor(
+            path, name, entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0]
+        )
+        for name, entry in header.items()
+    }
     return tensors, metadata
 
 
@@ -115,9 +78,10 @@ def write_safetensors(
     tensors: Mapping[str, np.ndarray],
     metadata: Mapping[str, str] | None = None,
     dtype: str = "float32",
+    report: Callable[[str], None] = lambda name: None,
 ) -> None:
     """Write arrays under their names, floating-point ones as `dtype` ("float32", "float16",
-    "bfloat16").
+    "bfloat16").  `report` is called with each name as its turn comes.
 
     The file appears whole or not at all: it is written under a temporary name, flushed and renamed.
     Raises OverflowError naming the tensor where a value is too large for the dtype.
@@ -136,6 +100,7 @@ def write_safetensors(
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)
         for name, array in tensors.items():
+            report(name)
             file.write(np.ascontiguousarray(_convert(name, array, header[name]["dtype"])).data)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from numgpt.formats.directory import WEIGHTS_FILE
+from numgpt.formats.huggingface import WEIGHTS_FILE
 from numgpt.formats.safetensors import read_safetensors, write_safetensors
 from numgpt.models import GPT, GPTConfig
 from numgpt.models.parameters import Parameters

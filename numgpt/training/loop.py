@@ -98,7 +98,7 @@ class Trainer:
         """
         config.validate()
         out = Path(out)
-        for name in (CHECKPOINT_FILE, formats.directory.WEIGHTS_FILE):
+        for name in (CHECKPOINT_FILE, formats.huggingface.WEIGHTS_FILE):
             if (out / name).exists():
                 raise ValueError(
                     f"{out} holds a {name} already: continue a run with --resume {out},"

@@ -189,7 +189,7 @@ def test_load_gives_both_and_checks_that_they_fit(saved):
 
 
 def test_a_name_without_files_says_what_to_do(monkeypatch):
-    with pytest.raises(FileNotFoundError, match=r"there is no directory \./absent"):
+    with pytest.raises(FileNotFoundError, match=r"there is no file or directory \./absent"):
         numgpt.load("./absent")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # as if not installed
     with pytest.raises(FileNotFoundError, match="pip install huggingface_hub"):

