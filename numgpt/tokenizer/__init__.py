@@ -3,6 +3,13 @@
 from numgpt.tokenizer.base import BaseTokenizer, StreamDecoder
 from numgpt.tokenizer.bpe import Tokenizer
 from numgpt.tokenizer.character import CharTokenizer
-from numgpt.tokenizer.files import load_tokenizer
+from numgpt.tokenizer.files import build_bpe, load_tokenizer
 
-__all__ = ["BaseTokenizer", "CharTokenizer", "StreamDecoder", "Tokenizer", "load_tokenizer"]
+__all__ = [
+    "BaseTokenizer",
+    "CharTokenizer",
+    "StreamDecoder",
+    "Tokenizer",
+    "build_bpe",
+    "load_tokenizer",
+]

@@ -10,9 +10,9 @@ import codecs
 import functools
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,9 +22,32 @@ END_OF_TEXT = "<|endoftext|>"
 class BaseTokenizer:
     """Text to token ids and back."""
 
-    def __init__(self, special_tokens: dict[str, int] | None = None):
+    def __init__(
+        self,
+        special_tokens: dict[str, int] | None = None,
+        *,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        add_bos_token: bool = False,
+        chat_template: str | None = None,
+    ):
+        """bos_token begins a text where add_bos_token is set, eos_token ends one (by default it is
+        <|endoftext|>, where that is a special token); chat_template is a conversation's form, in
+        Jinja.
+
+        Raises ValueError where one of the two is no special token.
+        """
         self.special_tokens = dict(special_tokens or {})  # text -> id
         self._special_bytes = {id: text.encode() for text, id in self.special_tokens.items()}
+        if eos_token is None and END_OF_TEXT in self.special_tokens:
+            eos_token = END_OF_TEXT
+        for name, token in (("bos_token", bos_token), ("eos_token", eos_token)):
+            if token is not None and token not in self.special_tokens:
+                raise ValueError(f"{name}={token!r} is not one of the special tokens")
+        if add_bos_token and bos_token is None:
+            raise ValueError("add_bos_token is set, but there is no bos_token to add")
+        self.bos_token, self.eos_token = bos_token, eos_token
+        self.add_bos_token, self.chat_template = bool(add_bos_token), chat_template
 
     # --- what a subclass supplies ---
 
@@ -58,20 +81,28 @@ class BaseTokenizer:
     # --- encoding ---
 
     @property
+    def bos_token_id(self) -> int | None:
+        """The id of the token that begins a text, where there is one."""
+        return self.special_tokens.get(self.bos_token)
+
+    @property
     def eos_token_id(self) -> int | None:
-        """The id of <|endoftext|>, where the vocabulary has it."""
-        return self.special_tokens.get(END_OF_TEXT)
+        """The id of the token that ends a text, where there is one."""
+        return self.special_tokens.get(self.eos_token)
 
     def encode(
         self,
         text: str,
         allowed_special: Literal["all"] | Collection[str] = (),
         return_tensors: Literal["np"] | None = None,
+        add_special_tokens: bool = False,
     ) -> list[int] | np.ndarray:
         """Ids of a text: a list, or with return_tensors="np" an array (1, T) of int64.
 
         Special tokens in the text are encoded as such only where allowed_special names them ("all":
-        all of them).  Raises ValueError for text that is not valid Unicode (unpaired surrogates).
+        all of them).  With add_special_tokens the text begins with bos_token, if the model was
+        trained that way (add_bos_token).  Raises ValueError for text that is not valid Unicode
+        (unpaired surrogates).
         """
         if not isinstance(text, str):
             raise TypeError(
@@ -90,7 +121,7 @@ class BaseTokenizer:
             raise ValueError(
                 f"allowed_special names {min(unknown)!r}: the special tokens are {known}"
             )
-        ids: list[int] = []
+        ids = [self.bos_token_id] if add_special_tokens and self.add_bos_token else []
         # Splitting on a group keeps what was matched: ordinary and special text take turns.
         pieces = any_of(frozenset(specials)).split(text) if specials else [text]
         for index, piece in enumerate(pieces):
@@ -105,6 +136,25 @@ class BaseTokenizer:
     ) -> list[list[int]]:
         """Ids of several texts."""
         return [self.encode(text, allowed_special) for text in texts]
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = False,
+        tokenize: bool = True,
+    ) -> list[int] | str:
+        """The ids of a conversation in the form that the model was taught (chat_template.py), or
+        with tokenize=False its text.
+
+        A message is {"role": "system", "user" or "assistant", "content": text}. No content can
+        become a special token. With add_generation_prompt the assistant's answer comes next.
+        Raises ValueError for a message, or a chat_template, that can't be.
+        """
+        from numgpt.tokenizer.chat_template import ChatTemplate
+
+        template = ChatTemplate(self)
+        parts = template.parts(messages, add_generation_prompt)
+        return template.ids(parts) if tokenize else template.text(parts)
 
     # --- decoding ---
 
@@ -180,6 +230,7 @@ def any_of(texts: frozenset[str]) -> re.Pattern:
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
+    "chat_template.jinja",
     "vocab.json",
     "merges.txt",
     "encoder.json",

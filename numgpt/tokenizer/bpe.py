@@ -2,20 +2,27 @@
 
     text → pieces (pattern.py) → UTF-8 bytes → one token a byte → merges (merge.py) → ids
 
-Every byte is in the vocabulary, so every text can be encoded and nothing is ever unknown.
+Every byte is in the vocabulary, so every text can be encoded and nothing is ever unknown. Not quite
+so where a vocabulary was learnt from text without the 256 bytes as a start: SmolLM2's lacks six
+control characters, and two bytes that only code points not assigned yet begin with. Such bytes are
+left out of the ids, as Hugging Face's tokenizers do. (Thirteen bytes, 0xC0, 0xC1 and 0xF5 to 0xFF,
+occur in no UTF-8 text and are never missed.)
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 from numgpt.tokenizer.base import END_OF_TEXT, BaseTokenizer
 from numgpt.tokenizer.merge import MergeTable
-from numgpt.tokenizer.pattern import GPT2_PATTERN, Pattern
+from numgpt.tokenizer.pattern import Pattern
 
 CACHED_PIECES = 1 << 18  # a language's words repeat; what was merged once is looked up
+
+NEVER_IN_TEXT = b"\xc0\xc1" + bytes(range(0xF5, 0x100))  # of all UTF-8
 
 
 class Tokenizer(BaseTokenizer):
@@ -26,18 +33,38 @@ class Tokenizer(BaseTokenizer):
         vocabulary: Mapping[bytes, int],
         merges: Sequence[tuple[bytes, bytes]],
         special_tokens: dict[str, int] | None = None,
-        pattern: str = GPT2_PATTERN,
+        pattern: str = "gpt2",
+        *,
+        normalizer: str | None = None,
+        ignore_merges: bool = False,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        add_bos_token: bool = False,
+        chat_template: str | None = None,
     ):
-        """A vocabulary of all 256 bytes and what the merges make of them, the merges in the order
-        they were learnt.
+        """A vocabulary of all bytes and what the merges make of them, the merges in the order they
+        were learnt.
 
-        Raises ValueError where a byte or a merge's part or result is missing, or two tokens share
-        an id.
+        pattern is the name of one in pattern.py. normalizer="NFC" composes the characters of
+        ordinary text first: é is one character, however it was typed. With ignore_merges a piece
+        that is a token as a whole is that token, even if the merges end elsewhere (Llama 3).
+
+        Raises ValueError where a merge's part or result or one of the 95 printable ASCII bytes is
+        missing (without those it is no byte-level BPE), or two tokens share an id.
         """
-        super().__init__(special_tokens)
+        super().__init__(
+            special_tokens,
+            bos_token=bos_token,
+            eos_token=eos_token,
+            add_bos_token=add_bos_token,
+            chat_template=chat_template,
+        )
+        if normalizer not in (None, "NFC"):
+            raise ValueError(f"normalizer={normalizer!r} is not supported, only 'NFC' or none")
         self.vocabulary = dict(vocabulary)
         self.merges = list(merges)
         self.pattern = Pattern(pattern)
+        self.normalizer, self.ignore_merges = normalizer, bool(ignore_merges)
         for text in self.special_tokens:
             if text.encode() in self.vocabulary or not text:
                 raise ValueError(f"the special token {text!r} is empty or an ordinary token too")
@@ -46,12 +73,12 @@ class Tokenizer(BaseTokenizer):
             raise ValueError("the vocabulary gives one id to two tokens")
         if min(self._bytes, default=0) < 0:
             raise ValueError(f"the vocabulary has a negative id: {min(self._bytes)}")
-        try:
-            self._byte_ids = [self.vocabulary[bytes([byte])] for byte in range(256)]
-        except KeyError as error:
+        self._byte_ids = [self.vocabulary.get(bytes([byte]), -1) for byte in range(256)]
+        self._missing = bytes(byte for byte, id in enumerate(self._byte_ids) if id < 0)
+        if printable := [byte for byte in self._missing if 0x20 <= byte <= 0x7E]:
             raise ValueError(
-                f"the vocabulary lacks the byte {error.args[0]!r}: not a byte-level BPE"
-            ) from None
+                f"the vocabulary lacks the byte {bytes(printable[:1])!r}: not a byte-level BPE"
+            )
         try:
             table = [
                 (vocabulary[left], vocabulary[right], vocabulary[left + right])
@@ -72,10 +99,17 @@ class Tokenizer(BaseTokenizer):
         self._pieces = _PieceCache(self._merge_piece)
 
     @property
+    def lacks_bytes_of_text(self) -> bool:
+        """Whether a text can hold bytes that the vocabulary has not, and the ids leave out."""
+        return any(byte not in NEVER_IN_TEXT for byte in self._missing)
+
+    @property
     def vocab_size(self) -> int:
         return max(self._bytes) + 1
 
     def encode_ordinary(self, text: str) -> list[int]:
+        if self.normalizer is not None:
+            text = unicodedata.normalize(self.normalizer, text)
         pieces = map(self._pieces.__getitem__, self.pattern.split(text))
         return list(itertools.chain.from_iterable(pieces))
 
@@ -88,8 +122,8 @@ class Tokenizer(BaseTokenizer):
             ) from None
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
-        """Write vocab.json, merges.txt, tokenizer.json and tokenizer_config.json, as Hugging Face
-        lays them out."""
+        """Write tokenizer.json and tokenizer_config.json as Hugging Face lays them out, and for a
+        tokenizer like GPT-2's also vocab.json and merges.txt, which can't tell others apart."""
         from numgpt.tokenizer.files import save_bpe
 
         save_bpe(self, directory)
@@ -102,17 +136,20 @@ class Tokenizer(BaseTokenizer):
         special_tokens: Sequence[str] = (END_OF_TEXT,),
         min_frequency: int = 2,
         progress: bool = False,
+        pattern: str = "gpt2",
     ) -> Tokenizer:
         """Learn a vocabulary: see numgpt.tokenizer.train.train_bpe."""
         from numgpt.tokenizer.train import train_bpe
 
-        return train_bpe(cls, texts, vocab_size, special_tokens, min_frequency, progress)
+        return train_bpe(cls, texts, vocab_size, special_tokens, min_frequency, progress, pattern)
 
     def _merge_piece(self, piece: str) -> list[int]:
         data = piece.encode()
         token = self.vocabulary.get(data)
-        if token is not None and self._table.makes_whole(token):
+        if token is not None and (self.ignore_merges or self._table.makes_whole(token)):
             return [token]
+        if self._missing:
+            data = data.translate(None, self._missing)
         byte_ids = self._byte_ids
         return self._table.merge([byte_ids[byte] for byte in data])
 

@@ -1,8 +1,10 @@
 """Tokenizer files: which are there, how they are read and written.
 
-encoder.json, vocab.bpe      OpenAI's release of GPT-2
-vocab.json, merges.txt       the same two, as Hugging Face names them
 tokenizer.json               Hugging Face's single file
+vocab.json, merges.txt       GPT-2's vocabulary in two files, as Hugging Face names them
+encoder.json, vocab.bpe      the same two, as in OpenAI's release of GPT-2
+tokenizer_config.json        beside these: what begins and ends a text, the form of a chat
+chat_template.jinja          beside these: the form of a chat, where it has a file of its own
 characters.json              numgpt's character-level tokenizer
 """
 
@@ -10,16 +12,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from numgpt.tokenizer import sections
 from numgpt.tokenizer.base import END_OF_TEXT, BaseTokenizer, clear_tokenizer_files
 from numgpt.tokenizer.bpe import Tokenizer
 from numgpt.tokenizer.byte_alphabet import from_printable, to_printable
 from numgpt.tokenizer.character import CHARACTERS_FILE, CharTokenizer
 
 PAIRED_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+CONFIG_FILE = "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
 
 
 def load_tokenizer(directory: str | os.PathLike) -> BaseTokenizer:
@@ -30,12 +35,14 @@ def load_tokenizer(directory: str | os.PathLike) -> BaseTokenizer:
     """
     directory = Path(directory)
     if (path := directory / "tokenizer.json").is_file():
-        return _naming(path, _from_tokenizer_json, _read_json(path))
+        config = _read_config(directory)
+        return _naming(path, _from_tokenizer_json, _read_json(path), config)
     for vocabulary, merges in PAIRED_FILES:
         path = directory / vocabulary
         if path.is_file() and (directory / merges).is_file():
-            lines = (directory / merges).read_text(encoding="utf-8").split("\n")
-            return _naming(path, _from_vocabulary_and_merges, _read_json(path), lines)
+            config = _read_config(directory)
+            lines = _read_text(directory / merges).split("\n")
+            return _naming(path, _from_vocabulary_and_merges, _read_json(path), lines, config)
     if (path := directory / CHARACTERS_FILE).is_file():
         return _naming(path, CharTokenizer, _read_json(path))
     raise FileNotFoundError(
@@ -44,99 +51,143 @@ def load_tokenizer(directory: str | os.PathLike) -> BaseTokenizer:
     )
 
 
+def build_bpe(
+    vocabulary: dict[str, int],
+    merges: Sequence[str] | Sequence[Sequence[str]],
+    special: dict[str, int],
+    **options: Any,
+) -> Tokenizer:
+    """A tokenizer from what model files hold: tokens in the printable alphabet (byte_alphabet.py),
+    merges as pairs or with a space between, special tokens as they are, Tokenizer's options.
+
+    A longer token that no merge makes can't come from text: it is a special one. With ignore_merges
+    it can, where a piece is that token.
+    """
+    pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
+    for number, parts in enumerate(pairs):
+        if len(parts) != 2 or not all(isinstance(part, str) for part in parts):
+            raise ValueError(
+                f"merge {number} is {' '.join(map(str, parts))!r:.200}:"
+                " expected two tokens and a space between"
+            )
+    for token, id in (vocabulary | special).items():
+        if not isinstance(id, int):
+            raise ValueError(f"the token {token!r} has the id {id!r:.80}: expected a whole number")
+    made = {left + right for left, right in pairs}
+    reachable = _is_printable if options.get("ignore_merges") else made.__contains__
+    special = special | {t: i for t, i in vocabulary.items() if len(t) > 1 and not reachable(t)}
+    ordinary = {from_printable(t): id for t, id in vocabulary.items() if t not in special}
+    merges = [(from_printable(left), from_printable(right)) for left, right in pairs]
+    return Tokenizer(ordinary, merges, special, **options)
+
+
 def save_bpe(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:
-    """Write vocab.json, merges.txt, tokenizer.json and tokenizer_config.json."""
+    """Write tokenizer.json and tokenizer_config.json; for what the class GPT2Tokenizer of
+    transformers can express also vocab.json and merges.txt."""
     directory = Path(directory)
     clear_tokenizer_files(directory)
     vocabulary = {to_printable(token): id for token, id in tokenizer.vocabulary.items()}
     merges = [f"{to_printable(left)} {to_printable(right)}" for left, right in tokenizer.merges]
     special = tokenizer.special_tokens
     in_order = dict(sorted((vocabulary | special).items(), key=lambda item: item[1]))
-    byte_level = {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": True,
-    }
     model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
     model |= {"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False}
-    flags = {
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": True,
-    }
+    model |= {"ignore_merges": tokenizer.ignore_merges, "vocab": in_order, "merges": merges}
+    added = [{"id": id, "content": text} | sections.TOKEN_FLAGS for text, id in special.items()]
     whole = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": id, "content": text} | flags for text, id in special.items()],
-        "normalizer": None,
-        "pre_tokenizer": byte_level,
-        "post_processor": None,
-        "decoder": byte_level,
-        "model": model | {"vocab": in_order, "merges": merges},
+        "added_tokens": added,
+        "normalizer": tokenizer.normalizer and {"type": tokenizer.normalizer},
+        "pre_tokenizer": sections.pre_tokenizer(tokenizer.pattern.name),
+        "post_processor": sections.post_processor(tokenizer.bos_token, tokenizer.bos_token_id)
+        if tokenizer.add_bos_token
+        else None,
+        "decoder": sections.DECODER,
+        "model": model,
     }
-    config: dict[str, Any] = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}
-    if END_OF_TEXT in special:
-        config |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
-    _write(directory / "vocab.json", json.dumps(in_order, ensure_ascii=False))
-    _write(directory / "merges.txt", "\n".join(["#version: 0.2", *merges, ""]))
+    # transformers' GPT2Tokenizer takes no more than vocabulary and merges from tokenizer.json.
+    like_gpt2 = tokenizer.pattern.name == "gpt2" and not (
+        tokenizer.normalizer or tokenizer.ignore_merges
+    )
+    config: dict[str, Any] = {
+        "tokenizer_class": "GPT2Tokenizer" if like_gpt2 else "PreTrainedTokenizerFast",
+        "add_prefix_space": False,
+        "bos_token": tokenizer.bos_token,
+        "eos_token": tokenizer.eos_token,
+        "unk_token": END_OF_TEXT if like_gpt2 and END_OF_TEXT in special else None,
+        "add_bos_token": tokenizer.add_bos_token,
+    }
+    if tokenizer.chat_template is not None:
+        config["chat_template"] = tokenizer.chat_template
+    if like_gpt2:
+        _write(directory / "vocab.json", json.dumps(in_order, ensure_ascii=False))
+        _write(directory / "merges.txt", "\n".join(["#version: 0.2", *merges, ""]))
     _write(directory / "tokenizer.json", json.dumps(whole, ensure_ascii=False))
-    _write(directory / "tokenizer_config.json", json.dumps(config, indent=2))
+    _write(directory / CONFIG_FILE, json.dumps(config, indent=2))
 
 
-def _from_vocabulary_and_merges(vocabulary: dict[str, int], lines: Iterable[str]) -> Tokenizer:
+def _from_vocabulary_and_merges(
+    vocabulary: dict[str, int], lines: Sequence[str], config: dict[str, Any]
+) -> Tokenizer:
+    name = str(config.get("tokenizer_class")).removesuffix("Fast")
+    if name.startswith("Qwen2"):
+        options = {"pattern": "qwen2", "normalizer": "NFC"}
+    elif name in ("PreTrainedTokenizer", "TokenizersBackend"):
+        raise ValueError(f"the tokenizer class {name!r} needs the file tokenizer.json beside it")
+    else:
+        options = {}
     lines = [line.rstrip("\r") for line in lines]
     if lines and lines[0].startswith("#version"):
         del lines[0]
-    merges = [line.split(" ") for line in lines if line]
-    return _build(vocabulary, merges, {})
+    options |= sections.config_options(config)
+    special = sections.config_special_tokens(config)
+    return build_bpe(vocabulary, [line for line in lines if line], special, **options)
 
 
-def _from_tokenizer_json(whole: dict[str, Any]) -> Tokenizer:
+def _from_tokenizer_json(whole: dict[str, Any], config: dict[str, Any]) -> Tokenizer:
     model = whole["model"]
-    _require(model.get("type", "BPE"), "BPE", "model.type")
-    for key in (
-        "dropout",
-        "continuing_subword_prefix",
-        "end_of_word_suffix",
-        "byte_fallback",
-        "ignore_merges",
-    ):
+    sections.require(model.get("type", "BPE"), "BPE", "model.type")
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(key):
-            raise ValueError(f"model.{key}={model[key]!r} is not supported")
-    if whole.get("normalizer"):
-        raise ValueError(f"the normalizer {whole['normalizer'].get('type')!r} is not supported")
-    pre_tokenizer = whole.get("pre_tokenizer") or {}
-    _require(pre_tokenizer.get("type"), "ByteLevel", "pre_tokenizer.type")
-    _require(pre_tokenizer.get("add_prefix_space", True), False, "pre_tokenizer.add_prefix_space")
-    _require(pre_tokenizer.get("use_regex", True), True, "pre_tokenizer.use_regex")
-    special = {entry["content"]: entry["id"] for entry in whole.get("added_tokens", [])}
-    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
-    return _build(model["vocab"], merges, special)
+            raise ValueError(f"model.{key}={model[key]!r:.200} is not supported")
+    special = {entry["content"]: entry["id"] for entry in whole.get("added_tokens") or ()}
+    options = {
+        "pattern": sections.pattern_name(whole.get("pre_tokenizer")),
+        "normalizer": sections.normalizer_name(whole.get("normalizer")),
+        "ignore_merges": model.get("ignore_merges", False),
+    }
+    options |= sections.config_options(config)
+    first = sections.first_token(whole.get("post_processor"))
+    if first is not None and options.setdefault("add_bos_token", True):
+        sections.require(first, options.setdefault("bos_token", first), "post_processor's token")
+    special = sections.config_special_tokens(config) | special
+    tokenizer = build_bpe(model["vocab"], model["merges"], special, **options)
+    if model.get("unk_token") and tokenizer.lacks_bytes_of_text:
+        raise ValueError(
+            f"model.unk_token={model['unk_token']!r:.80} is not supported where bytes are missing"
+            " from the vocabulary"
+        )
+    return tokenizer
 
 
-def _build(
-    vocabulary: dict[str, int], merges: list[list[str]], special: dict[str, int]
-) -> Tokenizer:
-    """From printable tokens. A longer token that no merge makes can't come from text: it is a
-    special one."""
-    for number, parts in enumerate(merges):
-        if len(parts) != 2:
-            raise ValueError(
-                f"merge {number} is {' '.join(parts)!r}: expected two tokens and a space between"
-            )
-    made = {left + right for left, right in merges}
-    special = special | {t: id for t, id in vocabulary.items() if len(t) > 1 and t not in made}
-    ordinary = {from_printable(t): id for t, id in vocabulary.items() if t not in special}
-    return Tokenizer(ordinary, [(from_printable(a), from_printable(b)) for a, b in merges], special)
+def _is_printable(token: str) -> bool:
+    try:
+        return bool(from_printable(token))
+    except ValueError:
+        return False
 
 
-def _require(value: Any, expected: Any, name: str) -> None:
-    if value != expected:
-        raise ValueError(f"{name}={value!r} is not supported, only {expected!r}")
+def _read_config(directory: Path) -> dict[str, Any]:
+    """tokenizer_config.json, checked, with the chat template of a file of its own in place."""
+    path = directory / CONFIG_FILE
+    config = _read_json(path) if path.is_file() else {}
+    _naming(path, sections.config_options, config)
+    _naming(path, sections.config_special_tokens, config)
+    if (path := directory / TEMPLATE_FILE).is_file():  # the newer place comes first
+        config["chat_template"] = _read_text(path)
+    return config
 
 
 def _naming(path: Path, build: Any, *arguments: Any) -> Any:
@@ -148,9 +199,18 @@ def _naming(path: Path, build: Any, *arguments: Any) -> Any:
         raise ValueError(f"{path}: {reason}") from None
 
 
-def _read_json(path: Path) -> Any:
+def _read_text(path: Path) -> str:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8", newline="") as file:
+            return file.read()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text: copy or download it again") from None
+
+
+def _read_json(path: Path) -> Any:
+    text = _read_text(path)
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}): copy or download it again") from None
 

@@ -8,8 +8,15 @@ from collections.abc import Iterator
 import regex
 
 PART_CHARACTERS = 1 << 24
-# No piece of GPT-2's pattern reaches from a sign to the white space after it.
-_SAFE_CUT = regex.compile(r"(?r)(?<=\S)(?=\s)")
+# Where no piece of any pattern goes on (pattern.py): after anything but white space, before a space
+# or a tab; before a newline too, if it is a letter or a digit (llama3's and qwen2's signs take the
+# newlines after them, and NFC makes a sign of some letters' end); and after a newline that stands
+# alone (of several, gpt2 leaves the last one to stand by itself).
+_SAFE_CUT = regex.compile(
+    r"(?r)(?<=\S)(?=[^\S\r\n])"
+    r"|(?<=[\p{L}\p{N}])(?<!\p{NFC_Quick_Check=No})(?=[\r\n])"
+    r"|(?<=\S\n)(?=\S)"
+)
 
 
 def read_text(path: str | os.PathLike, part_characters: int = PART_CHARACTERS) -> Iterator[str]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from numgpt.tokenizer.base import any_of, check_unicode
 from numgpt.tokenizer.byte_alphabet import BYTES
-from numgpt.tokenizer.pattern import GPT2_PATTERN, Pattern
+from numgpt.tokenizer.pattern import Pattern
 from numgpt.tokenizer.reading import read_text
 
 if TYPE_CHECKING:
@@ -36,13 +36,14 @@ def train_bpe(
     special_tokens: Sequence[str],
     min_frequency: int = 2,
     progress: bool = False,
+    pattern: str = "gpt2",
 ) -> Tokenizer:
     """A tokenizer learnt from texts (str) or files (pathlib.Path), or several of either.
 
     The vocabulary is the 256 bytes in GPT-2's order, then the merges, then the special tokens:
     vocab_size in all, or fewer where no pair occurs min_frequency times any more. progress draws a
-    line on stderr. Raises ValueError for a vocab_size that leaves no room, and for text that is not
-    valid Unicode; OSError for files that can't be read.
+    line on stderr. Raises ValueError for a vocab_size that leaves no room, for an unknown pattern
+    (pattern.py), and for text that is not valid Unicode; OSError for files that can't be read.
     """
     special_tokens = list(special_tokens)
     room = vocab_size - 256 - len(special_tokens)
@@ -59,23 +60,25 @@ def train_bpe(
             )
     if min_frequency < 1:
         raise ValueError(f"min_frequency={min_frequency}: expected 1 or more")
-    pieces = _count_pieces(texts, special_tokens)
+    pieces = _count_pieces(texts, special_tokens, Pattern(pattern))
     vocabulary = [bytes([byte]) for byte in BYTES]
     merges = []
     for left, right in _progress(_learn(pieces, room, min_frequency), room, progress):
         merges.append((vocabulary[left], vocabulary[right]))
         vocabulary.append(vocabulary[left] + vocabulary[right])
     specials = {text: len(vocabulary) + index for index, text in enumerate(special_tokens)}
-    return cls({token: id for id, token in enumerate(vocabulary)}, merges, specials, GPT2_PATTERN)
+    return cls({token: id for id, token in enumerate(vocabulary)}, merges, specials, pattern)
 
 
 def _count_pieces(
-    texts: str | os.PathLike | Iterable[str | os.PathLike], special_tokens: Sequence[str]
+    texts: str | os.PathLike | Iterable[str | os.PathLike],
+    special_tokens: Sequence[str],
+    pattern: Pattern,
 ) -> Counter[str]:
     """How often each piece occurs. Special tokens in the texts are no part of any piece."""
     if isinstance(texts, (str, os.PathLike)):
         texts = [texts]
-    pattern, counts = Pattern(GPT2_PATTERN), Counter()
+    counts: Counter[str] = Counter()
     for text in texts:
         for part in read_text(text) if isinstance(text, os.PathLike) else (text,):
             check_unicode(part)

@@ -15,7 +15,7 @@ from support import shared
 from numgpt import Tokenizer
 from numgpt.tokenizer import StreamDecoder
 from numgpt.tokenizer.merge import MergeTable
-from numgpt.tokenizer.pattern import GPT2_PATTERN, Pattern
+from numgpt.tokenizer.pattern import GPT2_PATTERN
 
 VALID = st.characters(exclude_categories=["Cs"])
 TRAPS = [
@@ -84,19 +84,6 @@ def test_decode_inverts_encode(trained, text):
     ids = trained.encode(text)
     assert trained.decode(ids) == text
     assert trained.decode_bytes(np.array(ids, np.int64)) == text.encode()
-
-
-PARTS = ["'", "s", "t", "re", "ve", "m", "ll", "d", " ", "\n", "a", "A", "0", "!", "\x1c"]
-
-
-@given(
-    text=st.text(st.characters(max_codepoint=127), max_size=60)
-    | st.lists(st.sampled_from(PARTS), max_size=20).map("".join)
-)
-@settings(max_examples=500)
-def test_ascii_and_unicode_patterns_agree(text):
-    pattern = Pattern(GPT2_PATTERN)
-    assert pattern.split(text) == pattern._unicode.findall(text)
 
 
 @given(data=st.binary(max_size=60))
@@ -203,6 +190,59 @@ def test_refuses_a_vocabulary_that_contradicts_itself(trained):
         Tokenizer(vocabulary | {b"zzz": 5}, merges)
     with pytest.raises(ValueError, match="merge 0"):
         Tokenizer(vocabulary, [(b"q", b"zzz"), *merges])
+    with pytest.raises(ValueError, match="normalizer='NFKC'"):
+        Tokenizer(vocabulary, merges, normalizer="NFKC")
+    with pytest.raises(ValueError, match="bos_token='<s>'"):
+        Tokenizer(vocabulary, merges, bos_token="<s>")
+    with pytest.raises(ValueError, match="eos_token='</s>'"):
+        Tokenizer(vocabulary, merges, {"<|endoftext|>": 300}, eos_token="</s>")
+    with pytest.raises(ValueError, match="no bos_token"):
+        Tokenizer(vocabulary, merges, {"<|endoftext|>": 300}, add_bos_token=True)
+
+
+def test_what_begins_and_ends_a_text(trained):
+    assert (trained.bos_token, trained.bos_token_id, trained.add_bos_token) == (None, None, False)
+    assert trained.encode("the", add_special_tokens=True) == trained.encode("the")
+    special = {"<|endoftext|>": 400, "<s>": 401, "</s>": 402}
+    tokenizer = Tokenizer(
+        trained.vocabulary, trained.merges, special, bos_token="<s>", add_bos_token=True
+    )
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (401, 400)
+    assert tokenizer.encode("the", add_special_tokens=True) == [401, *trained.encode("the")]
+    assert tokenizer.encode("", add_special_tokens=True, return_tensors="np").tolist() == [[401]]
+    assert tokenizer.encode("the") == trained.encode("the")
+    ended = Tokenizer(trained.vocabulary, trained.merges, special, eos_token="</s>")
+    assert ended.eos_token_id == 402
+    bare = Tokenizer(trained.vocabulary, trained.merges)
+    assert (bare.eos_token, bare.eos_token_id) == (None, None)
+
+
+def test_a_piece_that_is_a_token_needs_no_merge():
+    """As Llama 3 has them: with ignore_merges, and then only for the whole piece."""
+    vocabulary = {bytes([byte]): byte for byte in range(256)}
+    vocabulary |= {b"bc": 256, b"ab": 257, b"abc": 258, b"abcb": 259}
+    merges = [(b"b", b"c"), (b"a", b"b"), (b"ab", b"c")]
+    merged = [257, 32, 97, 256, 32, 97, 256, 100]
+    assert Tokenizer(vocabulary, merges).encode("ab abc abcd") == merged
+    tokenizer = Tokenizer(vocabulary, merges, ignore_merges=True)
+    assert tokenizer.encode("abc") == [258]
+    assert tokenizer.encode("abcb") == [259]
+    assert tokenizer.encode("ab abc abcd") == merged
+
+
+def test_a_byte_that_is_missing_is_left_out(trained):
+    absent = {b"\x04", "🐈".encode()[:1], b"\xff"}
+    vocabulary = {t: i for t, i in trained.vocabulary.items() if t not in absent}
+    tokenizer = Tokenizer(vocabulary, trained.merges)
+    assert tokenizer.lacks_bytes_of_text
+    assert not trained.lacks_bytes_of_text
+    for text in ("the\x04cat", "th\x04e", "🐈", "\x04", "the 🐈 sat"):
+        kept = [bytes([byte]) for byte in text.encode() if bytes([byte]) not in absent]
+        assert tokenizer.decode_bytes(tokenizer.encode(text)) == b"".join(kept)
+    assert tokenizer.encode("th\x04e") == trained.encode("th") + trained.encode("e")
+    never = {bytes([byte]) for byte in (0xC0, 0xC1, *range(0xF5, 0x100))}
+    vocabulary = {t: i for t, i in trained.vocabulary.items() if t not in never}
+    assert not Tokenizer(vocabulary, trained.merges).lacks_bytes_of_text
 
 
 def test_words_that_are_tokens_equal_their_merges(gpt2_tokenizer):

@@ -12,7 +12,9 @@ from support import shared
 from tokenizer.test_bpe import TRICKY
 
 from numgpt import CharTokenizer, Tokenizer
-from numgpt.tokenizer import load_tokenizer
+from numgpt.tokenizer import build_bpe, load_tokenizer
+from numgpt.tokenizer.byte_alphabet import to_printable
+from numgpt.tokenizer.pattern import PATTERNS
 
 
 @pytest.fixture(scope="module")
@@ -95,16 +97,55 @@ def edit(directory, tmp_path, **changes):
     return tmp_path
 
 
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+WORDS = {"type": "Split", "pattern": {"Regex": "(a+)+"}, "behavior": "Isolated", "invert": False}
+LLAMA3 = WORDS | {"pattern": {"Regex": PATTERNS["llama3"]}}
+TEXT = {"Sequence": {"id": "A", "type_id": 0}}
+EOS = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
+
+
+def sequence(*steps) -> dict:
+    return {"type": "Sequence", "pretokenizers": list(steps)}
+
+
+def template(*single) -> dict:
+    return {"type": "TemplateProcessing", "single": list(single)}
+
+
+def several(*processors) -> dict:
+    return {"type": "Sequence", "processors": list(processors)}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"model__type": "Unigram"}, "Unigram"),
         ({"model__dropout": 0.1}, "model.dropout"),
         ({"model__byte_fallback": True}, "byte_fallback"),
-        ({"normalizer": {"type": "NFC"}}, "NFC"),
+        ({"normalizer": {"type": "NFKC"}}, "NFKC"),
+        ({"normalizer": "NFC"}, "'str'"),
         ({"pre_tokenizer": {"type": "Whitespace"}}, "Whitespace"),
         ({"pre_tokenizer__add_prefix_space": True}, "add_prefix_space"),
+        ({"pre_tokenizer__use_regex": False}, "use_regex"),
+        ({"pre_tokenizer": sequence(WORDS)}, r"\['Split'\]"),
+        ({"pre_tokenizer": sequence(WORDS, BYTES)}, r"'\(a\+\)\+' is not one of those known"),
+        ({"pre_tokenizer": sequence(WORDS | {"pattern": {"String": "a"}}, BYTES)}, "None is not"),
+        ({"pre_tokenizer": sequence(LLAMA3 | {"behavior": "Removed"}, BYTES)}, "'Removed'"),
+        ({"pre_tokenizer": sequence(LLAMA3 | {"invert": True}, BYTES)}, "invert"),
+        ({"pre_tokenizer": sequence(LLAMA3, BYTES | {"use_regex": True})}, "use_regex"),
+        ({"pre_tokenizer": sequence(LLAMA3, BYTES | {"add_prefix_space": True})}, "prefix_space"),
+        ({"pre_tokenizer": sequence({"type": "Digits"}, BYTES)}, "individual_digits"),
+        ({"pre_tokenizer": sequence("Digits", BYTES)}, "'str'"),
+        ({"pre_tokenizer": {"type": "Sequence"}}, "'pretokenizers' is missing"),
+        ({"post_processor": {"type": "RobertaProcessing"}}, "RobertaProcessing"),
+        ({"post_processor": template(TEXT, EOS)}, "post_processor.single"),
+        ({"post_processor": template(EOS, EOS, TEXT)}, "post_processor.single"),
+        ({"post_processor": several(template(EOS, TEXT), template(EOS, TEXT))}, "twice"),
+        ({"post_processor": template({"SpecialToken": {"id": "<s>"}}, TEXT)}, "bos_token='<s>'"),
         ({"model__merges": ["a b c"]}, "merge 0"),
+        ({"model__merges": [["a", 5]]}, "merge 0"),
+        ({"model__vocab__a": "5"}, "'a' has the id '5'"),
+        ({"added_tokens": [{"content": "<s>"}]}, "'id' is missing"),
         ({"model__merges": [["a", "zz"]]}, "merge 0"),
         ({"model__vocab": {"a": 0}}, "not a byte-level BPE|not in the vocabulary"),
     ],
@@ -126,3 +167,123 @@ def test_names_files_that_are_missing_or_damaged(saved, tmp_path):
     (tmp_path / "tokenizer.json").write_text("[]")
     with pytest.raises(ValueError, match=r"tokenizer\.json"):
         load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not UTF-8"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_missing_byte_that_would_become_the_unknown_token_is_refused(saved, tmp_path):
+    vocabulary = json.loads((saved[1] / "vocab.json").read_text("utf-8"))
+    tabless = {token: id for token, id in vocabulary.items() if token != "ĉ"}
+    edit(saved[1], tmp_path, model__vocab=tabless)
+    assert load_tokenizer(tmp_path).lacks_bytes_of_text
+    edit(saved[1], tmp_path, model__vocab=tabless, model__unk_token="<|endoftext|>")
+    with pytest.raises(ValueError, match=r"unk_token='<\|endoftext\|>'"):
+        load_tokenizer(tmp_path)
+
+
+def configure(directory, **config) -> None:
+    (directory / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "post_processor",
+    [template(EOS, TEXT), several({"type": "ByteLevel"}, template(EOS, TEXT))],
+)
+def test_a_template_that_begins_with_a_token_adds_it(saved, tmp_path, post_processor):
+    edit(saved[1], tmp_path, post_processor=post_processor)
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.bos_token, tokenizer.add_bos_token) == ("<|endoftext|>", True)
+    expected = [tokenizer.bos_token_id, *saved[0].encode("they")]
+    assert tokenizer.encode("they", add_special_tokens=True) == expected
+    configure(tmp_path, add_bos_token=False)
+    assert load_tokenizer(tmp_path).encode("they", add_special_tokens=True) == expected[1:]
+    configure(tmp_path, bos_token="<|user|>")
+    with pytest.raises(ValueError, match=r"post_processor's token='<\|endoftext\|>'"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("tokenizer.json",), ("vocab.json", "merges.txt")])
+def test_what_tokenizer_config_says(saved, tmp_path, names):
+    for name in names:
+        shutil.copy(saved[1] / name, tmp_path)
+    assert load_tokenizer(tmp_path).bos_token is None
+    user = {"content": "<|user|>", "lstrip": False}
+    configure(tmp_path, bos_token=user, eos_token="<|user|>", add_bos_token=True, chat_template="x")
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|user|>", "<|user|>")
+    assert tokenizer.add_bos_token
+    assert tokenizer.chat_template == "x"
+    named = [{"name": "tools", "template": "y"}, {"name": "default", "template": "z"}]
+    configure(tmp_path, chat_template=named, bos_token=None, add_bos_token=None)
+    assert load_tokenizer(tmp_path).chat_template == "z"
+    configure(tmp_path, chat_template=named[:1])
+    assert load_tokenizer(tmp_path).chat_template is None
+    (tmp_path / "chat_template.jinja").write_text("{{ é }}\n", encoding="utf-8")
+    assert load_tokenizer(tmp_path).chat_template == "{{ é }}\n"
+    configure(tmp_path, added_tokens_decoder={"700": {"content": "<|tool|>"}})
+    assert load_tokenizer(tmp_path).special_tokens["<|tool|>"] == 700
+    load_tokenizer(saved[1]).save_pretrained(tmp_path)
+    assert not (tmp_path / "chat_template.jinja").exists()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"bos_token": 5},
+        {"eos_token": {"text": "<s>"}},
+        {"add_bos_token": "yes"},
+        {"chat_template": 7},
+        {"chat_template": [{"template": "x"}]},
+        {"chat_template": [{"name": "default", "template": None}]},
+        {"chat_template": [5]},
+        {"added_tokens_decoder": {"x": {"content": "<s>"}}},
+        {"added_tokens_decoder": {"7": {}}},
+        {"added_tokens_decoder": [7]},
+    ],
+)
+def test_names_what_is_wrong_in_tokenizer_config(saved, tmp_path, config):
+    shutil.copy(saved[1] / "tokenizer.json", tmp_path)
+    configure(tmp_path, **config)
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: ") as error:
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_refuses_a_config_that_names_no_token(saved, tmp_path):
+    shutil.copy(saved[1] / "tokenizer.json", tmp_path)
+    configure(tmp_path, eos_token="<|nowhere|>")
+    with pytest.raises(ValueError, match=r"eos_token='<\|nowhere\|>' is not one of the special"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: expected an object"):
+        load_tokenizer(tmp_path)
+
+
+def test_two_files_mean_what_their_class_does(saved, tmp_path):
+    """vocab.json and merges.txt don't say how text is cut: the class does, or nothing."""
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(saved[1] / name, tmp_path)
+    configure(tmp_path, tokenizer_class="Qwen2Tokenizer")
+    tokenizer = load_tokenizer(tmp_path)
+    assert (tokenizer.pattern.name, tokenizer.normalizer) == ("qwen2", "NFC")
+    configure(tmp_path, tokenizer_class="PreTrainedTokenizerFast")
+    with pytest.raises(ValueError, match=r"needs the file tokenizer\.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_builds_from_printable_tokens():
+    """As files of any kind have them."""
+    learnt = Tokenizer.train("the cat sat\n" * 9, 262, special_tokens=["<|end|>"], pattern="qwen2")
+    vocabulary = {to_printable(token): id for token, id in learnt.vocabulary.items()}
+    pairs = [(to_printable(left), to_printable(right)) for left, right in learnt.merges]
+    lines = [f"{left} {right}" for left, right in pairs]
+    for merges in (pairs, lines, [list(pair) for pair in pairs]):
+        built = build_bpe(vocabulary, merges, learnt.special_tokens, pattern="qwen2")
+        same(built, learnt)
+        assert built.pattern.name == "qwen2"
+    unmade = vocabulary | {"Ġdog": 300, "<|a b|>": 301}
+    assert build_bpe(unmade, lines, {}).special_tokens == {"Ġdog": 300, "<|a b|>": 301}
+    whole = build_bpe(unmade, lines, {}, ignore_merges=True)
+    assert whole.special_tokens == {"<|a b|>": 301}
+    assert whole.encode("the dog")[-1] == 300

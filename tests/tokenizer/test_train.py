@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from numgpt import CharTokenizer, Tokenizer
 from numgpt.tokenizer.byte_alphabet import BYTES, from_printable, to_printable
-from numgpt.tokenizer.pattern import Pattern
+from numgpt.tokenizer.pattern import PATTERNS, Pattern
 from numgpt.tokenizer.reading import read_text
 
 
@@ -80,6 +81,8 @@ def test_the_vocabulary_has_the_size_asked_for():
     assert Tokenizer.train("ab", 1000).vocab_size == 257  # nothing occurs twice
     with pytest.raises(ValueError, match="vocab_size=256 is too small"):
         Tokenizer.train("ab", 256)
+    with pytest.raises(ValueError, match="'gpt5' is not known: choose from gpt2, llama3"):
+        Tokenizer.train("ab", 300, pattern="gpt5")
     with pytest.raises(ValueError, match="min_frequency"):
         Tokenizer.train("ab", 300, min_frequency=0)
 
@@ -113,14 +116,23 @@ def test_texts_files_and_both_give_the_same(tmp_path, capsys):
     assert Tokenizer.train(files[0], 290).merges == Tokenizer.train(parts[0], 290).merges
 
 
-@given(text=st.text(st.sampled_from("ab \n\r\t1é'.\u3000"), max_size=200), size=st.integers(1, 40))
-def test_a_file_read_in_parts_is_tokenised_like_the_whole(tmp_path_factory, text, size):
+# A letter that NFC takes apart into a letter and a mark is among them (U+0958).
+@given(
+    text=st.text(st.sampled_from("ab \n\r\t1é'.\u3000\u0958\u0301½。"), max_size=200),
+    size=st.integers(1, 40),
+    name=st.sampled_from([*PATTERNS]),
+)
+@settings(max_examples=500)
+def test_a_file_read_in_parts_is_tokenised_like_the_whole(tmp_path_factory, text, size, name):
     path = tmp_path_factory.mktemp("text") / "file.txt"
     path.write_text(text, encoding="utf-8", newline="")
     parts = list(read_text(path, size))
     assert "".join(parts) == text
-    pattern = Pattern()
+    pattern = Pattern(name)
     assert [piece for part in parts for piece in pattern.split(part)] == pattern.split(text)
+    composed = [normalize("NFC", part) for part in parts]
+    whole = pattern.split(normalize("NFC", text))
+    assert [piece for part in composed for piece in pattern.split(part)] == whole
 
 
 def test_reading_names_a_file_that_is_not_text(tmp_path):
@@ -152,7 +164,11 @@ def test_the_byte_alphabet_is_a_bijection(data):
     assert to_printable(data).isprintable()
 
 
-@pytest.mark.parametrize("line", ["one two\r\n", "one two\n\n", "    one two\n", "one two "])
+LINES = ["one two\r\n", "one two\n\n", "    one two\n", "one two ", "one\r\n"]
+LINES += ['{"a":1}\n', "好。\n"]
+
+
+@pytest.mark.parametrize("line", LINES)
 def test_every_kind_of_text_is_read_in_parts(tmp_path, line):
     path = tmp_path / "file.txt"
     path.write_text(line * 1000, newline="")

@@ -1,0 +1,181 @@
+"""The sections of Hugging Face's tokenizer.json and tokenizer_config.json, to our terms and back.
+
+Each reader takes a section as it stands in the file and raises ValueError, naming the setting, for
+what would be tokenised differently here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numgpt.tokenizer.pattern import PATTERNS
+
+_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+DECODER = _BYTE_LEVEL | {"use_regex": True}
+TOKEN_FLAGS = {
+    "single_word": False,
+    "lstrip": False,
+    "rstrip": False,
+    "normalized": False,
+    "special": True,
+}
+
+
+def require(value: Any, expected: Any, name: str) -> None:
+    """Raises ValueError where a setting has another value than the one we know."""
+    if value != expected:
+        raise ValueError(f"{name}={value!r:.200} is not supported, only {expected!r}")
+
+
+# --- pre_tokenizer ---
+
+
+def pattern_name(section: dict[str, Any] | None) -> str:
+    """The name of the pattern that a pre_tokenizer splits by."""
+    section = section or {}
+    if section.get("type") != "Sequence":
+        _require_byte_level(section, True, "pre_tokenizer")
+        return "gpt2"
+    steps = section["pretokenizers"]
+    types = [step.get("type") for step in steps]
+    if types == ["Split", "ByteLevel"]:
+        split, byte_level = steps
+        require(split.get("behavior"), "Isolated", "pre_tokenizer.behavior")
+        require(split.get("invert", False), False, "pre_tokenizer.invert")
+        _require_byte_level(byte_level, False, "pre_tokenizer")
+        return _known_pattern(split.get("pattern"))
+    if types == ["Digits", "ByteLevel"]:
+        digits, byte_level = steps
+        require(digits.get("individual_digits"), True, "pre_tokenizer.individual_digits")
+        _require_byte_level(byte_level, True, "pre_tokenizer")
+        return "smollm"
+    raise ValueError(
+        f"a pre_tokenizer of the steps {types!r:.200} is not supported, only Split or Digits and"
+        " then ByteLevel"
+    )
+
+
+def pre_tokenizer(name: str) -> dict[str, Any]:
+    """The pre_tokenizer that splits by a pattern."""
+    if name == "gpt2":
+        return _BYTE_LEVEL | {"use_regex": True}
+    if name == "smollm":
+        digits = {"type": "Digits", "individual_digits": True}
+        return _sequence(digits, _BYTE_LEVEL | {"use_regex": True})
+    split = {"type": "Split", "pattern": {"Regex": PATTERNS[name]}}
+    split |= {"behavior": "Isolated", "invert": False}
+    return _sequence(split, _BYTE_LEVEL | {"use_regex": False})
+
+
+def _sequence(*steps: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "Sequence", "pretokenizers": list(steps)}
+
+
+def _known_pattern(pattern: Any) -> str:
+    source = pattern.get("Regex") if isinstance(pattern, dict) else pattern
+    for name, known in PATTERNS.items():
+        if source == known:
+            return name
+    raise ValueError(
+        f"the pre_tokenizer's pattern {source!r:.200} is not one of those known:"
+        f" {', '.join(PATTERNS)}"
+    )
+
+
+def _require_byte_level(section: dict[str, Any], use_regex: bool, name: str) -> None:
+    # Where a setting is not given, Hugging Face takes True.
+    require(section.get("type"), "ByteLevel", f"{name}.type")
+    require(section.get("add_prefix_space", True), False, f"{name}.add_prefix_space")
+    require(section.get("use_regex", True), use_regex, f"{name}.use_regex")
+
+
+# --- normalizer, post_processor ---
+
+
+def normalizer_name(section: dict[str, Any] | None) -> str | None:
+    """ "NFC", or None for none."""
+    if not section:
+        return None
+    if section.get("type") != "NFC":
+        raise ValueError(f"the normalizer {section.get('type')!r} is not supported, only 'NFC'")
+    return "NFC"
+
+
+def first_token(section: dict[str, Any] | None) -> str | None:
+    """The special token that a post_processor puts before a text, if any."""
+    if not section or section.get("type") == "ByteLevel":  # which only moves offsets
+        return None
+    if section.get("type") == "Sequence":
+        found = [first_token(step) for step in section["processors"]]
+        tokens = [token for token in found if token is not None]
+        if len(tokens) > 1:
+            raise ValueError(f"a post_processor that begins a text with {tokens!r:.200} twice")
+        return tokens[0] if tokens else None
+    require(section.get("type"), "TemplateProcessing", "post_processor.type")
+    single = section["single"]
+    kinds = [kind for part in single for kind in part]
+    if kinds not in (["Sequence"], ["SpecialToken", "Sequence"]):
+        raise ValueError(
+            f"post_processor.single={single!r:.200} is not supported, only the text with at most a"
+            " special token before it"
+        )
+    return single[0]["SpecialToken"]["id"] if len(single) == 2 else None
+
+
+def post_processor(token: str, id: int) -> dict[str, Any]:
+    """The post_processor that puts a special token before each text."""
+    single = [_special_token(token, 0), _text("A", 0)]
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, _special_token(token, 1), _text("B", 1)],
+        "special_tokens": {token: {"id": token, "ids": [id], "tokens": [token]}},
+    }
+
+
+def _special_token(token: str, type_id: int) -> dict[str, Any]:
+    return {"SpecialToken": {"id": token, "type_id": type_id}}
+
+
+def _text(name: str, type_id: int) -> dict[str, Any]:
+    return {"Sequence": {"id": name, "type_id": type_id}}
+
+
+# --- tokenizer_config.json ---
+
+
+def config_options(config: dict[str, Any]) -> dict[str, Any]:
+    """bos_token, eos_token, add_bos_token and chat_template, as far as the file gives them."""
+    if not isinstance(config, dict):
+        raise ValueError(f"expected an object, found {config!r:.80}")
+    options: dict[str, Any] = {}
+    for key in ("bos_token", "eos_token"):
+        if (token := config.get(key)) is not None:
+            options[key] = _text_of(token, key, "content")
+    if (add := config.get("add_bos_token")) is not None:
+        if not isinstance(add, bool):
+            raise ValueError(f"add_bos_token={add!r:.80}: expected true or false")
+        options["add_bos_token"] = add
+    if (template := config.get("chat_template")) is not None:
+        if isinstance(template, list):  # one is for plain chat, others for tools or documents
+            named = {_text_of(entry, "chat_template", "name"): entry for entry in template}
+            template = named.get("default")
+        if template is not None:
+            options["chat_template"] = _text_of(template, "chat_template", "template")
+    return options
+
+
+def config_special_tokens(config: dict[str, Any]) -> dict[str, int]:
+    """The added tokens that the file lists, with their ids."""
+    added = config.get("added_tokens_decoder") or {}
+    return {
+        _text_of(entry, "added_tokens_decoder", "content"): int(id) for id, entry in added.items()
+    }
+
+
+def _text_of(value: Any, name: str, key: str) -> str:
+    """A text, or an entry's text: the file may have either."""
+    text = value.get(key) if isinstance(value, dict) else value
+    if not isinstance(text, str):
+        raise ValueError(f"{name}={value!r:.80}: expected a text, or an entry with {key!r}")
+    return text
