@@ -2,7 +2,7 @@
 
 from numgpt import runtime  # isort: skip  (first: it chooses NumPy's kernels before NumPy loads)
 from numgpt.formats import load
-from numgpt.generation import KVCache
+from numgpt.generation import Chat, KVCache
 from numgpt.models import GPT, GPTConfig, Llama, LlamaConfig
 from numgpt.runtime import set_num_threads
 from numgpt.tokenizer import CharTokenizer, Tokenizer
@@ -14,6 +14,7 @@ __all__ = [
     "GPT",
     "AdamW",
     "CharTokenizer",
+    "Chat",
     "GPTConfig",
     "KVCache",
     "Llama",

@@ -13,11 +13,11 @@ import warnings
 from collections.abc import Sequence
 
 import numgpt  # first: chooses NumPy's kernels
-from numgpt.cli import evaluate, generate, info, tokenizer, train
+from numgpt.cli import chat, convert, download, evaluate, generate, info, tokenizer, train
 from numgpt.training import TrainingError
 
 BAD_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
-SUBCOMMANDS = (generate, train, evaluate, tokenizer, info)
+SUBCOMMANDS = (generate, chat, train, evaluate, tokenizer, download, convert, info)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -24,13 +24,66 @@ def add_command(
     return parser
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(
+    parser: argparse.ArgumentParser, default: str = SHIPPED, origin: str = "shipped with numgpt"
+) -> None:
     parser.add_argument(
         "--model",
-        default=SHIPPED,
+        default=default,
         metavar="M",
-        help=f"a directory, a shipped name or a hub id (default: {SHIPPED}, shipped with numgpt)",
+        help=f"a model's directory or file, a name or a hub id (default: {default}, {origin})",
     )
+
+
+def add_sampling(
+    parser: argparse.ArgumentParser, temperature: float, top_p: float | None = None
+) -> None:
+    """How tokens are chosen."""
+    parser.add_argument(
+        "--greedy", action="store_true", help="always the most likely token, no sampling"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=temperature,
+        metavar="X",
+        help=f"below 1 is safer (default {temperature})",
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=50, metavar="K", help="the K likeliest; 0: all (default 50)"
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=top_p,
+        metavar="P",
+        help="the likeliest that reach probability P together"
+        + ("" if top_p is None else f" (default {top_p})"),
+    )
+    parser.add_argument(
+        "--min-p", type=float, metavar="P", help="only tokens P times as likely as the likeliest"
+    )
+    parser.add_argument(
+        "--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1 repeats less"
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="the same numbers again (default: a new seed)"
+    )
+
+
+def sampling_options(options: argparse.Namespace) -> dict[str, Any]:
+    """The flags of add_sampling as options of `generate`, but for the seed.
+
+    Raises ValueError for what the library would refuse, in the names of the flags.
+    """
+    if not options.temperature > 0:
+        raise ValueError(
+            f"--temperature {options.temperature}: expected a number above 0; for the most likely"
+            " token every time: --greedy"
+        )
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    chosen = {name: getattr(options, name) for name in names}
+    return chosen | {"do_sample": not options.greedy}
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:

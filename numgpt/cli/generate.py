@@ -8,7 +8,14 @@ import sys
 import time
 from typing import Any
 
-from numgpt.cli.common import add_command, add_model, add_threads, text_argument
+from numgpt.cli.common import (
+    add_command,
+    add_model,
+    add_sampling,
+    add_threads,
+    sampling_options,
+    text_argument,
+)
 from numgpt.formats import load
 from numgpt.generation import generate_each
 from numgpt.tokenizer import StreamDecoder
@@ -45,24 +52,7 @@ def register(subparsers: Any) -> None:
         metavar="N",
         help="continuations (default 1)",
     )
-    parser.add_argument(
-        "--greedy", action="store_true", help="always the most likely token, no sampling"
-    )
-    parser.add_argument(
-        "--temperature", type=float, default=0.8, metavar="X", help="below 1 is safer (default 0.8)"
-    )
-    parser.add_argument(
-        "--top-k", type=int, default=50, metavar="K", help="the K likeliest; 0: all (default 50)"
-    )
-    parser.add_argument(
-        "--top-p", type=float, metavar="P", help="the likeliest that reach probability P together"
-    )
-    parser.add_argument(
-        "--min-p", type=float, metavar="P", help="only tokens P times as likely as the likeliest"
-    )
-    parser.add_argument(
-        "--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1 repeats less"
-    )
+    add_sampling(parser, temperature=0.8)
     parser.add_argument(
         "--stop",
         action="append",
@@ -73,9 +63,6 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--ban", action="append", default=[], metavar="TEXT", help="never write this; repeatable"
     )
-    parser.add_argument(
-        "--seed", type=int, metavar="N", help="the same numbers again (default: a new seed)"
-    )
     add_threads(parser)
 
 
@@ -83,7 +70,7 @@ def run(options: argparse.Namespace) -> None:
     _check(options)
     prompt = text_argument(" ".join(options.prompt) if options.prompt else None, "prompt")
     model, tokenizer = load(options.model)
-    ids = tokenizer.encode(prompt)
+    ids = tokenizer.encode(prompt, add_special_tokens=True)
     if not ids:
         raise ValueError(
             'the prompt is empty: numgpt generate "Once upon a time", or pipe a text in'
@@ -96,12 +83,7 @@ def run(options: argparse.Namespace) -> None:
         "max_new_tokens": max_new_tokens,
         "max_length": options.max_length,
         "min_new_tokens": options.min_new_tokens,
-        "do_sample": not options.greedy,
-        "temperature": options.temperature,
-        "top_k": options.top_k,
-        "top_p": options.top_p,
-        "min_p": options.min_p,
-        "repetition_penalty": options.repetition_penalty,
+        **sampling_options(options),
         "stop_strings": options.stop,
         "bad_words_ids": [
             tokenizer.encode(space + word) for word in options.ban for space in _spaces(tokenizer)
@@ -134,11 +116,6 @@ def run(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     """What the library would refuse in the names of its arguments, in those of the flags."""
-    if not options.temperature > 0:
-        raise ValueError(
-            f"--temperature {options.temperature}: expected a number above 0; for the most likely"
-            " token every time: --greedy"
-        )
     if options.greedy and options.num_return_sequences > 1:
         raise ValueError(
             "--greedy writes the same text every time: leave --num-return-sequences out"

@@ -14,6 +14,18 @@ import numgpt
 from numgpt.cli.common import add_command
 from numgpt.formats import SHIPPED, load_model
 
+# What in a parameter's name tells where it belongs; the first that fits.
+PARTS = {
+    "wte": "token embedding",
+    "embed_tokens": "token embedding",
+    "wpe": "position embedding",
+    "lm_head": "head",
+    "ln_": "norms",
+    "norm": "norms",
+    "attn": "attention",
+    "mlp": "feed-forward",
+}
+
 
 def register(subparsers: Any) -> None:
     parser = add_command(
@@ -27,7 +39,7 @@ def register(subparsers: Any) -> None:
         "model",
         nargs="?",
         default=SHIPPED,
-        help=f"a directory, a shipped name or a hub id (default: {SHIPPED})",
+        help=f"a model's directory or file, a name or a hub id (default: {SHIPPED})",
     )
 
 
@@ -67,11 +79,10 @@ def run(options: argparse.Namespace) -> None:
 
 def _part(name: str) -> str:
     """What a parameter belongs to, the blocks taken together."""
-    if not name.startswith("h."):
-        return {"wte": "token embedding", "wpe": "position embedding", "lm_head": "head"}.get(
-            name, "layer norms"
-        )
-    return {"attn": "attention", "mlp": "feed-forward"}.get(name.split(".")[2], "layer norms")
+    for sign, part in PARTS.items():
+        if sign in name:
+            return part
+    return "other"
 
 
 def _megabytes(count: int) -> str:

@@ -73,7 +73,7 @@ def register(subparsers: Any) -> None:
             "--tokenizer",
             default=SHIPPED,
             metavar="T",
-            help=f"a directory, a name or a hub id (default {SHIPPED})",
+            help=f"a directory or file, a name or a hub id (default {SHIPPED})",
         )
 
 

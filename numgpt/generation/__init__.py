@@ -1,11 +1,13 @@
 """IDS -> MORE IDS. KV cache, logits processors, the decoding loop, streaming."""
 
 from numgpt.generation.cache import KVCache
+from numgpt.generation.chat import Chat
 from numgpt.generation.decode import LengthWarning, generate, generate_each, stream
 from numgpt.generation.options import GenerationOptions
 from numgpt.generation.processors import process_logits
 
 __all__ = [
+    "Chat",
     "GenerationOptions",
     "KVCache",
     "LengthWarning",

@@ -36,6 +36,21 @@ class KVCache:
         """Called once all layers have appended their part for these positions."""
         self.length += positions
 
+    def truncate(self, length: int) -> None:
+        """Forget all but the first positions."""
+        self.length = min(self.length, length)
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for so many positions, where there is less."""
+        layers, batch, heads, present, size = self.keys.shape
+        if capacity <= present:
+            return
+        shape = (layers, batch, heads, max(capacity, 2 * present), size)
+        for name in ("keys", "values"):
+            old, new = getattr(self, name), empty(shape, self.keys.dtype)
+            new[:, :, :, : self.length] = old[:, :, :, : self.length]
+            setattr(self, name, new)
+
     def repeat(self, times: int) -> KVCache:
         """A cache whose batch holds each sequence `times` times: one prompt, several
         continuations."""

@@ -51,11 +51,19 @@ def generate_each(model: LanguageModel, ids: Ids, **options: Any) -> list[np.nda
 
 
 def stream(
-    model: LanguageModel, ids: Ids, attention_mask: Ids | None = None, **options: Any
+    model: LanguageModel,
+    ids: Ids,
+    attention_mask: Ids | None = None,
+    kv_cache: KVCache | None = None,
+    **options: Any,
 ) -> Iterator[int]:
     """Continue one prompt and yield each new token as it is made, up to and without the end-of-text
-    token."""
-    request = _Request(model, ids, attention_mask, GenerationOptions(**options))
+    token.
+
+    kv_cache may hold the keys and values of the prompt's first tokens, from an earlier call: then
+    only the rest is computed, and it takes in what is. It needs room for all tokens but the last.
+    """
+    request = _Request(model, ids, attention_mask, GenerationOptions(**options), kv_cache)
     if len(request.ids) * request.options.num_return_sequences != 1:
         raise ValueError(
             "stream makes one sequence: pass one prompt and leave num_return_sequences at 1"
@@ -67,7 +75,12 @@ class _Request:
     """One call of generate: the checked prompt, the options, and the sequences as they grow."""
 
     def __init__(
-        self, model: LanguageModel, ids: Ids, attention_mask: Ids | None, options: GenerationOptions
+        self,
+        model: LanguageModel,
+        ids: Ids,
+        attention_mask: Ids | None,
+        options: GenerationOptions,
+        kv_cache: KVCache | None = None,
     ):
         config = model.config
         options.validate(config.vocab_size)
@@ -104,17 +117,24 @@ class _Request:
                 " the same sequence each time",
                 stacklevel=4,
             )
+        if kv_cache is not None and not kv_cache.length < self.prompt_length:
+            raise ValueError(
+                f"kv_cache holds {kv_cache.length} positions, the prompt has {self.prompt_length}"
+                " tokens: at least the last must be new (truncate the cache)"
+            )
         self.model = model
         self.options = options
+        self.kv_cache = kv_cache
 
     def steps(self) -> Iterator[np.ndarray]:
         """Yields the newest tokens (n,) after each step; `ids` grows with them."""
         model, options, times = self.model, self.options, self.options.num_return_sequences
         rng = np.random.default_rng(options.seed) if options.do_sample else None
-        cache = KVCache(model, len(self.ids), self.max_length)
+        cache = self.kv_cache or KVCache(model, len(self.ids), self.max_length)
         mask = self.mask
         # The prompts are computed once, whatever the number of sequences that continue them.
-        logits = np.repeat(self._last_logits(self.ids, cache, mask), times, axis=0)
+        logits = self._last_logits(self.ids[:, cache.length :], cache, mask)
+        logits = np.repeat(logits, times, axis=0)
         cache = cache.repeat(times)
         sequences = np.full((len(logits), self.max_length), self.pad_token_id, np.int64)
         sequences[:, : self.prompt_length] = np.repeat(self.ids, times, axis=0)

@@ -1,0 +1,270 @@
+"""numgpt chat: a conversation in the terminal, or for scripts."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import re
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from numgpt.cli.common import (
+    add_command,
+    add_model,
+    add_sampling,
+    add_threads,
+    read_stdin,
+    sampling_options,
+)
+from numgpt.formats import load
+from numgpt.formats.names import home
+from numgpt.generation import Chat
+from numgpt.generation.chat import DEFAULTS
+
+DEFAULT_MODEL = "smollm2"
+PROMPT, CONTINUED = "> ", "… "
+HISTORY_LINES = 1000
+HELP = """\
+/help           this list
+/reset          begin again
+/system [TEXT]  show the system prompt, or set it and begin again
+/save FILE      write the conversation to a file
+/load FILE      go on from a saved conversation
+/retry          another answer to the last question
+/stats          what the last answer cost
+/quit           leave (or Ctrl-D)
+Ctrl-C stops an answer. A line that ends with \\ goes on in the next. A message that begins with
+a slash is written with two."""
+# What a terminal would take as a command to itself.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def register(subparsers: Any) -> None:
+    parser = add_command(
+        subparsers,
+        "chat",
+        "talk with a model",
+        "numgpt chat\n"
+        'numgpt chat --model smollm2 --system "You answer in one sentence."\n'
+        'echo "What is the capital of France?" | numgpt chat\n'
+        """printf '{"content": "Hi"}\\n{"content": "Bye"}\\n' | numgpt chat --json""",
+        run,
+    )
+    add_model(parser, DEFAULT_MODEL, "fetched by: numgpt download smollm2")
+    parser.add_argument("--system", metavar="TEXT", help="system prompt (default: the model's own)")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=DEFAULTS["max_new_tokens"],
+        metavar="N",
+        help=f"longest answer (default {DEFAULTS['max_new_tokens']})",
+    )
+    add_sampling(parser, DEFAULTS["temperature"], DEFAULTS["top_p"])
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help='a JSON object a line: {"content": "…"} in (also with "system" or "reset": true),'
+        " the answer out",
+    )
+    add_threads(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    sampling = sampling_options(options)
+    if options.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens {options.max_new_tokens}: expected 1 or more")
+    model, tokenizer = load(options.model)
+    most = options.max_new_tokens
+    chat = Chat(model, tokenizer, system=options.system, max_new_tokens=most, **sampling)
+    seeds = _seeds(options.seed)
+    if options.json:
+        _answer_lines(chat, seeds)
+    elif sys.stdin.isatty():
+        _Terminal(chat, seeds, options.model).run()
+    else:
+        _show(chat.ask(read_stdin().rstrip("\n"), seed=next(seeds)))
+        print()
+
+
+def _seeds(first: int | None) -> Iterator[int]:
+    """A seed for each answer."""
+    seed = secrets.randbits(32) if first is None else first
+    while True:
+        yield seed
+        seed += 1
+
+
+def _answer_lines(chat: Chat, seeds: Iterator[int]) -> None:
+    """A JSON object a line from stdin, another to stdout; a bad line is answered with an error."""
+    for line in sys.stdin.buffer:
+        if not line.strip():
+            continue
+        try:
+            asked = json.loads(line)
+            if isinstance(asked, str):
+                asked = {"content": asked}
+            if not isinstance(asked, dict) or asked.keys() - {"content", "system", "reset", "role"}:
+                raise ValueError('expected {"content": "…"}, and perhaps "system" or "reset": true')
+            if "system" in asked:
+                chat.set_messages([{"role": "system", "content": asked["system"]}])
+            elif asked.get("reset"):
+                chat.reset()
+            if "content" not in asked:
+                continue
+            text = "".join(chat.ask(asked["content"], seed=next(seeds)))
+            cost = chat.statistics
+            answer = {"role": "assistant", "content": text, "prompt_tokens": cost.prompt_tokens}
+            answer |= {"reused_tokens": cost.reused_tokens, "new_tokens": cost.new_tokens}
+            answer |= {"dropped_messages": cost.dropped_messages}
+        except (ValueError, RecursionError) as error:
+            answer = {"error": " ".join(str(error).split())}
+        print(json.dumps(answer, ensure_ascii=False), flush=True)
+
+
+class _Terminal:
+    """A conversation with a person."""
+
+    def __init__(self, chat: Chat, seeds: Iterator[int], model: str):
+        self.chat = chat
+        self.seeds = seeds
+        self.model = model
+        self.dropped = 0
+        self.commands: dict[str, Callable[[str], None]] = {
+            "help": lambda _: _say(HELP),
+            "reset": self.reset,
+            "system": self.system,
+            "save": self.save,
+            "load": self.load,
+            "retry": lambda _: self.answer(lambda: self.chat.retry(seed=next(self.seeds))),
+            "stats": self.stats,
+        }
+
+    def run(self) -> None:
+        parameters = self.chat.model.num_parameters() / 1e6
+        _say(
+            f"{self.model}: {parameters:,.0f} million parameters, a context of"
+            f" {self.chat.model.context_length} tokens, {self.chat.template.format.name} format."
+            " /help lists the commands."
+        )
+        with _line_editing():
+            while (line := self.read()) is not None:
+                command, _, argument = line[1:].partition(" ")
+                if not line.strip():
+                    continue
+                if line.startswith("/") and not line.startswith("//"):
+                    if command in ("quit", "exit"):
+                        break
+                    self.obey(command, argument.strip())
+                else:
+                    text = line.removeprefix("/") if line.startswith("//") else line
+                    self.answer(lambda text=text: self.chat.ask(text, seed=next(self.seeds)))
+
+    def read(self) -> str | None:
+        """A message, or None at the end."""
+        lines = []
+        try:
+            while True:
+                line = input(CONTINUED if lines else PROMPT)
+                lines.append(line.removesuffix("\\"))
+                if not line.endswith("\\"):
+                    return "\n".join(lines)
+        except KeyboardInterrupt:
+            print()
+            _say("(/quit or Ctrl-D leaves)")
+            return ""
+        except EOFError:
+            print()
+            return None
+        except UnicodeDecodeError as error:
+            _say(f"not UTF-8 text: {error}")
+            return ""
+
+    def obey(self, command: str, argument: str) -> None:
+        action = self.commands.get(command)
+        if action is None:
+            return _say(
+                f"there is no command /{command}; /help lists them; a message begins with //"
+            )
+        try:
+            action(argument)
+        except (ValueError, OSError) as error:
+            _say(f"/{command}: {' '.join(str(error).split())}")
+
+    def answer(self, ask: Callable[[], Iterator[str]]) -> None:
+        try:
+            pieces = ask()
+            if (gone := self.chat.dropped_messages) and not self.dropped:
+                _say("(the context is full: from here on the oldest messages are left out)")
+            self.dropped = gone
+            _show(pieces)
+        except KeyboardInterrupt:
+            print(" …", end="")
+        except ValueError as error:
+            return _say(" ".join(str(error).split()))
+        print(flush=True)
+
+    def reset(self, _: str) -> None:
+        self.chat.reset()
+        _say("a new conversation")
+
+    def system(self, text: str) -> None:
+        if text:
+            self.chat.set_messages([{"role": "system", "content": text}])
+            _say("a new conversation, with this system prompt")
+        else:
+            default = self.chat.template.default_system or "none"
+            _say(default if self.chat.system is None else self.chat.system)
+
+    def save(self, path: str) -> None:
+        if not path:
+            raise ValueError("name a file: /save talk.json")
+        self.chat.save(path)
+        _say(f"{len(self.chat.messages)} messages written to {path}")
+
+    def load(self, path: str) -> None:
+        if not path:
+            raise ValueError("name a file: /load talk.json")
+        self.chat.load(path)
+        _say(f"{len(self.chat.messages)} messages read from {path}")
+
+    def stats(self, _: str) -> None:
+        cost = self.chat.statistics
+        _say(
+            f"prompt {cost.prompt_tokens} tokens in {cost.prompt_seconds:.2f} s"
+            f" ({cost.reused_tokens} more from the cache); answer {cost.new_tokens} tokens,"
+            f" {cost.tokens_per_second:.1f} a second; context {cost.context_tokens} of"
+            f" {cost.context_length}"
+        )
+
+
+@contextlib.contextmanager
+def _line_editing() -> Iterator[None]:
+    """Arrow keys and a history that lasts, where Python has readline."""
+    try:
+        import readline
+    except ImportError:  # Windows: its console has editing of its own
+        yield
+        return
+    path = home() / "chat_history"
+    with contextlib.suppress(OSError):
+        readline.read_history_file(path)
+    readline.set_history_length(HISTORY_LINES)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)  # what people say is theirs
+            readline.write_history_file(path)
+
+
+def _show(pieces: Iterator[str]) -> None:
+    for piece in pieces:
+        print(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", piece), end="", flush=True)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,72 @@
+"""numgpt convert: a model in any format into Hugging Face's layout."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from numgpt.cli.common import add_command
+from numgpt.formats import open_model, read_model, resolve, save_model
+from numgpt.formats.huggingface import CONFIG_FILE, WEIGHTS_FILE
+from numgpt.formats.safetensors import STORED
+from numgpt.runtime.files import writing_into
+
+
+def register(subparsers: Any) -> None:
+    parser = add_command(
+        subparsers,
+        "convert",
+        "write a model of any format in Hugging Face's layout, which transformers loads",
+        "numgpt convert smollm2 smollm2-hf --dtype bfloat16\n"
+        "numgpt convert models/124M gpt2-hf\n"
+        "numgpt convert runs/ckpt.pt nanogpt-hf",
+        run,
+    )
+    parser.add_argument("source", metavar="SRC", help="a model's directory or file, or a name")
+    parser.add_argument("target", metavar="DST", help="the directory to write, a new one")
+    parser.add_argument(
+        "--dtype", default="float32", choices=STORED, help="of the weights (default float32)"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    target = Path(options.target)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if (target / name).exists():
+            raise ValueError(f"{target} holds a {name} already: name a new directory")
+    source = open_model(resolve(options.source))
+    began = time.perf_counter()
+    with writing_into(target):
+        try:
+            tokenizer = source.read_tokenizer()
+        except FileNotFoundError as error:
+            print(f"numgpt: note: converted without a tokenizer: {error}", file=sys.stderr)
+            tokenizer = None
+        count = len(source.family.MODEL.shapes(source.config))
+        model = read_model(source, _progress("reading", count))
+        save_model(model, target, options.dtype, _progress("writing", count))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(target)
+    size = (target / WEIGHTS_FILE).stat().st_size / 1e6
+    print(
+        f"{model.num_parameters():,} parameters, {size:,.0f} MB in {options.dtype}, written to"
+        f" {target} in {time.perf_counter() - began:.1f} s",
+        file=sys.stderr,
+    )
+
+
+def _progress(what: str, count: int) -> Any:
+    """Shows how many of the tensors have had their turn, where a person is watching."""
+    done = 0
+
+    def report(name: str) -> None:
+        nonlocal done
+        done += 1
+        if sys.stderr.isatty():
+            end = "\n" if done == count else ""
+            print(f"\r{what} {done} of {count}  {name:<48.48}", end=end, file=sys.stderr)
+
+    return report

@@ -1,0 +1,49 @@
+"""numgpt download: fetch a model, once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from numgpt.cli.common import add_command
+from numgpt.formats.downloads import CATALOGUE, download
+from numgpt.formats.names import models_directory
+
+HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
+
+
+def register(subparsers: Any) -> None:
+    parser = add_command(
+        subparsers,
+        "download",
+        "fetch a model, once; its name then works wherever a model is wanted",
+        "numgpt download smollm2\nnumgpt download gpt2",
+        run,
+    )
+    parser.add_argument(
+        "name",
+        help=f"{', '.join(CATALOGUE)} (a chat model, 98 MB); with huggingface_hub also"
+        f" {', '.join(HUB_NAMES)}, or any hub id",
+    )
+    parser.add_argument("--force", action="store_true", help="fetch it again")
+
+
+def run(options: argparse.Namespace) -> None:
+    target = models_directory() / options.name
+    there = options.name in CATALOGUE and target.is_dir() and not options.force
+    began = time.perf_counter()
+
+    def progress(done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\r{done / 1e6:.0f} of {total / 1e6:.0f} MB", end="", file=sys.stderr)
+            if done >= total:
+                print(file=sys.stderr)
+
+    directory = download(options.name, progress, options.force)
+    if there:
+        print(f"{options.name} is there already; --force fetches it again", file=sys.stderr)
+    else:
+        print(f"done in {time.perf_counter() - began:.1f} s", file=sys.stderr)
+    print(directory)

@@ -1,0 +1,261 @@
+"""A conversation with a model: messages in, answers out, as they are made.
+
+The keys and values of everything said so far stay in a cache, so that a turn costs no more than its
+new tokens. When the context is full, the oldest question goes, with its answer, and the rest is
+computed again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numgpt.generation.cache import KVCache
+from numgpt.generation.decode import stream
+from numgpt.models.language_model import LanguageModel
+from numgpt.runtime.files import replacing
+from numgpt.tokenizer import BaseTokenizer, StreamDecoder
+from numgpt.tokenizer.chat_template import ChatTemplate
+
+# Those that SmolLM2's authors recommend.
+DEFAULTS = {"do_sample": True, "temperature": 0.2, "top_p": 0.9, "max_new_tokens": 512}
+
+
+@dataclass
+class TurnStatistics:
+    """What the last answer cost."""
+
+    reused_tokens: int = 0  # of the prompt, from the cache
+    prompt_tokens: int = 0  # of the prompt, computed
+    new_tokens: int = 0
+    prompt_seconds: float = 0.0
+    seconds: float = 0.0  # for the new tokens after the first
+    dropped_messages: int = 0  # since the conversation began, because the context was full
+    context_tokens: int = 0  # in use
+    context_length: int = 0
+
+    @property
+    def tokens_per_second(self) -> float:
+        return (self.new_tokens - 1) / self.seconds if self.seconds > 0 else 0.0
+
+
+class Chat:
+    """A conversation.  `for piece in chat.ask("Hello"): print(piece, end="")`"""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: BaseTokenizer,
+        system: str | None = None,
+        **options: Any,
+    ):
+        """system is the system prompt; None: the template's own, if it has one. The options are
+        those of `generate`, with DEFAULTS where not given.
+
+        Raises ValueError where the tokenizer's chat template is of no known format.
+        """
+        self.model = model
+        self.tokenizer = tokenizer
+        self.template = ChatTemplate(tokenizer)
+        self.options = DEFAULTS | options
+        self.statistics = TurnStatistics(context_length=model.context_length)
+        self.system = system
+        self._turns: list[dict[str, Any]] = []
+        self._dropped = 0  # of _turns, from the front
+        self._cache: KVCache | None = None
+        self._cached_ids: list[int] = []
+        self._speaking: Iterator[str] = iter(())
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The conversation so far, with the messages that the context no longer holds."""
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return system + [{"role": m["role"], "content": m["content"]} for m in self._turns]
+
+    @property
+    def dropped_messages(self) -> int:
+        """How many of the oldest messages the context no longer holds."""
+        return self._dropped
+
+    def reset(self) -> None:
+        """Begin again, with the same system prompt."""
+        self.set_messages(self.messages[:1] if self.system is not None else [])
+
+    def set_messages(self, messages: Sequence[Mapping[str, str]]) -> None:
+        """Go on from another conversation: user and assistant in turns, after the system if it
+        speaks.  Raises ValueError for anything else."""
+        messages = [dict(message) for message in messages]
+        if messages:
+            self.template.parts(messages)  # checks each message
+        system = (
+            messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else None
+        )
+        for number, message in enumerate(messages):
+            if message["role"] != ("user", "assistant")[number % 2]:
+                raise ValueError(
+                    f"message {number} is the {message['role']}'s: user and assistant take turns"
+                )
+        if len(messages) % 2:
+            raise ValueError("the conversation ends with a question: leave it out, and ask it")
+        self.system, self._turns, self._dropped = system, messages, 0
+
+    def ask(self, text: str, **options: Any) -> Iterator[str]:
+        """Say something; yields the answer in pieces, as they are made.
+
+        The conversation takes in question and answer when the answer ends, also where its reader
+        stops listening; the options are for this answer only. Raises ValueError, before anything
+        is made, for an empty message, one that the context can't hold, or an option that can't be.
+        """
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError("the message is empty: say something")
+        return self._answer({"role": "user", "content": text}, len(self._turns), options)
+
+    def retry(self, **options: Any) -> Iterator[str]:
+        """Answer the last question anew."""
+        if not self._turns:
+            raise ValueError("there is no answer yet to make anew")
+        return self._answer(self._turns[-2], len(self._turns) - 2, options)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the conversation as JSON, a list of messages."""
+        with replacing(path) as file:
+            file.write((json.dumps(self.messages, ensure_ascii=False, indent=1) + "\n").encode())
+
+    def load(self, path: str | os.PathLike) -> None:
+        """Go on from a saved conversation.  Raises ValueError naming a file that holds none."""
+        try:
+            messages = json.loads(Path(path).read_text(encoding="utf-8"))
+            if not isinstance(messages, list):
+                raise ValueError("expected a list of messages")
+            self.set_messages(messages)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} holds no conversation: {error}") from None
+
+    # --- answering ---
+
+    def _answer(
+        self, question: dict[str, Any], place: int, options: dict[str, Any]
+    ) -> Iterator[str]:
+        """Answer a question that stands, with its answer, at a place among the turns."""
+        if hasattr(self._speaking, "close"):
+            self._speaking.close()  # the answer before, if nobody heard its end
+        options = self.options | options
+        most = options["max_new_tokens"]
+        ids = self._fit(question, place, most)
+        room = self.model.context_length - len(ids)
+        cache = self._cache_for(ids, len(ids) + min(most, room))
+        stops = (*self.template.format.stop_strings, *options.pop("stop_strings", ()))
+        ends = self.template.end_ids() + _as_list(self.model.config.eos_token_id)
+        reused = cache.length
+        tokens = stream(
+            self.model,
+            ids,
+            kv_cache=cache,
+            tokenizer=self.tokenizer,
+            **{"eos_token_id": sorted(set(ends))} | options | {"max_new_tokens": min(most, room)},
+        )
+        self._speaking = self._say(question, place, ids, tokens, stops, reused)
+        return self._speaking
+
+    def _say(
+        self,
+        question: dict[str, Any],
+        place: int,
+        ids: list[int],
+        tokens: Iterator[int],
+        stops: Sequence[str],
+        reused: int,
+    ) -> Iterator[str]:
+        made: list[int] = []
+        decoder = StreamDecoder(self.tokenizer, skip_special_tokens=True)
+        began, first, answer = time.perf_counter(), None, ""
+        shown = 1 if self.template.format.begins_with_space else 0  # characters
+        try:
+            for token in tokens:
+                first = time.perf_counter() if first is None else first
+                made.append(token)
+                answer += decoder.push(token)
+                ready, ended = _before_stop(answer, stops)
+                if len(ready) > shown:
+                    yield ready[shown:]
+                    shown = len(ready)
+                if ended:
+                    answer, made = ready, self.tokenizer.encode(ready)
+                    break
+            else:
+                answer += decoder.finish()
+                if len(answer) > shown:
+                    yield answer[shown:]
+        finally:
+            first = time.perf_counter() if first is None else first
+            cache = self._cache
+            self._cached_ids = (ids + made)[: cache.length]
+            cache.truncate(len(self._cached_ids))
+            if made:  # an answer that was stopped before its first token was never asked for
+                said = answer[1:] if self.template.format.begins_with_space else answer
+                answered = {"role": "assistant", "content": said, "ids": made}
+                self._turns[place:] = [question, answered]
+            self.statistics = TurnStatistics(
+                reused_tokens=reused,
+                prompt_tokens=len(ids) - reused,
+                new_tokens=len(made),
+                prompt_seconds=first - began,
+                seconds=time.perf_counter() - first,
+                dropped_messages=self._dropped,
+                context_tokens=len(ids) + len(made),
+                context_length=self.model.context_length,
+            )
+
+    def _fit(self, question: dict[str, Any], place: int, most: int) -> list[int]:
+        """The tokens of the conversation up to where the answer begins; older turns are dropped
+        until there is room for an answer."""
+        context = self.model.context_length
+        reserve = min(most, max(1, context // 4))
+        self._dropped = min(self._dropped, place)
+        while True:
+            system = [] if self.system is None else [{"role": "system", "content": self.system}]
+            messages = [*system, *self._turns[self._dropped : place], question]
+            ids = self.template.ids(self.template.parts(messages, add_generation_prompt=True))
+            if len(ids) + reserve <= context:
+                return ids
+            if self._dropped >= place:
+                raise ValueError(
+                    f"the message makes {len(ids)} tokens, with {reserve} for an answer more than"
+                    f" the model's context of {context}: shorten it"
+                )
+            self._dropped += 2
+
+    def _cache_for(self, ids: list[int], capacity: int) -> KVCache:
+        """The cache, cut back to what the conversation still begins with."""
+        if self._cache is None:
+            self._cache = KVCache(self.model, 1, capacity)
+        common = 0
+        for ours, cached in zip(ids[:-1], self._cached_ids, strict=False):  # one must be computed
+            if ours != cached:
+                break
+            common += 1
+        self._cache.truncate(common)
+        self._cache.reserve(capacity)
+        self._cached_ids = ids[:common]
+        return self._cache
+
+
+def _before_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """The text before a stop string, and whether one is there; without what may be the beginning of
+    one."""
+    places = [text.find(stop) for stop in stops if stop in text]
+    if places:
+        return text[: min(places)], True
+    for length in range(max(map(len, stops), default=1) - 1, 0, -1):
+        if any(stop.startswith(text[-length:]) for stop in stops) and len(text) >= length:
+            return text[:-length], False
+    return text, False
+
+
+def _as_list(ids: int | Sequence[int] | None) -> list[int]:
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
