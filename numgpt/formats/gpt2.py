@@ -11,6 +11,7 @@ import numpy as np
 from numgpt.models.gpt2 import GPT, GPTConfig
 
 MODEL = GPT
+MODEL_TYPE = "gpt2"  # in config.json
 LAYERS_FIELD = "n_layer"
 END_OF_TEXT_ID = 50256  # of <|endoftext|> in GPT-2's vocabulary
 
@@ -51,7 +52,7 @@ def config_from(fields: dict[str, Any]) -> GPTConfig:
 def config_fields(config: GPTConfig) -> dict[str, Any]:
     """GPTConfig -> config.json."""
     return {
-        "model_type": "gpt2",
+        "model_type": MODEL_TYPE,
         "architectures": ["GPT2LMHeadModel"],
         **dataclasses.asdict(config),
     }

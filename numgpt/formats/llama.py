@@ -11,6 +11,7 @@ import numpy as np
 from numgpt.models.llama import Llama, LlamaConfig
 
 MODEL = Llama
+MODEL_TYPE = "llama"  # in config.json
 LAYERS_FIELD = "num_hidden_layers"
 
 # The frequencies of the rotation, which older files store beside the weights.
@@ -65,7 +66,7 @@ def config_fields(config: LlamaConfig) -> dict[str, Any]:
     """LlamaConfig -> config.json."""
     fields = dataclasses.asdict(config) | {"rope_interleave": False, "hidden_act": "silu"}
     fields |= {"num_key_value_heads": config.key_heads, "head_dim": config.head_size}
-    return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **fields}
+    return {"model_type": MODEL_TYPE, "architectures": ["LlamaForCausalLM"], **fields}
 
 
 def stored_array(name: str, array: np.ndarray, config: LlamaConfig) -> np.ndarray:

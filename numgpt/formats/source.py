@@ -20,7 +20,7 @@ from numgpt.models.language_model import LanguageModel
 from numgpt.models.parameters import Parameters
 from numgpt.tokenizer import BaseTokenizer
 
-FAMILIES = {"gpt2": gpt2, "llama": llama}  # by config.json's model_type
+FAMILIES = {family.MODEL_TYPE: family for family in (gpt2, llama)}
 
 
 def family_of(model: LanguageModel) -> Any:

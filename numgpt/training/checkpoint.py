@@ -20,7 +20,8 @@ import numpy as np
 
 from numgpt.formats.huggingface import WEIGHTS_FILE
 from numgpt.formats.safetensors import read_safetensors, write_safetensors
-from numgpt.models import GPT, GPTConfig
+from numgpt.formats.source import FAMILIES, family_of
+from numgpt.models import LanguageModel
 from numgpt.models.parameters import Parameters
 from numgpt.training.adamw import AdamW
 from numgpt.training.config import OPTIONS, TrainConfig
@@ -32,7 +33,7 @@ _PREFIXES = ("weights.", "m.", "v.")
 def save_checkpoint(
     directory: Path,
     config: TrainConfig,
-    model: GPT,
+    model: LanguageModel,
     optimizer: AdamW,
     rng: np.random.Generator,
     best_loss: float,
@@ -44,6 +45,7 @@ def save_checkpoint(
         "best_loss": None if math.isinf(best_loss) else best_loss,
         "generator": rng.bit_generator.state,
         "options": dataclasses.asdict(config),
+        "family": family_of(model).MODEL_TYPE,
         "model": dataclasses.asdict(model.config),
         "layout": model.parameters.layout,
     }
@@ -66,7 +68,9 @@ def read_state(directory: Path) -> dict[str, Any]:
         )
         state["best_loss"] = math.inf if state["best_loss"] is None else state["best_loss"]
         state["arrays"] = {name: tensors[name].raw for name in ("weights", "m", "v")}
-        state["model"] = GPTConfig(**state["model"])
+        family = FAMILIES[state.get("family", "gpt2")]
+        state["model_class"] = family.MODEL
+        state["model"] = family.MODEL.config_class(**state["model"])
         state["layout"] = {
             name: (offset, tuple(shape)) for name, (offset, shape) in state["layout"].items()
         }
@@ -77,9 +81,9 @@ def read_state(directory: Path) -> dict[str, Any]:
     return state
 
 
-def restore_model(state: dict[str, Any]) -> GPT:
+def restore_model(state: dict[str, Any]) -> LanguageModel:
     """The model of a state read by `read_state`, in memory of its own."""
-    return GPT(
+    return state["model_class"](
         state["model"], parameters=Parameters(np.array(state["arrays"]["weights"]), state["layout"])
     )
 
@@ -91,7 +95,7 @@ def restore_optimizer(state: dict[str, Any], optimizer: AdamW) -> None:
     optimizer.steps = state["step"]
 
 
-def check_room(directory: Path, model: GPT) -> None:
+def check_room(directory: Path, model: LanguageModel) -> None:
     """Raises OSError where the disk is too small for the checkpoints, the old beside the new."""
     size = model.parameters.flat.nbytes
     needed = 2 * (3 * size + size)  # weights and moments, and the best weights

@@ -29,8 +29,12 @@ class TrainConfig:
     )
     vocab_size: int = _option(1024, "size of the vocabulary that --tokenizer bpe learns", "data")
 
+    arch: str = _option("gpt2", "family of the model: gpt2 or llama", "model")
     n_layer: int = _option(4, "blocks", "model")
     n_head: int = _option(4, "attention heads a block", "model")
+    n_kv_head: int = _option(
+        0, "key heads that they share, with --arch llama; 0: one for each", "model"
+    )
     n_embd: int = _option(128, "width of the residual stream", "model")
     block_size: int = _option(64, "context length in tokens", "model")
     dropout: float = _option(0.0, "share of activations dropped in training", "model")
@@ -81,7 +85,10 @@ class TrainConfig:
         for name in _AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 1 or more")
-        for name in ("warmup", "weight_decay", "grad_clip", "seed", "sample_every", "min_lr"):
+        for name in (
+            *("warmup", "weight_decay", "grad_clip", "seed", "sample_every", "min_lr"),
+            "n_kv_head",
+        ):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more")
         if not self.lr > 0:
@@ -97,8 +104,22 @@ class TrainConfig:
             raise ValueError(f"val_fraction={self.val_fraction}: expected a number between 0 and 1")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
+        if self.arch not in ARCHITECTURES:
+            raise ValueError(f"arch={self.arch!r}: expected {' or '.join(ARCHITECTURES)}")
+        if self.n_kv_head and self.arch != "llama":
+            raise ValueError(f"n_kv_head={self.n_kv_head} goes with arch=llama only")
+        if self.n_kv_head and self.n_head % self.n_kv_head:
+            raise ValueError(
+                f"n_head={self.n_head} is not a multiple of n_kv_head={self.n_kv_head}"
+            )
+        if self.arch == "llama" and self.n_embd // self.n_head % 2:
+            raise ValueError(
+                f"n_embd={self.n_embd} and n_head={self.n_head} make heads of size"
+                f" {self.n_embd // self.n_head}, which arch=llama can't rotate: it must be even"
+            )
 
 
+ARCHITECTURES = ("gpt2", "llama")
 _AT_LEAST_ONE = (
     *(
         "vocab_size",

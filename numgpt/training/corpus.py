@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from numgpt.runtime.files import replacing
-from numgpt.tokenizer import BaseTokenizer
+from numgpt.tokenizer import BaseTokenizer, Tokenizer
 from numgpt.tokenizer.reading import read_text
 
 TOKENS_FILE = "tokens.bin"
@@ -167,11 +167,15 @@ def _fingerprint(data: str | list[str] | None) -> str:
 
 
 def _identity(tokenizer: BaseTokenizer) -> str:
-    """Changes when any token does."""
+    """Changes when any token does, or how a text is cut into them."""
     digest = hashlib.sha256(type(tokenizer).__name__.encode())
     for id in range(tokenizer.vocab_size):
         try:
             digest.update(tokenizer.token_to_bytes(id) + b"\n")
         except ValueError:  # a hole in the vocabulary
             digest.update(b"\n\n")
+    if isinstance(tokenizer, Tokenizer):
+        pattern, normalizer = tokenizer.pattern.name, tokenizer.normalizer
+        if (pattern, normalizer, tokenizer.ignore_merges) != ("gpt2", None, False):
+            digest.update(f"{pattern} {normalizer} {tokenizer.ignore_merges}".encode())
     return digest.hexdigest()

@@ -20,11 +20,11 @@ from typing import Any, TextIO
 import numpy as np
 
 from numgpt import formats
-from numgpt.models import GPT, GPTConfig
-from numgpt.runtime import physical_memory
+from numgpt.models import LanguageModel
 from numgpt.runtime.files import check_writable, remove_leftovers, writing_into
-from numgpt.tokenizer import BaseTokenizer, CharTokenizer, Tokenizer
+from numgpt.tokenizer import BaseTokenizer
 from numgpt.training.adamw import AdamW
+from numgpt.training.beginning import make_tokenizer, new_model
 from numgpt.training.checkpoint import (
     CHECKPOINT_FILE,
     check_room,
@@ -34,7 +34,7 @@ from numgpt.training.checkpoint import (
     save_checkpoint,
 )
 from numgpt.training.config import TrainConfig
-from numgpt.training.corpus import Corpus, absolute, prepare_corpus, read_documents
+from numgpt.training.corpus import Corpus, absolute, prepare_corpus
 from numgpt.training.log import Log
 from numgpt.training.schedule import learning_rate
 
@@ -47,8 +47,10 @@ FIXED = (
         "val_fraction",
         "tokenizer",
         "vocab_size",
+        "arch",
         "n_layer",
         "n_head",
+        "n_kv_head",
         "n_embd",
         "block_size",
     ),
@@ -67,15 +69,14 @@ class Trainer:
         self,
         config: TrainConfig,
         out: Path,
-        model: GPT,
+        model: LanguageModel,
         tokenizer: BaseTokenizer,
         corpus: Corpus,
         steps_done: int = 0,
     ):
         check_room(out, model)
         remove_leftovers(out)
-        for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop"):
-            setattr(model.config, name, config.dropout)
+        model.config.set_dropout(config.dropout)
         self.config = config
         self.out = out
         self.model = model
@@ -293,46 +294,6 @@ class Trainer:
                 "tokens_per_second": round(tokens_per_second, 1),
             }
         )
-
-
-def new_model(config: TrainConfig, tokenizer: BaseTokenizer) -> GPT:
-    """A model of the sizes that the options give, with random weights."""
-    vectors = 12 * config.n_layer * config.n_embd + tokenizer.vocab_size + config.block_size
-    needed = 16 * vectors * config.n_embd  # bytes: float32 weights, gradients and two moments
-    if needed > physical_memory():
-        raise ValueError(
-            f"a model of n_layer={config.n_layer}, n_embd={config.n_embd} needs"
-            f" {needed / 1e9:,.0f} GB"
-            f" to train, this machine has {physical_memory() / 1e9:,.0f} GB: choose a smaller one"
-        )
-    model_config = GPTConfig(
-        n_layer=config.n_layer,
-        n_head=config.n_head,
-        n_embd=config.n_embd,
-        n_positions=config.block_size,
-        vocab_size=tokenizer.vocab_size,
-        bos_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return GPT(model_config, seed=config.seed)
-
-
-def make_tokenizer(config: TrainConfig) -> BaseTokenizer:
-    """The tokenizer that the options ask for, learnt from the corpus or loaded."""
-    if config.tokenizer == "char":
-        return CharTokenizer.train(
-            part for document in read_documents(config.data) for part in document
-        )
-    if config.tokenizer == "bpe":
-        parts = (part for document in read_documents(config.data) for part in document)
-        return Tokenizer.train(parts, config.vocab_size, progress=sys.stderr.isatty())
-    try:
-        return formats.load_tokenizer(config.tokenizer)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"tokenizer={config.tokenizer!r}: choose char, bpe, or a directory that holds one"
-            f" ({error})"
-        ) from None
 
 
 def _show(text: str, stream: TextIO) -> None:

@@ -237,7 +237,7 @@ BAD = [
     (("tokenizer", "train", "absent.txt", "--vocab-size", 300, "--out", "TMP"), "absent.txt"),
     (("tokenizer", "train", "TEXT", "--vocab-size", 10, "--out", "TMP"), "vocab_size=10"),
     (("info", "./absent"), "./absent"),
-    (("generate", "T", "--model", "TEXT"), "is a file"),
+    (("generate", "T", "--model", "TEXT"), "no model that numgpt can read"),
     (("generate", "T", "--model", "RUN", "--greedy", "-n", 3), "--greedy writes the same"),
     (("generate", "T", "--model", "RUN", "--stop", ""), '--stop ""'),
     (

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from numgpt import CharTokenizer, formats
-from numgpt.training import TrainConfig, Trainer, TrainingError, prepare_corpus
-from numgpt.training import loop as loop_module
+from numgpt.training import TrainConfig, Trainer, TrainingError, beginning, prepare_corpus
 from numgpt.training.checkpoint import CHECKPOINT_FILE, read_state
 from numgpt.training.config import OPTIONS, read_toml
 from numgpt.training.corpus import find_files
@@ -50,8 +49,9 @@ def start(text_file, out, **options) -> Trainer:
     return Trainer.start(TrainConfig(**({"data": text_file} | TINY | options)), out)
 
 
-def test_learns(text_file, tmp_path, capsys):
-    trainer = start(text_file, tmp_path / "run", steps=150, sample_every=150)
+@pytest.mark.parametrize("arch", ["gpt2", "llama"])
+def test_learns(text_file, tmp_path, capsys, arch):
+    trainer = start(text_file, tmp_path / "run", steps=150, sample_every=150, arch=arch)
     trainer.run()
     records = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert records[0]["loss"] == pytest.approx(math.log(trainer.tokenizer.vocab_size), rel=0.1)
@@ -74,9 +74,16 @@ STATE = ("weights", "m", "v")
 HARD = {"dropout": 0.2, "grad_accum": 3, "steps": 17}
 
 
-@pytest.mark.parametrize("tokenizer", ["char", "bpe"])
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(text_file, tmp_path, tokenizer):
-    options = HARD | {"tokenizer": tokenizer, "vocab_size": 280}
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tokenizer": "char"},
+        {"tokenizer": "bpe", "vocab_size": 280},
+        {"arch": "llama", "n_kv_head": 1},
+    ],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(text_file, tmp_path, options):
+    options = HARD | options
     start(text_file, tmp_path / "whole", **options).run()
     parts = start(text_file, tmp_path / "parts", **options)
     for stop in (1, 6, 11):
@@ -216,19 +223,26 @@ def test_a_directory_that_can_not_be_written_is_reported(text_file, tmp_path):
         start(text_file, tmp_path / "file" / "run")
 
 
-def test_fine_tunes(text_file, tmp_path):
-    start(text_file, tmp_path / "first", steps=60).run()
+@pytest.mark.parametrize(
+    ("arch", "dropout", "context"),
+    [
+        ("gpt2", "attn_pdrop", "n_positions"),
+        ("llama", "attention_dropout", "max_position_embeddings"),
+    ],
+)
+def test_fine_tunes(text_file, tmp_path, arch, dropout, context):
+    start(text_file, tmp_path / "first", steps=60, arch=arch).run()
     before = read_state(tmp_path / "first")["best_loss"]
     tuned = start(
         text_file, tmp_path / "tuned", init_from=str(tmp_path / "first"), steps=20, dropout=0.1
     )
-    assert tuned.model.config.attn_pdrop == 0.1
+    assert getattr(tuned.model.config, dropout) == 0.1
     assert tuned.validate() == pytest.approx(before, rel=1e-6)
     tuned.run()
     assert read_state(tmp_path / "tuned")["best_loss"] <= before + 0.05
-    same = formats.load_model(tmp_path / "first").config
-    assert tuned.model.config.n_embd == same.n_embd
-    with pytest.raises(ValueError, match="n_positions=8"):
+    first = formats.load_model(tmp_path / "first")
+    assert tuned.model.parameters.layout.keys() == first.parameters.layout.keys()
+    with pytest.raises(ValueError, match=f"{context}=8"):
         start(text_file, tmp_path / "more", init_from=str(tmp_path / "first"), block_size=9)
 
 
@@ -265,7 +279,7 @@ def test_documents_are_separated_by_the_end_of_text_token(tmp_path):
     for name in ("a.txt", "b.txt", ".hidden"):
         (tmp_path / name).write_text(TEXT if name == "a.txt" else "dog sleeps. " * 40)
     options = TrainConfig(data=str(tmp_path), tokenizer="bpe", vocab_size=280)
-    tokenizer = loop_module.make_tokenizer(options)
+    tokenizer = beginning.make_tokenizer(options)
     out = tmp_path / ".out"
     out.mkdir()
     for data in (
@@ -312,6 +326,8 @@ def test_refuses_data_that_can_not_be_used(tmp_path):
         ("beta2", 1.0),
         ("seed", -1),
         ("n_embd", 17),
+        ("arch", "mamba"),
+        ("n_kv_head", 2),
         ("grad_clip", -1.0),
         ("data", 3),
         ("steps", True),
@@ -322,6 +338,15 @@ def test_refuses_options_by_name(name, value, text_file, tmp_path):
         start(text_file, tmp_path / "run", **{name: value})
     assert not (tmp_path / "run").exists()
     assert "\n" not in str(error.value)
+
+
+def test_refuses_llamas_that_can_not_be(text_file, tmp_path):
+    for options, message in (
+        ({"n_kv_head": 3}, "n_kv_head=3"),
+        ({"n_embd": 6, "n_head": 2}, "heads of size 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            start(text_file, tmp_path / "run", arch="llama", **options)
 
 
 def test_toml_holds_the_same_names(tmp_path):
