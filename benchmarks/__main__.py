@@ -7,6 +7,7 @@ and each process's peak memory. In place of rows:
     growth    how time and memory grow with tokens and context; writes growth.json
     plot      growth.json as growth.svg and as tables
     flat      resident memory over 1000 training steps
+    sizes     load and run GPT-2 of 124M to 1.5B parameters (6.3 GB of disk and memory)
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import importlib
 
 from benchmarks import harness
 
-STUDIES = ("recipe", "growth", "plot", "flat")
+STUDIES = ("recipe", "growth", "plot", "flat", "sizes")
 
 
 def main() -> None:

@@ -9,9 +9,23 @@ import numpy as np
 
 from benchmarks.training import GPT2
 
+END = 0  # the end-of-text token, which never comes before all tokens are made
+# SmolLM2-135M's sizes.
+SMOLLM2 = {
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "max_position_embeddings": 8192,
+    "vocab_size": 49152,
+    "rope_theta": 100000.0,
+    "tie_word_embeddings": True,
+}
+
 
 def prompt(length: int) -> np.ndarray:
-    return np.random.default_rng(1).integers(GPT2["vocab_size"], size=(1, length))
+    return np.random.default_rng(1).integers(SMOLLM2["vocab_size"], size=(1, length))
 
 
 def numgpt_model() -> Any:
@@ -30,16 +44,36 @@ def transformers_model(dtype: str = "float32") -> Any:
 
 
 def numgpt_generate(sequences: int, tokens: int) -> Callable[[], Any]:
-    model = numgpt_model()
+    return numgpt_sampling(numgpt_model(), sequences, tokens)
+
+
+def numgpt_llama(tokens: int) -> Callable[[], Any]:
+    import numgpt
+
+    return numgpt_sampling(numgpt.Llama(numgpt.LlamaConfig(**SMOLLM2)), 1, tokens)
+
+
+def numgpt_sampling(model: Any, sequences: int, tokens: int) -> Callable[[], Any]:
     options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": True, "seed": 0}
-    options |= {"top_k": 50, "eos_token_id": 50256, "num_return_sequences": sequences}
+    options |= {"top_k": 50, "eos_token_id": END, "num_return_sequences": sequences}
     return lambda: model.generate(prompt(8), **options)
 
 
 def transformers_generate(sequences: int, tokens: int, dtype: str = "float32") -> Callable[[], Any]:
+    return transformers_sampling(transformers_model(dtype), sequences, tokens)
+
+
+def transformers_llama(tokens: int) -> Callable[[], Any]:
+    import transformers
+
+    config = transformers.LlamaConfig(**SMOLLM2, eos_token_id=END)
+    return transformers_sampling(transformers.LlamaForCausalLM(config).eval(), 1, tokens)
+
+
+def transformers_sampling(model: Any, sequences: int, tokens: int) -> Callable[[], Any]:
     import torch
 
-    model, ids = transformers_model(dtype), torch.tensor(prompt(8))
+    ids = torch.tensor(prompt(8))
 
     def generate() -> Any:
         return model.generate(
@@ -50,7 +84,7 @@ def transformers_generate(sequences: int, tokens: int, dtype: str = "float32") -
             do_sample=True,
             top_k=50,
             num_return_sequences=sequences,
-            pad_token_id=50256,
+            pad_token_id=END,
         )
 
     return generate

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from benchmarks import generating, starting, tokenizing, training
+from benchmarks import generating, loading, starting, tokenizing, training
 from benchmarks.training import CHAR, GPT2
 
 Side = Callable[[], Callable[[], Any]]
@@ -104,6 +104,20 @@ ROWS = {
         generating.numgpt_prompt,
         generating.transformers_prompt,
         target=2.0,
+    ),
+    "generate-135M": Row(
+        "generation, Llama of SmolLM2's sizes, 135M, 1 sequence (transformers)",
+        partial(generating.numgpt_llama, 128),
+        partial(generating.transformers_llama, 128),
+        unit="tokens/s",
+        amount=128,
+        target=1.5,
+    ),
+    "load": Row(
+        "loading 124M from float32 safetensors (transformers)",
+        loading.numgpt_load,
+        loading.transformers_load,
+        memory=False,
     ),
     "encode-tokenizers": encoding("tokenizers", tokenizing.tokenizers_encode, target=4.0),
     "encode-tiktoken": encoding("tiktoken", tokenizing.tiktoken_encode, target=0.4),

@@ -12,7 +12,10 @@ from numgpt.training import TrainConfig, Trainer
 from numgpt.training.config import OPTIONS, read_toml
 
 # What a model that is fine-tuned has already.
-GIVEN_BY_MODEL = ("n_layer", "n_head", "n_embd", "tokenizer", "vocab_size")
+GIVEN_BY_MODEL = (
+    *("arch", "n_layer", "n_head", "n_kv_head", "n_embd"),
+    *("tokenizer", "vocab_size"),
+)
 
 
 def register(subparsers: Any) -> None:
@@ -22,6 +25,7 @@ def register(subparsers: Any) -> None:
         "train a model on text, from nothing or from other weights",
         "numgpt train --out runs/first\n"
         "numgpt train --data book.txt --out runs/book --tokenizer bpe --vocab-size 1024\n"
+        "numgpt train --data book.txt --out runs/llama --arch llama --n-kv-head 2\n"
         "numgpt train --resume runs/first --steps 4000",
         run,
     )

@@ -24,7 +24,9 @@ from collections.abc import Callable
 import numpy as np
 
 from numgpt.formats.tensors import StoredTensor
-from numgpt.runtime import empty, over_row_blocks
+from numgpt.runtime import parallel_for
+
+WEIGHTS_AT_ONCE = 1 << 17  # what becomes of them stays in the cache
 
 
 class QuantisedTensor(StoredTensor):
@@ -45,13 +47,17 @@ class QuantisedTensor(StoredTensor):
     def read_into(self, target: np.ndarray) -> None:
         block_size, _, dequantise = BLOCKS[self.dtype]
         in_place = target.flags.c_contiguous and target.dtype == np.float32
-        weights = target if in_place else empty(target.shape, np.float32)
+        weights = target if in_place else np.empty(target.shape, np.float32)
 
-        def blocks(weights: np.ndarray, raw: np.ndarray) -> None:
-            weights[:] = dequantise(raw)
+        blocks, rows = self.raw, weights.reshape(-1, block_size)
+        step = WEIGHTS_AT_ONCE // block_size
 
-        with np.errstate(invalid="ignore", over="ignore"):  # a damaged scale is found later
-            over_row_blocks(blocks, weights.reshape(-1, block_size), self.raw)
+        def part(index: int) -> None:
+            chunk = slice(step * index, step * (index + 1))
+            with np.errstate(invalid="ignore", over="ignore"):  # a damaged scale is found later
+                rows[chunk] = dequantise(blocks[chunk])
+
+        parallel_for(part, -(-len(rows) // step))
         if not in_place:
             target[...] = weights
 
