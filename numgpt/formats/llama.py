@@ -12,6 +12,7 @@ from numgpt.models.llama import Llama, LlamaConfig
 
 MODEL = Llama
 MODEL_TYPE = "llama"  # in config.json
+QWEN2 = "qwen2"  # another model_type of the family
 LAYERS_FIELD = "num_hidden_layers"
 
 # The frequencies of the rotation, which older files store beside the weights.
@@ -21,7 +22,7 @@ _BUFFER = re.compile(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq|rotary_emb\.
 _REQUIRED = {
     "hidden_act": "silu",
     "pretraining_tp": 1,
-    "sliding_window": None,
+    "use_sliding_window": False,
     "partial_rotary_factor": 1.0,
 }
 
@@ -45,6 +46,11 @@ def config_from(fields: dict[str, Any]) -> LlamaConfig:
     for name, value in _REQUIRED.items():
         if fields.get(name, value) != value:
             raise ValueError(f"{name}={fields[name]!r} is not supported")
+    # Qwen2's configs name a window that use_sliding_window=False keeps from being used.
+    if fields.get("sliding_window") is not None and "use_sliding_window" not in fields:
+        raise ValueError(f"sliding_window={fields['sliding_window']!r} is not supported")
+    if fields.get("model_type") == QWEN2:
+        fields = fields | {"attention_bias": True, "attention_output_bias": False}
     names = {field.name for field in dataclasses.fields(LlamaConfig)}
     config = LlamaConfig(**{name: value for name, value in fields.items() if name in names})
     # transformers 5 writes one dict where earlier versions have rope_theta and rope_scaling.
@@ -66,7 +72,16 @@ def config_fields(config: LlamaConfig) -> dict[str, Any]:
     """LlamaConfig -> config.json."""
     fields = dataclasses.asdict(config) | {"rope_interleave": False, "hidden_act": "silu"}
     fields |= {"num_key_value_heads": config.key_heads, "head_dim": config.head_size}
-    return {"model_type": MODEL_TYPE, "architectures": ["LlamaForCausalLM"], **fields}
+    del fields["attention_output_bias"]
+    if config.output_bias == config.attention_bias:
+        return {"model_type": MODEL_TYPE, "architectures": ["LlamaForCausalLM"], **fields}
+    if config.output_bias or config.mlp_bias:
+        raise ValueError(
+            "this combination of biases can't be saved: Hugging Face's Llama has them on all of"
+            " attention's projections or none, its Qwen2 on all but the last"
+        )
+    fields |= {"use_sliding_window": False}
+    return {"model_type": QWEN2, "architectures": ["Qwen2ForCausalLM"], **fields}
 
 
 def stored_array(name: str, array: np.ndarray, config: LlamaConfig) -> np.ndarray:

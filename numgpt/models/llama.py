@@ -8,7 +8,8 @@ arXiv:2407.21783).
 What differs from GPT-2 (gpt2.py): positions are turns of the queries and keys instead of a table,
 norms have neither mean nor bias, the feed-forward layer is gated, several query heads may share
 a key head, and the projections usually lack biases. Names, layout (out, in) and initialisation are
-those of Hugging Face's models of this family.
+those of Hugging Face's models of this family. Qwen2 (Yang et al. 2024, arXiv:2407.10671) is the
+same with biases on queries, keys and values.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class LlamaConfig:
     rope_scaling: dict[str, Any] | None = None  # Llama 3.1's, see layers/rope.py
     rope_interleave: bool = False  # pairs of neighbours instead of halves
     attention_bias: bool = False
+    attention_output_bias: bool | None = None  # None: as attention_bias; Qwen2 has all but this one
     mlp_bias: bool = False
     attention_dropout: float = 0.0
     initializer_range: float = 0.02
@@ -86,6 +88,8 @@ class LlamaConfig:
         require_booleans(
             self, "rope_interleave", "attention_bias", "mlp_bias", "tie_word_embeddings"
         )
+        if self.attention_output_bias is not None:
+            require_booleans(self, "attention_output_bias")
         require_ids(self, "bos_token_id", "eos_token_id")
         heads = self.num_attention_heads
         if heads % self.key_heads:
@@ -119,6 +123,11 @@ class LlamaConfig:
             if self.num_key_value_heads is None
             else (self.num_key_value_heads)
         )
+
+    @property
+    def output_bias(self) -> bool:
+        given = self.attention_output_bias
+        return self.attention_bias if given is None else given
 
     @property
     def head_size(self) -> int:
@@ -156,7 +165,7 @@ class Llama(LanguageModel):
             "o_proj": (width, queries),
         }.items():
             block[f"self_attn.{name}.weight"] = shape
-            if config.attention_bias:
+            if config.output_bias if name == "o_proj" else config.attention_bias:
                 block[f"self_attn.{name}.bias"] = shape[:1]
         block["post_attention_layernorm.weight"] = (width,)
         for name, shape in {

@@ -50,6 +50,12 @@ LLAMA_CONFIGS = {
         "num_hidden_layers": 3,
         "tie_word_embeddings": True,
     },
+    "llama_qwen2": {
+        "num_key_value_heads": 2,
+        "attention_bias": True,
+        "attention_output_bias": False,
+        "tie_word_embeddings": True,
+    },
     "llama_neighbours": {"num_key_value_heads": 2, "rope_interleave": True},
 }
 BATCHES = {"wide": (3, 11), "one_token": (2, 1)}
@@ -94,8 +100,10 @@ def to_transformers(model: LanguageModel):
         )
         theirs = transformers.GPT2LMHeadModel(_eager(config))
     else:
-        config = transformers.LlamaConfig(**llama.config_fields(model.config), use_cache=False)
-        theirs = transformers.LlamaForCausalLM(_eager(config))
+        fields = llama.config_fields(model.config) | {"use_cache": False}
+        family = "Qwen2" if fields["model_type"] == "qwen2" else "Llama"
+        config = getattr(transformers, f"{family}Config")(**fields)
+        theirs = getattr(transformers, f"{family}ForCausalLM")(_eager(config))
     names = NAMES[type(model)]
     state = {
         names.stored_name(name): torch.tensor(names.stored_array(name, array, model.config))
