@@ -1,14 +1,16 @@
-"""GPT, whole, in NumPy: tokenizer, hand-derived backward pass, AdamW, training, generation."""
+"""GPT, whole, in NumPy: tokenizer, hand-derived backward, AdamW, training, generation, chat."""
 
 from numgpt import runtime  # isort: skip  (first: it chooses NumPy's kernels before NumPy loads)
-from numgpt.formats import load
-from numgpt.generation import Chat, KVCache
+from numgpt.generation import KVCache
 from numgpt.models import GPT, GPTConfig, Llama, LlamaConfig
 from numgpt.runtime import set_num_threads
+from numgpt.runtime.lazy import lazy_names
 from numgpt.tokenizer import CharTokenizer, Tokenizer
 from numgpt.training import AdamW
 
 __version__ = "0.1.0"
+
+_MODULES = {"Chat": "generation.chat", "formats": "formats", "load": "formats"}
 
 __all__ = [
     "GPT",
@@ -24,3 +26,4 @@ __all__ = [
     "runtime",
     "set_num_threads",
 ]
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

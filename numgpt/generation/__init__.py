@@ -1,10 +1,10 @@
 """IDS -> MORE IDS. KV cache, logits processors, the decoding loop, streaming."""
 
 from numgpt.generation.cache import KVCache
-from numgpt.generation.chat import Chat
 from numgpt.generation.decode import LengthWarning, generate, generate_each, stream
 from numgpt.generation.options import GenerationOptions
 from numgpt.generation.processors import process_logits
+from numgpt.runtime.lazy import lazy_names
 
 __all__ = [
     "Chat",
@@ -16,3 +16,4 @@ __all__ = [
     "process_logits",
     "stream",
 ]
+__getattr__, __dir__ = lazy_names(__name__, {"Chat": "chat"})

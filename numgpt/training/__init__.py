@@ -1,10 +1,6 @@
-"""DATA -> BETTER WEIGHTS. Corpus and batches, AdamW, schedule, loop, checkpoints, log.
+"""DATA -> BETTER WEIGHTS. Corpus and batches, AdamW, schedule, loop, checkpoints, log."""
 
-The names below are imported when first used, so that `import numgpt` need not wait for the loop.
-"""
-
-from importlib import import_module
-from typing import Any
+from numgpt.runtime.lazy import lazy_names
 
 _MODULES = {
     "AdamW": "adamw",
@@ -17,13 +13,4 @@ _MODULES = {
 }
 
 __all__ = list(_MODULES)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)
