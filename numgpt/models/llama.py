@@ -43,6 +43,8 @@ from numgpt.models.language_model import LanguageModel
 from numgpt.models.parameters import Parameters
 from numgpt.runtime import add_into
 
+QUERY_KEY_VALUE = "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"
+GATE_UP = "mlp.gate_proj", "mlp.up_proj"
 LLAMA3_SCALING = (
     *("factor", "low_freq_factor", "high_freq_factor"),
     "original_max_position_embeddings",
@@ -253,9 +255,10 @@ class Llama(LanguageModel):
             return linear_forward(x, p[f"{name}.weight"].T, p.get(f"{name}.bias"))[0]
 
         y, norm_1 = rmsnorm_forward(x, p["input_layernorm.weight"], eps)
-        q = split_heads(project(y, "self_attn.q_proj"), batch, config.head_size)  # (B, H, T, D)
-        k = split_heads(project(y, "self_attn.k_proj"), batch, config.head_size)  # (B, K, T, D)
-        v = split_heads(project(y, "self_attn.v_proj"), batch, config.head_size)  # (B, K, T, D)
+        q, k, v = (  # (B, H, T, D), and twice (B, K, T, D)
+            split_heads(projected, batch, config.head_size)
+            for projected in self._project_all(y, layer, *QUERY_KEY_VALUE)
+        )
         q, _ = rope_forward(q, rotation, interleaved)
         k, _ = rope_forward(k, rotation, interleaved)
         if kv_cache is not None:
@@ -268,10 +271,29 @@ class Llama(LanguageModel):
         add_into(x, project(merge_heads(y), "self_attn.o_proj"))  # (B, H, T, D) -> (N, C)
 
         y, norm_2 = rmsnorm_forward(x, p["post_attention_layernorm.weight"], eps)
-        gate, up = project(y, "mlp.gate_proj"), project(y, "mlp.up_proj")  # (N, C) -> (N, F)
+        gate, up = self._project_all(y, layer, *GATE_UP)  # (N, C) -> (N, F)
         y, swiglu = swiglu_forward(gate, up)
         add_into(x, project(y, "mlp.down_proj"))  # (N, F) -> (N, C)
         return x, (norm_1, attention, norm_2, swiglu)
+
+    def _project_all(self, x: np.ndarray, layer: int, *names: str) -> list[np.ndarray]:
+        """Several projections of x (N, C), each (N, O): as one product, where the weights lie side
+        by side. Few large products read weights faster from memory than many small ones."""
+        p = self.parameters.under(f"layers.{layer}.")
+        together = self.parameters.joined(*(f"layers.{layer}.{name}.weight" for name in names))
+        whole = None if together is None else linear_forward(x, together.T)[0]
+        results, start = [], 0
+        for name in names:
+            weight, bias = p[f"{name}.weight"], p.get(f"{name}.bias")
+            if whole is None:
+                y, _ = linear_forward(x, weight.T, bias)
+            else:
+                y = whole[:, start : start + len(weight)]
+                start += len(weight)
+                if bias is not None:
+                    y += bias
+            results.append(y)
+        return results
 
     def _block_backward(
         self,

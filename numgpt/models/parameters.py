@@ -41,6 +41,7 @@ class Parameters(Mapping[str, np.ndarray]):
             for name, (offset, shape) in layout.items()
         }
         self._under: dict[str, dict[str, np.ndarray]] = {}
+        self._joined: dict[tuple[str, ...], np.ndarray | None] = {}
 
     @classmethod
     def empty(cls, layout: Layout, dtype: np.typing.DTypeLike) -> Parameters:
@@ -57,6 +58,19 @@ class Parameters(Mapping[str, np.ndarray]):
                 if name.startswith(prefix)
             }
         return self._under[prefix]
+
+    def joined(self, *names: str) -> np.ndarray | None:
+        """Matrices (O_1, I), (O_2, I), … that lie one behind the other as one, (ΣO, I); None where
+        they don't, as in a file that orders them by name."""
+        if names not in self._joined:
+            places = [self.layout[name] for name in names]
+            start, width = places[0][0], places[0][1][1]
+            end = start
+            for offset, (rows, columns) in places:
+                end = offset + rows * columns if (offset, columns) == (end, width) else -1
+            behind = end > start
+            self._joined[names] = self.flat[start:end].reshape(-1, width) if behind else None
+        return self._joined[names]
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._views[name]

@@ -332,3 +332,17 @@ def test_initialisation_is_llamas():
     for name in ("embed_tokens.weight", "layers.1.mlp.down_proj.weight", "lm_head.weight"):
         assert p[name].std() == pytest.approx(0.02, rel=0.05), name
     assert (p["norm.weight"] == 1).all()
+
+
+@pytest.mark.parametrize("name", ["llama_grouped", "llama_biases"])
+def test_projections_together_give_what_each_gives(name, monkeypatch):
+    model = small_model(name, np.float64)
+    ids, _ = batch(model.config, (2, 7))
+    q, k, v = (f"layers.1.self_attn.{part}_proj.weight" for part in "qkv")
+    p = model.parameters
+    np.testing.assert_array_equal(p.joined(q, k, v), np.concatenate([p[q], p[k], p[v]]))
+    assert np.shares_memory(p.joined(q, k, v), p.flat)
+    assert p.joined(q, v) is p.joined(k, q) is None  # not one behind the other
+    together = model(ids)
+    monkeypatch.setattr(type(p), "joined", lambda self, *names: None)
+    assert_close(model(ids), together)

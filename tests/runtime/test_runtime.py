@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import numgpt
 from numgpt import runtime
 from numgpt.runtime import blocks, products, scratch, threads
 
@@ -229,8 +230,18 @@ def test_threads_that_pay(monkeypatch):
 
 def test_importing_numgpt_leaves_what_is_not_needed():
     loaded = python("import sys, numgpt; print(*sys.modules)").split()
-    assert not {"regex", "numgpt.training.loop", "concurrent.futures"} & set(loaded)
-    assert {"numgpt.training.adamw", "numgpt.formats"} <= set(loaded)
+    unneeded = {"regex", "numgpt.training.loop", "numgpt.formats", "concurrent.futures"}
+    assert not unneeded & set(loaded)
+    assert {"numgpt.training.adamw", "numgpt.models.llama"} <= set(loaded)
+
+
+def test_names_that_are_imported_late_are_there():
+    code = "import numgpt; print({'load', 'Chat', 'formats'} <= set(dir(numgpt)), numgpt.load)"
+    assert python(code).startswith("True <function load")
+    code = "from numgpt import *; from numgpt.generation import *; print(Chat is numgpt.Chat)"
+    assert python("import numgpt; " + code).strip() == "True"
+    with pytest.raises(AttributeError, match="nothing"):
+        numgpt.nothing  # noqa: B018
 
 
 def test_scratch_memory_is_used_again_but_never_while_in_use():
