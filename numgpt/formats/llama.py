@@ -58,13 +58,15 @@ def config_from(fields: dict[str, Any]) -> LlamaConfig:
     if isinstance(rope, dict):
         config.rope_theta = rope.get("rope_theta", config.rope_theta)
         config.rope_scaling = {n: v for n, v in rope.items() if n != "rope_theta"}
-    if isinstance(config.rope_scaling, dict):
-        kind = config.rope_scaling.get("rope_type", config.rope_scaling.get("type", "default"))
-        config.rope_scaling = config.rope_scaling | {"rope_type": kind}
-        if config.rope_scaling.get("partial_rotary_factor", 1.0) != 1.0:
+    elif rope is not None:
+        raise ValueError(f"rope_parameters={rope!r} is not supported")
+    if isinstance(scaling := config.rope_scaling, dict):
+        if scaling.get("partial_rotary_factor", 1.0) != 1.0:
             raise ValueError("partial_rotary_factor is not supported")
-        if kind == "default":
-            config.rope_scaling = None
+        # Without a type it is the default only if there is nothing else either.
+        unsaid = None if scaling.keys() - {"partial_rotary_factor"} else "default"
+        kind = scaling.get("rope_type", scaling.get("type", unsaid))
+        config.rope_scaling = None if kind == "default" else scaling | {"rope_type": kind}
     return config
 
 

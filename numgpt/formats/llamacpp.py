@@ -25,7 +25,7 @@ from numgpt.tokenizer import Tokenizer, build_bpe
 # tokenizer.ggml.pre, where llama.cpp's splitting is one of our patterns.
 PATTERNS = {
     **dict.fromkeys(("gpt-2", "default", "phi-2"), "gpt2"),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe"), "llama3"),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), "llama3"),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), "smollm"),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), "qwen2"),
 }
@@ -86,15 +86,17 @@ def open_file(path: Path) -> Source:
     family, arrangement, config_from = _CONFIGS[architecture]
     if "token_embd.weight" not in tensors:
         raise ValueError(f"{path}: the weights lack 'token_embd.weight'")
+    if not tensors["token_embd.weight"].shape:
+        raise ValueError(f"{path}: tensor 'token_embd.weight' has shape []")
+    ends = [metadata.get(f"tokenizer.ggml.{end}_token_id", int) for end in ("eos", "eot")]
+    ends = sorted({id for id in ends if id is not None})
     try:
         config = config_from(metadata, tensors)
+        config.bos_token_id = metadata.get("tokenizer.ggml.bos_token_id", int)
+        config.eos_token_id = (ends or [None])[0] if len(ends) < 2 else ends
         config.validate()
     except ValueError as error:
         raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
-    config.bos_token_id = metadata.get("tokenizer.ggml.bos_token_id", int)
-    ends = [metadata.get(f"tokenizer.ggml.{end}_token_id", int) for end in ("eos", "eot")]
-    ends = sorted({id for id in ends if id is not None})
-    config.eos_token_id = (ends or [None])[0] if len(ends) < 2 else ends
     return Source(
         path,
         path,
@@ -173,32 +175,35 @@ def _gpt2_config(metadata: Metadata, tensors: dict[str, StoredTensor]) -> GPTCon
 
 
 def _llama_config(metadata: Metadata, tensors: dict[str, StoredTensor]) -> LlamaConfig:
-    heads = metadata.require("llama.attention.head_count", int)
+    family = metadata.require("general.architecture", str)  # llama or qwen2
+    heads = metadata.require(f"{family}.attention.head_count", int)
     config = LlamaConfig(
-        num_hidden_layers=metadata.require("llama.block_count", int),
+        num_hidden_layers=metadata.require(f"{family}.block_count", int),
         num_attention_heads=heads,
-        num_key_value_heads=metadata.get("llama.attention.head_count_kv", int, heads),
-        hidden_size=metadata.require("llama.embedding_length", int),
-        head_dim=metadata.get("llama.attention.key_length", int),
-        intermediate_size=metadata.require("llama.feed_forward_length", int),
-        max_position_embeddings=metadata.require("llama.context_length", int),
-        rms_norm_eps=metadata.require("llama.attention.layer_norm_rms_epsilon", float),
-        rope_theta=metadata.get("llama.rope.freq_base", float, 10000.0),
+        num_key_value_heads=metadata.get(f"{family}.attention.head_count_kv", int, heads),
+        hidden_size=metadata.require(f"{family}.embedding_length", int),
+        head_dim=metadata.get(f"{family}.attention.key_length", int),
+        intermediate_size=metadata.require(f"{family}.feed_forward_length", int),
+        max_position_embeddings=metadata.require(f"{family}.context_length", int),
+        rms_norm_eps=metadata.require(f"{family}.attention.layer_norm_rms_epsilon", float),
+        rope_theta=metadata.get(f"{family}.rope.freq_base", float, 10000.0),
         vocab_size=tensors["token_embd.weight"].shape[0],
         attention_bias="blk.0.attn_q.bias" in tensors,
+        attention_output_bias="blk.0.attn_output.bias" in tensors,
+        mlp_bias="blk.0.ffn_gate.bias" in tensors,
         tie_word_embeddings="output.weight" not in tensors,
     )
     config.validate()
-    scaling = metadata.get("llama.rope.scaling.type", str, "none")
+    scaling = metadata.get(f"{family}.rope.scaling.type", str, "none")
     if scaling != "none":
-        raise ValueError(f"llama.rope.scaling.type={scaling!r} is not supported")
-    for name in ("llama.rope.dimension_count", "llama.attention.value_length"):
+        raise ValueError(f"{family}.rope.scaling.type={scaling!r} is not supported")
+    for name in (f"{family}.rope.dimension_count", f"{family}.attention.value_length"):
         if (size := metadata.get(name, int, config.head_size)) != config.head_size:
             raise ValueError(f"{name}={size} is not supported: heads have size {config.head_size}")
-    if metadata.get("llama.attention.sliding_window", int, 0):
-        raise ValueError("llama.attention.sliding_window is not supported")
-    if metadata.get("llama.expert_count", int, 0):
-        raise ValueError("llama.expert_count: a mixture of experts is not supported")
+    if metadata.get(f"{family}.attention.sliding_window", int, 0):
+        raise ValueError(f"{family}.attention.sliding_window is not supported")
+    if metadata.get(f"{family}.expert_count", int, 0):
+        raise ValueError(f"{family}.expert_count: a mixture of experts is not supported")
     if FREQUENCY_FACTORS in tensors:
         config.rope_scaling = _scaling_of(tensors[FREQUENCY_FACTORS], config)
     return config
@@ -206,9 +211,12 @@ def _llama_config(metadata: Metadata, tensors: dict[str, StoredTensor]) -> Llama
 
 def _scaling_of(stored: StoredTensor, config: LlamaConfig) -> dict[str, Any]:
     """Llama 3's scaling in the terms of a config, from the factors in the file."""
+    if stored.shape != (config.head_size // 2,):
+        raise ValueError(
+            f"{FREQUENCY_FACTORS} has shape {list(stored.shape)}, heads of size"
+            f" {config.head_size} ask for {[config.head_size // 2]}"
+        )
     frequencies = rope_frequencies(config.head_size, config.rope_theta)
-    if stored.shape != frequencies.shape:
-        raise ValueError(f"{FREQUENCY_FACTORS} has shape {list(stored.shape)}")
     factors = np.empty(stored.shape, np.float32)
     stored.read_into(factors)
     scaling = LLAMA3 | {"factor": float(factors.max())}
@@ -245,7 +253,7 @@ class GPT2Arrangement(Arrangement):
             return None
         if (match := _BLOCK.fullmatch(stored)) and match[2] in self.layers:
             return f"{self.prefix}.{match[1]}.{self.layers[match[2]]}.{match[3]}"
-        return self.tables.get(stored, stored)
+        return self.tables.get(stored, f"unknown {stored}")
 
     def stored_name(self, name: str) -> str:
         for stored, ours in self.tables.items():
@@ -291,7 +299,15 @@ class LlamaArrangement(GPT2Arrangement):
         )
 
 
+class Qwen2Arrangement(LlamaArrangement):
+    """Llama's names; the pairs of the rotation are halves here as well."""
+
+    def as_stored(self, name: str, array: np.ndarray) -> np.ndarray:
+        return array
+
+
 _CONFIGS = {
     "gpt2": (gpt2, GPT2Arrangement, _gpt2_config),
     "llama": (llama, LlamaArrangement, _llama_config),
+    "qwen2": (llama, Qwen2Arrangement, _llama_config),
 }

@@ -132,7 +132,11 @@ def _tokenizer(directory: Path) -> BaseTokenizer:
         tokens.append(data[place + 1 : stop])
         place = stop
     special = {END_OF_TEXT: end_of_text if version == 2 else count - 1}
+    if not 0 <= special[END_OF_TEXT] < count:
+        raise ValueError(f"{path}: {END_OF_TEXT} is token {end_of_text} of {count}")
     vocabulary = {token: id for id, token in enumerate(tokens) if id != special[END_OF_TEXT]}
+    if b"" in vocabulary or len(vocabulary) < count - 1:
+        raise ValueError(f"{path}: a token is empty or there twice; download it again")
     merges = [parts for token in vocabulary if (parts := _last_parts(token, vocabulary))]
     try:
         return Tokenizer(vocabulary, merges, special)

@@ -86,10 +86,10 @@ def open_model(path: Path) -> Source:
 def find_single(directory: Path) -> Path | None:
     """The file in a directory that is a model by itself.  Raises ValueError where there are
     several."""
+    patterns = ("*.gguf", nanogpt.CHECKPOINT_FILE, "*.bin")
+    files = [path for pattern in patterns for path in sorted(directory.glob(pattern))]
     files = [
-        *sorted(directory.glob("*.gguf")),
-        *sorted(directory.glob(nanogpt.CHECKPOINT_FILE)),
-        *(path for path in sorted(directory.glob("*.bin")) if llmc.is_llmc(path)),
+        path for path in files if path.is_file() and (path.suffix != ".bin" or llmc.is_llmc(path))
     ]
     if len(files) > 1:
         names = ", ".join(path.name for path in files)
@@ -105,7 +105,7 @@ def _open_file(path: Path) -> Source:
         return llmc.open_checkpoint(path)
     beside_config = (directory / huggingface.CONFIG_FILE).is_file()
     if beside_config and path.suffix in (".safetensors", ".bin"):
-        return huggingface.open_directory(directory)
+        return huggingface.open_directory(directory, path)
     if path.suffix == ".index" and (directory / openai.HPARAMS_FILE).is_file():
         return openai.open_bundle(directory, path)
     if is_pytorch(path):

@@ -41,7 +41,17 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
 
 
 def home() -> Path:
-    """numgpt's own directory: NUMGPT_HOME, else where the platform keeps caches."""
+    """numgpt's own directory: NUMGPT_HOME, else where the platform keeps caches.
+
+    Raises FileNotFoundError for a user without a home directory.
+    """
+    try:
+        return _home()
+    except RuntimeError as error:  # of pathlib
+        raise FileNotFoundError(f"{error}: set NUMGPT_HOME to a directory") from None
+
+
+def _home() -> Path:
     if directory := os.environ.get("NUMGPT_HOME"):
         return Path(directory).expanduser()
     if sys.platform == "win32":

@@ -85,11 +85,9 @@ def _tokenizer(directory: Path) -> BaseTokenizer:
             ) from None
     meta = read_pickle(path)
     characters = meta.get("itos") if isinstance(meta, dict) else None
-    if not isinstance(characters, dict) or sorted(map(str, characters)) != sorted(
-        map(str, range(len(characters)))
-    ):
+    if not isinstance(characters, dict) or characters.keys() != set(range(len(characters))):
         raise ValueError(f"{path}: 'itos' is not a dict from the ids 0, 1, 2, … to characters")
     try:
         return CharTokenizer([characters[id] for id in range(len(characters))])
-    except (ValueError, KeyError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

@@ -69,7 +69,7 @@ def read_pickle(path: str | os.PathLike) -> Any:
     """
     path = Path(path)
     with open(path, "rb") as file:
-        pickled = io.BytesIO(file.read(LARGEST_HEADER))
+        pickled = io.BytesIO(file.read(min(path.stat().st_size, LARGEST_HEADER)))
 
     def locate(key: str, least: int) -> int:
         raise RefusedError("has tensors: expected a plain pickle")

@@ -20,7 +20,7 @@ from numgpt.models.language_model import LanguageModel
 from numgpt.models.parameters import Parameters
 from numgpt.tokenizer import BaseTokenizer
 
-FAMILIES = {family.MODEL_TYPE: family for family in (gpt2, llama)}
+FAMILIES = {gpt2.MODEL_TYPE: gpt2, llama.MODEL_TYPE: llama, llama.QWEN2: llama}
 
 
 def family_of(model: LanguageModel) -> Any:
@@ -83,15 +83,16 @@ def read_parameters(
     """
     found = _find(source)
     parameters = _mapped(source, found)
-    if parameters is None:
-        parameters = Parameters.empty(source.family.MODEL.layout(source.config), np.float32)
-        for name, array in parameters.items():
-            report(name)
-            if name in found:
-                found[name].read_into(source.arrangement.as_stored(name, array))
-            else:
-                array.fill(0)
-    _check_finite(parameters, found)
+    with np.errstate(over="ignore", invalid="ignore"):  # what isn't finite is refused at the end
+        if parameters is None:
+            parameters = Parameters.empty(source.family.MODEL.layout(source.config), np.float32)
+            for name, array in parameters.items():
+                report(name)
+                if name in found:
+                    found[name].read_into(source.arrangement.as_stored(name, array))
+                else:
+                    array.fill(0)
+        _check_finite(parameters, found)
     return parameters
 
 
@@ -138,7 +139,7 @@ def _find(source: Source) -> dict[str, StoredTensor]:
 def _mapped(source: Source, found: Mapping[str, StoredTensor]) -> Parameters | None:
     """The parameters as one mapped piece of the file, where they lie there as we want them."""
     tensors = sorted(found.values(), key=lambda tensor: tensor.offset)
-    if os.name == "nt" or not source.arrangement.in_order or len(found) < len(tensors):
+    if os.name == "nt" or not source.arrangement.in_order:
         return None  # on Windows a mapped file could not be replaced
     if any(tensor.dtype != "F32" or tensor.strides is not None for tensor in tensors):
         return None

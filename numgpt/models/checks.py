@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from typing import Any
 
 
@@ -17,7 +17,7 @@ def require_whole(config: Any, *names: str, optional: bool = False) -> None:
 
 
 def require_number(
-    config: Any, *names: str, least: float | None = None, below: float = math.inf
+    config: Any, *names: str, least: float | None = None, below: float = sys.float_info.max
 ) -> None:
     """Numbers above 0, or from `least` up, and below `below`."""
     for name in names:

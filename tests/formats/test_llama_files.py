@@ -1,0 +1,236 @@
+"""Llama in Hugging Face's layout: save, load, transformers, both styles of config.json."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from models.references import LLAMA3_SCALING, LLAMA_CONFIGS, batch, small_model, to_transformers
+from support import assert_close
+
+import numgpt
+from numgpt import Llama
+from numgpt.formats import load_model, read_safetensors, write_safetensors
+
+every_config = pytest.mark.parametrize("name", LLAMA_CONFIGS)
+
+
+def logits_of_theirs(theirs, ids):
+    import torch
+
+    with torch.no_grad():
+        return theirs.float().eval()(torch.tensor(ids)).logits.numpy()
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A directory with a small model."""
+    small_model("llama_grouped").save_pretrained(tmp_path)
+    return tmp_path
+
+
+def config_of(directory):
+    return json.loads((directory / "config.json").read_text())
+
+
+def change(directory, remove=(), **fields):
+    changed = {name: v for name, v in config_of(directory).items() if name not in remove} | fields
+    (directory / "config.json").write_text(json.dumps(changed))
+
+
+@every_config
+def test_save_then_load_gives_the_same_logits(tmp_path, name):
+    model = small_model(name)
+    model.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    assert type(loaded) is Llama
+    ids, _ = batch(model.config, (2, 9))
+    assert_close(loaded(ids), model(ids))
+    if name != "llama_neighbours":
+        for key, array in model.parameters.items():
+            np.testing.assert_array_equal(loaded.parameters[key], array, err_msg=key)
+
+
+def test_pairs_of_neighbours_are_saved_as_pairs_of_halves(tmp_path):
+    """Which is the only order that a config.json of this family can stand for."""
+    model = small_model("llama_neighbours")
+    model.save_pretrained(tmp_path)
+    assert config_of(tmp_path)["rope_interleave"] is False
+    loaded = load_model(tmp_path)
+    assert loaded.config.rope_interleave is False
+    name = "layers.0.self_attn.q_proj.weight"
+    ours, theirs = model.parameters[name], loaded.parameters[name]
+    for head in range(0, 16, 4):  # of size 4
+        np.testing.assert_array_equal(theirs[head : head + 2], ours[head : head + 4 : 2])
+        np.testing.assert_array_equal(theirs[head + 2 : head + 4], ours[head + 1 : head + 4 : 2])
+    values = "layers.0.self_attn.v_proj.weight"
+    np.testing.assert_array_equal(loaded.parameters[values], model.parameters[values])
+    again = tmp_path / "again"
+    loaded.save_pretrained(again)
+    np.testing.assert_array_equal(load_model(again).parameters[name], theirs)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@every_config
+def test_transformers_loads_what_we_save(tmp_path, name, dtype):
+    import torch
+    import transformers
+
+    model = small_model(name)
+    model.save_pretrained(tmp_path, dtype)
+    theirs, report = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(report.values()), report
+    ids, _ = batch(model.config, (2, 9))
+    expected = logits_of_theirs(theirs, ids)
+    assert_close(load_model(tmp_path)(ids), expected)
+    if dtype == "float32":
+        assert_close(model(ids), expected)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("shard", ["5GB", "5KB"])
+@pytest.mark.parametrize("name", ["llama", "llama_scaled_rope", "llama_biases", "llama_qwen2"])
+def test_we_load_what_transformers_saves(tmp_path, name, shard, dtype):
+    """Its config.json says rope_parameters, as transformers 5 does."""
+    import torch
+
+    model = small_model(name)
+    theirs = to_transformers(model).to(getattr(torch, dtype))
+    theirs.save_pretrained(tmp_path, max_shard_size=shard)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1 or shard == "5GB"
+    assert config_of(tmp_path)["rope_parameters"]["rope_theta"] == model.config.rope_theta
+    ids, _ = batch(model.config, (2, 9))
+    # Read again: .to() has rounded the frequencies of theirs, too.
+    theirs = type(theirs).from_pretrained(tmp_path, dtype=torch.float32)
+    assert_close(load_model(tmp_path)(ids), logits_of_theirs(theirs, ids))
+
+
+# config.json
+
+
+OLD = {"rope_theta": 123.0, "rope_scaling": LLAMA3_SCALING}
+NEW = {"rope_parameters": LLAMA3_SCALING | {"rope_theta": 123.0}}
+UNTYPED = {name: value for name, value in LLAMA3_SCALING.items() if name != "rope_type"}
+OLDER = {"rope_theta": 123.0, "rope_scaling": UNTYPED | {"type": "llama3"}}
+
+
+@pytest.mark.parametrize("fields", [OLD, NEW, OLDER], ids=["old", "new", "older"])
+def test_both_styles_of_rope_are_read(saved, fields):
+    change(saved, ["rope_theta", "rope_scaling"], **fields)
+    config = load_model(saved).config
+    assert config.rope_theta == 123.0
+    assert config.rope_scaling["rope_type"] == "llama3"
+    expected = numgpt.LlamaConfig(
+        hidden_size=16, num_attention_heads=4, rope_theta=123.0, rope_scaling=LLAMA3_SCALING
+    )
+    np.testing.assert_array_equal(config.frequencies(), expected.frequencies())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
+        {"rope_theta": 500.0, "rope_scaling": {"rope_type": "default"}},
+        {"rope_theta": 500.0, "rope_scaling": {"type": "default"}},
+        {"rope_theta": 500.0, "rope_scaling": None},
+        {"rope_theta": 500.0},
+        {"rope_theta": 500},
+        {"rope_theta": 500.0, "rope_parameters": None},
+        {"rope_parameters": {"rope_theta": 500.0}},
+        {"rope_theta": 500.0, "rope_scaling": {}},
+    ],
+)
+def test_plain_rotations_are_read(saved, fields):
+    change(saved, ["rope_theta", "rope_scaling"], **fields)
+    config = load_model(saved).config
+    assert (config.rope_theta, config.rope_scaling) == (500.0, None)
+
+
+def test_what_older_configs_leave_out_has_the_familys_defaults(saved):
+    model = load_model(saved)
+    absent = ["head_dim", "attention_bias", "mlp_bias", "rope_scaling", "rope_theta"]
+    absent += ["rope_interleave", "attention_dropout", "initializer_range"]
+    change(saved, absent, pretraining_tp=1, sliding_window=None, use_cache=True)
+    loaded = load_model(saved)
+    ids, _ = batch(model.config, (2, 9))
+    np.testing.assert_array_equal(loaded(ids), model(ids))
+    small_model("llama").save_pretrained(saved)  # as many key heads as heads
+    change(saved, ["num_key_value_heads"])
+    assert load_model(saved).config.key_heads == 4
+
+
+def test_names_without_prefix_frequencies_and_a_tied_head_load(saved):
+    expected = load_model(saved)
+    tensors, _ = read_safetensors(saved / "model.safetensors")
+    arrays = {name.removeprefix("model."): np.array(t.raw) for name, t in tensors.items()}
+    arrays["layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(2, np.float32)
+    arrays["rotary_emb.inv_freq"] = np.ones(2, np.float32)
+    arrays["lm_head.weight"] = arrays["embed_tokens.weight"]
+    write_safetensors(saved / "model.safetensors", arrays)
+    loaded = load_model(saved)
+    for name, array in expected.parameters.items():
+        np.testing.assert_array_equal(loaded.parameters[name], array)
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0}
+REFUSED = [
+    ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
+    ({"pretraining_tp": 2}, "pretraining_tp=2"),
+    ({"sliding_window": 4096}, "sliding_window=4096"),
+    ({"use_sliding_window": True, "sliding_window": 4096}, "sliding_window"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+    ({"rope_scaling": YARN}, "rope_scaling=.*yarn"),
+    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling=.*linear"),
+    ({"rope_parameters": YARN | {"rope_theta": 1e4}}, "rope_scaling=.*yarn"),
+    ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rot"),
+    ({"rope_parameters": {"rope_type": "default", "rope_theta": None}}, "rope_theta=None"),
+    (
+        {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}},
+        "rope_scaling=.*full_attention",
+    ),
+    ({"rope_parameters": [1]}, "rope_parameters"),
+    ({"rope_scaling": [1]}, r"rope_scaling=\[1\]"),
+    ({"rope_scaling": UNTYPED}, "rope_scaling"),
+    ({"rope_scaling": LLAMA3_SCALING | {"factor": 0}}, "rope_scaling: factor=0"),
+    ({"rope_scaling": LLAMA3_SCALING | {"factor": "8"}}, "rope_scaling: factor='8'"),
+    ({"rope_scaling": LLAMA3_SCALING | {"low_freq_factor": 4.0}}, "low_freq_factor is not below"),
+    ({"rope_theta": -1.0}, "rope_theta=-1.0"),
+    ({"num_key_value_heads": 3}, "num_key_value_heads=3"),
+    ({"num_key_value_heads": 0}, "num_key_value_heads=0"),
+    ({"num_attention_heads": "4"}, "num_attention_heads='4'"),
+    ({"head_dim": 3}, "heads of size 3 can't be rotated"),
+    ({"head_dim": 8}, r"q_proj\.weight' has shape \[16, 16\]"),
+    ({"head_dim": 10**30}, r"q_proj\.weight' has shape"),
+    ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000, the weights have 20 tensors"),
+    ({"hidden_size": 10**9}, r"embed_tokens\.weight' has shape"),
+    ({"vocab_size": 36}, r"embed_tokens\.weight' has shape \[37, 16\]"),
+    ({"intermediate_size": 45}, r"gate_proj\.weight' has shape"),
+    ({"num_hidden_layers": 1}, r"model\.layers\.1\.[\w.]+' has no place"),
+    ({"num_hidden_layers": 3}, r"lack 'model\.layers\.2\.input_layernorm\.weight' and 8 more"),
+    ({"attention_bias": True}, r"lack 'model\.layers\.0\.self_attn\.q_proj\.bias'"),
+    ({"mlp_bias": 1}, "mlp_bias=1: expected true or false"),
+    ({"tie_word_embeddings": False}, r"lack 'lm_head\.weight'$"),
+    ({"rms_norm_eps": 0}, "rms_norm_eps=0"),
+    ({"eos_token_id": [1, "2"]}, "eos_token_id"),
+    ({"model_type": "mistral"}, "model_type='mistral' is not supported"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), REFUSED, ids=[str(f)[:40] for f, _ in REFUSED])
+def test_refuses_a_config_by_the_fields_name(saved, fields, message):
+    change(saved, ["rope_theta"] if "rope_parameters" in fields else [], **fields)
+    with pytest.raises(ValueError, match=message) as error:
+        load_model(saved)
+    assert str(error.value).startswith(str(saved))
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_model_of_the_other_family_is_refused_by_its_class(saved):
+    with pytest.raises(ValueError, match="holds a Llama, not a GPT"):
+        numgpt.GPT.from_pretrained(saved)
+    assert type(Llama.from_pretrained(saved)) is Llama
