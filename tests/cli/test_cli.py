@@ -179,7 +179,7 @@ def test_info_counts_the_parts(call, run_directory):
         "token embedding",
         "attention",
         "feed-forward",
-        "layer norms",
+        "norms",
         "KV cache",
         "BLAS",
         "threads",
