@@ -9,6 +9,7 @@ import re
 import secrets
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from numgpt.cli.common import (
@@ -78,14 +79,15 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"--max-new-tokens {options.max_new_tokens}: expected 1 or more")
     model, tokenizer = load(options.model)
     most = options.max_new_tokens
-    chat = Chat(model, tokenizer, system=options.system, max_new_tokens=most, **sampling)
+    sampling |= {"max_new_tokens": most, "seed": options.seed}
+    chat = Chat(model, tokenizer, system=options.system, **sampling)
     seeds = _seeds(options.seed)
     if options.json:
         _answer_lines(chat, seeds)
     elif sys.stdin.isatty():
         _Terminal(chat, seeds, options.model).run()
     else:
-        _show(chat.ask(read_stdin().rstrip("\n"), seed=next(seeds)))
+        _show(chat.ask(read_stdin().rstrip("\r\n"), seed=next(seeds)))
         print()
 
 
@@ -99,6 +101,7 @@ def _seeds(first: int | None) -> Iterator[int]:
 
 def _answer_lines(chat: Chat, seeds: Iterator[int]) -> None:
     """A JSON object a line from stdin, another to stdout; a bad line is answered with an error."""
+    readable = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     for line in sys.stdin.buffer:
         if not line.strip():
             continue
@@ -108,6 +111,12 @@ def _answer_lines(chat: Chat, seeds: Iterator[int]) -> None:
                 asked = {"content": asked}
             if not isinstance(asked, dict) or asked.keys() - {"content", "system", "reset", "role"}:
                 raise ValueError('expected {"content": "…"}, and perhaps "system" or "reset": true')
+            if asked.get("role", "user") != "user":
+                raise ValueError('"role" is not "user": a system prompt is given as "system"')
+            if not isinstance(asked.get("content", ""), str):
+                raise ValueError('"content" is no text')
+            if not isinstance(asked.get("reset", True), bool):
+                raise ValueError('"reset" is neither true nor false')
             if "system" in asked:
                 chat.set_messages([{"role": "system", "content": asked["system"]}])
             elif asked.get("reset"):
@@ -121,7 +130,7 @@ def _answer_lines(chat: Chat, seeds: Iterator[int]) -> None:
             answer |= {"dropped_messages": cost.dropped_messages}
         except (ValueError, RecursionError) as error:
             answer = {"error": " ".join(str(error).split())}
-        print(json.dumps(answer, ensure_ascii=False), flush=True)
+        print(json.dumps(answer, ensure_ascii=not readable), flush=True)
 
 
 class _Terminal:
@@ -143,9 +152,8 @@ class _Terminal:
         }
 
     def run(self) -> None:
-        parameters = self.chat.model.num_parameters() / 1e6
         _say(
-            f"{self.model}: {parameters:,.0f} million parameters, a context of"
+            f"{self.model}: {self.chat.model.num_parameters():,} parameters, a context of"
             f" {self.chat.model.context_length} tokens, {self.chat.template.format.name} format."
             " /help lists the commands."
         )
@@ -190,10 +198,13 @@ class _Terminal:
             )
         try:
             action(argument)
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             _say(f"/{command}: {' '.join(str(error).split())}")
+        except OSError as error:
+            _say(f"/{command} {argument}: {error.strerror or error}")
 
     def answer(self, ask: Callable[[], Iterator[str]]) -> None:
+        pieces = None
         try:
             pieces = ask()
             if (gone := self.chat.dropped_messages) and not self.dropped:
@@ -204,6 +215,9 @@ class _Terminal:
             print(" …", end="")
         except ValueError as error:
             return _say(" ".join(str(error).split()))
+        finally:
+            if pieces is not None:  # so that what was said so far is part of the conversation
+                pieces.close()
         print(flush=True)
 
     def reset(self, _: str) -> None:
@@ -221,13 +235,13 @@ class _Terminal:
     def save(self, path: str) -> None:
         if not path:
             raise ValueError("name a file: /save talk.json")
-        self.chat.save(path)
+        self.chat.save(Path(path).expanduser())
         _say(f"{len(self.chat.messages)} messages written to {path}")
 
     def load(self, path: str) -> None:
         if not path:
             raise ValueError("name a file: /load talk.json")
-        self.chat.load(path)
+        self.chat.load(Path(path).expanduser())
         _say(f"{len(self.chat.messages)} messages read from {path}")
 
     def stats(self, _: str) -> None:
@@ -248,23 +262,31 @@ def _line_editing() -> Iterator[None]:
     except ImportError:  # Windows: its console has editing of its own
         yield
         return
-    path = home() / "chat_history"
+    path = None
     with contextlib.suppress(OSError):
+        path = home() / "chat_history"
         readline.read_history_file(path)
     readline.set_history_length(HISTORY_LINES)
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(mode=0o600)  # what people say is theirs
-            readline.write_history_file(path)
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch(mode=0o600)  # what people say is theirs
+                path.chmod(0o600)
+                readline.write_history_file(path)
 
 
 def _show(pieces: Iterator[str]) -> None:
     for piece in pieces:
-        print(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", piece), end="", flush=True)
+        print(_printable(piece), end="", flush=True)
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(_printable(text), file=sys.stderr, flush=True)
+
+
+def _printable(text: str) -> str:
+    """A text that does nothing to a terminal; a file's system prompt is a stranger's as well."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)

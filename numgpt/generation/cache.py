@@ -27,6 +27,12 @@ class KVCache:
     def append(self, layer: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Take in a layer's new k, v (B, H, T, D); returns all so far, (B, H, S, D), as views."""
         stop = self.length + k.shape[2]
+        batch, capacity = self.keys.shape[1], self.keys.shape[3]
+        if stop > capacity or len(k) != batch:
+            raise ValueError(
+                f"the KV cache has room for {capacity} positions of {batch} sequences, needed are"
+                f" {stop} of {len(k)}: make it larger (reserve)"
+            )
         keys, values = self.keys[layer, :, :, :stop], self.values[layer, :, :, :stop]
         keys[:, :, self.length :] = k
         values[:, :, self.length :] = v
@@ -38,6 +44,8 @@ class KVCache:
 
     def truncate(self, length: int) -> None:
         """Forget all but the first positions."""
+        if length < 0:
+            raise ValueError(f"a KV cache can't be cut to length={length}: expected 0 or more")
         self.length = min(self.length, length)
 
     def reserve(self, capacity: int) -> None:
@@ -46,10 +54,11 @@ class KVCache:
         if capacity <= present:
             return
         shape = (layers, batch, heads, max(capacity, 2 * present), size)
-        for name in ("keys", "values"):
-            old, new = getattr(self, name), empty(shape, self.keys.dtype)
-            new[:, :, :, : self.length] = old[:, :, :, : self.length]
-            setattr(self, name, new)
+        # Both or neither, should the memory not suffice.
+        keys, values = (empty(shape, self.keys.dtype) for _ in range(2))
+        keys[:, :, :, : self.length] = self.keys[:, :, :, : self.length]
+        values[:, :, :, : self.length] = self.values[:, :, :, : self.length]
+        self.keys, self.values = keys, values
 
     def repeat(self, times: int) -> KVCache:
         """A cache whose batch holds each sequence `times` times: one prompt, several

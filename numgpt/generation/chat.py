@@ -7,20 +7,22 @@ computed again.
 
 from __future__ import annotations
 
+import bisect
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from numgpt.generation.cache import KVCache
 from numgpt.generation.decode import stream
+from numgpt.generation.options import GenerationOptions
 from numgpt.models.language_model import LanguageModel
 from numgpt.runtime.files import replacing
 from numgpt.tokenizer import BaseTokenizer, StreamDecoder
-from numgpt.tokenizer.chat_template import ChatTemplate
+from numgpt.tokenizer.chat_template import ChatTemplate, MadeIds
 
 # Those that SmolLM2's authors recommend.
 DEFAULTS = {"do_sample": True, "temperature": 0.2, "top_p": 0.9, "max_new_tokens": 512}
@@ -41,7 +43,7 @@ class TurnStatistics:
 
     @property
     def tokens_per_second(self) -> float:
-        return (self.new_tokens - 1) / self.seconds if self.seconds > 0 else 0.0
+        return (self.new_tokens - 1) / self.seconds if self.new_tokens > 1 else 0.0
 
 
 class Chat:
@@ -57,19 +59,23 @@ class Chat:
         """system is the system prompt; None: the template's own, if it has one. The options are
         those of `generate`, with DEFAULTS where not given.
 
-        Raises ValueError where the tokenizer's chat template is of no known format.
+        Raises ValueError where the tokenizer's chat template is of no known format, or an option
+        can't be.
         """
         self.model = model
         self.tokenizer = tokenizer
         self.template = ChatTemplate(tokenizer)
-        self.options = DEFAULTS | options
+        self.options: dict[str, Any] = DEFAULTS
+        self.options = self._checked(options)
         self.statistics = TurnStatistics(context_length=model.context_length)
-        self.system = system
+        self.system: str | None = None
         self._turns: list[dict[str, Any]] = []
         self._dropped = 0  # of _turns, from the front
         self._cache: KVCache | None = None
         self._cached_ids: list[int] = []
-        self._speaking: Iterator[str] = iter(())
+        self._speaking: Generator[str, None, None] = (piece for piece in ())
+        if system is not None:
+            self.set_messages([{"role": "system", "content": system}])
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -89,20 +95,24 @@ class Chat:
     def set_messages(self, messages: Sequence[Mapping[str, str]]) -> None:
         """Go on from another conversation: user and assistant in turns, after the system if it
         speaks.  Raises ValueError for anything else."""
-        messages = [dict(message) for message in messages]
-        if messages:
-            self.template.parts(messages)  # checks each message
-        system = (
-            messages.pop(0)["content"] if messages and messages[0]["role"] == "system" else None
-        )
-        for number, message in enumerate(messages):
+        if not isinstance(messages, Sequence) or isinstance(messages, str):
+            raise ValueError('a conversation is a list of {"role": …, "content": …}')
+        said = [_what_was_said(message) for message in messages]
+        if said:
+            parts = self.template.parts(said)  # checks each message
+        system = said.pop(0)["content"] if said and said[0]["role"] == "system" else None
+        for number, message in enumerate(said):
             if message["role"] != ("user", "assistant")[number % 2]:
                 raise ValueError(
-                    f"message {number} is the {message['role']}'s: user and assistant take turns"
+                    f"message {number + (system is not None)} is the {message['role']}'s: user and"
+                    " assistant take turns"
                 )
-        if len(messages) % 2:
+        if len(said) % 2:
             raise ValueError("the conversation ends with a question: leave it out, and ask it")
-        self.system, self._turns, self._dropped = system, messages, 0
+        if messages:
+            self.template.ids(parts)  # checks each character
+        self._stop_speaking()
+        self.system, self._turns, self._dropped = system, said, 0
 
     def ask(self, text: str, **options: Any) -> Iterator[str]:
         """Say something; yields the answer in pieces, as they are made.
@@ -111,18 +121,25 @@ class Chat:
         stops listening; the options are for this answer only. Raises ValueError, before anything
         is made, for an empty message, one that the context can't hold, or an option that can't be.
         """
-        if not isinstance(text, str) or not text.strip():
+        if not isinstance(text, str):
+            raise ValueError(f"the message is no text: {text!r:.80}")
+        if not text.strip():
             raise ValueError("the message is empty: say something")
+        options = self._checked(options)
+        self._stop_speaking()
         return self._answer({"role": "user", "content": text}, len(self._turns), options)
 
     def retry(self, **options: Any) -> Iterator[str]:
         """Answer the last question anew."""
+        options = self._checked(options)
+        self._stop_speaking()
         if not self._turns:
             raise ValueError("there is no answer yet to make anew")
         return self._answer(self._turns[-2], len(self._turns) - 2, options)
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the conversation as JSON, a list of messages."""
+        self._stop_speaking()
         with replacing(path) as file:
             file.write((json.dumps(self.messages, ensure_ascii=False, indent=1) + "\n").encode())
 
@@ -138,27 +155,44 @@ class Chat:
 
     # --- answering ---
 
+    def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Options of one answer over those of all.  Raises ValueError for one that can't be."""
+        options = self.options | options
+        checked = GenerationOptions(tokenizer=self.tokenizer, **options)
+        checked.validate(self.model.config.vocab_size)
+        if checked.max_new_tokens is None:
+            raise ValueError("max_new_tokens=None: expected a whole number from 1 up")
+        if checked.num_return_sequences != 1:
+            raise ValueError(
+                f"num_return_sequences={checked.num_return_sequences}: a message gets one answer"
+            )
+        return options | {"stop_strings": tuple(checked.stop_strings)}
+
+    def _stop_speaking(self) -> None:
+        """End the answer before, if nobody heard its end: what was said counts."""
+        self._speaking.close()
+
     def _answer(
         self, question: dict[str, Any], place: int, options: dict[str, Any]
     ) -> Iterator[str]:
         """Answer a question that stands, with its answer, at a place among the turns."""
-        if hasattr(self._speaking, "close"):
-            self._speaking.close()  # the answer before, if nobody heard its end
-        options = self.options | options
         most = options["max_new_tokens"]
-        ids = self._fit(question, place, most)
+        ids, dropped = self._fit(question, place, most)
         room = self.model.context_length - len(ids)
         cache = self._cache_for(ids, len(ids) + min(most, room))
-        stops = (*self.template.format.stop_strings, *options.pop("stop_strings", ()))
+        stops = (*self.template.format.stop_strings, *options.pop("stop_strings"))
         ends = self.template.end_ids() + _as_list(self.model.config.eos_token_id)
+        # A config may name a token of the family's usual vocabulary that this model's lacks.
+        ends = sorted({id for id in ends if id < self.model.config.vocab_size})
         reused = cache.length
         tokens = stream(
             self.model,
             ids,
             kv_cache=cache,
             tokenizer=self.tokenizer,
-            **{"eos_token_id": sorted(set(ends))} | options | {"max_new_tokens": min(most, room)},
+            **{"eos_token_id": ends} | options | {"max_new_tokens": min(most, room)},
         )
+        self._dropped = dropped
         self._speaking = self._say(question, place, ids, tokens, stops, reused)
         return self._speaking
 
@@ -170,35 +204,39 @@ class Chat:
         tokens: Iterator[int],
         stops: Sequence[str],
         reused: int,
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         made: list[int] = []
         decoder = StreamDecoder(self.tokenizer, skip_special_tokens=True)
-        began, first, answer = time.perf_counter(), None, ""
-        shown = 1 if self.template.format.begins_with_space else 0  # characters
+        began, first, complete = time.perf_counter(), None, False
+        answer = ready = ""  # what the tokens spell, and what of it can't be part of a stop string
+        space = 1 if self.template.format.begins_with_space else 0  # that is not shown
+        shown = 0  # characters
         try:
             for token in tokens:
                 first = time.perf_counter() if first is None else first
                 made.append(token)
                 answer += decoder.push(token)
-                ready, ended = _before_stop(answer, stops)
-                if len(ready) > shown:
-                    yield ready[shown:]
-                    shown = len(ready)
-                if ended:
-                    answer, made = ready, self.tokenizer.encode(ready)
+                ready, stopped = _before_stop(answer, stops)
+                if answer and not answer.startswith(" "):
+                    space = 0
+                piece, shown = ready[max(shown, space) :], len(ready)
+                if piece:
+                    yield piece
+                if stopped:
                     break
             else:
-                answer += decoder.finish()
-                if len(answer) > shown:
-                    yield answer[shown:]
+                ready = answer = answer + decoder.finish()
+                if piece := ready[max(shown, space) :]:
+                    yield piece
+            complete = True
         finally:
             first = time.perf_counter() if first is None else first
             cache = self._cache
             self._cached_ids = (ids + made)[: cache.length]
             cache.truncate(len(self._cached_ids))
-            if made:  # an answer that was stopped before its first token was never asked for
-                said = answer[1:] if self.template.format.begins_with_space else answer
-                answered = {"role": "assistant", "content": said, "ids": made}
+            if made or complete:  # one that was stopped before its first token was never asked for
+                said = made if ready == answer else self.tokenizer.encode(ready)
+                answered = {"role": "assistant", "content": ready[space:], "ids": MadeIds(said)}
                 self._turns[place:] = [question, answered]
             self.statistics = TurnStatistics(
                 reused_tokens=reused,
@@ -211,24 +249,33 @@ class Chat:
                 context_length=self.model.context_length,
             )
 
-    def _fit(self, question: dict[str, Any], place: int, most: int) -> list[int]:
-        """The tokens of the conversation up to where the answer begins; older turns are dropped
-        until there is room for an answer."""
+    def _fit(self, question: dict[str, Any], place: int, most: int) -> tuple[list[int], int]:
+        """The tokens of the conversation up to where the answer begins, and how many messages were
+        left out for it: older turns, until there is room for an answer."""
         context = self.model.context_length
         reserve = min(most, max(1, context // 4))
-        self._dropped = min(self._dropped, place)
-        while True:
-            system = [] if self.system is None else [{"role": "system", "content": self.system}]
-            messages = [*system, *self._turns[self._dropped : place], question]
-            ids = self.template.ids(self.template.parts(messages, add_generation_prompt=True))
-            if len(ids) + reserve <= context:
-                return ids
-            if self._dropped >= place:
-                raise ValueError(
-                    f"the message makes {len(ids)} tokens, with {reserve} for an answer more than"
-                    f" the model's context of {context}: shorten it"
-                )
-            self._dropped += 2
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+
+        def ids_without(dropped: int) -> list[int]:
+            messages = [*system, *self._turns[dropped:place], question]
+            return self.template.ids(self.template.parts(messages, add_generation_prompt=True))
+
+        def fits(dropped: int) -> bool:
+            return len(ids_without(dropped)) + reserve <= context
+
+        dropped = min(self._dropped, place)
+        ids = ids_without(dropped)
+        if len(ids) + reserve > context:
+            fewer = range(dropped, place + 1, 2)
+            found = bisect.bisect_left(fewer, True, key=fits)
+            dropped = fewer[min(found, len(fewer) - 1)]
+            ids = ids_without(dropped)
+        if len(ids) + reserve > context:
+            raise ValueError(
+                f"the message makes {len(ids)} tokens, with {reserve} for an answer more than"
+                f" the model's context of {context}: shorten it"
+            )
+        return ids, dropped
 
     def _cache_for(self, ids: list[int], capacity: int) -> KVCache:
         """The cache, cut back to what the conversation still begins with."""
@@ -243,6 +290,13 @@ class Chat:
         self._cache.reserve(capacity)
         self._cached_ids = ids[:common]
         return self._cache
+
+
+def _what_was_said(message: Any) -> Any:
+    """A message by its role and content alone: a file may hold anything else, even tokens."""
+    if not isinstance(message, Mapping):
+        return message  # the template refuses it
+    return {key: message[key] for key in ("role", "content") if key in message}
 
 
 def _before_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:

@@ -21,11 +21,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from numgpt.tokenizer.base import check_unicode
+
 if TYPE_CHECKING:
     from numgpt.tokenizer.base import BaseTokenizer
 
 ROLES = ("system", "user", "assistant")
 ZERO_WIDTH_SPACE = "\u200b"
+# Literal text only, in a string of the template or outside of its code: a brace, or the quote that
+# ends the string, would be where the code goes on. No part of a pattern can take what the next one
+# may, so that no template takes long.
+_DEFAULT_SYSTEM = (
+    re.compile(
+        r"""(?P<quote>["'])(?:[^"'{}<]|<(?!\|im_))*<\|im_start\|>system(?:\\n|\n)"""
+        r"""(?P<text>(?:\\.|(?!(?P=quote)|<\|im_)[^\\])+)<\|im_end\|>"""
+    ),
+    re.compile(r"""<\|im_start\|>system(?:\\n|\n)(?P<text>[^'"{}<]+)<\|im_end\|>"""),
+)
+_ESCAPES = {"n": "\n", "t": "\t"}
 
 
 class Marker(str):
@@ -34,8 +47,15 @@ class Marker(str):
     __slots__ = ()
 
 
-# A conversation in parts: markers, ordinary text, and tokens as a model has made them.
-Part = Marker | str | Sequence[int]
+class MadeIds(tuple):
+    """The tokens of an answer as a model has made them. A type of its own, so that nothing that is
+    read from a file or sent by somebody can pass for them."""
+
+    __slots__ = ()
+
+
+# A conversation in parts.
+Part = Marker | str | MadeIds
 
 
 @dataclass(frozen=True)
@@ -57,14 +77,14 @@ LLAMA3 = ChatFormat(
     ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     "<|eot_id|>",
 )
-LLAMA2 = ChatFormat(
-    "Llama 2", "[INST]", ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"), begins_with_space=True
+LLAMA2 = ChatFormat(  # others write [INST] too, with other spaces
+    "Llama 2", "<<SYS>>", ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"), begins_with_space=True
 )
 ZEPHYR = ChatFormat("Zephyr", "<|assistant|>", ("<|system|>", "<|user|>", "<|assistant|>"))
 PLAIN = ChatFormat(
     "plain",
     "",
-    ("\nSystem:", "\nUser:", "\nAssistant:"),
+    ("System:", "User:", "Assistant:"),  # where a line begins
     stop_strings=("\nUser:",),
     begins_with_space=True,
 )
@@ -82,6 +102,8 @@ class ChatTemplate:
             signs = tokenizer.special_tokens
             known = [form for form in FORMATS if form.sign in signs]
             self.format = known[0] if known else PLAIN
+        elif not isinstance(template, str):
+            raise ValueError(f"chat_template={template!r:.80}: expected a text, or None")
         else:
             known = [form for form in FORMATS if form.sign in template]
             if not known:
@@ -93,8 +115,16 @@ class ChatTemplate:
             self.format = known[0]
         template = template or ""
         self.default_system = _default_system(template)
-        self.trims = self.format in (LLAMA2, LLAMA3) or re.search(r"\|\s*trim\b", template)
+        # Each message by itself; Llama 2 trims the system prompt and the question as one.
+        self.trims = self.format is LLAMA3 or re.search(r"\|\s*trim\b", template)
         self.begins = self.format in (LLAMA2, LLAMA3) or "bos_token" in template
+        if self.format is PLAIN and not self._can_write("User: \nAssistant: "):
+            raise ValueError(
+                "the tokenizer lacks characters of the roles in a conversation (User:, Assistant:):"
+                " this model continues text, it can't chat"
+            )
+        # What breaks a marker in two, in the models' eyes as well.
+        self._breaker = ZERO_WIDTH_SPACE if self._can_write(ZERO_WIDTH_SPACE) else " "
 
     def end_ids(self) -> list[int]:
         """The special tokens that end an answer."""
@@ -107,8 +137,8 @@ class ChatTemplate:
     ) -> list[Part]:
         """A conversation in parts. With add_generation_prompt it ends where an answer begins.
 
-        A message is {"role": …, "content": text}; an assistant's may have "ids" as well, the tokens
-        that it was made of. Raises ValueError for a message that the format can't express.
+        A message is {"role": …, "content": text}; one that the model has made may have "ids" as
+        well, its MadeIds. Raises ValueError for a message that the format can't express.
         """
         messages = _checked(messages)
         if self.format is not LLAMA2 and self.default_system and messages[0]["role"] != "system":
@@ -157,24 +187,28 @@ class ChatTemplate:
         return [*parts, *start, "assistant", *end, "\n\n"] if ask else parts
 
     def _llama2(self, messages: Sequence[Mapping[str, Any]], ask: bool) -> list[Part]:
-        system = ""
-        if messages[0]["role"] == "system":
-            system = f"<<SYS>>\n{self._content(messages[0])}\n<</SYS>>\n\n"
-            messages = messages[1:]
+        begin, end = self._token("[INST]"), self._token("[/INST]")
+        system: list[Part] = []
+        if messages[0]["role"] == "system":  # it is put before the first question, as its part
+            system = [*self._token("<<SYS>>"), f"\n{self._content(messages[0])}\n"]
+            system += self._token("<</SYS>>")
+        first = 1 if system else 0
         parts: list[Part] = []
-        for number, message in enumerate(messages):
+        for number, message in enumerate(messages[first:]):
             if message["role"] != ("user", "assistant")[number % 2]:
                 raise ValueError(
-                    f"message {number} is the {message['role']}'s: in Llama 2's format user and"
-                    " assistant take turns, the user first"
+                    f"message {first + number} is the {message['role']}'s: in Llama 2's format user"
+                    " and assistant take turns, the user first"
                 )
             if message["role"] == "user":
                 parts += self._token(self.tokenizer.bos_token)
-                parts += ["[INST] ", system, self._content(message), " [/INST]"]
-                system = ""
+                content = self._content(message)
+                content = ("\n\n" + content).rstrip() if system else content.strip()
+                parts += [*begin, " ", *system, content, " ", *end]
+                system = []
             else:
-                made = "ids" in message  # such tokens begin with the space
-                parts += ["" if made else " ", self._content(message), "" if made else " "]
+                content, made = self._content(message), _is_made(message)
+                parts += [content] if made else [" ", content.strip(), " "]  # made with the space
                 parts += self._token(self.tokenizer.eos_token)
         return parts
 
@@ -191,8 +225,7 @@ class ChatTemplate:
             if message["role"] == "system":
                 parts += [self._content(message), "\n\n"]
                 continue
-            made = "ids" in message
-            parts += [message["role"].capitalize(), ":" if made else ": "]
+            parts += [message["role"].capitalize(), ":" if _is_made(message) else ": "]
             parts += [self._content(message), "\n"]
         return [*parts, "Assistant:"] if ask else parts
 
@@ -205,20 +238,35 @@ class ChatTemplate:
     def _content(self, message: Mapping[str, Any]) -> Part:
         """What somebody said. Where markers are mere text, those in it are broken in two by an
         invisible space, so that they mark nothing."""
-        if "ids" in message:
+        if _is_made(message):
             return message["ids"]
         content = message["content"].strip() if self.trims else message["content"]
-        for marker in self.format.markers:
-            if marker not in self.tokenizer.special_tokens:
-                start = 2 if marker.startswith("\n") else 1
-                content = content.replace(
-                    marker, marker[:start] + ZERO_WIDTH_SPACE + marker[start:]
-                )
+        check_unicode(content)
+        mere_text = [m for m in self.format.markers if m not in self.tokenizer.special_tokens]
+        if mere_text and getattr(self.tokenizer, "lacks_bytes_of_text", False):
+            # What the vocabulary leaves out can't hold a marker's halves apart.
+            while (seen := self.tokenizer.decode(self.tokenizer.encode(content))) != content:
+                content = seen
+        for marker in mere_text:
+            begins = "^" if self.format is PLAIN else ""
+            content = re.sub(
+                begins + re.escape(marker),
+                marker[0] + self._breaker + marker[1:],
+                content,
+                flags=re.MULTILINE,
+            )
         return content
+
+    def _can_write(self, text: str) -> bool:
+        """Whether the vocabulary has all of a text."""
+        try:
+            return self.tokenizer.decode(self.tokenizer.encode(text)) == text
+        except ValueError:
+            return False
 
 
 def _checked(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    if isinstance(messages, (str, Mapping)) or not len(messages):
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise ValueError('messages are a list of {"role": …, "content": …}, at least one')
     for number, message in enumerate(messages):
         role = message.get("role") if isinstance(message, Mapping) else None
@@ -227,16 +275,23 @@ def _checked(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
             raise ValueError(
                 f"message {number} has the role {role!r:.40}{place}: expected {', '.join(ROLES)}"
             )
-        if "ids" not in message and not isinstance(message.get("content"), str):
+        if not isinstance(message.get("content"), str):
             raise ValueError(f"message {number} has no text as its content")
     return list(messages)
 
 
+def _is_made(message: Mapping[str, Any]) -> bool:
+    return isinstance(message.get("ids"), MadeIds)
+
+
 def _default_system(template: str) -> str | None:
     """The system prompt that a ChatML template writes into a conversation that has none."""
-    # Literal text only: a quote or a brace would be where the template's own code goes on.
-    match = re.search(r"<\|im_start\|>system(?:\\n|\n)([^'\"{}<]+)<\|im_end\|>", template)
-    return match[1].replace("\\n", "\n") if match else None
+    for pattern in _DEFAULT_SYSTEM:
+        if match := pattern.search(template):
+            return re.sub(
+                r"\\(.)", lambda escape: _ESCAPES.get(escape[1], escape[1]), match["text"]
+            )
+    return None
 
 
 def _joined(parts: Iterable[Part]) -> list[Part]:

@@ -24,7 +24,8 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
     """A server -> its address."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    # A short poll, because closing waits for one.
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:

@@ -1,0 +1,328 @@
+"""numgpt chat from a pipe, for scripts, and with a person at a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from cli.terminal import ASCII, Terminal, write_model
+
+import numgpt
+from numgpt import cli
+
+needs_terminal = pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """name -> directory."""
+    directory = tmp_path_factory.mktemp("models")
+    return {
+        "a": write_model(directory / "a", "a"),
+        "endless": write_model(directory / "endless", "a", context=60_000),
+        "control": write_model(
+            directory / "control", "\x1b[2J\x07\x9b\x7fz", characters=[*ASCII, *"\x1b\x07\x9b\x7f"]
+        ),
+        "mute": write_model(directory / "mute", "a", characters=list("\nabcdefgh")),
+    }
+
+
+def chat(model, *flags: object, stdin: str | bytes, **environment: str):
+    """status, stdout, stderr"""
+    done = subprocess.run(
+        [sys.executable, "-m", "numgpt", "chat", "--model", str(model), *map(str, flags)],
+        input=stdin.encode() if isinstance(stdin, str) else stdin,
+        env=os.environ | {"PYTHONUTF8": "1"} | environment,
+        capture_output=True,
+        timeout=120,
+    )
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+# --- from a pipe ---
+
+
+def test_a_pipe_is_one_question_and_one_answer(models):
+    assert chat(models["a"], "--max-new-tokens", 5, stdin="Hello\nyou\n") == (0, "aaaaa\n", "")
+
+
+def test_the_shipped_model_answers():
+    status, out, err = chat(
+        "shakespeare", "--max-new-tokens", 9, "--seed", 1, stdin="Wer ist \u2603?"
+    )
+    assert (status, err) == (0, "")
+    assert out.strip()
+    again = chat("shakespeare", "--max-new-tokens", 9, "--seed", 1, stdin="Wer ist \u2603?")
+    assert again == (status, out, err)
+
+
+@pytest.mark.parametrize(
+    ("stdin", "message"),
+    [
+        ("", "the message is empty"),
+        ("\n\n", "the message is empty"),
+        (b"a\xff", "not UTF-8"),
+        ("\u2603", "U+2603"),
+        ("ab " * 100, "context of 128: shorten it"),
+    ],
+)
+def test_a_question_that_can_not_be_is_one_line_and_status_2(models, stdin, message):
+    status, out, err = chat(models["a"], stdin=stdin)
+    assert (status, out) == (2, "")
+    assert err.startswith("numgpt: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+BAD_FLAGS = [
+    (("--model", "./absent"), "./absent"),
+    (("--max-new-tokens", "0"), "--max-new-tokens 0"),
+    (("--temperature", "0"), "--greedy"),
+    (("--top-k", "-1"), "top_k=-1"),
+    (("--top-p", "2"), "top_p=2"),
+    (("--min-p", "-1"), "min_p=-1"),
+    (("--repetition-penalty", "0"), "repetition_penalty=0"),
+    (("--seed", "-1"), "seed=-1"),
+    (("--threads", "0"), "at least one thread"),
+    (("--system", "a\udcff"), "surrogate"),
+    (("--system", "\u2603"), "U+2603"),
+    (("--model", "MUTE"), "can't chat"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD_FLAGS)
+@pytest.mark.parametrize("stdin", ["", "--json"])
+def test_wrong_flags_are_told_before_anybody_speaks(
+    models, capsys, monkeypatch, flags, message, stdin
+):
+    monkeypatch.setattr("sys.stdin", None)  # which would fail otherwise
+    flags = [str(models["mute"]) if flag == "MUTE" else flag for flag in flags]
+    model = [] if "--model" in flags else ["--model", str(models["a"])]
+    assert cli.main(["chat", *model, *flags, *stdin.split()]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("numgpt: error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+def test_without_the_default_model_it_says_how_to_get_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("NUMGPT_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["chat"]) == 2
+    assert "numgpt download smollm2" in capsys.readouterr().err
+
+
+# --- for scripts ---
+
+
+def test_lines_of_json_are_turns_of_one_conversation(models):
+    lines = [
+        {"content": "Hi"},
+        "again",
+        {"role": "user", "content": "third"},
+        {"reset": True, "content": "Hi"},
+        {"system": "Be brief.", "content": "Hi"},
+        {"system": "Be long."},  # which is not answered
+        {"reset": False, "content": "Hi"},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines) + "\n  \n"
+    status, out, err = chat(models["a"], "--json", "--max-new-tokens", 4, stdin=text)
+    assert (status, err) == (0, "")
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert {answer["content"] for answer in answers} == {"aaaa"}
+    assert {answer["role"] for answer in answers} == {"assistant"}
+    costs = [(answer["prompt_tokens"], answer["reused_tokens"]) for answer in answers]
+    turn = len("User: Hi\nAssistant:")
+    assert costs[0] == (turn, 0)
+    # The last "a" and what comes after it are new, and the next question.
+    assert costs[1] == (len("a\nUser: again\nAssistant:"), turn + 3)
+    assert costs[2][0] == len("a\nUser: third\nAssistant:")
+    assert costs[3] == (1, turn - 1)
+    assert sum(costs[4]) == len("Be brief.\n\n") + turn
+    assert sum(costs[5]) == len("Be long.\n\n") + turn
+    assert [answer["new_tokens"] for answer in answers] == [4] * 6
+    assert [answer["dropped_messages"] for answer in answers] == [0] * 6
+
+
+BAD_LINES = {
+    "{": "Expecting",
+    "5": "expected",
+    "[1]": "expected",
+    '{"text": "Hi"}': "expected",
+    '{"content": 5}': "no text",
+    '{"content": ""}': "empty",
+    '{"content": null}': "no text",
+    '{"content": "\\ud800"}': "surrogate",
+    '{"content": "\\u2603"}': "U+2603",
+    '{"content": "Hi", "role": "system"}': "role",
+    '{"content": "Hi", "system": 5}': "no text",
+    '{"content": "Hi", "system": "\\u2603"}': "U+2603",
+    '{"content": "Hi", "reset": "no"}': "reset",
+    "[" * 99_999: "recursion",
+    json.dumps({"content": "x" * 1000}): "shorten",
+    '{"content": "\udcff"}': "utf-8",
+}
+
+
+def test_a_bad_line_is_answered_with_an_error_and_the_conversation_goes_on(models):
+    text = '"Hi"\n' + "\n".join(BAD_LINES) + '\n"Hi"\n'
+    stdin = text.encode("utf-8", "surrogateescape")
+    status, out, err = chat(models["a"], "--json", "--max-new-tokens", 4, stdin=stdin)
+    assert (status, err) == (0, "")
+    first, *answers, last = [json.loads(line) for line in out.splitlines()]
+    for answer, message in zip(answers, BAD_LINES.values(), strict=True):
+        assert answer.keys() == {"error"}
+        assert message in answer["error"]
+        assert "\n" not in answer["error"]
+    assert first["content"] == last["content"] == "aaaa"
+    assert last["reused_tokens"] == first["prompt_tokens"] + 3
+
+
+def test_json_is_json_whatever_the_encoding(models):
+    line = json.dumps({"content": "\u2603"}) + "\n"
+    status, out, _ = chat(
+        "shakespeare",
+        "--json",
+        "--max-new-tokens=9",
+        stdin=line,
+        PYTHONUTF8="0",
+        PYTHONIOENCODING="ascii",
+    )
+    assert status == 0
+    assert "content" in json.loads(out)
+    _, out, _ = chat(models["a"], "--json", stdin=line, PYTHONUTF8="0", PYTHONIOENCODING="ascii")
+    assert "'\u2603'" in json.loads(out)["error"]
+
+
+# --- at a terminal ---
+
+
+@needs_terminal
+def test_talking_and_every_command(models, tmp_path):
+    with Terminal("chat", "--model", models["a"], "--max-new-tokens=5", home=tmp_path) as terminal:
+        banner = terminal.read_until("\n> ")
+        assert "a context of 128 tokens, plain format. /help lists the commands" in banner
+        assert "\naaaaa\n> " in terminal.enter("Hello")
+        for line, answer in {
+            "/help": "/quit           leave (or Ctrl-D)",
+            "/nonsense": "there is no command /nonsense; /help lists them",
+            "/": "there is no command /;",
+            "/stats": "answer 5 tokens",
+            "/system": "\nnone\n",
+            "/save": "/save: name a file",
+            "/save talk.json": "2 messages written to talk.json",
+            "/reset": "a new conversation",
+            "/retry": "there is no answer yet",
+            "/system Be brief.": "a new conversation, with this system prompt",
+            "/system ": "\nBe brief.\n",
+            "/load": "/load: name a file",
+            "/load absent.json": "/load absent.json: No such file",
+            "/load .": "/load .: ",
+            "/save absent/talk.json": "/save absent/talk.json: No such file",
+            "/load talk.json": "2 messages read from talk.json",
+            "/retry ": "\naaaaa\n> ",
+            "\u2603": "U+2603",
+            "x" * 130: "shorten it",
+            "": "> ",
+            "   ": "> ",
+            "//path": "\naaaaa\n> ",
+        }.items():
+            assert answer in terminal.enter(line), line
+        os.write(terminal.keyboard, b"\xff\xfe\r")  # is told, or a question with such characters
+        assert re.search("not UTF-8|surrogate|U\\+", terminal.read_until("\n> "))
+        terminal.enter("one\\", until="\u2026 ")
+        assert "\naaaaa\n> " in terminal.enter("two")
+        assert "6 messages written" in terminal.enter("/save talk.json")
+        terminal.type("/quit\r")
+        assert terminal.end() == 0
+    messages = json.loads((tmp_path / "talk.json").read_text())
+    assert [m["content"] for m in messages[::2]] == ["Hello", "/path", "one\ntwo"]
+
+
+@needs_terminal
+def test_ctrl_c_stops_an_answer_and_ctrl_d_leaves(models, tmp_path):
+    flags = ("--model", models["endless"], "--max-new-tokens=50000")
+    with Terminal("chat", *flags, home=tmp_path) as terminal:
+        terminal.read_until("\n> ")
+        for number in range(2):
+            terminal.enter(f"question {number}", until="aaaaaaaa")
+            terminal.type("\x03")
+            assert terminal.read_until("\n> ").endswith(" \u2026\r\n> ")
+        assert "4 messages written" in terminal.enter("/save talk.json")
+        assert "a new conversation" in terminal.enter("/reset")
+        terminal.type("half a mess")
+        terminal.read_until("half a mess")
+        terminal.interrupt_prompt("(/quit or Ctrl-D leaves)")
+        terminal.enter("question 2", until="aaaaaaaa")
+        terminal.type("\x03")
+        terminal.read_until("\n> ")
+        assert "2 messages written" in terminal.enter("/save later.json")
+        terminal.type("\x04")
+        assert terminal.end() == 0
+        assert b"Traceback" not in terminal.seen
+    messages = json.loads((tmp_path / "talk.json").read_text())
+    assert [m["content"] for m in messages[::2]] == ["question 0", "question 1"]
+    for message in messages[1::2]:
+        assert set(message["content"]) == {"a"}
+        assert len(message["content"]) < 50_000
+
+
+@needs_terminal
+def test_what_was_typed_is_remembered_for_its_owner_alone(models, tmp_path):
+    pytest.importorskip("readline")
+    history = tmp_path / "home" / "chat_history"
+    history.parent.mkdir()
+    for others_may_read in (False, True):
+        if others_may_read:
+            history.chmod(0o644)
+        flags = ("--model", models["a"], "--max-new-tokens=2")
+        with Terminal("chat", *flags, home=history.parent) as terminal:
+            terminal.read_until("\n> ")
+            if others_may_read:  # the line before the last session's /quit
+                terminal.type("\x10\x10")
+                terminal.read_until("remember me")
+                assert "\naa\n> " in terminal.enter("")
+            else:
+                terminal.enter("remember me")
+            terminal.type("/quit\r")
+            assert terminal.end() == 0
+        assert history.stat().st_mode & 0o777 == 0o600
+        assert "remember me" in history.read_text()
+
+
+@needs_terminal
+def test_nothing_that_is_said_gives_orders_to_the_terminal(models, tmp_path):
+    evil = [{"role": "system", "content": "\x1b]0;evil\x07"}]
+    (tmp_path / "evil.json").write_text(json.dumps(evil))
+    with Terminal("chat", "--model", models["control"], home=tmp_path) as terminal:
+        terminal.read_until("\n> ")
+        shown = terminal.enter("Hello") + terminal.enter("/load evil.json")
+        shown += terminal.enter("/system") + terminal.enter("/load \x16\x1bx")
+        assert "\ufffd" in shown
+        assert "\ufffd]0;evil\ufffd" in shown
+        assert not set("\x1b\x07\x9b\x7f") & set(shown)
+    piped = chat(models["control"], stdin="Hello")[1]
+    assert "\ufffd" in piped
+    assert not set("\x1b\x07\x9b\x7f") & set(piped)
+
+
+def test_help_shows_an_example(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["chat", "--help"])
+    assert "example:\n  numgpt chat\n" in capsys.readouterr().out
+
+
+def test_a_chat_of_ones_own_says_what_the_command_says(models):
+    model, tokenizer = numgpt.load(models["control"])
+    options = {"max_new_tokens": 30, "top_k": 50, "seed": 4}
+    expected = "".join(numgpt.Chat(model, tokenizer, **options).ask("Hi"))
+    lines = '"Hi"\n{"reset": true, "content": "Hi"}\n'
+    _, out, _ = chat(models["control"], "--json", "--seed=4", "--max-new-tokens=30", stdin=lines)
+    first, second = [json.loads(line)["content"] for line in out.splitlines()]
+    assert first == expected
+    assert second != expected  # each answer has a seed of its own
