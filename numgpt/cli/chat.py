@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import re
 import secrets
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from numgpt.cli.common import (
     add_model,
     add_sampling,
     add_threads,
+    printable,
     read_stdin,
     sampling_options,
 )
@@ -26,6 +26,10 @@ from numgpt.generation import Chat
 from numgpt.generation.chat import DEFAULTS
 
 DEFAULT_MODEL = "smollm2"
+CUT = {
+    "length": "(cut off here; --max-new-tokens N allows longer answers)",
+    "context": "(cut off here: the context is full)",
+}
 PROMPT, CONTINUED = "> ", "… "
 HISTORY_LINES = 1000
 HELP = """\
@@ -39,8 +43,6 @@ HELP = """\
 /quit           leave (or Ctrl-D)
 Ctrl-C stops an answer. A line that ends with \\ goes on in the next. A message that begins with
 a slash is written with two."""
-# What a terminal would take as a command to itself.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def register(subparsers: Any) -> None:
@@ -89,6 +91,8 @@ def run(options: argparse.Namespace) -> None:
     else:
         _show(chat.ask(read_stdin().rstrip("\r\n"), seed=next(seeds)))
         print()
+        if chat.statistics.finish_reason in CUT:
+            _say(CUT[chat.statistics.finish_reason])
 
 
 def _seeds(first: int | None) -> Iterator[int]:
@@ -122,14 +126,16 @@ def _answer_lines(chat: Chat, seeds: Iterator[int]) -> None:
             elif asked.get("reset"):
                 chat.reset()
             if "content" not in asked:
+                print('{"ok": true}', flush=True)  # a line for a line
                 continue
             text = "".join(chat.ask(asked["content"], seed=next(seeds)))
             cost = chat.statistics
             answer = {"role": "assistant", "content": text, "prompt_tokens": cost.prompt_tokens}
             answer |= {"reused_tokens": cost.reused_tokens, "new_tokens": cost.new_tokens}
             answer |= {"dropped_messages": cost.dropped_messages}
-        except (ValueError, RecursionError) as error:
-            answer = {"error": " ".join(str(error).split())}
+            answer |= {"finish_reason": cost.finish_reason}
+        except (ValueError, RecursionError, MemoryError) as error:
+            answer = {"error": " ".join(str(error).split()) or "out of memory"}
         print(json.dumps(answer, ensure_ascii=not readable), flush=True)
 
 
@@ -213,12 +219,14 @@ class _Terminal:
             _show(pieces)
         except KeyboardInterrupt:
             print(" …", end="")
-        except ValueError as error:
-            return _say(" ".join(str(error).split()))
+        except (ValueError, MemoryError) as error:
+            return _say(" ".join(str(error).split()) or "out of memory")
         finally:
             if pieces is not None:  # so that what was said so far is part of the conversation
                 pieces.close()
         print(flush=True)
+        if self.chat.statistics.finish_reason in CUT:
+            _say(CUT[self.chat.statistics.finish_reason])
 
     def reset(self, _: str) -> None:
         self.chat.reset()
@@ -235,7 +243,10 @@ class _Terminal:
     def save(self, path: str) -> None:
         if not path:
             raise ValueError("name a file: /save talk.json")
-        self.chat.save(Path(path).expanduser())
+        file = Path(path).expanduser()
+        if file.exists():
+            self.chat.check_conversation(file)  # anything else is not overwritten
+        self.chat.save(file)
         _say(f"{len(self.chat.messages)} messages written to {path}")
 
     def load(self, path: str) -> None:
@@ -280,13 +291,8 @@ def _line_editing() -> Iterator[None]:
 
 def _show(pieces: Iterator[str]) -> None:
     for piece in pieces:
-        print(_printable(piece), end="", flush=True)
+        print(printable(piece), end="", flush=True)
 
 
 def _say(text: str) -> None:
-    print(_printable(text), file=sys.stderr, flush=True)
-
-
-def _printable(text: str) -> str:
-    """A text that does nothing to a terminal; a file's system prompt is a stranger's as well."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+    print(printable(text), file=sys.stderr, flush=True)

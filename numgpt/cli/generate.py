@@ -13,6 +13,7 @@ from numgpt.cli.common import (
     add_model,
     add_sampling,
     add_threads,
+    printable,
     sampling_options,
     text_argument,
 )
@@ -132,4 +133,4 @@ def _spaces(tokenizer: Any) -> tuple[str, ...]:
 
 
 def _write(text: str) -> None:
-    print(text, end="", flush=True)
+    print(printable(text) if sys.stdout.isatty() else text, end="", flush=True)

@@ -49,10 +49,13 @@ def config_from(fields: dict[str, Any]) -> LlamaConfig:
     # Qwen2's configs name a window that use_sliding_window=False keeps from being used.
     if fields.get("sliding_window") is not None and "use_sliding_window" not in fields:
         raise ValueError(f"sliding_window={fields['sliding_window']!r} is not supported")
-    if fields.get("model_type") == QWEN2:
-        fields = fields | {"attention_bias": True, "attention_output_bias": False}
-    names = {field.name for field in dataclasses.fields(LlamaConfig)}
+    # Two fields are ours alone: the rows in Hugging Face's files pair halves, and the model_type
+    # tells which projections have biases.
+    ours = {"rope_interleave", "attention_output_bias"}
+    names = {field.name for field in dataclasses.fields(LlamaConfig)} - ours
     config = LlamaConfig(**{name: value for name, value in fields.items() if name in names})
+    if fields.get("model_type") == QWEN2:
+        config.attention_bias, config.attention_output_bias = True, False
     # transformers 5 writes one dict where earlier versions have rope_theta and rope_scaling.
     rope = fields.get("rope_parameters")
     if isinstance(rope, dict):

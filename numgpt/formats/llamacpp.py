@@ -24,12 +24,12 @@ from numgpt.tokenizer import Tokenizer, build_bpe
 
 # tokenizer.ggml.pre, where llama.cpp's splitting is one of our patterns.
 PATTERNS = {
-    **dict.fromkeys(("gpt-2", "default", "phi-2"), "gpt2"),
+    **dict.fromkeys(("gpt-2", "phi-2"), "gpt2"),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), "llama3"),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), "smollm"),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), "qwen2"),
 }
-CONTROL, USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type: not made by merges
+CONTROL, USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type: special, and found in any text
 FREQUENCY_FACTORS = "rope_freqs.weight"
 # The scaling that published Llama 3.1 and 3.2 models share; their factors differ.
 LLAMA3 = {
@@ -117,12 +117,15 @@ def read_tokenizer(path: Path, metadata: Metadata) -> Tokenizer:
             f"{path}: tokenizer.ggml.model={kind!r}{known.get(kind, '')} is not supported, only"
             " byte-level BPE ('gpt2')"
         )
+    tokens = metadata.require("tokenizer.ggml.tokens", list)
     pre = metadata.get("tokenizer.ggml.pre", str, "default")
+    if pre == "default":  # as in older files; then other things have to tell
+        gpt2s = metadata.get("general.architecture", str) == "gpt2"
+        pre = "gpt-2" if gpt2s else "llama-bpe" if "<|begin_of_text|>" in tokens else pre
     if pre not in PATTERNS:
         raise ValueError(
             f"{path}: tokenizer.ggml.pre={pre!r} is not supported, only {', '.join(PATTERNS)}"
         )
-    tokens = metadata.require("tokenizer.ggml.tokens", list)
     merges = metadata.require("tokenizer.ggml.merges", list)
     if not all(isinstance(text, str) for text in (*tokens, *merges)):
         raise ValueError(f"{path}: tokenizer.ggml.tokens and merges are not lists of text")
@@ -131,11 +134,10 @@ def read_tokenizer(path: Path, metadata: Metadata) -> Tokenizer:
         raise ValueError(
             f"{path}: tokenizer.ggml.token_type has {len(types)} entries, tokens {len(tokens)}"
         )
-    special = {
-        token: id
-        for id, (token, type) in enumerate(zip(tokens, types.tolist(), strict=True))
-        if type in (CONTROL, USER_DEFINED)
-    }
+    special, added = (
+        {tokens[id]: id for id in np.flatnonzero(types == kind).tolist()}
+        for kind in (CONTROL, USER_DEFINED)
+    )
 
     def named(end: str) -> str | None:
         id = metadata.get(f"tokenizer.ggml.{end}_token_id", int)
@@ -149,6 +151,7 @@ def read_tokenizer(path: Path, metadata: Metadata) -> Tokenizer:
             {token: id for id, token in enumerate(tokens)},
             merges,
             special,
+            added,
             pattern=pattern,
             normalizer="NFC" if pattern == "qwen2" else None,
             ignore_merges=pattern == "llama3",
@@ -229,24 +232,13 @@ def _scaling_of(stored: StoredTensor, config: LlamaConfig) -> dict[str, Any]:
     return scaling
 
 
-class GPT2Arrangement(Arrangement):
+class GGUFArrangement(Arrangement):
+    """llama.cpp's names; a family adds which there are."""
+
     in_order = False
-    prefix = "h"
-    tables: ClassVar = {
-        "token_embd.weight": "wte",
-        "position_embd.weight": "wpe",
-        "output_norm.weight": "ln_f.weight",
-        "output_norm.bias": "ln_f.bias",
-        "output.weight": "lm_head",
-    }
-    layers: ClassVar = {
-        "attn_norm": "ln_1",
-        "attn_qkv": "attn.c_attn",
-        "attn_output": "attn.c_proj",
-        "ffn_norm": "ln_2",
-        "ffn_up": "mlp.c_fc",
-        "ffn_down": "mlp.c_proj",
-    }
+    prefix: ClassVar[str]  # of our names in a block, …
+    layers: ClassVar[dict[str, str]]  # … llama.cpp's names in it -> ours
+    tables: ClassVar[dict[str, str]]  # and outside of the blocks
 
     def our_name(self, stored: str) -> str | None:
         if stored == FREQUENCY_FACTORS:
@@ -264,20 +256,29 @@ class GPT2Arrangement(Arrangement):
         stored = next(stored for stored, known in self.layers.items() if known == ours)
         return f"blk.{layer}.{stored}.{kind}"
 
-    def stored_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return shape[::-1] if gpt2.is_linear(name) else shape
 
-    def as_stored(self, name: str, array: np.ndarray) -> np.ndarray:
-        return array.T if gpt2.is_linear(name) else array
-
-
-class LlamaArrangement(GPT2Arrangement):
-    prefix = "layers"
-    tables: ClassVar = {
-        "token_embd.weight": "embed_tokens.weight",
-        "output_norm.weight": "norm.weight",
-        "output.weight": "lm_head.weight",
+class GPT2Arrangement(GGUFArrangement):
+    transposes_linear = True
+    prefix = "h"
+    layers: ClassVar = {
+        "attn_norm": "ln_1",
+        "attn_qkv": "attn.c_attn",
+        "attn_output": "attn.c_proj",
+        "ffn_norm": "ln_2",
+        "ffn_up": "mlp.c_fc",
+        "ffn_down": "mlp.c_proj",
     }
+    tables: ClassVar = {
+        "token_embd.weight": "wte",
+        "position_embd.weight": "wpe",
+        "output_norm.weight": "ln_f.weight",
+        "output_norm.bias": "ln_f.bias",
+        "output.weight": "lm_head",
+    }
+
+
+class Qwen2Arrangement(GGUFArrangement):
+    prefix = "layers"
     layers: ClassVar = {
         "attn_norm": "input_layernorm",
         "attn_q": "self_attn.q_proj",
@@ -289,20 +290,19 @@ class LlamaArrangement(GPT2Arrangement):
         "ffn_up": "mlp.up_proj",
         "ffn_down": "mlp.down_proj",
     }
-
-    def stored_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return shape
-
-    def as_stored(self, name: str, array: np.ndarray) -> np.ndarray:
-        return (
-            llama.in_neighbours(array, self.config.head_size) if llama.is_rotated(name) else array
-        )
+    tables: ClassVar = {
+        "token_embd.weight": "embed_tokens.weight",
+        "output_norm.weight": "norm.weight",
+        "output.weight": "lm_head.weight",
+    }
 
 
-class Qwen2Arrangement(LlamaArrangement):
-    """Llama's names; the pairs of the rotation are halves here as well."""
+class LlamaArrangement(Qwen2Arrangement):
+    """The same names; what is rotated pairs neighbours."""
 
     def as_stored(self, name: str, array: np.ndarray) -> np.ndarray:
+        if llama.is_rotated(name):
+            return llama.in_neighbours(array, self.config.head_size)
         return array
 
 

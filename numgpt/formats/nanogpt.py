@@ -10,8 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from numgpt.formats import gpt2
 from numgpt.formats.huggingface import state_dict
 from numgpt.formats.pickles import read_pickle
@@ -54,6 +52,7 @@ def open_checkpoint(path: Path) -> Source:
 
 class NanoGPTArrangement(Arrangement):
     in_order = False
+    transposes_linear = True
 
     def __init__(self, family: Any, config: GPTConfig, has_biases: bool):
         super().__init__(family, config)
@@ -61,12 +60,6 @@ class NanoGPTArrangement(Arrangement):
 
     def our_name(self, stored: str) -> str | None:
         return super().our_name(stored.removeprefix("_orig_mod."))  # of torch.compile
-
-    def stored_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return shape[::-1] if gpt2.is_linear(name) else shape
-
-    def as_stored(self, name: str, array: np.ndarray) -> np.ndarray:
-        return array.T if gpt2.is_linear(name) else array
 
     def may_lack(self, name: str) -> bool:
         return not self.has_biases and name.endswith(".bias")

@@ -9,8 +9,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import numpy as np
-
 from numgpt.formats import gpt2
 from numgpt.formats.source import Arrangement, Source
 from numgpt.formats.tensorflow import read_bundle
@@ -73,6 +71,3 @@ class OpenAIArrangement(Arrangement):
 
     def stored_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         return (1, *shape) if name.startswith("h.") and len(shape) == 2 else shape
-
-    def as_stored(self, name: str, array: np.ndarray) -> np.ndarray:
-        return array

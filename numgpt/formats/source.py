@@ -32,6 +32,7 @@ class Arrangement:
     """How a format names and lays out the parameters of a model.  This one: as Hugging Face."""
 
     in_order = True  # every tensor is laid out as our parameter is
+    transposes_linear = False  # GPT-2's linear layers are (out, in), as PyTorch's own
 
     def __init__(self, family: Any, config: Any):
         self.family = family
@@ -47,11 +48,11 @@ class Arrangement:
 
     def stored_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape in the file of a parameter of this shape."""
-        return shape
+        return shape[::-1] if self.transposes_linear and gpt2.is_linear(name) else shape
 
     def as_stored(self, name: str, array: np.ndarray) -> np.ndarray:
         """A view of our array whose C order is the file's."""
-        return array
+        return array.T if self.transposes_linear and gpt2.is_linear(name) else array
 
     def may_lack(self, name: str) -> bool:
         """Whether the file leaves this parameter out where it is 0."""

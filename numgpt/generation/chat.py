@@ -1,8 +1,8 @@
 """A conversation with a model: messages in, answers out, as they are made.
 
 The keys and values of everything said so far stay in a cache, so that a turn costs no more than its
-new tokens. When the context is full, the oldest question goes, with its answer, and the rest is
-computed again.
+new tokens. When the context is full, the oldest questions go, with their answers, until half of it
+is free: what is left is computed again, once, and the turns after that cost their new tokens only.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class TurnStatistics:
     dropped_messages: int = 0  # since the conversation began, because the context was full
     context_tokens: int = 0  # in use
     context_length: int = 0
+    finish_reason: str = "stop"  # or "length": max_new_tokens; "context": full; "interrupted"
 
     @property
     def tokens_per_second(self) -> float:
@@ -146,12 +147,17 @@ class Chat:
     def load(self, path: str | os.PathLike) -> None:
         """Go on from a saved conversation.  Raises ValueError naming a file that holds none."""
         try:
-            messages = json.loads(Path(path).read_text(encoding="utf-8"))
-            if not isinstance(messages, list):
-                raise ValueError("expected a list of messages")
-            self.set_messages(messages)
-        except (ValueError, RecursionError) as error:
+            self.set_messages(_read_messages(path))
+        except ValueError as error:
             raise ValueError(f"{path} holds no conversation: {error}") from None
+
+    def check_conversation(self, path: str | os.PathLike) -> None:
+        """Raises ValueError for a file that holds no conversation, and should not be replaced by
+        one."""
+        try:
+            self.template.parts([*_read_messages(path), {"role": "user", "content": ""}])
+        except ValueError:
+            raise ValueError(f"{path} is there already and holds no conversation") from None
 
     # --- answering ---
 
@@ -180,7 +186,7 @@ class Chat:
         ids, dropped = self._fit(question, place, most)
         room = self.model.context_length - len(ids)
         cache = self._cache_for(ids, len(ids) + min(most, room))
-        stops = (*self.template.format.stop_strings, *options.pop("stop_strings"))
+        stops = (*self.template.stop_strings(), *options.pop("stop_strings"))
         ends = self.template.end_ids() + _as_list(self.model.config.eos_token_id)
         # A config may name a token of the family's usual vocabulary that this model's lacks.
         ends = sorted({id for id in ends if id < self.model.config.vocab_size})
@@ -193,7 +199,7 @@ class Chat:
             **{"eos_token_id": ends} | options | {"max_new_tokens": min(most, room)},
         )
         self._dropped = dropped
-        self._speaking = self._say(question, place, ids, tokens, stops, reused)
+        self._speaking = self._say(question, place, ids, tokens, stops, reused, min(most, room))
         return self._speaking
 
     def _say(
@@ -204,10 +210,12 @@ class Chat:
         tokens: Iterator[int],
         stops: Sequence[str],
         reused: int,
+        most: int,
     ) -> Generator[str, None, None]:
         made: list[int] = []
         decoder = StreamDecoder(self.tokenizer, skip_special_tokens=True)
         began, first, complete = time.perf_counter(), None, False
+        reason = "interrupted"
         answer = ready = ""  # what the tokens spell, and what of it can't be part of a stop string
         space = 1 if self.template.format.begins_with_space else 0  # that is not shown
         shown = 0  # characters
@@ -223,8 +231,12 @@ class Chat:
                 if piece:
                     yield piece
                 if stopped:
+                    reason = "stop"
                     break
             else:
+                full = len(ids) + len(made) >= self.model.context_length
+                cut = len(made) >= most
+                reason = "context" if cut and full else "length" if cut else "stop"
                 ready = answer = answer + decoder.finish()
                 if piece := ready[max(shown, space) :]:
                     yield piece
@@ -235,7 +247,10 @@ class Chat:
             self._cached_ids = (ids + made)[: cache.length]
             cache.truncate(len(self._cached_ids))
             if made or complete:  # one that was stopped before its first token was never asked for
-                said = made if ready == answer else self.tokenizer.encode(ready)
+                said = made if ready == answer else self.tokenizer.encode_ordinary(ready)
+                # A marker in an answer marks nothing in the turns to come.
+                special = self.tokenizer.special_tokens.values()
+                said = [id for id in said if id not in special]
                 answered = {"role": "assistant", "content": ready[space:], "ids": MadeIds(said)}
                 self._turns[place:] = [question, answered]
             self.statistics = TurnStatistics(
@@ -247,6 +262,7 @@ class Chat:
                 dropped_messages=self._dropped,
                 context_tokens=len(ids) + len(made),
                 context_length=self.model.context_length,
+                finish_reason=reason,
             )
 
     def _fit(self, question: dict[str, Any], place: int, most: int) -> tuple[list[int], int]:
@@ -260,15 +276,14 @@ class Chat:
             messages = [*system, *self._turns[dropped:place], question]
             return self.template.ids(self.template.parts(messages, add_generation_prompt=True))
 
-        def fits(dropped: int) -> bool:
-            return len(ids_without(dropped)) + reserve <= context
-
         dropped = min(self._dropped, place)
         ids = ids_without(dropped)
         if len(ids) + reserve > context:
             fewer = range(dropped, place + 1, 2)
-            found = bisect.bisect_left(fewer, True, key=fits)
-            dropped = fewer[min(found, len(fewer) - 1)]
+            enough = bisect.bisect_left(
+                fewer, True, key=lambda dropped: 2 * len(ids_without(dropped)) <= context
+            )
+            dropped = fewer[min(enough, len(fewer) - 1)]
             ids = ids_without(dropped)
         if len(ids) + reserve > context:
             raise ValueError(
@@ -290,6 +305,16 @@ class Chat:
         self._cache.reserve(capacity)
         self._cached_ids = ids[:common]
         return self._cache
+
+
+def _read_messages(path: str | os.PathLike) -> list[Any]:
+    try:
+        messages = json.loads(Path(path).read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(messages, list):
+        raise ValueError("expected a list of messages")
+    return messages
 
 
 def _what_was_said(message: Any) -> Any:

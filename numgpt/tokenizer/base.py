@@ -26,18 +26,21 @@ class BaseTokenizer:
         self,
         special_tokens: dict[str, int] | None = None,
         *,
+        added_tokens: dict[str, int] | None = None,
         bos_token: str | None = None,
         eos_token: str | None = None,
         add_bos_token: bool = False,
         chat_template: str | None = None,
     ):
-        """bos_token begins a text where add_bos_token is set, eos_token ends one (by default it is
-        <|endoftext|>, where that is a special token); chat_template is a conversation's form, in
-        Jinja.
+        """added_tokens are found in any text, though no merge makes them, and are text when
+        decoded; special tokens are neither. bos_token begins a text where add_bos_token is set,
+        eos_token ends one (by default it is <|endoftext|>, where that is a special token);
+        chat_template is a conversation's form, in Jinja.
 
         Raises ValueError where one of the two is no special token.
         """
         self.special_tokens = dict(special_tokens or {})  # text -> id
+        self.added_tokens = dict(added_tokens or {})  # text -> id
         self._special_bytes = {id: text.encode() for text, id in self.special_tokens.items()}
         if eos_token is None and END_OF_TEXT in self.special_tokens:
             eos_token = END_OF_TEXT
@@ -100,9 +103,9 @@ class BaseTokenizer:
         """Ids of a text: a list, or with return_tensors="np" an array (1, T) of int64.
 
         Special tokens in the text are encoded as such only where allowed_special names them ("all":
-        all of them).  With add_special_tokens the text begins with bos_token, if the model was
-        trained that way (add_bos_token).  Raises ValueError for text that is not valid Unicode
-        (unpaired surrogates).
+        all of them); added tokens always.  With add_special_tokens the text begins with bos_token,
+        if the model was trained that way (add_bos_token).  Raises ValueError for text that is not
+        valid Unicode (unpaired surrogates).
         """
         if not isinstance(text, str):
             raise TypeError(
@@ -123,10 +126,11 @@ class BaseTokenizer:
             )
         ids = [self.bos_token_id] if add_special_tokens and self.add_bos_token else []
         # Splitting on a group keeps what was matched: ordinary and special text take turns.
-        pieces = any_of(frozenset(specials)).split(text) if specials else [text]
+        searched = frozenset(specials).union(self.added_tokens)
+        pieces = any_of(searched).split(text) if searched else [text]
         for index, piece in enumerate(pieces):
             if index % 2:
-                ids.append(self.special_tokens[piece])
+                ids.append(self.special_tokens.get(piece, self.added_tokens.get(piece)))
             elif piece:
                 ids.extend(self.encode_ordinary(piece))
         return ids if return_tensors is None else np.array([ids], dtype=np.int64)

@@ -37,6 +37,7 @@ class Tokenizer(BaseTokenizer):
         *,
         normalizer: str | None = None,
         ignore_merges: bool = False,
+        added_tokens: dict[str, int] | None = None,
         bos_token: str | None = None,
         eos_token: str | None = None,
         add_bos_token: bool = False,
@@ -54,6 +55,7 @@ class Tokenizer(BaseTokenizer):
         """
         super().__init__(
             special_tokens,
+            added_tokens=added_tokens,
             bos_token=bos_token,
             eos_token=eos_token,
             add_bos_token=add_bos_token,
@@ -65,11 +67,13 @@ class Tokenizer(BaseTokenizer):
         self.merges = list(merges)
         self.pattern = Pattern(pattern)
         self.normalizer, self.ignore_merges = normalizer, bool(ignore_merges)
-        for text in self.special_tokens:
+        for text in (*self.special_tokens, *self.added_tokens):
             if text.encode() in self.vocabulary or not text:
                 raise ValueError(f"the special token {text!r} is empty or an ordinary token too")
         self._bytes = {id: token for token, id in self.vocabulary.items()} | self._special_bytes
-        if len(self._bytes) != len(self.vocabulary) + len(self.special_tokens):
+        self._bytes |= {id: text.encode() for text, id in self.added_tokens.items()}
+        named = len(self.special_tokens) + len(self.added_tokens)
+        if len(self._bytes) != len(self.vocabulary) + named:
             raise ValueError("the vocabulary gives one id to two tokens")
         if min(self._bytes, default=0) < 0:
             raise ValueError(f"the vocabulary has a negative id: {min(self._bytes)}")

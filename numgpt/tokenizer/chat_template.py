@@ -17,6 +17,7 @@ is ordinary text, even where it spells one.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,18 @@ _DEFAULT_SYSTEM = (
         r"""(?P<text>(?:\\.|(?!(?P=quote)|<\|im_)[^\\])+)<\|im_end\|>"""
     ),
     re.compile(r"""<\|im_start\|>system(?:\\n|\n)(?P<text>[^'"{}<]+)<\|im_end\|>"""),
+    re.compile(
+        r"""set (?:default_)?system_message = (?P<quote>["'])(?P<text>[^'"{}<]+)(?P=quote)"""
+    ),
 )
+# In a ChatML template a line ends after each turn; between the two only code that puts them
+# together.
+_CHATML_END = re.compile(r"""<\|im_end\|>[ '"+{}\-]{0,12}(?:\\n|\n)""")
+# What Llama 3.1 and later write before any system prompt, and the date where none is known.
+_KNOWLEDGE = "Cutting Knowledge Date: December 2023\nToday Date: "
+_UNKNOWN_DATE = "26 Jul 2024"
+# Where a line begins, for anyone who reads it, and a few blanks.
+_LINE_BEGINS = r"((?:^|[\r\v\f\x1c-\x1e\x85\u2028\u2029])[ \t]{0,20})"
 _ESCAPES = {"n": "\n", "t": "\t"}
 
 
@@ -106,7 +118,7 @@ class ChatTemplate:
             raise ValueError(f"chat_template={template!r:.80}: expected a text, or None")
         else:
             known = [form for form in FORMATS if form.sign in template]
-            if not known:
+            if not known or not _is_written_by(template, known[0]):
                 names = ", ".join(form.name for form in FORMATS)
                 raise ValueError(
                     "the tokenizer's chat template writes none of the formats that numgpt knows"
@@ -115,6 +127,10 @@ class ChatTemplate:
             self.format = known[0]
         template = template or ""
         self.default_system = _default_system(template)
+        self.knowledge = ""
+        if self.format is LLAMA3 and _KNOWLEDGE.partition("\n")[0] in template:
+            today = time.strftime("%d %b %Y") if "strftime_now" in template else _UNKNOWN_DATE
+            self.knowledge = f"{_KNOWLEDGE}{today}\n\n"
         # Each message by itself; Llama 2 trims the system prompt and the question as one.
         self.trims = self.format is LLAMA3 or re.search(r"\|\s*trim\b", template)
         self.begins = self.format in (LLAMA2, LLAMA3) or "bos_token" in template
@@ -127,10 +143,17 @@ class ChatTemplate:
         self._breaker = ZERO_WIDTH_SPACE if self._can_write(ZERO_WIDTH_SPACE) else " "
 
     def end_ids(self) -> list[int]:
-        """The special tokens that end an answer."""
-        ends = {self.tokenizer.eos_token, self.format.end_of_turn}
+        """The special tokens that end an answer: also a marker of the next turn, which is not the
+        model's to begin."""
+        ends = {self.tokenizer.eos_token, self.format.end_of_turn, *self.format.markers}
         special = self.tokenizer.special_tokens
         return sorted(special[end] for end in ends if end in special)
+
+    def stop_strings(self) -> tuple[str, ...]:
+        """The texts that end an answer where no special token does."""
+        end = self.format.end_of_turn
+        as_text = end is not None and end not in self.tokenizer.special_tokens
+        return (*self.format.stop_strings, *((end,) if as_text else ()))
 
     def parts(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
@@ -158,7 +181,7 @@ class ChatTemplate:
             if isinstance(part, Marker):
                 ids.append(self.tokenizer.special_tokens[part])
             elif isinstance(part, str):
-                ids.extend(self.tokenizer.encode(part))
+                ids.extend(self.tokenizer.encode_ordinary(part))
             else:
                 ids.extend(part)
         return ids
@@ -181,9 +204,12 @@ class ChatTemplate:
     def _llama3(self, messages: Sequence[Mapping[str, Any]], ask: bool) -> list[Part]:
         start, end = self._token("<|start_header_id|>"), self._token("<|end_header_id|>")
         parts: list[Part] = []
+        if self.knowledge and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": ""}, *messages]
         for message in messages:
-            parts += [*start, message["role"], *end, "\n\n", self._content(message)]
-            parts += self._token("<|eot_id|>")
+            parts += [*start, message["role"], *end, "\n\n"]
+            parts += [self.knowledge] if message["role"] == "system" else []
+            parts += [self._content(message), *self._token("<|eot_id|>")]
         return [*parts, *start, "assistant", *end, "\n\n"] if ask else parts
 
     def _llama2(self, messages: Sequence[Mapping[str, Any]], ask: bool) -> list[Part]:
@@ -245,22 +271,25 @@ class ChatTemplate:
         mere_text = [m for m in self.format.markers if m not in self.tokenizer.special_tokens]
         if mere_text and getattr(self.tokenizer, "lacks_bytes_of_text", False):
             # What the vocabulary leaves out can't hold a marker's halves apart.
-            while (seen := self.tokenizer.decode(self.tokenizer.encode(content))) != content:
+            while (
+                seen := self.tokenizer.decode(self.tokenizer.encode_ordinary(content))
+            ) != content:
                 content = seen
+        plain = self.format is PLAIN
         for marker in mere_text:
-            begins = "^" if self.format is PLAIN else ""
             content = re.sub(
-                begins + re.escape(marker),
-                marker[0] + self._breaker + marker[1:],
+                (_LINE_BEGINS if plain else "()")
+                + f"({re.escape(marker[0])})({re.escape(marker[1:])})",
+                rf"\g<1>\g<2>{self._breaker}\g<3>",
                 content,
-                flags=re.MULTILINE,
+                flags=re.MULTILINE | re.IGNORECASE if plain else 0,
             )
         return content
 
     def _can_write(self, text: str) -> bool:
         """Whether the vocabulary has all of a text."""
         try:
-            return self.tokenizer.decode(self.tokenizer.encode(text)) == text
+            return self.tokenizer.decode(self.tokenizer.encode_ordinary(text)) == text
         except ValueError:
             return False
 
@@ -282,6 +311,21 @@ def _checked(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def _is_made(message: Mapping[str, Any]) -> bool:
     return isinstance(message.get("ids"), MadeIds)
+
+
+def _is_written_by(template: str, form: ChatFormat) -> bool:
+    """Whether a template with a format's sign writes that format, and not one of its relatives."""
+    if form is CHATML:
+        return _CHATML_END.search(template) is not None
+    if form is LLAMA3:
+        return "<|eot_id|>" in template
+    if form is ZEPHYR:  # all turns end with eos_token, not the assistant's alone
+        turns = re.split(r"<\|user\|>|['\"]<\|['\"]", template)[1:]
+        written = [turn.partition("}}")[0] for turn in turns]
+        return all("eos_token" in turn for turn in written if "content" in turn) and any(
+            "content" in turn for turn in written
+        )
+    return True
 
 
 def _default_system(template: str) -> str | None:

@@ -55,10 +55,12 @@ def build_bpe(
     vocabulary: dict[str, int],
     merges: Sequence[str] | Sequence[Sequence[str]],
     special: dict[str, int],
+    added: dict[str, int] | None = None,
     **options: Any,
 ) -> Tokenizer:
     """A tokenizer from what model files hold: tokens in the printable alphabet (byte_alphabet.py),
-    merges as pairs or with a space between, special tokens as they are, Tokenizer's options.
+    merges as pairs or with a space between, special and added tokens as they are, Tokenizer's
+    options.
 
     A longer token that no merge makes can't come from text: it is a special one. With ignore_merges
     it can, where a piece is that token.
@@ -70,15 +72,17 @@ def build_bpe(
                 f"merge {number} is {' '.join(map(str, parts))!r:.200}:"
                 " expected two tokens and a space between"
             )
-    for token, id in (vocabulary | special).items():
+    added = added or {}
+    for token, id in (vocabulary | special | added).items():
         if not isinstance(id, int):
             raise ValueError(f"the token {token!r} has the id {id!r:.80}: expected a whole number")
     made = {left + right for left, right in pairs}
     reachable = _is_printable if options.get("ignore_merges") else made.__contains__
-    special = special | {t: i for t, i in vocabulary.items() if len(t) > 1 and not reachable(t)}
-    ordinary = {from_printable(t): id for t, id in vocabulary.items() if t not in special}
+    ordinary = {t: id for t, id in vocabulary.items() if t not in special and t not in added}
+    special = special | {t: i for t, i in ordinary.items() if len(t) > 1 and not reachable(t)}
+    ordinary = {from_printable(t): id for t, id in ordinary.items() if t not in special}
     merges = [(from_printable(left), from_printable(right)) for left, right in pairs]
-    return Tokenizer(ordinary, merges, special, **options)
+    return Tokenizer(ordinary, merges, special, added_tokens=added, **options)
 
 
 def save_bpe(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:
@@ -88,17 +92,16 @@ def save_bpe(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:
     clear_tokenizer_files(directory)
     vocabulary = {to_printable(token): id for token, id in tokenizer.vocabulary.items()}
     merges = [f"{to_printable(left)} {to_printable(right)}" for left, right in tokenizer.merges]
-    special = tokenizer.special_tokens
-    in_order = dict(sorted((vocabulary | special).items(), key=lambda item: item[1]))
+    special, added = tokenizer.special_tokens, tokenizer.added_tokens
+    in_order = dict(sorted((vocabulary | special | added).items(), key=lambda item: item[1]))
     model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
     model |= {"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False}
     model |= {"ignore_merges": tokenizer.ignore_merges, "vocab": in_order, "merges": merges}
-    added = [{"id": id, "content": text} | sections.TOKEN_FLAGS for text, id in special.items()]
     whole = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": added,
+        "added_tokens": sections.added_token_entries(special, added),
         "normalizer": tokenizer.normalizer and {"type": tokenizer.normalizer},
         "pre_tokenizer": sections.pre_tokenizer(tokenizer.pattern.name),
         "post_processor": sections.post_processor(tokenizer.bos_token, tokenizer.bos_token_id)
@@ -109,7 +112,7 @@ def save_bpe(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:
     }
     # transformers' GPT2Tokenizer takes no more than vocabulary and merges from tokenizer.json.
     like_gpt2 = tokenizer.pattern.name == "gpt2" and not (
-        tokenizer.normalizer or tokenizer.ignore_merges
+        tokenizer.normalizer or tokenizer.ignore_merges or added
     )
     config: dict[str, Any] = {
         "tokenizer_class": "GPT2Tokenizer" if like_gpt2 else "PreTrainedTokenizerFast",
@@ -142,8 +145,8 @@ def _from_vocabulary_and_merges(
     if lines and lines[0].startswith("#version"):
         del lines[0]
     options |= sections.config_options(config)
-    special = sections.config_special_tokens(config)
-    return build_bpe(vocabulary, [line for line in lines if line], special, **options)
+    special, added = sections.split_added_tokens(sections.config_added_tokens(config))
+    return build_bpe(vocabulary, [line for line in lines if line], special, added, **options)
 
 
 def _from_tokenizer_json(whole: dict[str, Any], config: dict[str, Any]) -> Tokenizer:
@@ -152,7 +155,8 @@ def _from_tokenizer_json(whole: dict[str, Any], config: dict[str, Any]) -> Token
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(key):
             raise ValueError(f"model.{key}={model[key]!r:.200} is not supported")
-    special = {entry["content"]: entry["id"] for entry in whole.get("added_tokens") or ()}
+    entries = sections.config_added_tokens(config) + (whole.get("added_tokens") or [])
+    special, added = sections.split_added_tokens(list({e["id"]: e for e in entries}.values()))
     options = {
         "pattern": sections.pattern_name(whole.get("pre_tokenizer")),
         "normalizer": sections.normalizer_name(whole.get("normalizer")),
@@ -162,8 +166,7 @@ def _from_tokenizer_json(whole: dict[str, Any], config: dict[str, Any]) -> Token
     first = sections.first_token(whole.get("post_processor"))
     if first is not None and options.setdefault("add_bos_token", True):
         sections.require(first, options.setdefault("bos_token", first), "post_processor's token")
-    special = sections.config_special_tokens(config) | special
-    tokenizer = build_bpe(model["vocab"], model["merges"], special, **options)
+    tokenizer = build_bpe(model["vocab"], model["merges"], special, added, **options)
     if model.get("unk_token") and tokenizer.lacks_bytes_of_text:
         raise ValueError(
             f"model.unk_token={model['unk_token']!r:.80} is not supported where bytes are missing"
@@ -184,7 +187,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG_FILE
     config = _read_json(path) if path.is_file() else {}
     _naming(path, sections.config_options, config)
-    _naming(path, sections.config_special_tokens, config)
+    _naming(path, sections.config_added_tokens, config)
     if (path := directory / TEMPLATE_FILE).is_file():  # the newer place comes first
         config["chat_template"] = _read_text(path)
     return config

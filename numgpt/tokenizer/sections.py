@@ -12,13 +12,7 @@ from numgpt.tokenizer.pattern import PATTERNS
 
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 DECODER = _BYTE_LEVEL | {"use_regex": True}
-TOKEN_FLAGS = {
-    "single_word": False,
-    "lstrip": False,
-    "rstrip": False,
-    "normalized": False,
-    "special": True,
-}
+TOKEN_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
 def require(value: Any, expected: Any, name: str) -> None:
@@ -165,12 +159,40 @@ def config_options(config: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def config_special_tokens(config: dict[str, Any]) -> dict[str, int]:
-    """The added tokens that the file lists, with their ids."""
+def config_added_tokens(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The added tokens that the file lists, as entries of tokenizer.json."""
     added = config.get("added_tokens_decoder") or {}
-    return {
-        _text_of(entry, "added_tokens_decoder", "content"): int(id) for id, entry in added.items()
-    }
+    return [
+        {"content": _text_of(entry, "added_tokens_decoder", "content"), "id": int(id)}
+        | (entry if isinstance(entry, dict) else {})
+        for id, entry in added.items()
+    ]
+
+
+# --- added_tokens ---
+
+
+def added_token_entries(special: dict[str, int], added: dict[str, int]) -> list[dict[str, Any]]:
+    """added_tokens of tokenizer.json."""
+    entries = [
+        {"id": id, "content": text} | TOKEN_FLAGS | {"special": tokens is special}
+        for tokens in (special, added)
+        for text, id in tokens.items()
+    ]
+    return sorted(entries, key=lambda entry: entry["id"])
+
+
+def split_added_tokens(entries: list[dict[str, Any]]) -> tuple[dict[str, int], dict[str, int]]:
+    """The special ones, and those that are found in any text."""
+    special: dict[str, int] = {}
+    added: dict[str, int] = {}
+    for entry in entries:
+        for flag in ("single_word", "lstrip", "rstrip"):
+            if entry.get(flag):
+                raise ValueError(f"{flag} of the added token {entry['content']!r} is not supported")
+        kind = special if entry.get("special", True) else added
+        kind[entry["content"]] = entry["id"]
+    return special, added
 
 
 def _text_of(value: Any, name: str, key: str) -> str:

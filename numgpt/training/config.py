@@ -37,7 +37,9 @@ class TrainConfig:
     )
     n_embd: int = _option(128, "width of the residual stream", "model")
     block_size: int = _option(64, "context length in tokens", "model")
-    dropout: float = _option(0.0, "share of activations dropped in training", "model")
+    dropout: float = _option(
+        0.0, "share of activations dropped in training; of attention only in a Llama", "model"
+    )
     init_from: str | None = _option(
         None, "model to fine-tune: a directory or a name; brings tokenizer and sizes", "model"
     )

@@ -43,18 +43,20 @@ def chat(model, *flags: object, stdin: str | bytes, **environment: str):
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
+CUT_OFF = "(cut off here; --max-new-tokens N allows longer answers)\n"
+
 # --- from a pipe ---
 
 
 def test_a_pipe_is_one_question_and_one_answer(models):
-    assert chat(models["a"], "--max-new-tokens", 5, stdin="Hello\nyou\n") == (0, "aaaaa\n", "")
+    assert chat(models["a"], "--max-new-tokens", 5, stdin="Hello\nyou\n") == (0, "aaaaa\n", CUT_OFF)
 
 
 def test_the_shipped_model_answers():
     status, out, err = chat(
         "shakespeare", "--max-new-tokens", 9, "--seed", 1, stdin="Wer ist \u2603?"
     )
-    assert (status, err) == (0, "")
+    assert (status, err) == (0, CUT_OFF)
     assert out.strip()
     again = chat("shakespeare", "--max-new-tokens", 9, "--seed", 1, stdin="Wer ist \u2603?")
     assert again == (status, out, err)
@@ -127,13 +129,15 @@ def test_lines_of_json_are_turns_of_one_conversation(models):
         {"role": "user", "content": "third"},
         {"reset": True, "content": "Hi"},
         {"system": "Be brief.", "content": "Hi"},
-        {"system": "Be long."},  # which is not answered
+        {"system": "Be long."},
         {"reset": False, "content": "Hi"},
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines) + "\n  \n"
     status, out, err = chat(models["a"], "--json", "--max-new-tokens", 4, stdin=text)
     assert (status, err) == (0, "")
     answers = [json.loads(line) for line in out.splitlines()]
+    assert answers.pop(5) == {"ok": True}  # a line for a line
+    assert {answer["finish_reason"] for answer in answers} == {"length"}
     assert {answer["content"] for answer in answers} == {"aaaa"}
     assert {answer["role"] for answer in answers} == {"assistant"}
     costs = [(answer["prompt_tokens"], answer["reused_tokens"]) for answer in answers]
@@ -205,9 +209,10 @@ def test_json_is_json_whatever_the_encoding(models):
 @needs_terminal
 def test_talking_and_every_command(models, tmp_path):
     with Terminal("chat", "--model", models["a"], "--max-new-tokens=5", home=tmp_path) as terminal:
+        (tmp_path / "chat_history.txt").write_text("somebody's notes")
         banner = terminal.read_until("\n> ")
         assert "a context of 128 tokens, plain format. /help lists the commands" in banner
-        assert "\naaaaa\n> " in terminal.enter("Hello")
+        assert "\naaaaa\n" + CUT_OFF + "> " in terminal.enter("Hello")
         for line, answer in {
             "/help": "/quit           leave (or Ctrl-D)",
             "/nonsense": "there is no command /nonsense; /help lists them",
@@ -216,6 +221,7 @@ def test_talking_and_every_command(models, tmp_path):
             "/system": "\nnone\n",
             "/save": "/save: name a file",
             "/save talk.json": "2 messages written to talk.json",
+            "/save chat_history.txt": "is there already and holds no conversation",
             "/reset": "a new conversation",
             "/retry": "there is no answer yet",
             "/system Be brief.": "a new conversation, with this system prompt",
@@ -225,18 +231,18 @@ def test_talking_and_every_command(models, tmp_path):
             "/load .": "/load .: ",
             "/save absent/talk.json": "/save absent/talk.json: No such file",
             "/load talk.json": "2 messages read from talk.json",
-            "/retry ": "\naaaaa\n> ",
+            "/retry ": "\naaaaa\n" + CUT_OFF + "> ",
             "\u2603": "U+2603",
             "x" * 130: "shorten it",
             "": "> ",
             "   ": "> ",
-            "//path": "\naaaaa\n> ",
+            "//path": "\naaaaa\n" + CUT_OFF + "> ",
         }.items():
             assert answer in terminal.enter(line), line
         os.write(terminal.keyboard, b"\xff\xfe\r")  # is told, or a question with such characters
         assert re.search("not UTF-8|surrogate|U\\+", terminal.read_until("\n> "))
         terminal.enter("one\\", until="\u2026 ")
-        assert "\naaaaa\n> " in terminal.enter("two")
+        assert "\naaaaa\n" + CUT_OFF + "> " in terminal.enter("two")
         assert "6 messages written" in terminal.enter("/save talk.json")
         terminal.type("/quit\r")
         assert terminal.end() == 0
@@ -286,7 +292,7 @@ def test_what_was_typed_is_remembered_for_its_owner_alone(models, tmp_path):
             if others_may_read:  # the line before the last session's /quit
                 terminal.type("\x10\x10")
                 terminal.read_until("remember me")
-                assert "\naa\n> " in terminal.enter("")
+                assert "\naa\n" + CUT_OFF + "> " in terminal.enter("")
             else:
                 terminal.enter("remember me")
             terminal.type("/quit\r")

@@ -98,8 +98,11 @@ class Reference:
     def ask(self, question: str, most: int = MOST) -> tuple[list[int], list[int]]:
         """The prompt and the answer's tokens; both are part of the conversation now."""
         reserve = min(most, max(1, CONTEXT // 4))
-        while len(ids := self.prompt(question)) + reserve > CONTEXT:
-            self.dropped += 1
+        if len(ids := self.prompt(question)) + reserve > CONTEXT:  # then half of it is made free
+            while 2 * len(ids := self.prompt(question)) > CONTEXT and self.dropped < len(
+                self.turns
+            ):
+                self.dropped += 1
         special = self.tokenizer.special_tokens
         ends = sorted(special[end] for end in ("<|im_end|>", "<|endoftext|>") if end in special)
         most = min(most, CONTEXT - len(ids))

@@ -64,13 +64,16 @@ def test_a_full_context_drops_the_oldest_turns_and_keeps_the_system_prompt(both)
     chat, reference = both
     chat.set_messages([{"role": "system", "content": "Be brief."}])
     reference.system = "Be brief."
+    recomputed = 0
     for number in range(12):
         ids, made = reference.ask(f"Question {number}?")
         assert said(chat, f"Question {number}?") == reference.shown(made)
         assert chat.dropped_messages == 2 * reference.dropped
         assert chat.statistics.dropped_messages == 2 * reference.dropped
         assert chat.statistics.context_tokens == len(ids) + len(made) <= CONTEXT
+        recomputed += number > 0 and chat.statistics.reused_tokens < CONTEXT // 8
     assert reference.dropped > 3  # otherwise this shows nothing
+    assert recomputed < 12 - reference.dropped // 2  # most turns cost their new tokens only
     assert len(chat.messages) == 1 + 2 * 12
     assert chat.messages[0] == {"role": "system", "content": "Be brief."}
     chat.reset()
@@ -100,9 +103,11 @@ def test_a_long_conversation_is_cut_without_trying_every_length(chat, monkeypatc
     parts = chat.template.parts
     monkeypatch.setattr(chat.template, "parts", lambda *a, **k: tried.append(1) or parts(*a, **k))
     reference = Reference(chat.model, chat.tokenizer)
-    reference.turns = [("x" * 9, chat.tokenizer.encode("x" * 9))] * 4  # more than there is room for
+    reference.turns = [
+        ("x" * 9, chat.tokenizer.encode("x" * 9))
+    ] * 40  # more than there is room for
     assert said(chat, "Hi") == reference.shown(reference.ask("Hi")[1])
-    assert chat.dropped_messages == len(turns) - 2 * (4 - reference.dropped)
+    assert chat.dropped_messages == len(turns) - 2 * (40 - reference.dropped)
     assert len(tried) < 20
 
 

@@ -22,7 +22,7 @@ BAD_FILES = {
     "5": "list",
     '"Hi"': "list",
     '{"role": "user"}': "list",
-    "[" * 99_999: "recursion",
+    "[" * 99_999: "nested too deeply",
     "\udcff": "utf-8",
     json.dumps(["ab"]): "message 0",
     json.dumps([5]): "message 0",

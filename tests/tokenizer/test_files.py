@@ -287,3 +287,39 @@ def test_builds_from_printable_tokens():
     whole = build_bpe(unmade, lines, {}, ignore_merges=True)
     assert whole.special_tokens == {"<|a b|>": 301}
     assert whole.encode("the dog")[-1] == 300
+
+
+def test_added_tokens_are_found_in_any_text_and_are_text(saved, tmp_path):
+    tokenizer, directory = saved
+    shutil.copytree(directory, tmp_path / "more")
+    path = tmp_path / "more" / "tokenizer.json"
+    whole = json.loads(path.read_text(encoding="utf-8"))
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    first = tokenizer.vocab_size
+    for number, text in enumerate(("<tool_call>", "    ", "<tool_call>  ")):
+        entry = {"id": first + number, "content": text, "special": False}
+        whole["added_tokens"].append(entry | flags)
+    path.write_text(json.dumps(whole), encoding="utf-8")
+    ours = load_tokenizer(path.parent)
+    assert ours.added_tokens == {
+        "<tool_call>": first,
+        "    ": first + 1,
+        "<tool_call>  ": first + 2,
+    }
+    ours.save_pretrained(tmp_path / "again")
+    assert load_tokenizer(tmp_path / "again").added_tokens == ours.added_tokens
+    text = "def f():\n    return <tool_call> 1<tool_call>   x      y<|user|>"
+    ids = ours.encode(text)
+    assert {first, first + 1, first + 2} <= set(ids)
+    assert ours.decode(ids, skip_special_tokens=True) == text
+    messages = [{"role": "user", "content": "<tool_call>"}]
+    assert first not in ours.apply_chat_template(messages)  # what people type is ordinary text
+    reference = pytest.importorskip("tokenizers")
+    for file in (path, tmp_path / "again" / "tokenizer.json"):
+        theirs = reference.Tokenizer.from_file(str(file))
+        assert theirs.encode(text.removesuffix("<|user|>")).ids == ours.encode(text[:-8])
+        assert theirs.decode(ids) == text
+    whole["added_tokens"][-1]["lstrip"] = True
+    path.write_text(json.dumps(whole), encoding="utf-8")
+    with pytest.raises(ValueError, match="lstrip of the added token"):
+        load_tokenizer(path.parent)
