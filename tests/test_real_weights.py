@@ -61,7 +61,9 @@ def theirs(smollm2):
     transformers = pytest.importorskip("transformers")
     for needed in ("gguf", "accelerate", "jinja2"):
         pytest.importorskip(needed)
-    (path,) = smollm2[0].glob("*.gguf")
+    path = next(smollm2[0].glob("*.gguf"), None)
+    if path is None:
+        pytest.skip("the model came from the hub, in another format")
     transformers.logging.set_verbosity_error()
     files = {"gguf_file": path.name, "local_files_only": True}
     model = transformers.AutoModelForCausalLM.from_pretrained(

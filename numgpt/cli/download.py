@@ -8,10 +8,9 @@ import time
 from typing import Any
 
 from numgpt.cli.common import add_command
-from numgpt.formats.downloads import CATALOGUE, download
+from numgpt.formats.catalogue import CATALOGUE, HUB_NAMES
+from numgpt.formats.downloads import download
 from numgpt.formats.names import models_directory
-
-HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 
 
 def register(subparsers: Any) -> None:

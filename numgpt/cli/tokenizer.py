@@ -13,6 +13,7 @@ from numgpt.formats import SHIPPED, load_tokenizer
 from numgpt.runtime.files import writing_into
 from numgpt.tokenizer import Tokenizer
 from numgpt.tokenizer.base import END_OF_TEXT
+from numgpt.tokenizer.pattern import PATTERNS
 
 
 def register(subparsers: Any) -> None:
@@ -46,6 +47,12 @@ def register(subparsers: Any) -> None:
         action="append",
         metavar="TEXT",
         help=f"special token; repeatable (default {END_OF_TEXT})",
+    )
+    train.add_argument(
+        "--pattern",
+        default="gpt2",
+        choices=PATTERNS,
+        help="how text is cut before merging (default gpt2)",
     )
     train.add_argument(
         "--min-frequency", type=int, default=2, metavar="N", help="merge no rarer pair (default 2)"
@@ -87,6 +94,7 @@ def run_train(options: argparse.Namespace) -> None:
             special,
             options.min_frequency,
             progress=sys.stderr.isatty(),
+            pattern=options.pattern,
         )
         tokenizer.save_pretrained(options.out)
     seconds = time.perf_counter() - began

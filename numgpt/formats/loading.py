@@ -73,13 +73,15 @@ def open_model(path: Path) -> Source:
     """
     if path.is_file():
         return _open_file(path)
-    if (path / huggingface.CONFIG_FILE).is_file():
+    if huggingface.is_model(path):
         return huggingface.open_directory(path)
     prefix = find_bundle(path)
     if prefix is not None and (path / openai.HPARAMS_FILE).is_file():
         return openai.open_bundle(path, prefix)
     if (file := find_single(path)) is not None:
         return _open_file(file)
+    if (path / huggingface.CONFIG_FILE).is_file():
+        return huggingface.open_directory(path)  # which says what is missing
     raise FileNotFoundError(f"no model in {path}: expected {KNOWN}")
 
 

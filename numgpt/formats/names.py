@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from numgpt.formats.catalogue import CATALOGUE
+
 SHIPPED = "shakespeare"  # the model that comes with numgpt
-ON_REQUEST = ("smollm2",)  # what `numgpt download` puts into the cache directory
 _PACKAGE = Path(__file__).parents[1]
 # In an installed package and in a checkout.
 WEIGHTS = (_PACKAGE / "weights", _PACKAGE.parent / "weights")
 HUB_FILES = ["*.json", "*.safetensors", "merges.txt", "vocab.bpe", "chat_template.jinja"]
+HUB_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
 HUB_PICKLED_FILES = ["pytorch_model*.bin"]  # of repositories that have nothing else
 
 
@@ -30,12 +32,18 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
                 return weights / name
         if (models_directory() / name).is_dir():
             return models_directory() / name
-        if name in ON_REQUEST:
+        if name in CATALOGUE:
             raise FileNotFoundError(
                 f"{name} is not on this machine yet: fetch it with  numgpt download {name}"
             )
     parts = name.split("/")
-    if len(parts) > 2 or not all(parts) or parts[0] in (".", "..", "~") or os.path.isabs(name):
+    one_file = len(parts) == 3 and name.endswith(".gguf")  # owner/repository/file.gguf
+    if (
+        not (len(parts) <= 2 or one_file)
+        or not all(parts)
+        or parts[0] in (".", "..", "~")
+        or os.path.isabs(name)
+    ):
         raise FileNotFoundError(f"there is no file or directory {name}")
     return from_hub(name)
 
@@ -68,6 +76,20 @@ def models_directory() -> Path:
     return home() / "models"
 
 
+class _SeveralFilesError(Exception):
+    """A repository with several models, each in a file."""
+
+
+def _refuse_several(name: str, files: list[str]) -> None:
+    """GGUF repositories hold the same model many times over: a person has to choose."""
+    models = [file for file in files if file.endswith(".gguf") and "/" not in file]
+    if len(models) > 1:
+        raise _SeveralFilesError(
+            f"{name} on the hub holds several models: name one, such as {name}/{models[0]}"
+            f" ({', '.join(models)})"
+        )
+
+
 def from_hub(name: str, **options: Any) -> Path:
     """Download from the hub into huggingface_hub's cache, or find it there; its environment
     variables apply.  The options are those of its snapshot_download."""
@@ -79,14 +101,25 @@ def from_hub(name: str, **options: Any) -> Path:
             " pip install huggingface_hub, or put the model's files into a directory and name that"
         ) from None
 
+    repository, _, file = name.rpartition("/") if name.count("/") == 2 else (name, "", "")
+
     def fetch(patterns: list[str]) -> Path:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns, **options))
+        found = huggingface_hub.snapshot_download(repository, allow_patterns=patterns, **options)
+        return Path(found)
 
     try:
+        if file:
+            return fetch([file]) / file
         directory = fetch(HUB_FILES)
-        if not any(directory.glob("*.safetensors")):
-            directory = fetch(HUB_FILES + HUB_PICKLED_FILES)
+        for others in (HUB_PICKLED_FILES, ["*.gguf"]):
+            if any(path for weights in HUB_WEIGHTS for path in directory.glob(weights)):
+                break
+            if others == ["*.gguf"]:
+                _refuse_several(name, huggingface_hub.HfApi().list_repo_files(name))
+            directory = fetch(HUB_FILES + others)
         return directory
+    except _SeveralFilesError as error:
+        raise FileNotFoundError(str(error)) from None
     except Exception as error:  # whatever its HTTP library raises, the way out is the same
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(

@@ -24,11 +24,16 @@ down its columns, which NumPy does for many queries in one instruction, while al
 axis `max` and `sum` take a call a row.
 
 Grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245) has fewer keys and values than
-queries: K heads of them, each for a group of G = H/K consecutive query heads. The queries of a
-group stand side by side in one product, (keys, G · queries), and the sums over queries in dk and dv
-run over the whole group. With G = 1 it is the attention above.
+queries: K heads of them, each for a group of G = H/K consecutive query heads. Query head h then
+looks at key head κ = h // G, and what reaches k and v comes from the whole group,
 
-Dropout multiplies p by m/(1-p_drop) before the product with v; the same factor then multiplies dp.
+    dk_κ = scale · Σ_h ds_hᵀ q_h     dv_κ = Σ_h p_hᵀ dy_h     over the h of group κ
+
+The queries of a group stand side by side in one product, (keys, G · queries), so that these sums
+are part of it. With G = 1 it is the attention above.
+
+Dropout multiplies p by m/(1-p_drop), m being 0 where a pair is dropped and else 1, before the
+product with v; the same factor then multiplies dp.
 The identity for dy_i · y_i is unchanged.
 """
 

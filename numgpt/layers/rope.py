@@ -6,13 +6,17 @@ angle t · ω_i,
     y_1 = x_1 cos(t ω_i) - x_2 sin(t ω_i)
     y_2 = x_1 sin(t ω_i) + x_2 cos(t ω_i)            ω_i = base^(-2i/D)
 
-for queries and keys alike. A product of two turned pairs depends on the difference of their angles
-only, so q · k sees how far apart two tokens are, and nowhere does the model need a table of
-positions. Two pairings are in use: the paper's takes neighbours, (0, 1), (2, 3), …; GPT-NeoX's,
-which Hugging Face's Llama follows, takes the halves, (0, D/2), (1, D/2 + 1), … They differ by a
-permutation of the features, that is, of the rows of the projections that make q and k.
+for queries and keys alike. With R(a) the rotation by a, R(a)ᵀ R(b) = R(b - a), and therefore
 
-Backward. A rotation is orthogonal: its transpose turns back by the same angle,
+    (R(s ω) q) · (R(t ω) k) = q · R((t - s) ω) k
+
+so q · k sees how far apart two tokens are, and nowhere does the model need a table of positions.
+
+Two pairings are in use: the paper's takes neighbours, (0, 1), (2, 3), …; GPT-NeoX's, which Hugging
+Face's Llama follows, takes the halves, (0, D/2), (1, D/2 + 1), … They differ by a permutation of
+the features, that is, of the rows of the projections that make q and k.
+
+Backward. The transpose of a rotation, R(a)ᵀ = R(-a), turns back by the same angle,
 
     dx_1 =  dy_1 cos(t ω_i) + dy_2 sin(t ω_i)
     dx_2 = -dy_1 sin(t ω_i) + dy_2 cos(t ω_i)

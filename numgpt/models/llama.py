@@ -120,11 +120,8 @@ class LlamaConfig:
 
     @property
     def key_heads(self) -> int:
-        return (
-            self.num_attention_heads
-            if self.num_key_value_heads is None
-            else (self.num_key_value_heads)
-        )
+        given = self.num_key_value_heads
+        return self.num_attention_heads if given is None else given
 
     @property
     def output_bias(self) -> bool:
@@ -276,25 +273,6 @@ class Llama(LanguageModel):
         add_into(x, project(y, "mlp.down_proj"))  # (N, F) -> (N, C)
         return x, (norm_1, attention, norm_2, swiglu)
 
-    def _project_all(self, x: np.ndarray, layer: int, *names: str) -> list[np.ndarray]:
-        """Several projections of x (N, C), each (N, O): as one product, where the weights lie side
-        by side. Few large products read weights faster from memory than many small ones."""
-        p = self.parameters.under(f"layers.{layer}.")
-        together = self.parameters.joined(*(f"layers.{layer}.{name}.weight" for name in names))
-        whole = None if together is None else linear_forward(x, together.T)[0]
-        results, start = [], 0
-        for name in names:
-            weight, bias = p[f"{name}.weight"], p.get(f"{name}.bias")
-            if whole is None:
-                y, _ = linear_forward(x, weight.T, bias)
-            else:
-                y = whole[:, start : start + len(weight)]
-                start += len(weight)
-                if bias is not None:
-                    y += bias
-            results.append(y)
-        return results
-
     def _block_backward(
         self,
         dx: np.ndarray,
@@ -333,3 +311,22 @@ class Llama(LanguageModel):
         add_into(dy, project_backward(merge_heads(dk), y, "self_attn.k_proj"))
         add_into(dy, project_backward(merge_heads(dv), y, "self_attn.v_proj"))
         add_into(dx, rmsnorm_backward(dy, norm_1, g["input_layernorm.weight"], accumulate))
+
+    def _project_all(self, x: np.ndarray, layer: int, *names: str) -> list[np.ndarray]:
+        """Several projections of x (N, C), each (N, O): as one product, where the weights lie side
+        by side. Few large products read weights faster from memory than many small ones."""
+        p = self.parameters.under(f"layers.{layer}.")
+        together = self.parameters.joined(*(f"layers.{layer}.{name}.weight" for name in names))
+        whole = None if together is None else linear_forward(x, together.T)[0]
+        results, start = [], 0
+        for name in names:
+            weight, bias = p[f"{name}.weight"], p.get(f"{name}.bias")
+            if whole is None:
+                y, _ = linear_forward(x, weight.T, bias)
+            else:
+                y = whole[:, start : start + len(weight)]
+                start += len(weight)
+                if bias is not None:
+                    y += bias
+            results.append(y)
+        return results

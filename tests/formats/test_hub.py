@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 from formats.hub_server import hub_of, with_hub
+from formats.wheel_server import tiny_gguf
 from models.references import small_model
 
 from numgpt import CharTokenizer
@@ -88,3 +89,28 @@ def test_pickled_weights_are_fetched_where_there_are_no_others(files, tmp_path):
         loaded = generate("someone/tiny", address, tmp_path / "cache")
         assert loaded.returncode == 2
         assert "pytorch_model.bin" in loaded.stderr
+
+
+def test_a_repository_of_gguf_files_is_asked_for_one(files, tmp_path):
+    for path in files.iterdir():
+        path.unlink()
+    (files / "small.gguf").write_bytes(tiny_gguf())
+    cache = tmp_path / "cache"
+    with hub_of("someone/tiny", files) as (address, asked):  # the only one there is
+        first = download("someone/tiny", address, cache)
+        assert first.returncode == 0, first.stderr
+        command = ["-m", "numgpt", "generate", "the", "--max-new-tokens=3", "--model"]
+        loaded = with_hub([*command, "someone/tiny"], address, cache)
+        assert loaded.returncode == 0, loaded.stderr
+        assert asked == ["small.gguf"]
+    (files / "large.gguf").write_bytes(tiny_gguf())
+    with hub_of("someone/tiny", files) as (address, asked):
+        several = download("someone/tiny", address, tmp_path / "other")
+        assert several.returncode != 0
+        assert "name one, such as someone/tiny/" in several.stderr
+        assert asked == []
+        one = download("someone/tiny/large.gguf", address, tmp_path / "other")
+        assert one.returncode == 0, one.stderr
+        assert asked == ["large.gguf"]
+        loaded = with_hub([*command, "someone/tiny/large.gguf"], address, tmp_path / "other")
+        assert loaded.returncode == 0, loaded.stderr

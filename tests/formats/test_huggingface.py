@@ -8,12 +8,13 @@ import sys
 
 import numpy as np
 import pytest
+from formats.gguf_writer import model_gguf
 from models.references import CONFIGS, batch, small_model, to_transformers
 from support import assert_close
 
 import numgpt
 from numgpt import GPT, CharTokenizer, GPTConfig
-from numgpt.formats import names, read_safetensors, write_safetensors
+from numgpt.formats import load_model, names, read_safetensors, write_safetensors
 
 
 @pytest.fixture
@@ -211,3 +212,22 @@ def test_shipped_names_resolve_without_the_hub(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(names, "WEIGHTS", (tmp_path,))
     assert GPT.from_pretrained("tiny").config.n_embd == 4
+
+
+def test_what_ends_a_text_can_be_said_for_generation_only(saved):
+    path = saved / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": [3, 5], "temperature": 0.6}))
+    assert GPT.from_pretrained(saved).config.eos_token_id == [3, 5]
+    path.write_text(json.dumps({"do_sample": True}))
+    assert GPT.from_pretrained(saved).config.eos_token_id is None
+    path.write_text(json.dumps({"eos_token_id": "</s>"}))
+    with pytest.raises(ValueError, match="eos_token_id='</s>'"):
+        GPT.from_pretrained(saved)
+
+
+def test_a_config_beside_a_gguf_file_is_not_in_its_way(tmp_path):
+    model = small_model("llama_grouped")
+    (tmp_path / "model.gguf").write_bytes(model_gguf(model))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "smollm"}))
+    loaded = load_model(tmp_path)
+    np.testing.assert_array_equal(loaded.parameters["norm.weight"], model.parameters["norm.weight"])

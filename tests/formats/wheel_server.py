@@ -34,7 +34,7 @@ NUMGPT = (
 
 def tiny_gguf() -> bytes:
     tokenizer = Tokenizer.train(["The user and the assistant.\n" * 9], 270, special_tokens=SPECIAL)
-    tokenizer.chat_template = "<|im_start|>"
+    tokenizer.chat_template = "<|im_start|>{{ role }}\\n{{ said }}<|im_end|>\\n"
     sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8}
     sizes |= {"intermediate_size": 16, "max_position_embeddings": 64, "vocab_size": 270}
     return model_gguf(Llama(LlamaConfig(**sizes), seed=1), tokenizer_metadata(tokenizer, "gpt-2"))
