@@ -19,38 +19,30 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from numgpt.tokenizer.base import check_unicode
+from numgpt.tokenizer.chat_formats import (
+    CHATML,
+    FORMATS,
+    LLAMA2,
+    LLAMA3,
+    PLAIN,
+    ZEPHYR,
+    default_system,
+    is_written_by,
+)
 
 if TYPE_CHECKING:
     from numgpt.tokenizer.base import BaseTokenizer
 
 ROLES = ("system", "user", "assistant")
 ZERO_WIDTH_SPACE = "\u200b"
-# Literal text only, in a string of the template or outside of its code: a brace, or the quote that
-# ends the string, would be where the code goes on. No part of a pattern can take what the next one
-# may, so that no template takes long.
-_DEFAULT_SYSTEM = (
-    re.compile(
-        r"""(?P<quote>["'])(?:[^"'{}<]|<(?!\|im_))*<\|im_start\|>system(?:\\n|\n)"""
-        r"""(?P<text>(?:\\.|(?!(?P=quote)|<\|im_)[^\\])+)<\|im_end\|>"""
-    ),
-    re.compile(r"""<\|im_start\|>system(?:\\n|\n)(?P<text>[^'"{}<]+)<\|im_end\|>"""),
-    re.compile(
-        r"""set (?:default_)?system_message = (?P<quote>["'])(?P<text>[^'"{}<]+)(?P=quote)"""
-    ),
-)
-# In a ChatML template a line ends after each turn; between the two only code that puts them
-# together.
-_CHATML_END = re.compile(r"""<\|im_end\|>[ '"+{}\-]{0,12}(?:\\n|\n)""")
 # What Llama 3.1 and later write before any system prompt, and the date where none is known.
 _KNOWLEDGE = "Cutting Knowledge Date: December 2023\nToday Date: "
 _UNKNOWN_DATE = "26 Jul 2024"
 # Where a line begins, for anyone who reads it, and a few blanks.
 _LINE_BEGINS = r"((?:^|[\r\v\f\x1c-\x1e\x85\u2028\u2029])[ \t]{0,20})"
-_ESCAPES = {"n": "\n", "t": "\t"}
 
 
 class Marker(str):
@@ -70,39 +62,6 @@ class MadeIds(tuple):
 Part = Marker | str | MadeIds
 
 
-@dataclass(frozen=True)
-class ChatFormat:
-    """How one kind of model writes conversations down."""
-
-    name: str
-    sign: str  # what shows in a template that it writes this format
-    markers: tuple[str, ...]  # what nobody but the template may write
-    end_of_turn: str | None = None  # the special token that ends an answer; None: the text's end
-    stop_strings: tuple[str, ...] = ()  # texts that end an answer, where no token does
-    begins_with_space: bool = False  # an answer's first token brings the space before it
-
-
-CHATML = ChatFormat("ChatML", "<|im_start|>", ("<|im_start|>", "<|im_end|>"), "<|im_end|>")
-LLAMA3 = ChatFormat(
-    "Llama 3",
-    "<|start_header_id|>",
-    ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-    "<|eot_id|>",
-)
-LLAMA2 = ChatFormat(  # others write [INST] too, with other spaces
-    "Llama 2", "<<SYS>>", ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"), begins_with_space=True
-)
-ZEPHYR = ChatFormat("Zephyr", "<|assistant|>", ("<|system|>", "<|user|>", "<|assistant|>"))
-PLAIN = ChatFormat(
-    "plain",
-    "",
-    ("System:", "User:", "Assistant:"),  # where a line begins
-    stop_strings=("\nUser:",),
-    begins_with_space=True,
-)
-FORMATS = (CHATML, LLAMA3, LLAMA2, ZEPHYR)
-
-
 class ChatTemplate:
     """The chat format of a tokenizer, with what its template says beyond the format."""
 
@@ -118,7 +77,7 @@ class ChatTemplate:
             raise ValueError(f"chat_template={template!r:.80}: expected a text, or None")
         else:
             known = [form for form in FORMATS if form.sign in template]
-            if not known or not _is_written_by(template, known[0]):
+            if not known or not is_written_by(template, known[0]):
                 names = ", ".join(form.name for form in FORMATS)
                 raise ValueError(
                     "the tokenizer's chat template writes none of the formats that numgpt knows"
@@ -126,7 +85,7 @@ class ChatTemplate:
                 )
             self.format = known[0]
         template = template or ""
-        self.default_system = _default_system(template)
+        self.default_system = default_system(template)
         self.knowledge = ""
         if self.format is LLAMA3 and _KNOWLEDGE.partition("\n")[0] in template:
             today = time.strftime("%d %b %Y") if "strftime_now" in template else _UNKNOWN_DATE
@@ -311,31 +270,6 @@ def _checked(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def _is_made(message: Mapping[str, Any]) -> bool:
     return isinstance(message.get("ids"), MadeIds)
-
-
-def _is_written_by(template: str, form: ChatFormat) -> bool:
-    """Whether a template with a format's sign writes that format, and not one of its relatives."""
-    if form is CHATML:
-        return _CHATML_END.search(template) is not None
-    if form is LLAMA3:
-        return "<|eot_id|>" in template
-    if form is ZEPHYR:  # all turns end with eos_token, not the assistant's alone
-        turns = re.split(r"<\|user\|>|['\"]<\|['\"]", template)[1:]
-        written = [turn.partition("}}")[0] for turn in turns]
-        return all("eos_token" in turn for turn in written if "content" in turn) and any(
-            "content" in turn for turn in written
-        )
-    return True
-
-
-def _default_system(template: str) -> str | None:
-    """The system prompt that a ChatML template writes into a conversation that has none."""
-    for pattern in _DEFAULT_SYSTEM:
-        if match := pattern.search(template):
-            return re.sub(
-                r"\\(.)", lambda escape: _ESCAPES.get(escape[1], escape[1]), match["text"]
-            )
-    return None
 
 
 def _joined(parts: Iterable[Part]) -> list[Part]:
