@@ -241,18 +241,19 @@ class Trainer:
         prompt = self.corpus.val[: min(8, kept)].astype(np.int64)
         ids = prompt
         while len(ids) < SAMPLE_TOKENS and context > kept:
-            ids = np.append(
-                ids[:-kept],
-                self.model.generate(
-                    ids[-kept:],
-                    max_length=context,
-                    do_sample=True,
-                    temperature=0.8,
-                    top_k=50,
-                    eos_token_id=[],
-                    seed=len(ids),
-                ),
+            seen = ids[-kept:]
+            longest = min(context, len(seen) + SAMPLE_TOKENS - len(ids))
+            grown = self.model.generate(
+                seen,
+                max_length=longest,
+                do_sample=True,
+                temperature=0.8,
+                top_k=50,
+                eos_token_id=[],
+                tokenizer=self.tokenizer,  # a model's vocabulary may be padded beyond it
+                seed=len(ids),
             )
+            ids = np.append(ids[:-kept], grown)
         text = self.tokenizer.decode(ids[len(prompt) : SAMPLE_TOKENS])
         return self.tokenizer.decode(prompt), text
 

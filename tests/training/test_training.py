@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 
-from numgpt import CharTokenizer, formats
+from numgpt import GPT, CharTokenizer, GPTConfig, formats
 from numgpt.training import TrainConfig, Trainer, TrainingError, beginning, prepare_corpus
 from numgpt.training.checkpoint import CHECKPOINT_FILE, read_state
 from numgpt.training.config import OPTIONS, read_toml
@@ -438,3 +438,19 @@ def test_hidden_files_and_runs_are_no_corpus(tmp_path):
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(ValueError, match="text is empty"):
         start(str(tmp_path / "empty.txt"), tmp_path / "other")
+
+
+def test_a_sample_is_no_longer_than_it_is_shown(text_file, tmp_path, monkeypatch):
+    """A fine-tuned model may have a context of thousands of tokens."""
+    long = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=4, n_positions=5000, vocab_size=99))
+    long.save_pretrained(tmp_path / "long")
+    CharTokenizer.train([TEXT]).save_pretrained(tmp_path / "long")
+    trainer = start(text_file, tmp_path / "run", init_from=str(tmp_path / "long"))
+    calls = []
+    generate = GPT.generate
+    monkeypatch.setattr(
+        GPT, "generate", lambda *a, **k: calls.append(k["max_length"]) or generate(*a, **k)
+    )
+    prompt, text = trainer.sample()
+    assert len(prompt + text) == 200
+    assert calls == [200]
