@@ -200,7 +200,7 @@ class _Terminal:
         action = self.commands.get(command)
         if action is None:
             return _say(
-                f"there is no command /{command}; /help lists them; a message begins with //"
+                f"there is no command /{command}; /help lists them; to say it, type //{command}"
             )
         try:
             action(argument)

@@ -186,11 +186,11 @@ class Trainer:
                 self.report(
                     step, loss, val_loss, lr, norm, tokens / seconds, seconds / (step - first_step)
                 )
+            if last or step % config.save_every == 0:
+                self.save()
             if config.sample_every and (last or step % config.sample_every == 0):
                 prompt, text = self.sample()
                 _show(f"--- step {step}, after {prompt!r} ---\n{text}\n---", sys.stdout)
-            if last or step % config.save_every == 0:
-                self.save()
             elsewhere += time.perf_counter() - pause
         if self.stop_requested and self.optimizer.steps < config.steps:
             self.save()
