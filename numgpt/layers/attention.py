@@ -3,7 +3,8 @@
 For each head, with S = T keys, or S > T when the queries continue a cache of S - T positions:
 
     s_ij = scale · q_i · k_j   for j <= i + S - T, else -∞            scale = 1/√D
-    p_ij = exp(s_ij - L_i),    L_i = log Σ_j exp(s_ij)                the softmax of row i
+    p_ij = exp(s_ij - M_i) / Z_i                                      the softmax of row i
+    M_i  = max_j s_ij,         Z_i = Σ_j exp(s_ij - M_i)
     y_i  = Σ_j p_ij v_j
 
 Backward. From y = p v come
@@ -18,8 +19,10 @@ and from the softmax, ∂p_ij/∂s_ik = p_ij (δ_jk - p_ik), with the sum over k
 
 The (T, S) matrices are never whole in memory: forward and backward go through them in tiles of
 queries, each tile with the keys that it can see, so the masked half is skipped as well. The
-backward computes p again from q, k and the row's L, as in FlashAttention (Dao et al. 2022,
-arXiv:2205.14135, algorithm 4). A tile is stored transposed, keys x queries: the softmax then runs
+backward computes p again from q, k and the row's M and Z, as in FlashAttention (Dao et al. 2022,
+arXiv:2205.14135, algorithm 4). It keeps the two apart, where that has M + log Z: at scores of 10⁴
+float32 has no room for log Z behind the point. Z divides rows of y and dy, which are shorter than
+those of p. A tile is stored transposed, keys x queries: the softmax then runs
 down its columns, which NumPy does for many queries in one instruction, while along a short last
 axis `max` and `sum` take a call a row.
 
@@ -59,7 +62,8 @@ class Cache(NamedTuple):
     k: np.ndarray  # (B, K, S, D)
     v: np.ndarray  # (B, K, S, D)
     y: np.ndarray  # (B, H, T, D)
-    logsumexp: np.ndarray  # (B, K, G, T)
+    highest: np.ndarray  # M (B, K, G, T)
+    total: np.ndarray  # Z (B, K, G, T)
     scale: float
     key_mask: np.ndarray | None  # (B, S)
     keep: np.ndarray | None  # (B, K, S, G, T)
@@ -87,29 +91,30 @@ def attention_forward(
     scale = 1 / math.sqrt(size) if scale is None else scale
     y = _empty_heads(q.shape, q.dtype)
     q, y_grouped = _grouped(q, k.shape[1]), _grouped(y, k.shape[1])
-    logsumexp = empty(q.shape[:4], q.dtype)
+    highest, total = empty(q.shape[:4], q.dtype), empty(q.shape[:4], q.dtype)
     keep, keep_scale = None, 1.0
     if dropout > 0.0 and rng is not None:
-        shape = (*k.shape[:3], *q.shape[2:4])
-        keep, keep_scale = dropout_mask(shape, dropout, rng), 1 / (1 - dropout)
-    cache = Cache(q, k, v, y, logsumexp, scale, key_mask, keep, keep_scale)
+        keep, keep_scale = dropout_mask((*k.shape[:3], *q.shape[2:4]), dropout, rng)
+    cache = Cache(q, k, v, y, highest, total, scale, key_mask, keep, keep_scale)
 
     def heads_at_once(bk: tuple[slice, slice]) -> None:
         for rows, columns in _tiles(queries, k.shape[2]):
             s = _scores(cache, bk, rows, columns)
+            part = (*bk, slice(None), rows)
             # The maximum keeps exp from overflowing; a query with nothing to see has none, any
             # finite value does.
-            highest = np.maximum(s.max(axis=-2, keepdims=True), np.finfo(s.dtype).min)
-            s -= highest
-            p = np.exp(s, out=s)
-            total = np.maximum(_sum_keys(p), np.finfo(s.dtype).tiny)
-            logsumexp_tile = logsumexp[(*bk, slice(None), rows)]
-            logsumexp_tile[:] = (highest + np.log(total)).reshape(logsumexp_tile.shape)
+            tile_highest = np.maximum(s.max(axis=-2, keepdims=True), np.finfo(s.dtype).min)
+            s -= tile_highest
+            p = np.exp(s, out=s)  # times Z
+            # The highest score contributes exp(0): only a query with nothing to see has less.
+            tile_total = np.maximum(_sum_keys(p), 1)
+            highest[part] = tile_highest.reshape(highest[part].shape)
+            total[part] = tile_total.reshape(total[part].shape)
             if keep is not None:
                 p *= _side_by_side(keep[(*bk, columns, slice(None), rows)])
-            tile = y_grouped[(*bk, slice(None), rows)]
+            tile = y_grouped[part]
             np.matmul(_rows_of(p, tile), v[(*bk, None, columns)], out=tile)
-            tile *= (keep_scale / total).reshape(*tile.shape[:4], 1)
+            tile *= (keep_scale / tile_total).reshape(*tile.shape[:4], 1)
 
     _over_heads(heads_at_once, q, k)
     return y, cache
@@ -120,7 +125,7 @@ def attention_backward(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """dy (B, H, T, D) -> dq (B, H, T, D), dk, dv (B, K, S, D); written into the arrays `out` where
     given."""
-    q, k, v, y, logsumexp, scale, _, keep, keep_scale = cache
+    q, k, v, y, highest, total, scale, _, keep, keep_scale = cache
     dq, dk, dv = out if out is not None else (_empty_heads(a.shape, a.dtype) for a in (y, k, v))
     dy, y, dq_grouped = (_grouped(a, k.shape[1]) for a in (dy, y, dq))
     queries, keys = q.shape[3], k.shape[2]
@@ -131,10 +136,13 @@ def attention_backward(
         for rows, columns in reversed(list(_tiles(queries, keys))):
             last = rows.stop == queries
             part = (*bk, slice(None), rows)
-            q_tile, dy_tile, dq_tile = q[part], dy[part], dq_grouped[part]
+            q_tile, dq_tile = q[part], dq_grouped[part]
+            dy_tile = np.divide(
+                dy[part], total[part][..., None], out=empty(q_tile.shape, q_tile.dtype)
+            )
             p = _scores(cache, bk, rows, columns)
-            p -= _queries_side_by_side(logsumexp[part])
-            np.exp(p, out=p)
+            p -= _queries_side_by_side(highest[part])
+            np.exp(p, out=p)  # times Z, as dy is divided by it
             ds = empty(p.shape, p.dtype)
             np.matmul(v[(*bk, columns)], _transposed(dy_tile), out=ds)  # dp
             if keep is None:

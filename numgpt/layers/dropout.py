@@ -14,9 +14,19 @@ from numgpt.runtime import empty_like, over_row_blocks
 Cache = tuple[np.ndarray, float] | None
 
 
-def dropout_mask(shape: tuple[int, ...], p: float, rng: np.random.Generator) -> np.ndarray:
-    """True where a value is kept, with probability 1 - p (to the nearest 2⁻¹⁶)."""
-    return rng.integers(1 << 16, size=shape, dtype=np.uint16) >= round(p * (1 << 16))
+LEVELS = 1 << 16
+
+
+def dropout_mask(
+    shape: tuple[int, ...], p: float, rng: np.random.Generator
+) -> tuple[np.ndarray, float]:
+    """True where a value is kept, and the scale 1 / (1 - p).
+
+    Both are those of the multiple of 2⁻¹⁶ that is nearest to p, and below 1.
+    """
+    dropped = min(round(p * LEVELS), LEVELS - 1)
+    mask = rng.integers(LEVELS, size=shape, dtype=np.uint16) >= dropped
+    return mask, LEVELS / (LEVELS - dropped)
 
 
 def dropout_forward(
@@ -25,7 +35,7 @@ def dropout_forward(
     """x (N, C) -> y (N, C), cache.  With p = 0 or without a generator (inference) y is x itself."""
     if p == 0.0 or rng is None:
         return x, None
-    cache = dropout_mask(x.shape, p, rng), 1 / (1 - p)
+    cache = dropout_mask(x.shape, p, rng)
     return _apply(x, cache), cache
 
 

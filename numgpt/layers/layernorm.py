@@ -35,6 +35,9 @@ def layernorm_forward(
 
     def rows(x, x_hat, y, rstd):
         np.subtract(x, _mean(x), out=x_hat)
+        # The mean is rounded to the size of x. What that leaves is as large as x̂'s own mean, which
+        # counts where a row hardly varies.
+        x_hat -= _mean(x_hat)
         rstd[:] = 1 / np.sqrt(mean_product(x_hat, x_hat) + x.dtype.type(eps))
         x_hat *= rstd
         _scale_and_shift(x_hat, weight, bias, out=y)

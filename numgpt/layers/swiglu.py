@@ -54,9 +54,9 @@ def swiglu_backward(dy: np.ndarray, cache: Cache) -> tuple[np.ndarray, np.ndarra
 
 
 def _sigmoid(z: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """σ(z), into `out`, as (1 + tanh(z/2)) / 2, in which nothing overflows."""
-    np.multiply(z, 0.5, out=out)
-    np.tanh(out, out=out)
+    """σ(z), into `out`; where exp(-z) is too large for a number it is infinite, and σ 0."""
+    np.negative(z, out=out)
+    with np.errstate(over="ignore"):
+        np.exp(out, out=out)
     out += 1
-    out *= 0.5
-    return out
+    return np.reciprocal(out, out=out)

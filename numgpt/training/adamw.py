@@ -17,7 +17,9 @@ import math
 import numpy as np
 
 from numgpt.models.language_model import LanguageModel
-from numgpt.runtime import over_row_blocks, square
+from numgpt.runtime import empty_like, over_row_blocks
+
+SMALLEST_SQUARES = 1e-30  # a sum of squares below it may have lost some of them to underflow
 
 
 class AdamW:
@@ -49,6 +51,12 @@ class AdamW:
         self.m = np.zeros_like(model.parameters.flat)
         self.v = np.zeros_like(model.parameters.flat)
 
+    def __repr__(self) -> str:
+        return (
+            f"<AdamW: lr={self.lr:g}, betas={self.betas}, eps={self.eps:g},"
+            f" weight_decay={self.weight_decay:g}, after {self.steps} steps on {self.model!r}>"
+        )
+
     def step(self, grad_clip: float | None = None) -> float:
         """One update; returns the global norm of the gradients, before clipping (0: no clipping).
 
@@ -75,8 +83,9 @@ class AdamW:
         root_correction = 1 / math.sqrt(1 - beta_2**self.steps)
 
         def rows(g, w, m, v):
-            update = square(g)
-            update *= (1 - beta_2) * clip * clip
+            # Scaled before it is squared: what is clipped may be too large for its own square.
+            update = np.multiply(g, math.sqrt(1 - beta_2) * clip, out=empty_like(g))
+            update *= update
             v *= beta_2
             v += update
             np.multiply(g, (1 - beta_1) * clip, out=update)
@@ -107,4 +116,14 @@ class AdamW:
 
 def gradient_norm(flat: np.ndarray) -> float:
     """‖g‖₂, summed up in float64 from blocks."""
-    return math.sqrt(sum(over_row_blocks(lambda g: float(g @ g), flat)))
+    with np.errstate(over="ignore"):
+        squares = sum(over_row_blocks(lambda g: float(g @ g), flat))
+    if SMALLEST_SQUARES < squares < math.inf or not flat.size:
+        return math.sqrt(squares)
+    # Squares that are too large or too small for the dtype: of gradients scaled to 1.
+    largest = float(max(over_row_blocks(lambda g: np.abs(g).max(), flat)))
+    if largest == 0 or not math.isfinite(largest):
+        return largest
+    scale = flat.dtype.type(largest)
+    squares = sum(over_row_blocks(lambda g: float(np.vdot(g / scale, g / scale)), flat))
+    return largest * math.sqrt(squares)

@@ -42,15 +42,19 @@ def test_many_small_blocks_give_the_same(name, shape, monkeypatch):
         test_equals_recorded_pytorch(name, shape, dtype)
 
 
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9, 0.99999])
 def test_dropout_keeps_the_mean_and_reuses_its_mask(p):
-    x = np.random.default_rng(0).normal(size=(300, 400)) + 3
+    levels = 1 << 16
+    p_drawn = round(p * levels) / levels
+    x = np.random.default_rng(0).normal(size=(600, 2000)) + 3
     y, cache = layers.dropout_forward(x, p, np.random.default_rng(1))
     kept = y != 0
-    assert kept.mean() == pytest.approx(1 - p, abs=5 * np.sqrt(p * (1 - p) / x.size))
-    assert_close(y, x * kept / (1 - p))
+    deviation = np.sqrt(p_drawn * (1 - p_drawn) / x.size)
+    assert kept.mean() == pytest.approx(1 - p_drawn, abs=5 * deviation)
+    assert y.mean() / x.mean() == pytest.approx(1, abs=6 * deviation / (1 - p_drawn))
+    assert_close(y, x * kept / (1 - p_drawn))
     dy = np.random.default_rng(2).normal(size=x.shape)
-    assert_close(layers.dropout_backward(dy, cache), dy * kept / (1 - p))
+    assert_close(layers.dropout_backward(dy, cache), dy * kept / (1 - p_drawn))
     again, _ = layers.dropout_forward(x, p, np.random.default_rng(1))
     np.testing.assert_array_equal(y, again)
     other, _ = layers.dropout_forward(x, p, np.random.default_rng(2))
