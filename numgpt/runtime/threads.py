@@ -15,13 +15,17 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from numgpt.messages import shown
 from numgpt.runtime.kernels import OPENBLAS
+from numgpt.runtime.scratch import after_fork_in_child
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
 LEAST_WORK = 1 << 27  # multiplications that a thread of its own is worth, about 3 ms of products
 MOST_EXTRA = 1 << 24  # numbers, 64 MB in float32, for all further threads together
+
+MOST_THREADS = 4096
 
 # Set in a thread that is already running a piece: nested loops stay in it.
 _inside = threading.local()
@@ -35,18 +39,28 @@ class _SingleThreadedBLAS:
         self.entered = 0
         self.before = 1
 
+    def reset(self) -> None:
+        """In a forked child: the threads that had entered, or held the lock, are not there."""
+        self.lock = threading.Lock()
+        if self.entered:
+            self.entered = 0
+            OPENBLAS.set_num_threads(self.before)
+
+    # `entered` is above 0 whenever OpenBLAS may be at one thread: a fork can come at any point.
+
     def __enter__(self) -> None:
         with self.lock:
             if self.entered == 0:
                 self.before = OPENBLAS.get_num_threads()
-                OPENBLAS.set_num_threads(1)
             self.entered += 1
+            if self.entered == 1:
+                OPENBLAS.set_num_threads(1)
 
     def __exit__(self, *_: object) -> None:
         with self.lock:
-            self.entered -= 1
-            if self.entered == 0:
+            if self.entered == 1:
                 OPENBLAS.set_num_threads(self.before)
+            self.entered -= 1
 
 
 single_threaded_blas = contextlib.nullcontext() if OPENBLAS is None else _SingleThreadedBLAS()
@@ -56,10 +70,11 @@ def _default_num_threads() -> int:
     """NUMGPT_NUM_THREADS, else what OpenBLAS was told (OPENBLAS_NUM_THREADS, OMP_NUM_THREADS), else
     the cores."""
     if value := os.environ.get("NUMGPT_NUM_THREADS"):
-        if value.isdecimal() and int(value) >= 1:
+        if value.isdecimal() and len(value) < 10 and 1 <= int(value) <= MOST_THREADS:
             return int(value)
         warnings.warn(
-            f"NUMGPT_NUM_THREADS={value!r} is ignored: set it to a whole number from 1 up",
+            f"NUMGPT_NUM_THREADS={shown(value)} is ignored: set it to a whole number from 1 to"
+            f" {MOST_THREADS}",
             stacklevel=2,
         )
     if OPENBLAS is not None:
@@ -89,8 +104,11 @@ def worthwhile_threads(work: int, extra: int) -> int:
 def set_num_threads(count: int) -> None:
     """Compute on `count` threads from now on (also in OpenBLAS).  Raises ValueError below 1."""
     global _num_threads
-    if count < 1:
-        raise ValueError(f"set_num_threads({count}): at least one thread is needed")
+    if not 1 <= count <= MOST_THREADS:
+        raise ValueError(
+            f"set_num_threads({shown(count)}): at least one thread is needed, {MOST_THREADS} at"
+            " most"
+        )
     _num_threads = count
     if OPENBLAS is not None:
         OPENBLAS.set_num_threads(count)
@@ -104,12 +122,22 @@ def _forget_pool() -> None:
     _pool = None
 
 
+def _after_fork_in_child() -> None:
+    """Of the threads that ran only the one that forked goes on, and whatever the others were in the
+    middle of stays as it is."""
+    _forget_pool()
+    _inside.flag = False
+    if isinstance(single_threaded_blas, _SingleThreadedBLAS):
+        single_threaded_blas.reset()
+    after_fork_in_child()
+
+
 _pool: ThreadPoolExecutor | None = None
 _num_threads = _default_num_threads()
 if OPENBLAS is not None and OPENBLAS.get_num_threads() != _num_threads:
     OPENBLAS.set_num_threads(_num_threads)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def parallel_for(body: Callable[[int], Any], count: int) -> list[Any]:

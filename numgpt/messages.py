@@ -1,0 +1,41 @@
+"""What error messages show of a value: enough to recognise it, never more than a few words.
+
+Values come from files and from strangers. Written out whole, one of them can fill a screen, or,
+nested and shared, take longer than anybody waits.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Any
+
+MOST = 80  # characters
+
+
+class _Brief(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 2
+        self.maxtuple = self.maxlist = self.maxdict = self.maxset = self.maxfrozenset = 6
+        self.maxstring = self.maxother = self.maxlong = 60
+
+    def repr_int(self, value: int, level: int) -> str:
+        # Python refuses to write out a number of thousands of digits.
+        if value.bit_length() > 200:
+            return f"a number of {value.bit_length()} bits"
+        return super().repr_int(value, level)
+
+
+_brief = _Brief()
+
+
+def shown(value: Any) -> str:
+    """repr(value), cut to MOST characters."""
+    text = _brief.repr(value)
+    return text if len(text) <= MOST else text[: MOST - 1] + "…"
+
+
+def one_line(error: object) -> str:
+    """An error's own words on one line, cut where they go on and on."""
+    text = " ".join(str(error)[:2000].split())
+    return text if len(text) <= 1000 else text[:999] + "…"
