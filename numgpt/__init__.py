@@ -1,10 +1,15 @@
 """GPT, whole, in NumPy: tokenizer, hand-derived backward, AdamW, training, generation, chat."""
 
+from numgpt import launch  # isort: skip
+
+if launch.is_program():
+    launch.let_interrupts_end_it()
+
 from numgpt import runtime  # isort: skip  (first: it chooses NumPy's kernels before NumPy loads)
 from numgpt.generation import KVCache
+from numgpt.lazy import lazy_names
 from numgpt.models import GPT, GPTConfig, Llama, LlamaConfig
 from numgpt.runtime import set_num_threads
-from numgpt.runtime.lazy import lazy_names
 from numgpt.tokenizer import CharTokenizer, Tokenizer
 from numgpt.training import AdamW
 

@@ -7,21 +7,42 @@ usage or input, 1 for what failed on the way, 130 after Ctrl-C.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import warnings
 from collections.abc import Sequence
 
 import numgpt  # first: chooses NumPy's kernels
+from numgpt import launch
 from numgpt.cli import chat, convert, download, evaluate, generate, info, tokenizer, train
+from numgpt.formats.names import HubError
+from numgpt.messages import one_line
 from numgpt.training import TrainingError
 
-BAD_PATH = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)
+BAD_PATH = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 SUBCOMMANDS = (generate, chat, train, evaluate, tokenizer, download, convert, info)
+MENDS = {
+    errno.ENOSPC: "free some space, or choose another disk",
+    errno.EDQUOT: "free some space, or choose another disk",
+    errno.EACCES: "choose a place that you may use",
+    errno.EPERM: "choose a place that you may use",
+    errno.EROFS: "choose a place that can be written",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    try:
+        launch.heed_interrupts()
+        launch.open_closed_streams()
+        return _run(arguments)
+    except KeyboardInterrupt:
+        print("\nnumgpt: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows a ? for it
         stream.reconfigure(errors="replace")
     parser = _parser()
@@ -39,28 +60,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, for instance `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except KeyboardInterrupt:
-        print("\nnumgpt: interrupted", file=sys.stderr)
-        return 130
-    except (
-        ValueError,
-        TypeError,
-        FileNotFoundError,
-        NotADirectoryError,
-        IsADirectoryError,
-    ) as error:
+    except (ValueError, TypeError, *BAD_PATH) as error:
         return _fail(error, 2)
     except MemoryError as error:
         return _fail(f"out of memory ({error}): use a smaller model, batch or context", 1)
-    except (OSError, OverflowError, TrainingError) as error:
+    except (OSError, OverflowError, HubError, TrainingError) as error:
         return _fail(error, 1)
     return 0
 
 
 def _fail(error: object, status: int) -> int:
-    if isinstance(error, OSError) and error.filename is not None:
-        error = f"{error.filename}: {error.strerror}"
-    print(f"numgpt: error: {' '.join(str(error).split())}", file=sys.stderr)
+    if isinstance(error, OSError) and error.strerror is not None:
+        where = error.filename
+        if where is None and error.errno == errno.EBADF:
+            where = "standard output"
+        mend = MENDS.get(error.errno)
+        error = ": ".join(str(part) for part in (where, error.strerror, mend) if part is not None)
+    print(f"numgpt: error: {one_line(error)}", file=sys.stderr)
     return status
 
 

@@ -19,6 +19,7 @@ from numgpt.cli.common import (
     printable,
     read_stdin,
     sampling_options,
+    whole,
 )
 from numgpt.formats import load
 from numgpt.formats.names import home
@@ -60,7 +61,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--system", metavar="TEXT", help="system prompt (default: the model's own)")
     parser.add_argument(
         "--max-new-tokens",
-        type=int,
+        type=whole,
         default=DEFAULTS["max_new_tokens"],
         metavar="N",
         help=f"longest answer (default {DEFAULTS['max_new_tokens']})",

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from numgpt.formats import SHIPPED
+from numgpt.messages import shown
 
 
 def add_command(
@@ -45,30 +46,30 @@ def add_sampling(
     )
     parser.add_argument(
         "--temperature",
-        type=float,
+        type=number,
         default=temperature,
         metavar="X",
         help=f"below 1 is safer (default {temperature})",
     )
     parser.add_argument(
-        "--top-k", type=int, default=50, metavar="K", help="the K likeliest; 0: all (default 50)"
+        "--top-k", type=whole, default=50, metavar="K", help="the K likeliest; 0: all (default 50)"
     )
     parser.add_argument(
         "--top-p",
-        type=float,
+        type=number,
         default=top_p,
         metavar="P",
         help="the likeliest that reach probability P together"
         + ("" if top_p is None else f" (default {top_p})"),
     )
     parser.add_argument(
-        "--min-p", type=float, metavar="P", help="only tokens P times as likely as the likeliest"
+        "--min-p", type=number, metavar="P", help="only tokens P times as likely as the likeliest"
     )
     parser.add_argument(
-        "--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1 repeats less"
+        "--repetition-penalty", type=number, default=1.0, metavar="X", help="above 1 repeats less"
     )
     parser.add_argument(
-        "--seed", type=int, metavar="N", help="the same numbers again (default: a new seed)"
+        "--seed", type=whole, metavar="N", help="the same numbers again (default: a new seed)"
     )
 
 
@@ -87,10 +88,34 @@ def sampling_options(options: argparse.Namespace) -> dict[str, Any]:
     return chosen | {"do_sample": not options.greedy}
 
 
+def whole(text: str) -> int:
+    """A flag's whole number."""
+    try:
+        if len(text) > 30:
+            raise ValueError
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {shown(text)}") from None
+
+
+def number(text: str) -> float:
+    """A flag's number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, got {shown(text)}") from None
+
+
 def add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--threads", type=int, metavar="N", help="threads to compute on (default: all cores)"
+        "--threads", type=whole, metavar="N", help="threads to compute on (default: all cores)"
     )
+
+
+def check_directory_name(flag: str, name: str) -> None:
+    """Raises ValueError for an empty one, which would mean the working directory."""
+    if not name:
+        raise ValueError(f'{flag} "": name a directory')
 
 
 def text_argument(text: str | None, what: str) -> str:

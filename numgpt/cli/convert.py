@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from numgpt.cli.common import add_command
+from numgpt.files import replacing_together
 from numgpt.formats import open_model, read_model, resolve, save_model
 from numgpt.formats.huggingface import WEIGHTS_FILE
 from numgpt.formats.safetensors import STORED
 from numgpt.formats.source import Source
 from numgpt.models.language_model import LanguageModel
-from numgpt.runtime.files import writing_into
 
 
 def register(subparsers: Any) -> None:
@@ -40,13 +40,8 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"{target} is there already, and not empty: name a new directory")
     source = open_model(resolve(options.source))
     began = time.perf_counter()
-    with writing_into(target):
-        try:
-            model = _convert(source, target, options.dtype)
-        except BaseException:
-            for path in target.iterdir():  # it was empty: all of this is ours
-                path.unlink()
-            raise
+    with replacing_together(target) as staged:
+        model = _convert(source, staged, options.dtype)
     size = (target / WEIGHTS_FILE).stat().st_size / 1e6
     print(
         f"{model.num_parameters():,} parameters, {size:,.0f} MB in {options.dtype}, written to"
@@ -56,7 +51,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _convert(source: Source, target: Path, dtype: str) -> LanguageModel:
-    """Everything into an empty directory; config.json last, which makes it a model."""
+    """Everything into an empty directory."""
     try:
         tokenizer = source.read_tokenizer()
     except FileNotFoundError as error:

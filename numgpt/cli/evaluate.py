@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from numgpt.cli.common import add_command, add_model, add_threads
+from numgpt.cli.common import add_command, add_model, add_threads, whole
 from numgpt.formats import load
 from numgpt.tokenizer.reading import read_text
 from numgpt.training.corpus import find_files
@@ -30,10 +30,10 @@ def register(subparsers: Any) -> None:
         "--data", required=True, nargs="+", metavar="FILE", help="text: files, directories or globs"
     )
     parser.add_argument(
-        "--context", type=int, metavar="N", help="tokens in a window (default: the model's most)"
+        "--context", type=whole, metavar="N", help="tokens in a window (default: the model's most)"
     )
     parser.add_argument(
-        "--stride", type=int, metavar="N", help="tokens a window moves on (default: half of it)"
+        "--stride", type=whole, metavar="N", help="tokens a window moves on (default: half of it)"
     )
     add_threads(parser)
 

@@ -16,6 +16,7 @@ from numgpt.cli.common import (
     printable,
     sampling_options,
     text_argument,
+    whole,
 )
 from numgpt.formats import load
 from numgpt.generation import generate_each
@@ -37,21 +38,27 @@ def register(subparsers: Any) -> None:
     )
     add_model(parser)
     parser.add_argument(
-        "--max-new-tokens", type=int, metavar="N", help=f"tokens to add (default {NEW_TOKENS})"
+        "--max-new-tokens", type=whole, metavar="N", help=f"tokens to add (default {NEW_TOKENS})"
     )
     parser.add_argument(
-        "--max-length", type=int, metavar="N", help="tokens in all, the prompt's included"
+        "--max-length", type=whole, metavar="N", help="tokens in all, the prompt's included"
     )
     parser.add_argument(
-        "--min-new-tokens", type=int, default=0, metavar="N", help="no end of text before these"
+        "--min-new-tokens", type=whole, default=0, metavar="N", help="no end of text before these"
     )
     parser.add_argument(
         "--num-return-sequences",
         "-n",
-        type=int,
+        type=whole,
         default=1,
         metavar="N",
         help="continuations (default 1)",
+    )
+    parser.add_argument(
+        "--no-slide",
+        dest="slide",
+        action="store_false",
+        help="end where the model's context is full (default: go on from its newer half)",
     )
     add_sampling(parser, temperature=0.8)
     parser.add_argument(
@@ -91,20 +98,23 @@ def run(options: argparse.Namespace) -> None:
         ],
         "tokenizer": tokenizer,
         "seed": seed,
+        "slide": options.slide,
     }
     began = time.perf_counter()
     if options.num_return_sequences == 1:
         decoder = StreamDecoder(tokenizer, skip_special_tokens=True)
         tokens = model.stream(ids, **request)  # checks everything, before any text appears
         _write(prompt)
-        made = 0
+        made = longest = 0
         for made, token in enumerate(tokens, start=1):  # noqa: B007 (the count outlives the loop)
             _write(decoder.push(token))
         _write(decoder.finish() + "\n")
+        longest = len(ids) + made
     else:
         count = options.num_return_sequences
         sequences = generate_each(model, ids, num_return_sequences=count, **request)
         made = sum(len(sequence) - len(ids) for sequence in sequences)
+        longest = max(map(len, sequences))
         for number, sequence in enumerate(sequences, start=1):
             text = tokenizer.decode(sequence, skip_special_tokens=True)
             _write(f"=== {number} of {count} ===\n{text}\n\n")
@@ -113,6 +123,12 @@ def run(options: argparse.Namespace) -> None:
     print(
         f"{made} tokens in {seconds:.2f} s, {made / seconds:.1f} tokens/s{sampled}", file=sys.stderr
     )
+    if options.slide and longest > model.context_length:
+        print(
+            f"the text is longer than the model's context of {model.context_length} tokens: each"
+            " time that was full, it went on from the newer half (--no-slide ends there)",
+            file=sys.stderr,
+        )
 
 
 def _check(options: argparse.Namespace) -> None:

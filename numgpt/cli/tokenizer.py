@@ -8,11 +8,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from numgpt.cli.common import add_command, read_stdin, text_argument
+from numgpt.cli.common import (
+    add_command,
+    check_directory_name,
+    read_stdin,
+    text_argument,
+    whole,
+)
+from numgpt.files import replacing_together
 from numgpt.formats import SHIPPED, load_tokenizer
-from numgpt.runtime.files import writing_into
+from numgpt.messages import shown
 from numgpt.tokenizer import Tokenizer
-from numgpt.tokenizer.base import END_OF_TEXT
+from numgpt.tokenizer.base import END_OF_TEXT, TOKENIZER_FILES, tokenizer_files
 from numgpt.tokenizer.pattern import PATTERNS
 
 
@@ -37,10 +44,13 @@ def register(subparsers: Any) -> None:
     )
     train.add_argument("files", nargs="+", metavar="FILE", help="text files")
     train.add_argument(
-        "--vocab-size", type=int, required=True, metavar="N", help="tokens in all, from 257 up"
+        "--vocab-size", type=whole, required=True, metavar="N", help="tokens in all, from 257 up"
     )
     train.add_argument(
         "--out", required=True, metavar="DIR", help="where to write the tokenizer's files"
+    )
+    train.add_argument(
+        "--overwrite", action="store_true", help="replace a tokenizer that DIR holds already"
     )
     train.add_argument(
         "--special",
@@ -55,7 +65,11 @@ def register(subparsers: Any) -> None:
         help="how text is cut before merging (default gpt2)",
     )
     train.add_argument(
-        "--min-frequency", type=int, default=2, metavar="N", help="merge no rarer pair (default 2)"
+        "--min-frequency",
+        type=whole,
+        default=2,
+        metavar="N",
+        help="merge no rarer pair (default 2)",
     )
 
     encode = add_command(
@@ -87,7 +101,16 @@ def register(subparsers: Any) -> None:
 def run_train(options: argparse.Namespace) -> None:
     special = [END_OF_TEXT] if options.special is None else options.special
     began = time.perf_counter()
-    with writing_into(Path(options.out)):
+    check_directory_name("--out", options.out)
+    there = tokenizer_files(options.out)
+    if there and not options.overwrite:
+        raise ValueError(
+            f"{options.out} holds a tokenizer already ({there[0]}): name another --out, or replace"
+            " it with --overwrite"
+        )
+    if all(Path(file).is_file() and not Path(file).stat().st_size for file in options.files):
+        raise ValueError(f"{options.files[0]} is empty: there is nothing to learn from")
+    with replacing_together(options.out, remove=TOKENIZER_FILES) as staged:
         tokenizer = Tokenizer.train(
             [Path(file) for file in options.files],
             options.vocab_size,
@@ -96,7 +119,7 @@ def run_train(options: argparse.Namespace) -> None:
             progress=sys.stderr.isatty(),
             pattern=options.pattern,
         )
-        tokenizer.save_pretrained(options.out)
+        tokenizer.save_pretrained(staged)
     seconds = time.perf_counter() - began
     print(
         f"{tokenizer.vocab_size} tokens learnt in {seconds:.1f} s, written to {options.out}",
@@ -124,6 +147,8 @@ def run_decode(options: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(options.tokenizer)
     for word in words:
         if not word.isdecimal():
-            raise ValueError(f"{word!r} is not a token id: give whole numbers, separated by spaces")
+            raise ValueError(
+                f"{shown(word)} is not a token id: give whole numbers, separated by spaces"
+            )
     end = b"\n" if sys.stdout.isatty() else b""  # a file gets the very bytes
     sys.stdout.buffer.write(tokenizer.decode_bytes([int(word) for word in words]) + end)

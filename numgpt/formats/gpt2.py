@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from numgpt.messages import shown
 from numgpt.models.gpt2 import GPT, GPTConfig
 
 MODEL = GPT
@@ -44,7 +45,7 @@ def config_from(fields: dict[str, Any]) -> GPTConfig:
     """config.json -> GPTConfig.  Raises ValueError naming a field whose value is not supported."""
     for name, value in _REQUIRED.items():
         if fields.get(name, value) != value:
-            raise ValueError(f"{name}={fields[name]!r} is not supported")
+            raise ValueError(f"{name}={shown(fields[name])} is not supported")
     names = {field.name for field in dataclasses.fields(GPTConfig)}
     return GPTConfig(**{name: value for name, value in fields.items() if name in names})
 

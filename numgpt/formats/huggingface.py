@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from numgpt.files import naming, replacing_together
 from numgpt.formats.pytorch import read_pytorch
 from numgpt.formats.safetensors import read_safetensors, storage_dtype, write_safetensors
 from numgpt.formats.source import FAMILIES, Arrangement, Source, family_of
 from numgpt.formats.tensors import StoredTensor, read_json
+from numgpt.messages import shown
 from numgpt.models.language_model import LanguageModel
-from numgpt.runtime.files import replacing
 from numgpt.tokenizer import load_tokenizer
 
 CONFIG_FILE = "config.json"
@@ -25,6 +27,15 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLED_FILE = "pytorch_model.bin"
 PICKLED_INDEX_FILE = "pytorch_model.bin.index.json"
+_SHARD = re.compile(r"(model-\d+-of-\d+\.safetensors|pytorch_model-\d+-of-\d+\.bin)")
+
+
+def model_files(directory: Path) -> list[str]:
+    """The names of the files in a directory that belong to a model in this layout."""
+    names = (CONFIG_FILE, GENERATION_FILE, WEIGHTS_FILE, INDEX_FILE)
+    names += (PICKLED_FILE, PICKLED_INDEX_FILE)
+    there = sorted(os.listdir(directory)) if directory.is_dir() else []
+    return [name for name in there if name in names or _SHARD.fullmatch(name)]
 
 
 def is_model(directory: Path) -> bool:
@@ -42,7 +53,7 @@ def open_directory(directory: Path, named: Path | None = None) -> Source:
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None:
         raise ValueError(
-            f"{path}: model_type={model_type!r} is not supported, only {', '.join(FAMILIES)}"
+            f"{path}: model_type={shown(model_type)} is not supported, only {', '.join(FAMILIES)}"
         )
     # What ends a text can be in a file of its own, for generation.
     generation = directory / GENERATION_FILE
@@ -74,22 +85,36 @@ def save_model(
 ) -> None:
     """Write config.json and model.safetensors, in the names and layout that transformers loads.
 
-    `report` is called with each tensor's name as its turn comes.
+    Both change at once. A generation_config.json that is there is told what ends a text now; all
+    other files stay. `report` is called with each tensor's name as its turn comes.
     """
     storage_dtype(dtype)  # refuses a bad one before anything is written
     family = family_of(model)
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     tensors = {
         family.stored_name(name): family.stored_array(name, array, model.config)
         for name, array in model.parameters.items()
     }
-    write_safetensors(directory / WEIGHTS_FILE, tensors, dtype=dtype, report=report)
-    for replaced in (INDEX_FILE, PICKLED_FILE, PICKLED_INDEX_FILE, GENERATION_FILE):
-        (directory / replaced).unlink(missing_ok=True)
     fields = family.config_fields(model.config) | {"dtype": dtype}
-    with replacing(directory / CONFIG_FILE) as file:
-        file.write((json.dumps(fields, indent=2) + "\n").encode())
+    with replacing_together(directory) as staged:
+        write_safetensors(staged / WEIGHTS_FILE, tensors, dtype=dtype, report=report)
+        _write_json(staged / CONFIG_FILE, fields)
+        if (path := directory / GENERATION_FILE).is_file():
+            ends = {name: fields[name] for name in ("bos_token_id", "eos_token_id")}
+            _write_json(staged / GENERATION_FILE, _old_fields(path) | ends)
+
+
+def _write_json(path: Path, fields: dict[str, Any]) -> None:
+    with naming(path):
+        path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def _old_fields(path: Path) -> dict[str, Any]:
+    """What a file that is about to be replaced says, where it can be read."""
+    try:
+        return read_json(path)
+    except ValueError:
+        return {}
 
 
 def _read(path: Path) -> list[tuple[str, StoredTensor]]:
@@ -139,7 +164,7 @@ def _shards(index: Path) -> list[Path]:
         path = index.parent / name
         if name not in there or not path.is_file():
             raise ValueError(
-                f"{index} names the shard {name[:300]!r}, which is not there: copy or download it"
+                f"{index} names the shard {shown(name)}, which is not there: copy or download it"
                 " again"
             )
         paths.append(path)

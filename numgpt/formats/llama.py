@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from numgpt.messages import shown
 from numgpt.models.llama import Llama, LlamaConfig
 
 MODEL = Llama
@@ -45,10 +46,10 @@ def config_from(fields: dict[str, Any]) -> LlamaConfig:
     supported."""
     for name, value in _REQUIRED.items():
         if fields.get(name, value) != value:
-            raise ValueError(f"{name}={fields[name]!r} is not supported")
+            raise ValueError(f"{name}={shown(fields[name])} is not supported")
     # Qwen2's configs name a window that use_sliding_window=False keeps from being used.
     if fields.get("sliding_window") is not None and "use_sliding_window" not in fields:
-        raise ValueError(f"sliding_window={fields['sliding_window']!r} is not supported")
+        raise ValueError(f"sliding_window={shown(fields['sliding_window'])} is not supported")
     # Two fields are ours alone: the rows in Hugging Face's files pair halves, and the model_type
     # tells which projections have biases.
     ours = {"rope_interleave", "attention_output_bias"}
@@ -62,7 +63,7 @@ def config_from(fields: dict[str, Any]) -> LlamaConfig:
         config.rope_theta = rope.get("rope_theta", config.rope_theta)
         config.rope_scaling = {n: v for n, v in rope.items() if n != "rope_theta"}
     elif rope is not None:
-        raise ValueError(f"rope_parameters={rope!r} is not supported")
+        raise ValueError(f"rope_parameters={shown(rope)} is not supported")
     if isinstance(scaling := config.rope_scaling, dict):
         if scaling.get("partial_rotary_factor", 1.0) != 1.0:
             raise ValueError("partial_rotary_factor is not supported")

@@ -18,6 +18,7 @@ from numgpt.formats.gguf import read_gguf
 from numgpt.formats.source import Arrangement, Source
 from numgpt.formats.tensors import StoredTensor
 from numgpt.layers import llama3_frequencies, rope_frequencies
+from numgpt.messages import shown
 from numgpt.models.gpt2 import GPTConfig
 from numgpt.models.llama import LlamaConfig
 from numgpt.tokenizer import Tokenizer, build_bpe
@@ -64,7 +65,7 @@ class Metadata:
     def require(self, name: str, kind: type) -> Any:
         """The entry.  Raises ValueError where it is missing."""
         if name not in self.entries:
-            raise ValueError(f"{self.path} lacks the metadata entry {name!r}")
+            raise ValueError(f"{self.path} lacks the metadata entry {shown(name)}")
         return self.get(name, kind)
 
 
@@ -80,7 +81,7 @@ def open_file(path: Path) -> Source:
         )
     if architecture not in _CONFIGS:
         raise ValueError(
-            f"{path}: general.architecture={architecture!r} is not supported, only"
+            f"{path}: general.architecture={shown(architecture)} is not supported, only"
             f" {', '.join(_CONFIGS)}"
         )
     family, arrangement, config_from = _CONFIGS[architecture]
@@ -114,7 +115,8 @@ def read_tokenizer(path: Path, metadata: Metadata) -> Tokenizer:
     if kind != "gpt2":
         known = {"llama": " (SentencePiece)", "bert": " (WordPiece)", "t5": " (Unigram)"}
         raise ValueError(
-            f"{path}: tokenizer.ggml.model={kind!r}{known.get(kind, '')} is not supported, only"
+            f"{path}: tokenizer.ggml.model={shown(kind)}{known.get(kind, '')}"
+            " is not supported, only"
             " byte-level BPE ('gpt2')"
         )
     tokens = metadata.require("tokenizer.ggml.tokens", list)
@@ -124,7 +126,7 @@ def read_tokenizer(path: Path, metadata: Metadata) -> Tokenizer:
         pre = "gpt-2" if gpt2s else "llama-bpe" if "<|begin_of_text|>" in tokens else pre
     if pre not in PATTERNS:
         raise ValueError(
-            f"{path}: tokenizer.ggml.pre={pre!r} is not supported, only {', '.join(PATTERNS)}"
+            f"{path}: tokenizer.ggml.pre={shown(pre)} is not supported, only {', '.join(PATTERNS)}"
         )
     merges = metadata.require("tokenizer.ggml.merges", list)
     if not all(isinstance(text, str) for text in (*tokens, *merges)):
@@ -199,7 +201,7 @@ def _llama_config(metadata: Metadata, tensors: dict[str, StoredTensor]) -> Llama
     config.validate()
     scaling = metadata.get(f"{family}.rope.scaling.type", str, "none")
     if scaling != "none":
-        raise ValueError(f"{family}.rope.scaling.type={scaling!r} is not supported")
+        raise ValueError(f"{family}.rope.scaling.type={shown(scaling)} is not supported")
     for name in (f"{family}.rope.dimension_count", f"{family}.attention.value_length"):
         if (size := metadata.get(name, int, config.head_size)) != config.head_size:
             raise ValueError(f"{name}={size} is not supported: heads have size {config.head_size}")

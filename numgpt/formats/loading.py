@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from numgpt.files import finish_replacing
 from numgpt.formats import huggingface, llamacpp, llmc, nanogpt, openai
 from numgpt.formats.gguf import is_gguf
 from numgpt.formats.names import resolve
@@ -22,9 +23,13 @@ KNOWN = (
 )
 
 
-def load(name_or_path: str | os.PathLike) -> tuple[LanguageModel, BaseTokenizer]:
+def load(name_or_path: str | os.PathLike, mmap: bool = True) -> tuple[LanguageModel, BaseTokenizer]:
     """A model and its tokenizer: from a directory or file of any known format, by the name of a
     shipped or downloaded model, or by a hub id.
+
+    Weights that are stored as float32 stay in their file, mapped, and must not be cut short while
+    the model is in use: the system would end the process (SIGBUS). mmap=False reads them into
+    memory.
 
     Raises FileNotFoundError or ValueError, in one line that names what is wrong and what to do.
     """
@@ -35,7 +40,7 @@ def load(name_or_path: str | os.PathLike) -> tuple[LanguageModel, BaseTokenizer]
             f"{source.path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only"
             f" {source.config.vocab_size}: they don't belong together"
         )
-    return read_model(source), tokenizer
+    return read_model(source, mmap=mmap), tokenizer
 
 
 def load_tokenizer(name_or_path: str | os.PathLike) -> BaseTokenizer:
@@ -50,7 +55,9 @@ def load_tokenizer(name_or_path: str | os.PathLike) -> BaseTokenizer:
 
 
 def load_model(
-    name_or_path: str | os.PathLike, expected: type[LanguageModel] = LanguageModel
+    name_or_path: str | os.PathLike,
+    expected: type[LanguageModel] = LanguageModel,
+    mmap: bool = True,
 ) -> LanguageModel:
     """A model by itself, from where `load` finds one; weights in float32."""
     source = open_model(resolve(name_or_path))
@@ -58,12 +65,15 @@ def load_model(
         raise ValueError(
             f"{source.path} holds a {source.family.MODEL.__name__}, not a {expected.__name__}"
         )
-    return read_model(source)
+    return read_model(source, mmap=mmap)
 
 
-def read_model(source: Source, report: Callable[[str], None] = lambda name: None) -> LanguageModel:
+def read_model(
+    source: Source, report: Callable[[str], None] = lambda name: None, mmap: bool = True
+) -> LanguageModel:
     """The model of a source; `report` is called with each tensor's name as its turn comes."""
-    return source.family.MODEL(source.config, parameters=read_parameters(source, report))
+    parameters = read_parameters(source, report, mmap)
+    return source.family.MODEL(source.config, parameters=parameters)
 
 
 def open_model(path: Path) -> Source:
@@ -71,6 +81,7 @@ def open_model(path: Path) -> Source:
 
     Raises FileNotFoundError or ValueError where it is no model that can be read.
     """
+    finish_replacing(path.parent if path.is_file() else path)
     if path.is_file():
         return _open_file(path)
     if huggingface.is_model(path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from numgpt.formats.catalogue import CATALOGUE
+from numgpt.formats.catalogue import CATALOGUE, HUB_NAMES
+from numgpt.messages import shown
 
 SHIPPED = "shakespeare"  # the model that comes with numgpt
 _PACKAGE = Path(__file__).parents[1]
@@ -21,9 +23,12 @@ HUB_PICKLED_FILES = ["pytorch_model*.bin"]  # of repositories that have nothing 
 def resolve(name_or_path: str | os.PathLike) -> Path:
     """The model's directory or file, downloaded if a hub has it and huggingface_hub is there.
 
-    Raises FileNotFoundError saying what to install or where to put the files.
+    Raises FileNotFoundError saying what to install or where to put the files, HubError where the
+    hub fails.
     """
     name = os.fspath(name_or_path)
+    if not name:
+        raise FileNotFoundError('the model is "": name a directory, a file or a model')
     if Path(name).exists():
         return Path(name)
     if "/" not in name and os.sep not in name:
@@ -44,7 +49,7 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
         or parts[0] in (".", "..", "~")
         or os.path.isabs(name)
     ):
-        raise FileNotFoundError(f"there is no file or directory {name}")
+        raise FileNotFoundError(f"there is no file or directory {name:.300}")
     return from_hub(name)
 
 
@@ -76,6 +81,30 @@ def models_directory() -> Path:
     return home() / "models"
 
 
+def downloaded() -> list[Path]:
+    """The models that were downloaded, each the directory of its name."""
+    try:
+        return sorted(path for path in models_directory().iterdir() if path.name[0] != ".")
+    except OSError:
+        return []
+
+
+def known_names() -> list[str]:
+    """The names that models can be called by, but for hub ids in general."""
+    names = [SHIPPED, *CATALOGUE, *HUB_NAMES, *(path.name for path in downloaded())]
+    return list(dict.fromkeys(names))
+
+
+def suggestion(name: str) -> str:
+    """ ": did you mean …?", for a name that is nearly a known one."""
+    near = difflib.get_close_matches(name, known_names(), 1, cutoff=0.7)
+    return f": did you mean {near[0]}?" if near else f" (known names: {', '.join(known_names())})"
+
+
+class HubError(OSError):
+    """The hub did not deliver what was asked of it."""
+
+
 class _SeveralFilesError(Exception):
     """A repository with several models, each in a file."""
 
@@ -97,8 +126,9 @@ def from_hub(name: str, **options: Any) -> Path:
         import huggingface_hub
     except ImportError:
         raise FileNotFoundError(
-            f"{name!r} is no file, directory or downloaded model; to fetch it from the hub:"
-            " pip install huggingface_hub, or put the model's files into a directory and name that"
+            f"{shown(name)} is no file, directory or downloaded model{suggestion(name)}; to fetch"
+            " it from the hub: pip install huggingface_hub, or put the model's files into a"
+            " directory and name that"
         ) from None
 
     repository, _, file = name.rpartition("/") if name.count("/") == 2 else (name, "", "")
@@ -122,7 +152,7 @@ def from_hub(name: str, **options: Any) -> Path:
         raise FileNotFoundError(str(error)) from None
     except Exception as error:  # whatever its HTTP library raises, the way out is the same
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FileNotFoundError(
-            f"{name!r} is no directory, and the hub didn't deliver it ({reason}): check the name"
-            " and the connection, or put the model's files into a directory and name that"
+        raise HubError(
+            f"{shown(name)} is no directory, and the hub did not deliver it ({reason:.200}): check"
+            " the name and the connection, or put the model's files into a directory and name that"
         ) from None

@@ -15,6 +15,7 @@ from numgpt.formats.huggingface import state_dict
 from numgpt.formats.pickles import read_pickle
 from numgpt.formats.pytorch import read_pytorch
 from numgpt.formats.source import Arrangement, Source
+from numgpt.messages import shown
 from numgpt.models.gpt2 import GPTConfig
 from numgpt.tokenizer import BaseTokenizer, CharTokenizer, load_tokenizer
 
@@ -34,7 +35,7 @@ def open_checkpoint(path: Path) -> Source:
         )
     for name in (*SIZES, "block_size"):
         if name not in sizes:
-            raise ValueError(f"{path}: model_args lacks {name!r}")
+            raise ValueError(f"{path}: model_args lacks {shown(name)}")
     config = GPTConfig(
         **{name: sizes[name] for name in SIZES},
         n_positions=sizes["block_size"],

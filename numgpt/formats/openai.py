@@ -13,6 +13,7 @@ from numgpt.formats import gpt2
 from numgpt.formats.source import Arrangement, Source
 from numgpt.formats.tensorflow import read_bundle
 from numgpt.formats.tensors import read_json
+from numgpt.messages import shown
 from numgpt.models.gpt2 import GPTConfig
 from numgpt.tokenizer import load_tokenizer
 
@@ -34,7 +35,7 @@ def open_bundle(directory: Path, prefix: Path) -> Source:
     path = directory / HPARAMS_FILE
     hparams = read_json(path)
     if missing := [name for name in FIELDS if name not in hparams]:
-        raise ValueError(f"{path} lacks {missing[0]!r}: copy or download it again")
+        raise ValueError(f"{path} lacks {shown(missing[0])}: copy or download it again")
     config = GPTConfig(**{ours: hparams[theirs] for theirs, ours in FIELDS.items()})
     try:
         config.validate()

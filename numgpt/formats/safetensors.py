@@ -20,9 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from numgpt.formats.tensors import DTYPES, LARGEST_HEADER, StoredTensor
-from numgpt.runtime.files import replacing
+from numgpt.files import replacing
+from numgpt.formats.tensors import DTYPES, StoredTensor
+from numgpt.messages import shown
 
+LARGEST_JSON = 1 << 25  # bytes of a header
+MOST_AXES = 64  # as in NumPy
+LONGEST_AXIS = 1 << 59
 STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -36,7 +40,7 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, StoredTensor], 
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(LARGEST_HEADER, size - 8):
+        if size < 8 or length > min(LARGEST_JSON, size - 8):
             raise ValueError(
                 f"{path} is not a whole safetensors file: its header needs {length} bytes, the"
                 f" file has {size};"
@@ -51,13 +55,15 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, StoredTensor], 
     if not isinstance(header, dict):
         raise ValueError(f"{path}: the safetensors header is not a JSON object")
     metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ValueError(f"{path}: __metadata__ in the safetensors header is not texts by name")
     start = 8 + length
     spans = [(*_span(path, name, entry), name) for name, entry in header.items()]
     end = 0
     for begin, stop, name in sorted(spans):
         if begin != end:
             problem = "overlaps the tensor before it" if begin < end else "leaves a gap before it"
-            raise ValueError(f"{path}: tensor {name!r} begins at offset {begin} and {problem}")
+            raise ValueError(f"{path}: tensor {shown(name)} begins at offset {begin} and {problem}")
         end = stop
     if start + end != size:
         raise ValueError(
@@ -107,7 +113,9 @@ def write_safetensors(
 def storage_dtype(dtype: str) -> str:
     """safetensors' name for a dtype that models are stored in.  Raises ValueError for any other."""
     if dtype not in STORED:
-        raise ValueError(f"dtype={dtype!r} is not supported: choose one of {', '.join(STORED)}")
+        raise ValueError(
+            f"dtype={shown(dtype)} is not supported: choose one of {', '.join(STORED)}"
+        )
     return STORED[dtype]
 
 
@@ -116,25 +124,30 @@ def _span(path: Path, name: str, entry: Any) -> tuple[int, int]:
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
-        raise ValueError(f"{path}: tensor {name!r} lacks dtype, shape or data_offsets") from None
+        raise ValueError(
+            f"{path}: tensor {shown(name)} lacks dtype, shape or data_offsets"
+        ) from None
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(
-            f"{path}: tensor {name!r} has dtype {dtype!r}: known are {', '.join(DTYPES)}"
+            f"{path}: tensor {shown(name)} has dtype {shown(dtype)}: known are {', '.join(DTYPES)}"
         )
-    numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
-    if not all(isinstance(number, int) and number >= 0 for number in numbers):
-        raise ValueError(f"{path}: tensor {name!r} has shape {shape!r} at {begin!r} to {end!r}")
+    is_shape = isinstance(shape, list) and len(shape) <= MOST_AXES
+    numbers = [*shape, begin, end] if is_shape else [None]
+    if not all(type(number) is int and 0 <= number < LONGEST_AXIS for number in numbers):
+        raise ValueError(
+            f"{path}: tensor {shown(name)} has shape {shown(shape)} at {shown(begin)} to"
+            f" {shown(end)}; copy or download it again"
+        )
     itemsize = DTYPES[dtype].itemsize
     if end - begin != math.prod(shape) * itemsize:
         raise ValueError(
-            f"{path}: tensor {name!r}, {dtype} of shape {shape}, needs"
-            f" {math.prod(shape) * itemsize} bytes,"
-            f" its offsets give {end - begin}"
+            f"{path}: tensor {shown(name)}, {dtype} of shape {shown(shape)}, needs"
+            f" {shown(math.prod(shape) * itemsize)} bytes, its offsets give {end - begin}"
         )
     if begin % itemsize:
         raise ValueError(
-            f"{path}: tensor {name!r} begins at offset {begin}, not a multiple of its {itemsize}"
-            " bytes an element"
+            f"{path}: tensor {shown(name)} begins at offset {begin}, not a multiple of its"
+            f" {itemsize} bytes an element"
         )
     return begin, end
 

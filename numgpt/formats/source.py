@@ -16,6 +16,7 @@ import numpy as np
 
 from numgpt.formats import gpt2, llama
 from numgpt.formats.tensors import StoredTensor
+from numgpt.messages import shown
 from numgpt.models.language_model import LanguageModel
 from numgpt.models.parameters import Parameters
 from numgpt.tokenizer import BaseTokenizer
@@ -73,17 +74,17 @@ class Source:
 
 
 def read_parameters(
-    source: Source, report: Callable[[str], None] = lambda name: None
+    source: Source, report: Callable[[str], None] = lambda name: None, mmap: bool = True
 ) -> Parameters:
     """All parameters in float32; `report` is called with each name as its turn comes.
 
-    Weights that lie in one file, in float32, in our layout and without gaps stay memory-mapped,
-    copy on write: they are read through the system's file cache, and take memory of their own only
-    where training changes them. Others are converted one tensor at a time. Raises ValueError naming
-    file and tensor where one is missing, of another shape, or not finite.
+    With mmap, weights that lie in one file, in float32, in our layout and without gaps stay
+    memory-mapped, copy on write: they are read through the system's file cache, and take memory of
+    their own only where training changes them. Others are converted one tensor at a time. Raises
+    ValueError naming file and tensor where one is missing, of another shape, or not finite.
     """
     found = _find(source)
-    parameters = _mapped(source, found)
+    parameters = _mapped(source, found) if mmap else None
     with np.errstate(over="ignore", invalid="ignore"):  # what isn't finite is refused at the end
         if parameters is None:
             parameters = Parameters.empty(source.family.MODEL.layout(source.config), np.float32)
@@ -112,7 +113,7 @@ def _find(source: Source) -> dict[str, StoredTensor]:
         name = arrangement.our_name(stored_name)
         if name is None:
             continue
-        what = f"{tensor.path}: tensor {stored_name!r}"
+        what = f"{tensor.path}: tensor {shown(stored_name)}"
         if name not in shapes:
             raise ValueError(f"{what} has no place in this model")
         if name in found:
@@ -131,7 +132,7 @@ def _find(source: Source) -> dict[str, StoredTensor]:
     missing = [name for name in shapes if name not in found and not arrangement.may_lack(name)]
     if missing:
         raise ValueError(
-            f"{source.path}: the weights lack {arrangement.stored_name(missing[0])!r}"
+            f"{source.path}: the weights lack {shown(arrangement.stored_name(missing[0]))}"
             + (f" and {len(missing) - 1} more tensors" if len(missing) > 1 else "")
         )
     return found
@@ -165,5 +166,6 @@ def _check_finite(parameters: Parameters, found: Mapping[str, StoredTensor]) -> 
         if not np.isfinite(row @ row) and not np.isfinite(row).all():
             tensor = found[name]
             raise ValueError(
-                f"{tensor.path}: tensor {tensor.name!r} holds NaN or infinity; download it again"
+                f"{tensor.path}: tensor {shown(tensor.name)} holds NaN or"
+                " infinity; download it again"
             )

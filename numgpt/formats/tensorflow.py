@@ -31,6 +31,7 @@ import numpy as np
 
 from numgpt.formats.crc32c import crc32c, mask
 from numgpt.formats.tensors import DTYPES, StoredTensor
+from numgpt.messages import shown
 
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
 FOOTER = 48  # bytes
@@ -71,7 +72,7 @@ class ChecksummedTensor(StoredTensor):
     def read_into(self, target: np.ndarray) -> None:
         if mask(crc32c(self.raw.reshape(-1).view(np.uint8))) != self.checksum:
             raise ValueError(
-                f"{self.path}: the values of tensor {self.name!r} don't match their checksum;"
+                f"{self.path}: the values of tensor {shown(self.name)} don't match their checksum;"
                 " copy or download it again"
             )
         super().read_into(target)
@@ -92,7 +93,7 @@ def find_bundle(directory: str | os.PathLike) -> Path | None:
         name = re.split(r"[/\\]", named[1])[-1]  # the directory may have moved
         if directory / f"{name}.index" not in indexes:
             raise ValueError(
-                f"{note}: names the bundle {name!r}, but {name}.index is not there; copy or"
+                f"{note}: names the bundle {shown(name)}, but {name}.index is not there; copy or"
                 " download it too, or name another bundle"
             )
         return directory / name
@@ -124,7 +125,7 @@ def read_bundle(prefix: str | os.PathLike) -> dict[str, ChecksummedTensor]:
         spans = sorted((t.path, t.offset, t.offset + t.size, t.name) for t in tensors if t.size)
         for (path, _, end, name), (next_path, begin, _, next_name) in pairwise(spans):
             if path == next_path and begin < end:
-                raise _RefusedError(f"tensors {name!r} and {next_name!r} overlap")
+                raise _RefusedError(f"tensors {shown(name)} and {shown(next_name)} overlap")
     except _RefusedError as error:
         raise ValueError(f"{index}: {error.problem}; {error.mend}") from None
     return {tensor.name: tensor for tensor in tensors if tensor.dtype in DTYPES}
@@ -171,7 +172,7 @@ def _tensor(key: bytes, value: bytes, shards: list[tuple[Path, int]]) -> Checksu
         path, length = shards[shard]
         if offset + size > length:
             raise ValueError(
-                f"{path}: ends at byte {length}, tensor {name!r} at {offset + size};"
+                f"{path}: ends at byte {length}, tensor {shown(name)} at {offset + size};"
                 " copy or download it again"
             )
         dtype, shape = CODES[code], _shape(_bytes(fields, 2))
@@ -180,7 +181,7 @@ def _tensor(key: bytes, value: bytes, shards: list[tuple[Path, int]]) -> Checksu
             raise _RefusedError(f"has {size} bytes, as {dtype} of shape {shape} it needs {needed}")
         checksum = int.from_bytes(_bytes(fields, 6), "little")
     except _RefusedError as error:
-        raise _RefusedError(f"tensor {name!r} {error.problem}", error.mend) from None
+        raise _RefusedError(f"tensor {shown(name)} {error.problem}", error.mend) from None
     return ChecksummedTensor(path, name, dtype, shape, offset, size, checksum)
 
 
@@ -247,12 +248,14 @@ def _entries(block: bytes, before: bytes | None = None) -> Iterator[tuple[bytes,
         start = at
         (shared, fresh, size), at = _varints(block, at, 3)
         if shared > len(key) or (shared and start in restarts) or fresh + size > end - at:
-            raise _RefusedError(f"the entry behind {key!r} contradicts its block")
+            raise _RefusedError(f"the entry behind {shown(key)} contradicts its block")
         if shared + fresh > LONGEST_NAME:
             raise _RefusedError(f"a name has more than {LONGEST_NAME} bytes", "shorten it")
         key = key[:shared] + block[at : at + fresh]
         if before is not None and key <= before:
-            raise _RefusedError(f"the name {key!r} stands behind {before!r}, names ascend")
+            raise _RefusedError(
+                f"the name {shown(key)} stands behind {shown(before)}, names ascend"
+            )
         at += fresh + size
         yield key, block[at - size : at]
         before = key

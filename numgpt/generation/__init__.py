@@ -4,7 +4,7 @@ from numgpt.generation.cache import KVCache
 from numgpt.generation.decode import LengthWarning, generate, generate_each, stream
 from numgpt.generation.options import GenerationOptions
 from numgpt.generation.processors import process_logits
-from numgpt.runtime.lazy import lazy_names
+from numgpt.lazy import lazy_names
 
 __all__ = [
     "Chat",

@@ -24,6 +24,10 @@ class KVCache:
         self.values = empty(shape, model.parameters.flat.dtype)
         self.length = 0
 
+    def __repr__(self) -> str:
+        _, batch, _, capacity, _ = self.keys.shape
+        return f"<KVCache: {self.length} of {capacity} positions, {batch} sequences>"
+
     def append(self, layer: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Take in a layer's new k, v (B, H, T, D); returns all so far, (B, H, S, D), as views."""
         stop = self.length + k.shape[2]

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from numgpt.files import replacing
 from numgpt.generation.cache import KVCache
 from numgpt.generation.decode import stream
 from numgpt.generation.options import GenerationOptions
+from numgpt.messages import shown
 from numgpt.models.language_model import LanguageModel
-from numgpt.runtime.files import replacing
 from numgpt.tokenizer import BaseTokenizer, StreamDecoder
 from numgpt.tokenizer.chat_template import ChatTemplate, MadeIds
 
@@ -74,9 +75,23 @@ class Chat:
         self._dropped = 0  # of _turns, from the front
         self._cache: KVCache | None = None
         self._cached_ids: list[int] = []
-        self._speaking: Generator[str, None, None] = (piece for piece in ())
+        self._speaking: Generator[str, None, None] = _silence()
         if system is not None:
             self.set_messages([{"role": "system", "content": system}])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy goes its own way from here: with turns of its own, and what it needs of the keys
+        # and values computed again. An answer that is being made is not part of it.
+        state = self.__dict__ | {"_turns": list(self._turns), "_cache": None, "_cached_ids": []}
+        del state["_speaking"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._speaking = _silence()
+
+    def __repr__(self) -> str:
+        return f"<Chat: {len(self.messages)} messages, with {self.model!r}>"
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -123,7 +138,7 @@ class Chat:
         is made, for an empty message, one that the context can't hold, or an option that can't be.
         """
         if not isinstance(text, str):
-            raise ValueError(f"the message is no text: {text!r:.80}")
+            raise ValueError(f"the message is no text: {shown(text)}")
         if not text.strip():
             raise ValueError("the message is empty: say something")
         options = self._checked(options)
@@ -164,7 +179,7 @@ class Chat:
     def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
         """Options of one answer over those of all.  Raises ValueError for one that can't be."""
         options = self.options | options
-        checked = GenerationOptions(tokenizer=self.tokenizer, **options)
+        checked = GenerationOptions.of(**{"tokenizer": self.tokenizer} | options)
         checked.validate(self.model.config.vocab_size)
         if checked.max_new_tokens is None:
             raise ValueError("max_new_tokens=None: expected a whole number from 1 up")
@@ -305,6 +320,11 @@ class Chat:
         self._cache.reserve(capacity)
         self._cached_ids = ids[:common]
         return self._cache
+
+
+def _silence() -> Generator[str, None, None]:
+    """An answer that has ended."""
+    yield from ()
 
 
 def _read_messages(path: str | os.PathLike) -> list[Any]:

@@ -31,7 +31,7 @@ def generate(
     filled up with pad_token_id. Raises ValueError for a prompt or an option that can't be; warns
     with LengthWarning where the model's context ended a sequence.
     """
-    request = _Request(model, ids, attention_mask, GenerationOptions(**options))
+    request = _Request(model, ids, attention_mask, GenerationOptions.of(**options))
     for _ in request.steps():
         pass
     return request.ids
@@ -39,7 +39,7 @@ def generate(
 
 def generate_each(model: LanguageModel, ids: Ids, **options: Any) -> list[np.ndarray]:
     """As `generate`, but each sequence by itself, prompt and continuation without any padding."""
-    request = _Request(model, ids, None, GenerationOptions(**options))
+    request = _Request(model, ids, None, GenerationOptions.of(**options))
     for _ in request.steps():
         pass
     starts = np.zeros(len(request.ids), np.int64)
@@ -63,7 +63,7 @@ def stream(
     kv_cache may hold the keys and values of the prompt's first tokens, from an earlier call: then
     only the rest is computed, and it takes in what is. It needs room for all tokens but the last.
     """
-    request = _Request(model, ids, attention_mask, GenerationOptions(**options), kv_cache)
+    request = _Request(model, ids, attention_mask, GenerationOptions.of(**options), kv_cache)
     if len(request.ids) * request.options.num_return_sequences != 1:
         raise ValueError(
             "stream makes one sequence: pass one prompt and leave num_return_sequences at 1"
@@ -93,7 +93,7 @@ class _Request:
             pad if pad is not None else self.eos_token_ids[0] if self.eos_token_ids else 0
         )
         ids, mask = _pad_left(ids, attention_mask, self.pad_token_id)
-        self.ids = model.check_ids(ids)
+        self.ids = model.check_ids(ids, any_length=options.slide)
         self.mask = _check_mask(mask, self.ids)
         self.prompt_length = self.ids.shape[1]
         if options.max_new_tokens is not None:
@@ -108,8 +108,10 @@ class _Request:
                 )
         else:
             longest = self.prompt_length + DEFAULT_NEW_TOKENS
-        self.max_length = min(longest, model.context_length)
-        self.cut_by_context = longest > model.context_length
+        self.max_length = longest if options.slide else min(longest, model.context_length)
+        self.cut_by_context = longest > self.max_length
+        if options.slide and kv_cache is not None:
+            raise ValueError("slide=True cannot be combined with kv_cache, which has one context")
         if not options.do_sample and options.num_return_sequences > 1:
             warnings.warn(
                 f"num_return_sequences={options.num_return_sequences} without do_sample=True:"
@@ -129,26 +131,33 @@ class _Request:
     def steps(self) -> Iterator[np.ndarray]:
         """Yields the newest tokens (n,) after each step; `ids` grows with them."""
         model, options, times = self.model, self.options, self.options.num_return_sequences
+        context, kept = model.context_length, max(1, model.context_length // 2)
         rng = np.random.default_rng(options.seed) if options.do_sample else None
-        cache = self.kv_cache or KVCache(model, len(self.ids), self.max_length)
+        cache = self.kv_cache or KVCache(model, len(self.ids), min(self.max_length, context))
         mask = self.mask
+        # The first token that the model sees, and the first that it has not seen yet.
+        first = 0 if self.prompt_length <= context else self.prompt_length - kept
+        new = first + cache.length
         # The prompts are computed once, whatever the number of sequences that continue them.
-        logits = self._last_logits(self.ids[:, cache.length :], cache, mask)
+        logits = self._last_logits(self.ids[:, new:], cache, _from(mask, first))
         logits = np.repeat(logits, times, axis=0)
         cache = cache.repeat(times)
         sequences = np.full((len(logits), self.max_length), self.pad_token_id, np.int64)
         sequences[:, : self.prompt_length] = np.repeat(self.ids, times, axis=0)
         self.ids = sequences[:, : self.prompt_length]
         self.lengths = np.full(len(sequences), self.prompt_length)
-        mask = None if mask is None else np.repeat(mask, times, axis=0)
+        occurred = sequences
+        if mask is not None:
+            mask = np.repeat(mask, times, axis=0)
+            occurred = sequences.copy()
+            occurred[:, : self.prompt_length][~mask] = -1
         ended = np.zeros(len(sequences), bool)
         for length in range(self.prompt_length, self.max_length):
-            so_far = sequences[:, :length]
             processed = process_logits(
-                logits, so_far, options, self.eos_token_ids, self.prompt_length
+                logits, occurred[:, :length], options, self.eos_token_ids, self.prompt_length
             )
             token = np.where(ended, self.pad_token_id, choose(processed, rng))
-            sequences[:, length] = token
+            sequences[:, length] = occurred[:, length] = token
             self.ids = sequences[:, : length + 1]
             self.lengths[~ended] = length + 1
             ended |= [id in self.eos_token_ids for id in token.tolist()]
@@ -160,7 +169,11 @@ class _Request:
             if length + 1 < self.max_length:
                 if mask is not None:
                     mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=True)
-                logits = self._last_logits(token[:, None], cache, mask)
+                new = length
+                if cache.length == context:  # full: what stays is computed again
+                    first = new = length + 1 - kept
+                    cache.truncate(0)
+                logits = self._last_logits(self.ids[:, new:], cache, _from(mask, first))
         if self.cut_by_context:
             warnings.warn(
                 f"the text ends here because it fills the model's context of {self.max_length}"
@@ -179,6 +192,11 @@ class _Request:
         longest = max(len(stop.encode()) for stop in self.options.stop_strings)
         tail = self.options.tokenizer.decode(new_ids[-(longest + STOP_WINDOW) :])
         return any(stop in tail for stop in self.options.stop_strings)
+
+
+def _from(mask: np.ndarray | None, first: int) -> np.ndarray | None:
+    """The columns of a mask from `first` on."""
+    return None if mask is None else mask[:, first:]
 
 
 def _pad_left(ids: Ids, attention_mask: Ids | None, pad_token_id: int) -> tuple[Ids, Ids | None]:

@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from numgpt.messages import shown
 from numgpt.tokenizer import BaseTokenizer
 
 DEFAULT_NEW_TOKENS = 20
+LARGEST_ID = 1 << 31
+# What people call options that have other names here.
+OTHER_NAMES = {
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "n": "num_return_sequences",
+    "stop": "stop_strings",
+    "stop_sequences": "stop_strings",
+    "generator": "seed",
+    "random_state": "seed",
+    "penalty": "repetition_penalty",
+    "sample": "do_sample",
+    "ids": "the first argument",
+    "input_ids": "the first argument",
+}
+# transformers' options that are not here.
+NOT_SUPPORTED = frozenset(  # (a string, as it would fill sixty lines as a list)
+    "early_stopping max_time num_beams use_cache cache_implementation top_h typical_p"  # noqa: SIM905
+    " epsilon_cutoff eta_cutoff encoder_repetition_penalty length_penalty no_repeat_ngram_size"
+    " renormalize_logits forced_bos_token_id forced_eos_token_id remove_invalid_values"
+    " exponential_decay_length_penalty suppress_tokens begin_suppress_tokens sequence_bias"
+    " token_healing guidance_scale watermarking_config output_attentions output_hidden_states"
+    " output_scores output_logits return_dict_in_generate encoder_no_repeat_ngram_size"
+    " num_beam_groups diversity_penalty penalty_alpha prompt_lookup_num_tokens dola_layers"
+    " constraints force_words_ids past_key_values position_ids inputs_embeds generation_config"
+    " logits_processor stopping_criteria prefix_allowed_tokens_fn synced_gpus assistant_model"
+    " streamer negative_prompt_ids custom_generate".split()
+)
 
 
 @dataclass
@@ -41,13 +73,35 @@ class GenerationOptions:
     ) = ()  # end a sequence once its text contains one; needs `tokenizer`
     tokenizer: BaseTokenizer | None = None  # where given, only ids that it knows are chosen
     seed: int | None = None  # of the sampling; None: different every time
+    # numgpt's own: when the model's context is full, go on from its newer half; False: end there
+    slide: bool = False
+
+    @classmethod
+    def of(cls, **options: Any) -> GenerationOptions:
+        """The options of a call.  Raises TypeError for one that there is not, saying which is
+        meant."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in options:
+            if name in names:
+                continue
+            if name in NOT_SUPPORTED:
+                raise TypeError(
+                    f"generate: {name} is an option of transformers that numgpt does not have; it"
+                    f" has {', '.join(names)}"
+                )
+            near = OTHER_NAMES.get(name) or next(
+                iter(difflib.get_close_matches(name, names, 1, cutoff=0.5)), None
+            )
+            hint = f"did you mean {near}?" if near else f"there are {', '.join(names)}"
+            raise TypeError(f"generate has no option {name}: {hint}")
+        return cls(**options)
 
     def validate(self, vocab_size: int) -> None:
         """Raises ValueError naming the option, its value and what it may be."""
 
         def require(condition: bool, name: str, expected: str) -> None:
             if not condition:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected {expected}")
+                raise ValueError(f"{name}={shown(getattr(self, name))}: expected {expected}")
 
         for name in ("max_length", "max_new_tokens"):
             value = getattr(self, name)
@@ -65,7 +119,7 @@ class GenerationOptions:
             require(optional or isinstance(value, numbers.Real), name, "a number")
         if not 0 < self.temperature < math.inf:
             raise ValueError(
-                f"temperature={self.temperature!r}: expected a number above 0;"
+                f"temperature={shown(self.temperature)}: expected a number above 0;"
                 " for the most likely token every time, turn sampling off (do_sample=False)"
             )
         require(self.top_p is None or 0 < self.top_p <= 1, "top_p", "0 < top_p <= 1")

@@ -23,7 +23,10 @@ def process_logits(
     eos_token_ids: Collection[int] = (),
     prompt_length: int = 0,
 ) -> np.ndarray:
-    """logits (n, V) of the next token after ids (n, T) -> processed logits (n, V), a new array."""
+    """logits (n, V) of the next token after ids (n, T) -> processed logits (n, V), a new array.
+
+    Padding among the ids is -1: it counts as no token that has occurred.
+    """
     logits = logits.copy()
     if options.repetition_penalty != 1.0:
         repetition_penalty(logits, ids, options.repetition_penalty)
@@ -54,9 +57,14 @@ def process_logits(
 
 def repetition_penalty(logits: np.ndarray, ids: np.ndarray, penalty: float) -> None:
     """Tokens that occurred: divide a positive logit, multiply a negative one (Keskar et al. 2019,
-    arXiv:1909.05858)."""
-    seen = np.take_along_axis(logits, ids, axis=1)
-    np.put_along_axis(logits, ids, np.where(seen < 0, seen * penalty, seen / penalty), axis=1)
+    arXiv:1909.05858).  What is beyond the largest number becomes that."""
+    ids = np.where(ids < 0, ids[:, -1:], ids)  # the last token is no padding
+    seen = np.take_along_axis(logits, ids, axis=1).astype(np.float64)
+    with np.errstate(over="ignore"):
+        changed = np.where(seen < 0, seen * penalty, seen / penalty)
+    largest = np.finfo(logits.dtype).max
+    changed = np.where(np.isneginf(seen), seen, np.clip(changed, -largest, largest))
+    np.put_along_axis(logits, ids, changed.astype(logits.dtype), axis=1)
 
 
 def ban_words(

@@ -5,6 +5,11 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from numgpt.messages import shown
+
+LARGEST = 1 << 128  # whole numbers from it on are no sizes
+LARGEST_ID = 1 << 31
+
 
 def require_whole(config: Any, *names: str, optional: bool = False) -> None:
     """Whole numbers from 1 up; with `optional` also None."""
@@ -12,8 +17,8 @@ def require_whole(config: Any, *names: str, optional: bool = False) -> None:
         value = getattr(config, name)
         if optional and value is None:
             continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}={value!r}: expected a whole number from 1 up")
+        if type(value) is not int or not 1 <= value < LARGEST:
+            raise ValueError(f"{name}={shown(value)}: expected a whole number from 1 up")
 
 
 def require_number(
@@ -26,13 +31,13 @@ def require_number(
         enough = number and (value > 0 if least is None else value >= least)
         if not enough or not value < below:
             expected = "a number above 0" if least is None else f"{least} <= {name} < {below}"
-            raise ValueError(f"{name}={value!r}: expected {expected}")
+            raise ValueError(f"{name}={shown(value)}: expected {expected}")
 
 
 def require_booleans(config: Any, *names: str) -> None:
     for name in names:
         if not isinstance(getattr(config, name), bool):
-            raise ValueError(f"{name}={getattr(config, name)!r}: expected true or false")
+            raise ValueError(f"{name}={shown(getattr(config, name))}: expected true or false")
 
 
 def require_ids(config: Any, *names: str) -> None:
@@ -40,6 +45,5 @@ def require_ids(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         ids = value if isinstance(value, list) else [] if value is None else [value]
-        whole = all(isinstance(id, int) and not isinstance(id, bool) and id >= 0 for id in ids)
-        if not whole:
-            raise ValueError(f"{name}={value!r}: expected a token id, several, or none")
+        if not all(type(id) is int and 0 <= id < LARGEST_ID for id in ids):
+            raise ValueError(f"{name}={shown(value)}: expected a token id, several, or none")

@@ -36,6 +36,7 @@ from numgpt.layers import (
     relu_backward,
     relu_forward,
 )
+from numgpt.messages import shown
 from numgpt.models.checks import require_booleans, require_ids, require_number, require_whole
 from numgpt.models.heads import merge_heads, positions_of, split_heads
 from numgpt.models.language_model import LanguageModel
@@ -83,7 +84,7 @@ class GPTConfig:
             raise ValueError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
         if str(self.activation_function) not in ACTIVATIONS:
             raise ValueError(
-                f"activation_function={self.activation_function!r} is not supported:"
+                f"activation_function={shown(self.activation_function)} is not supported:"
                 f" choose one of {', '.join(ACTIVATIONS)}"
             )
         require_number(self, "embd_pdrop", "attn_pdrop", "resid_pdrop", least=0, below=1)

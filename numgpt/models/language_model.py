@@ -45,6 +45,14 @@ class LanguageModel:
         self.parameters = parameters
         self.gradients: Parameters | None = None
 
+    def __repr__(self) -> str:
+        layers, heads, _ = self.cache_shape
+        return (
+            f"<{type(self).__name__}: {self.num_parameters():,} parameters, {layers} layers,"
+            f" {heads} key heads, vocabulary {self.config.vocab_size}, context"
+            f" {self.context_length}, {self.parameters.flat.dtype}>"
+        )
+
     # --- what a family supplies ---
 
     @staticmethod
@@ -154,8 +162,9 @@ class LanguageModel:
         names.
 
         rng switches the config's dropout on. With accumulate=True the gradients of scale · loss are
-        added to those of the call before, in the same arrays: k calls with scale = 1/k make one
-        step on a batch k times as large. Otherwise the gradients are new arrays, also kept as
+        added to those of the call before, in the same arrays: one call for each part of a batch,
+        with scale = n_k/n where part k has n_k of the n targets that count, makes one step on the
+        whole. Otherwise the gradients are new arrays, also kept as
         `model.gradients`.
         """
         ids = self.check_ids(ids)
@@ -195,13 +204,13 @@ class LanguageModel:
 
     # --- input checks ---
 
-    def check_ids(self, ids: Ids) -> np.ndarray:
-        """ids as (B, T) int64.  Raises ValueError for an empty, ragged, too long or out-of-range
-        input."""
+    def check_ids(self, ids: Ids, any_length: bool = False) -> np.ndarray:
+        """ids as (B, T) int64.  Raises ValueError for an empty, ragged, out-of-range or, without
+        any_length, too long input."""
         array = _integers("ids", ids)
         if array.shape[1] == 0 or array.shape[0] == 0:
             raise ValueError("ids are empty: give at least one token")
-        if array.shape[1] > self.context_length:
+        if array.shape[1] > self.context_length and not any_length:
             raise ValueError(
                 f"{array.shape[1]} tokens are more than the model's"
                 f" {self.context_field}={self.context_length}: shorten the input"
@@ -230,11 +239,12 @@ class LanguageModel:
     # --- conveniences ---
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike) -> LanguageModel:
-        """Load a model: a directory in the Hugging Face layout, a shipped name, or a hub id."""
+    def from_pretrained(cls, name_or_path: str | os.PathLike, mmap: bool = True) -> LanguageModel:
+        """Load a model: a directory in the Hugging Face layout, a shipped name, or a hub id.
+        mmap=False reads weights into memory that would stay mapped in their file."""
         from numgpt import formats
 
-        return formats.load_model(name_or_path, cls)
+        return formats.load_model(name_or_path, cls, mmap)
 
     def save_pretrained(self, directory: str | os.PathLike, dtype: str = "float32") -> None:
         """Write config.json and model.safetensors; dtype is "float32", "float16" or "bfloat16"."""

@@ -37,6 +37,7 @@ from numgpt.layers import (
     swiglu_backward,
     swiglu_forward,
 )
+from numgpt.messages import shown
 from numgpt.models.checks import require_booleans, require_ids, require_number, require_whole
 from numgpt.models.heads import merge_heads, positions_of, split_heads
 from numgpt.models.language_model import LanguageModel
@@ -110,11 +111,13 @@ class LlamaConfig:
 
     def _validate_scaling(self, scaling: dict[str, Any]) -> None:
         if not isinstance(scaling, dict) or scaling.get("rope_type") != "llama3":
-            raise ValueError(f"rope_scaling={scaling!r} is not supported, only rope_type 'llama3'")
+            raise ValueError(
+                f"rope_scaling={shown(scaling)} is not supported, only rope_type 'llama3'"
+            )
         for name in LLAMA3_SCALING:
             value = scaling.get(name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-                raise ValueError(f"rope_scaling: {name}={value!r}, expected a number above 0")
+                raise ValueError(f"rope_scaling: {name}={shown(value)}, expected a number above 0")
         if not scaling["low_freq_factor"] < scaling["high_freq_factor"]:
             raise ValueError("rope_scaling: low_freq_factor is not below high_freq_factor")
 

@@ -72,6 +72,13 @@ class Parameters(Mapping[str, np.ndarray]):
             self._joined[names] = self.flat[start:end].reshape(-1, width) if behind else None
         return self._joined[names]
 
+    def __reduce__(self) -> tuple[type[Parameters], tuple[np.ndarray, Layout]]:
+        # A copy, or what pickle restores, has views on a buffer of its own.
+        return Parameters, (self.flat, self.layout)
+
+    def __repr__(self) -> str:
+        return f"<Parameters: {len(self)} arrays, {self.flat.size:,} numbers of {self.flat.dtype}>"
+
     def __getitem__(self, name: str) -> np.ndarray:
         return self._views[name]
 

@@ -16,7 +16,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from numgpt.messages import shown
+
 END_OF_TEXT = "<|endoftext|>"
+MOST_SHOWN = 4  # special tokens in a message
 
 
 class BaseTokenizer:
@@ -46,7 +49,7 @@ class BaseTokenizer:
             eos_token = END_OF_TEXT
         for name, token in (("bos_token", bos_token), ("eos_token", eos_token)):
             if token is not None and token not in self.special_tokens:
-                raise ValueError(f"{name}={token!r} is not one of the special tokens")
+                raise ValueError(f"{name}={shown(token)} is not one of the special tokens")
         if add_bos_token and bos_token is None:
             raise ValueError("add_bos_token is set, but there is no bos_token to add")
         self.bos_token, self.eos_token = bos_token, eos_token
@@ -71,6 +74,11 @@ class BaseTokenizer:
     def save_pretrained(self, directory: str | os.PathLike) -> None:
         """Write the tokenizer's files into the directory."""
         raise NotImplementedError
+
+    def __repr__(self) -> str:
+        special = ", ".join([*self.special_tokens][:MOST_SHOWN]) or "none"
+        more = "…" if len(self.special_tokens) > MOST_SHOWN else ""
+        return f"<{type(self).__name__}: {self.vocab_size} tokens, special: {special}{more}>"
 
     # --- conveniences ---
 
@@ -113,16 +121,17 @@ class BaseTokenizer:
             )
         if return_tensors not in (None, "np"):
             raise ValueError(
-                f"return_tensors={return_tensors!r} is not supported: use 'np' or leave it out"
+                f"return_tensors={shown(return_tensors)} is not supported: use 'np' or leave it out"
             )
         check_unicode(text)
         specials = (
             self.special_tokens.keys() if allowed_special == "all" else frozenset(allowed_special)
         )
         if unknown := specials - self.special_tokens.keys():
-            known = ", ".join(self.special_tokens) or "none"
+            known = ", ".join([*self.special_tokens][:MOST_SHOWN]) or "none"
+            known += ", …" if len(self.special_tokens) > MOST_SHOWN else ""
             raise ValueError(
-                f"allowed_special names {min(unknown)!r}: the special tokens are {known}"
+                f"allowed_special names {shown(min(unknown))}: the special tokens are {known}"
             )
         ids = [self.bos_token_id] if add_special_tokens and self.add_bos_token else []
         # Splitting on a group keeps what was matched: ordinary and special text take turns.
@@ -171,6 +180,13 @@ class BaseTokenizer:
             raise ValueError(
                 f"decode takes one sequence of ids, not shape {array.shape}: decode row by row"
             )
+        if array.dtype == object:  # NumPy's way out for numbers of more than 64 bits
+            large = next((id for id in array.tolist() if isinstance(id, int)), None)
+            if large is not None:
+                raise ValueError(
+                    f"token id {shown(max(array.tolist(), key=abs))} is not in the"
+                    f" vocabulary of {self.vocab_size}"
+                )
         if array.size and array.dtype.kind not in "iu":
             raise ValueError(f"decode takes integer ids, not {array.dtype}")
         skipped = self._special_bytes if skip_special_tokens else ()
@@ -230,21 +246,22 @@ def any_of(texts: frozenset[str]) -> re.Pattern:
     return re.compile("(" + ("|".join(map(re.escape, longest_first)) or "(?!)") + ")")
 
 
-# All files that tokenizers are saved in, of any kind.
+# All files that tokenizers are saved in, of any kind: a new tokenizer takes the place of them all.
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
     "vocab.json",
     "merges.txt",
     "encoder.json",
     "vocab.bpe",
+    "tokenizer.model",
     "characters.json",
 )
 
 
-def clear_tokenizer_files(directory: Path) -> None:
-    """Make a directory ready for a tokenizer: create it, remove the files of another one."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for name in TOKENIZER_FILES:
-        (directory / name).unlink(missing_ok=True)
+def tokenizer_files(directory: str | os.PathLike) -> list[str]:
+    """The names of the files of a tokenizer that are in a directory."""
+    return [name for name in TOKENIZER_FILES if (Path(directory) / name).is_file()]

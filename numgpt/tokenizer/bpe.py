@@ -16,6 +16,7 @@ import os
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
+from numgpt.messages import shown
 from numgpt.tokenizer.base import END_OF_TEXT, BaseTokenizer
 from numgpt.tokenizer.merge import MergeTable
 from numgpt.tokenizer.pattern import Pattern
@@ -62,14 +63,16 @@ class Tokenizer(BaseTokenizer):
             chat_template=chat_template,
         )
         if normalizer not in (None, "NFC"):
-            raise ValueError(f"normalizer={normalizer!r} is not supported, only 'NFC' or none")
+            raise ValueError(f"normalizer={shown(normalizer)} is not supported, only 'NFC' or none")
         self.vocabulary = dict(vocabulary)
         self.merges = list(merges)
         self.pattern = Pattern(pattern)
         self.normalizer, self.ignore_merges = normalizer, bool(ignore_merges)
         for text in (*self.special_tokens, *self.added_tokens):
             if text.encode() in self.vocabulary or not text:
-                raise ValueError(f"the special token {text!r} is empty or an ordinary token too")
+                raise ValueError(
+                    f"the special token {shown(text)} is empty or an ordinary token too"
+                )
         self._bytes = {id: token for token, id in self.vocabulary.items()} | self._special_bytes
         self._bytes |= {id: text.encode() for text, id in self.added_tokens.items()}
         named = len(self.special_tokens) + len(self.added_tokens)
@@ -81,7 +84,7 @@ class Tokenizer(BaseTokenizer):
         self._missing = bytes(byte for byte, id in enumerate(self._byte_ids) if id < 0)
         if printable := [byte for byte in self._missing if 0x20 <= byte <= 0x7E]:
             raise ValueError(
-                f"the vocabulary lacks the byte {bytes(printable[:1])!r}: not a byte-level BPE"
+                f"the vocabulary lacks the byte {shown(bytes(printable[:1]))}: not a byte-level BPE"
             )
         try:
             table = [
@@ -96,8 +99,8 @@ class Tokenizer(BaseTokenizer):
                 if missing in (*pair, pair[0] + pair[1])
             )
             raise ValueError(
-                f"merge {number} joins {left!r} and {right!r},"
-                f" but {missing!r} is not in the vocabulary"
+                f"merge {number} joins {shown(left)} and {shown(right)},"
+                f" but {shown(missing)} is not in the vocabulary"
             ) from None
         self._table = MergeTable(table)
         self._pieces = _PieceCache(self._merge_piece)
@@ -127,7 +130,8 @@ class Tokenizer(BaseTokenizer):
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
         """Write tokenizer.json and tokenizer_config.json as Hugging Face lays them out, and for a
-        tokenizer like GPT-2's also vocab.json and merges.txt, which can't tell others apart."""
+        tokenizer like GPT-2's also vocab.json and merges.txt, which can't tell others apart; in
+        place of any tokenizer in the directory."""
         from numgpt.tokenizer.files import save_bpe
 
         save_bpe(self, directory)

@@ -8,6 +8,8 @@ GPT-2's first 256 ids.
 
 from __future__ import annotations
 
+from numgpt.messages import shown
+
 _PRINTABLE = [
     *range(ord("!"), ord("~") + 1),
     *range(ord("¡"), ord("¬") + 1),
@@ -32,4 +34,6 @@ def from_printable(text: str) -> bytes:
     try:
         return bytes([_TO_BYTE[character] for character in text])
     except KeyError as error:
-        raise ValueError(f"{error.args[0]!r} in the token {text!r} stands for no byte") from None
+        raise ValueError(
+            f"{shown(error.args[0])} in the token {shown(text)} stands for no byte"
+        ) from None

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
-from numgpt.tokenizer.base import BaseTokenizer, check_unicode, clear_tokenizer_files
-
-CHARACTERS_FILE = "characters.json"
+from numgpt.messages import shown
+from numgpt.tokenizer.base import BaseTokenizer, check_unicode
 
 
 class CharTokenizer(BaseTokenizer):
@@ -20,7 +17,9 @@ class CharTokenizer(BaseTokenizer):
         super().__init__()
         for character in characters:
             if not isinstance(character, str) or len(character) != 1:
-                raise ValueError(f"{character!r} in the list of characters is not one character")
+                raise ValueError(
+                    f"{shown(character)} in the list of characters is not one character"
+                )
             check_unicode(character)
         if len(set(characters)) != len(characters) or not characters:
             raise ValueError("the list of characters is empty or names one twice")
@@ -47,7 +46,7 @@ class CharTokenizer(BaseTokenizer):
         except KeyError as error:
             character = error.args[0]
             raise ValueError(
-                f"the character {character!r} (U+{ord(character):04X}) is not among the"
+                f"the character {shown(character)} (U+{ord(character):04X}) is not among the"
                 f" {self.vocab_size} that this"
                 " tokenizer knows: leave it out, or use a BPE tokenizer, which knows every"
                 " character"
@@ -59,8 +58,8 @@ class CharTokenizer(BaseTokenizer):
         return self.characters[id].encode()
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
-        """Write characters.json, a list."""
-        directory = Path(directory)
-        clear_tokenizer_files(directory)
-        text = json.dumps(self.characters, ensure_ascii=False) + "\n"
-        (directory / CHARACTERS_FILE).write_text(text, encoding="utf-8")
+        """Write tokenizer.json and tokenizer_config.json as Hugging Face lays them out, in place
+        of any tokenizer in the directory."""
+        from numgpt.tokenizer.files import save_characters
+
+        save_characters(self, directory)

@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from numgpt.messages import shown
 from numgpt.tokenizer.base import check_unicode
 from numgpt.tokenizer.chat_formats import (
     CHATML,
@@ -74,7 +75,7 @@ class ChatTemplate:
             known = [form for form in FORMATS if form.sign in signs]
             self.format = known[0] if known else PLAIN
         elif not isinstance(template, str):
-            raise ValueError(f"chat_template={template!r:.80}: expected a text, or None")
+            raise ValueError(f"chat_template={shown(template)}: expected a text, or None")
         else:
             known = [form for form in FORMATS if form.sign in template]
             if not known or not is_written_by(template, known[0]):
@@ -91,7 +92,7 @@ class ChatTemplate:
             today = time.strftime("%d %b %Y") if "strftime_now" in template else _UNKNOWN_DATE
             self.knowledge = f"{_KNOWLEDGE}{today}\n\n"
         # Each message by itself; Llama 2 trims the system prompt and the question as one.
-        self.trims = self.format is LLAMA3 or re.search(r"\|\s*trim\b", template)
+        self.trims = self.format is LLAMA3 or bool(re.search(r"\|\s*trim\b", template))
         self.begins = self.format in (LLAMA2, LLAMA3) or "bos_token" in template
         if self.format is PLAIN and not self._can_write("User: \nAssistant: "):
             raise ValueError(
@@ -100,6 +101,9 @@ class ChatTemplate:
             )
         # What breaks a marker in two, in the models' eyes as well.
         self._breaker = ZERO_WIDTH_SPACE if self._can_write(ZERO_WIDTH_SPACE) else " "
+
+    def __reduce__(self) -> tuple[type[ChatTemplate], tuple[BaseTokenizer]]:
+        return ChatTemplate, (self.tokenizer,)  # formats are compared by identity
 
     def end_ids(self) -> list[int]:
         """The special tokens that end an answer: also a marker of the next turn, which is not the
@@ -261,7 +265,7 @@ def _checked(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         if role not in ROLES or (role == "system" and number > 0):
             place = " (the system speaks first or not at all)" if role == "system" else ""
             raise ValueError(
-                f"message {number} has the role {role!r:.40}{place}: expected {', '.join(ROLES)}"
+                f"message {number} has the role {shown(role)}{place}: expected {', '.join(ROLES)}"
             )
         if not isinstance(message.get("content"), str):
             raise ValueError(f"message {number} has no text as its content")

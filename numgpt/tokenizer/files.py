@@ -5,7 +5,9 @@ vocab.json, merges.txt       GPT-2's vocabulary in two files, as Hugging Face na
 encoder.json, vocab.bpe      the same two, as in OpenAI's release of GPT-2
 tokenizer_config.json        beside these: what begins and ends a text, the form of a chat
 chat_template.jinja          beside these: the form of a chat, where it has a file of its own
-characters.json              numgpt's character-level tokenizer
+characters.json              the characters of a CharTokenizer, as earlier versions wrote them
+
+All files of a tokenizer change together.
 """
 
 from __future__ import annotations
@@ -16,13 +18,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from numgpt.files import finish_replacing, naming, replacing_together
+from numgpt.messages import shown
 from numgpt.tokenizer import sections
-from numgpt.tokenizer.base import END_OF_TEXT, BaseTokenizer, clear_tokenizer_files
+from numgpt.tokenizer.base import END_OF_TEXT, TOKENIZER_FILES, BaseTokenizer
 from numgpt.tokenizer.bpe import Tokenizer
 from numgpt.tokenizer.byte_alphabet import from_printable, to_printable
-from numgpt.tokenizer.character import CHARACTERS_FILE, CharTokenizer
+from numgpt.tokenizer.character import CharTokenizer
 
 PAIRED_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+CHARACTERS_FILE = "characters.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
 
@@ -34,6 +39,7 @@ def load_tokenizer(directory: str | os.PathLike) -> BaseTokenizer:
     used.
     """
     directory = Path(directory)
+    finish_replacing(directory)
     if (path := directory / "tokenizer.json").is_file():
         config = _read_config(directory)
         return _naming(path, _from_tokenizer_json, _read_json(path), config)
@@ -69,13 +75,15 @@ def build_bpe(
     for number, parts in enumerate(pairs):
         if len(parts) != 2 or not all(isinstance(part, str) for part in parts):
             raise ValueError(
-                f"merge {number} is {' '.join(map(str, parts))!r:.200}:"
+                f"merge {number} is {shown(' '.join(map(str, parts)))}:"
                 " expected two tokens and a space between"
             )
     added = added or {}
     for token, id in (vocabulary | special | added).items():
         if not isinstance(id, int):
-            raise ValueError(f"the token {token!r} has the id {id!r:.80}: expected a whole number")
+            raise ValueError(
+                f"the token {shown(token)} has the id {shown(id)}: expected a whole number"
+            )
     made = {left + right for left, right in pairs}
     reachable = _is_printable if options.get("ignore_merges") else made.__contains__
     ordinary = {t: id for t, id in vocabulary.items() if t not in special and t not in added}
@@ -88,8 +96,6 @@ def build_bpe(
 def save_bpe(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:
     """Write tokenizer.json and tokenizer_config.json; for what the class GPT2Tokenizer of
     transformers can express also vocab.json and merges.txt."""
-    directory = Path(directory)
-    clear_tokenizer_files(directory)
     vocabulary = {to_printable(token): id for token, id in tokenizer.vocabulary.items()}
     merges = [f"{to_printable(left)} {to_printable(right)}" for left, right in tokenizer.merges]
     special, added = tokenizer.special_tokens, tokenizer.added_tokens
@@ -97,10 +103,7 @@ def save_bpe(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:
     model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
     model |= {"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False}
     model |= {"ignore_merges": tokenizer.ignore_merges, "vocab": in_order, "merges": merges}
-    whole = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
+    whole = sections.WHOLE | {
         "added_tokens": sections.added_token_entries(special, added),
         "normalizer": tokenizer.normalizer and {"type": tokenizer.normalizer},
         "pre_tokenizer": sections.pre_tokenizer(tokenizer.pattern.name),
@@ -124,11 +127,39 @@ def save_bpe(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:
     }
     if tokenizer.chat_template is not None:
         config["chat_template"] = tokenizer.chat_template
+    texts = {"tokenizer.json": json.dumps(whole, ensure_ascii=False)}
+    texts[CONFIG_FILE] = json.dumps(config, indent=2)
     if like_gpt2:
-        _write(directory / "vocab.json", json.dumps(in_order, ensure_ascii=False))
-        _write(directory / "merges.txt", "\n".join(["#version: 0.2", *merges, ""]))
-    _write(directory / "tokenizer.json", json.dumps(whole, ensure_ascii=False))
-    _write(directory / CONFIG_FILE, json.dumps(config, indent=2))
+        texts["vocab.json"] = json.dumps(in_order, ensure_ascii=False)
+        texts["merges.txt"] = "\n".join(["#version: 0.2", *merges, ""])
+    _save(texts, directory)
+
+
+def save_characters(tokenizer: CharTokenizer, directory: str | os.PathLike) -> None:
+    """Write tokenizer.json and tokenizer_config.json: whole words of one character each, cut
+    between any two characters."""
+    vocabulary = {character: id for id, character in enumerate(tokenizer.characters)}
+    # The library asks for the name of an unknown token. This one can't be in the vocabulary, and
+    # so an unknown character is an error there, as it is here.
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>"}
+    whole = sections.WHOLE | {
+        "pre_tokenizer": sections.CHARACTERS,
+        "decoder": {"type": "Fuse"},
+        "model": model,
+    }
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config |= {"clean_up_tokenization_spaces": False}
+    texts = {"tokenizer.json": json.dumps(whole, ensure_ascii=False)}
+    texts[CONFIG_FILE] = json.dumps(config, indent=2)
+    _save(texts, directory)
+
+
+def _save(texts: dict[str, str], directory: str | os.PathLike) -> None:
+    """Put files into a directory, in place of any other tokenizer there."""
+    with replacing_together(directory, remove=TOKENIZER_FILES) as staged:
+        for name, text in texts.items():
+            with naming(staged / name):
+                (staged / name).write_text(text, encoding="utf-8", newline="\n")
 
 
 def _from_vocabulary_and_merges(
@@ -138,7 +169,9 @@ def _from_vocabulary_and_merges(
     if name.startswith("Qwen2"):
         options = {"pattern": "qwen2", "normalizer": "NFC"}
     elif name in ("PreTrainedTokenizer", "TokenizersBackend"):
-        raise ValueError(f"the tokenizer class {name!r} needs the file tokenizer.json beside it")
+        raise ValueError(
+            f"the tokenizer class {shown(name)} needs the file tokenizer.json beside it"
+        )
     else:
         options = {}
     lines = [line.rstrip("\r") for line in lines]
@@ -146,15 +179,38 @@ def _from_vocabulary_and_merges(
         del lines[0]
     options |= sections.config_options(config)
     special, added = sections.split_added_tokens(sections.config_added_tokens(config))
-    return build_bpe(vocabulary, [line for line in lines if line], special, added, **options)
+    tokenizer = build_bpe(vocabulary, [line for line in lines if line], special, added, **options)
+    # A file cut short, or that of another vocabulary, leaves words that nothing makes.
+    unmade = [text for text in tokenizer.special_tokens if text not in special]
+    if words := [text for text in unmade if not (text[0] in "<[" and text[-1] in ">]")]:
+        raise ValueError(
+            f"{len(words)} of its tokens, such as {shown(words[0])}, are made by no merge: the"
+            " merges beside it are cut short, or those of another vocabulary; copy or download"
+            " both again"
+        )
+    return tokenizer
 
 
-def _from_tokenizer_json(whole: dict[str, Any], config: dict[str, Any]) -> Tokenizer:
+def _from_characters(whole: dict[str, Any]) -> CharTokenizer:
+    """The tokenizer that save_characters has written."""
+    vocabulary = whole["model"]["vocab"]
+    sections.require(whole.get("pre_tokenizer"), sections.CHARACTERS, "pre_tokenizer")
+    sections.require(whole.get("normalizer"), None, "normalizer")
+    sections.require(whole.get("added_tokens") or [], [], "added_tokens")
+    characters = sorted(vocabulary, key=vocabulary.__getitem__)
+    if [vocabulary[character] for character in characters] != list(range(len(characters))):
+        raise ValueError("the characters' ids are not 0, 1, 2, …")
+    return CharTokenizer(characters)
+
+
+def _from_tokenizer_json(whole: dict[str, Any], config: dict[str, Any]) -> BaseTokenizer:
     model = whole["model"]
+    if model.get("type") == "WordLevel":
+        return _from_characters(whole)
     sections.require(model.get("type", "BPE"), "BPE", "model.type")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(key):
-            raise ValueError(f"model.{key}={model[key]!r:.200} is not supported")
+            raise ValueError(f"model.{key}={shown(model[key])} is not supported")
     entries = sections.config_added_tokens(config) + (whole.get("added_tokens") or [])
     special, added = sections.split_added_tokens(list({e["id"]: e for e in entries}.values()))
     options = {
@@ -169,7 +225,7 @@ def _from_tokenizer_json(whole: dict[str, Any], config: dict[str, Any]) -> Token
     tokenizer = build_bpe(model["vocab"], model["merges"], special, added, **options)
     if model.get("unk_token") and tokenizer.lacks_bytes_of_text:
         raise ValueError(
-            f"model.unk_token={model['unk_token']!r:.80} is not supported where bytes are missing"
+            f"model.unk_token={shown(model['unk_token'])} is not supported where bytes are missing"
             " from the vocabulary"
         )
     return tokenizer
@@ -216,7 +272,3 @@ def _read_json(path: Path) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}): copy or download it again") from None
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", newline="\n")

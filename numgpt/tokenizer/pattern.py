@@ -20,6 +20,8 @@ import functools
 import re
 from typing import Any
 
+from numgpt.messages import shown
+
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -54,7 +56,7 @@ class Pattern:
     def __init__(self, name: str = "gpt2"):
         if name not in PATTERNS:
             raise ValueError(
-                f"the pre-tokenising pattern {name!r} is not known: choose from"
+                f"the pre-tokenising pattern {shown(name)} is not known: choose from"
                 f" {', '.join(PATTERNS)}"
             )
         self.name = name

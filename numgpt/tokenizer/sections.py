@@ -8,17 +8,37 @@ from __future__ import annotations
 
 from typing import Any
 
+from numgpt.messages import shown
 from numgpt.tokenizer.pattern import PATTERNS
 
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 DECODER = _BYTE_LEVEL | {"use_regex": True}
+# How a text falls into its characters.
+CHARACTERS = {
+    "type": "Split",
+    "pattern": {"Regex": r"[\s\S]"},
+    "behavior": "Isolated",
+    "invert": False,
+}
+# What every tokenizer.json has, in this order.
+WHOLE: dict[str, Any] = {
+    "version": "1.0",
+    "truncation": None,
+    "padding": None,
+    "added_tokens": [],
+    "normalizer": None,
+    "pre_tokenizer": None,
+    "post_processor": None,
+    "decoder": None,
+    "model": None,
+}
 TOKEN_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
 def require(value: Any, expected: Any, name: str) -> None:
     """Raises ValueError where a setting has another value than the one we know."""
     if value != expected:
-        raise ValueError(f"{name}={value!r:.200} is not supported, only {expected!r}")
+        raise ValueError(f"{name}={shown(value)} is not supported, only {shown(expected)}")
 
 
 # --- pre_tokenizer ---
@@ -44,7 +64,7 @@ def pattern_name(section: dict[str, Any] | None) -> str:
         _require_byte_level(byte_level, True, "pre_tokenizer")
         return "smollm"
     raise ValueError(
-        f"a pre_tokenizer of the steps {types!r:.200} is not supported, only Split or Digits and"
+        f"a pre_tokenizer of the steps {shown(types)} is not supported, only Split or Digits and"
         " then ByteLevel"
     )
 
@@ -71,7 +91,7 @@ def _known_pattern(pattern: Any) -> str:
         if source == known:
             return name
     raise ValueError(
-        f"the pre_tokenizer's pattern {source!r:.200} is not one of those known:"
+        f"the pre_tokenizer's pattern {shown(source)} is not one of those known:"
         f" {', '.join(PATTERNS)}"
     )
 
@@ -91,7 +111,9 @@ def normalizer_name(section: dict[str, Any] | None) -> str | None:
     if not section:
         return None
     if section.get("type") != "NFC":
-        raise ValueError(f"the normalizer {section.get('type')!r} is not supported, only 'NFC'")
+        raise ValueError(
+            f"the normalizer {shown(section.get('type'))} is not supported, only 'NFC'"
+        )
     return "NFC"
 
 
@@ -103,14 +125,14 @@ def first_token(section: dict[str, Any] | None) -> str | None:
         found = [first_token(step) for step in section["processors"]]
         tokens = [token for token in found if token is not None]
         if len(tokens) > 1:
-            raise ValueError(f"a post_processor that begins a text with {tokens!r:.200} twice")
+            raise ValueError(f"a post_processor that begins a text with {shown(tokens)} twice")
         return tokens[0] if tokens else None
     require(section.get("type"), "TemplateProcessing", "post_processor.type")
     single = section["single"]
     kinds = [kind for part in single for kind in part]
     if kinds not in (["Sequence"], ["SpecialToken", "Sequence"]):
         raise ValueError(
-            f"post_processor.single={single!r:.200} is not supported, only the text with at most a"
+            f"post_processor.single={shown(single)} is not supported, only the text with at most a"
             " special token before it"
         )
     return single[0]["SpecialToken"]["id"] if len(single) == 2 else None
@@ -141,14 +163,14 @@ def _text(name: str, type_id: int) -> dict[str, Any]:
 def config_options(config: dict[str, Any]) -> dict[str, Any]:
     """bos_token, eos_token, add_bos_token and chat_template, as far as the file gives them."""
     if not isinstance(config, dict):
-        raise ValueError(f"expected an object, found {config!r:.80}")
+        raise ValueError(f"expected an object, found {shown(config)}")
     options: dict[str, Any] = {}
     for key in ("bos_token", "eos_token"):
         if (token := config.get(key)) is not None:
             options[key] = _text_of(token, key, "content")
     if (add := config.get("add_bos_token")) is not None:
         if not isinstance(add, bool):
-            raise ValueError(f"add_bos_token={add!r:.80}: expected true or false")
+            raise ValueError(f"add_bos_token={shown(add)}: expected true or false")
         options["add_bos_token"] = add
     if (template := config.get("chat_template")) is not None:
         if isinstance(template, list):  # one is for plain chat, others for tools or documents
@@ -189,7 +211,9 @@ def split_added_tokens(entries: list[dict[str, Any]]) -> tuple[dict[str, int], d
     for entry in entries:
         for flag in ("single_word", "lstrip", "rstrip"):
             if entry.get(flag):
-                raise ValueError(f"{flag} of the added token {entry['content']!r} is not supported")
+                raise ValueError(
+                    f"{flag} of the added token {shown(entry['content'])} is not supported"
+                )
         kind = special if entry.get("special", True) else added
         kind[entry["content"]] = entry["id"]
     return special, added
@@ -199,5 +223,5 @@ def _text_of(value: Any, name: str, key: str) -> str:
     """A text, or an entry's text: the file may have either."""
     text = value.get(key) if isinstance(value, dict) else value
     if not isinstance(text, str):
-        raise ValueError(f"{name}={value!r:.80}: expected a text, or an entry with {key!r}")
+        raise ValueError(f"{name}={shown(value)}: expected a text, or an entry with {shown(key)}")
     return text

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from numgpt.messages import shown
 from numgpt.tokenizer.base import any_of, check_unicode
 from numgpt.tokenizer.byte_alphabet import BYTES
 from numgpt.tokenizer.pattern import Pattern
@@ -56,7 +57,7 @@ def train_bpe(
     for text in special_tokens:
         if len(text.encode()) < 2 or special_tokens.count(text) > 1:
             raise ValueError(
-                f"special token {text!r}: expected texts of two bytes or more, each once"
+                f"special token {shown(text)}: expected texts of two bytes or more, each once"
             )
     if min_frequency < 1:
         raise ValueError(f"min_frequency={min_frequency}: expected 1 or more")

@@ -1,6 +1,6 @@
 """DATA -> BETTER WEIGHTS. Corpus and batches, AdamW, schedule, loop, checkpoints, log."""
 
-from numgpt.runtime.lazy import lazy_names
+from numgpt.lazy import lazy_names
 
 _MODULES = {
     "AdamW": "adamw",
@@ -9,7 +9,6 @@ _MODULES = {
     "Trainer": "loop",
     "TrainingError": "loop",
     "learning_rate": "schedule",
-    "prepare_corpus": "corpus",
 }
 
 __all__ = list(_MODULES)

@@ -1,17 +1,87 @@
-"""What a new run begins with: a tokenizer, and a model with random weights."""
+"""How a run begins: tokenizer, model and tokens, put into its directory all at once.
+
+From then on it is a run that can be resumed, at any instant; before, nothing is there.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 
 from numgpt import formats
+from numgpt.files import replacing_together
+from numgpt.formats.huggingface import model_files
+from numgpt.messages import shown
 from numgpt.models import GPT, GPTConfig, LanguageModel, Llama, LlamaConfig
 from numgpt.runtime import physical_memory
 from numgpt.tokenizer import BaseTokenizer, CharTokenizer, Tokenizer
-from numgpt.training.config import TrainConfig
-from numgpt.training.corpus import read_documents
+from numgpt.tokenizer.base import tokenizer_files
+from numgpt.training.checkpoint import CHECKPOINT_FILE, RunState, check_room, save_checkpoint
+from numgpt.training.config import MOST_CONTEXT, TrainConfig
+from numgpt.training.corpus import (
+    TOKENS_FILE,
+    Documents,
+    absolute,
+    check_length,
+    encode_corpus,
+    find_documents,
+    read_documents,
+)
+from numgpt.training.log import CURVE_FILE, DAMAGED_LOG_FILE, LOG_FILE
 
 INNER_MULTIPLE = 32  # a Llama's feed-forward width is rounded up to one
+RUN_FILES = (CHECKPOINT_FILE, TOKENS_FILE, LOG_FILE, DAMAGED_LOG_FILE, CURVE_FILE)
+
+
+def begin_run(config: TrainConfig, out: Path, overwrite: bool = False) -> None:
+    """Write a new run into the directory `out`: tokenizer, tokens, and a checkpoint of step 0.
+
+    With `overwrite` it takes the place of the run or model that is there, in the same moment.
+    Raises ValueError or OSError for what is known to fail later, and for a directory that holds
+    something already; then everything is as it was.
+    """
+    there = run_files(out)
+    if there and not overwrite:
+        way_out = f"continue the run with --resume {out}" if CHECKPOINT_FILE in there else ""
+        raise ValueError(
+            f"{out} holds {'a run' if way_out else 'a model or tokenizer'} already ({there[0]}):"
+            f" {way_out + ', ' if way_out else ''}choose another --out, or replace what is there"
+            " with --overwrite"
+        )
+    config.data = absolute(config.data)
+    with replacing_together(out, remove=there) as staged:
+        documents = find_documents(config.data)
+        if config.init_from is not None:
+            if os.path.exists(config.init_from):
+                config.init_from = os.path.abspath(config.init_from)
+            model, tokenizer = formats.load(config.init_from)
+            _fit_context(config, model)
+        else:
+            tokenizer = make_tokenizer(config, documents)
+            model = new_model(config, tokenizer)
+        check_room(out, model)
+        tokenizer.save_pretrained(staged)
+        tokens = encode_corpus(documents, tokenizer, staged)
+        check_length(tokens, config.val_fraction, config.block_size)
+        save_checkpoint(staged, RunState.new(config, model, tokens))
+
+
+def run_files(directory: Path) -> list[str]:
+    """The names of the files in a directory that a run would replace."""
+    written = [name for name in RUN_FILES if (directory / name).exists()]
+    return [*written, *model_files(directory), *tokenizer_files(directory)]
+
+
+def _fit_context(config: TrainConfig, model: LanguageModel) -> None:
+    """Give block_size its value where the model decides it."""
+    if config.block_size is None:
+        config.block_size = min(MOST_CONTEXT, model.context_length)
+    if config.block_size > model.context_length:
+        raise ValueError(
+            f"block_size={config.block_size} is more than the"
+            f" {model.context_field}={model.context_length} of {config.init_from}: lower it"
+        )
 
 
 def new_model(config: TrainConfig, tokenizer: BaseTokenizer) -> LanguageModel:
@@ -50,19 +120,17 @@ def new_model(config: TrainConfig, tokenizer: BaseTokenizer) -> LanguageModel:
     return Llama(llama_config, seed=config.seed)
 
 
-def make_tokenizer(config: TrainConfig) -> BaseTokenizer:
+def make_tokenizer(config: TrainConfig, documents: Documents) -> BaseTokenizer:
     """The tokenizer that the options ask for, learnt from the corpus or loaded."""
+    parts = (part for document in read_documents(documents) for part in document)
     if config.tokenizer == "char":
-        return CharTokenizer.train(
-            part for document in read_documents(config.data) for part in document
-        )
+        return CharTokenizer.train(parts)
     if config.tokenizer == "bpe":
-        parts = (part for document in read_documents(config.data) for part in document)
         return Tokenizer.train(parts, config.vocab_size, progress=sys.stderr.isatty())
     try:
         return formats.load_tokenizer(config.tokenizer)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"tokenizer={config.tokenizer!r}: choose char, bpe, or a directory that holds one"
+            f"tokenizer={shown(config.tokenizer)}: choose bpe, char, or a directory that holds one"
             f" ({error})"
         ) from None

@@ -13,92 +13,165 @@ import dataclasses
 import json
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from numgpt.files import finish_replacing
 from numgpt.formats.huggingface import WEIGHTS_FILE
 from numgpt.formats.safetensors import read_safetensors, write_safetensors
 from numgpt.formats.source import FAMILIES, family_of
+from numgpt.formats.tensors import StoredTensor
+from numgpt.messages import one_line, shown
 from numgpt.models import LanguageModel
 from numgpt.models.parameters import Parameters
 from numgpt.training.adamw import AdamW
 from numgpt.training.config import OPTIONS, TrainConfig
+from numgpt.training.corpus import CHECKPOINT_FILE, TokensFile, tokens_file_from
 
-CHECKPOINT_FILE = "checkpoint.safetensors"
-_PREFIXES = ("weights.", "m.", "v.")
+ARRAYS = ("weights", "m", "v")
 
 
-def save_checkpoint(
-    directory: Path,
-    config: TrainConfig,
-    model: LanguageModel,
-    optimizer: AdamW,
-    rng: np.random.Generator,
-    best_loss: float,
-) -> None:
+@dataclasses.dataclass
+class RunState:
+    """What a run has come to."""
+
+    config: TrainConfig
+    model: LanguageModel
+    optimizer: AdamW
+    rng: np.random.Generator
+    tokens: TokensFile
+    best_loss: float = math.inf
+    # Of the steps since the last report:
+    unreported_loss: float = 0.0  # summed up
+    unreported_steps: int = 0
+
+    @classmethod
+    def new(cls, config: TrainConfig, model: LanguageModel, tokens: TokensFile) -> RunState:
+        """The state before the first step."""
+        state = cls(config, model, AdamW(model), np.random.default_rng(config.seed), tokens)
+        state.apply_options()
+        return state
+
+    def apply_options(self) -> None:
+        """Bring what the options may change in a run that goes on into model and optimizer."""
+        self.model.config.set_dropout(self.config.dropout)
+        self.optimizer.betas = (self.optimizer.betas[0], self.config.beta2)
+        self.optimizer.weight_decay = self.config.weight_decay
+
+
+def save_checkpoint(directory: Path, state: RunState) -> None:
     """Replace directory/checkpoint.safetensors."""
-    tensors = {"weights": model.parameters.flat, "m": optimizer.m, "v": optimizer.v}
-    state = {
+    parameters, optimizer = state.model.parameters, state.optimizer
+    tensors = {"weights": parameters.flat, "m": optimizer.m, "v": optimizer.v}
+    saved = {
         "step": optimizer.steps,
-        "best_loss": None if math.isinf(best_loss) else best_loss,
-        "generator": rng.bit_generator.state,
-        "options": dataclasses.asdict(config),
-        "family": family_of(model).MODEL_TYPE,
-        "model": dataclasses.asdict(model.config),
-        "layout": model.parameters.layout,
+        "best_loss": None if math.isinf(state.best_loss) else state.best_loss,
+        "unreported": [state.unreported_loss, state.unreported_steps],
+        "generator": state.rng.bit_generator.state,
+        "options": dataclasses.asdict(state.config),
+        "tokens": dataclasses.asdict(state.tokens),
+        "family": family_of(state.model).MODEL_TYPE,
+        "model": dataclasses.asdict(state.model.config),
+        "layout": parameters.layout,
     }
-    write_safetensors(directory / CHECKPOINT_FILE, tensors, {"training": json.dumps(state)})
+    write_safetensors(directory / CHECKPOINT_FILE, tensors, {"training": json.dumps(saved)})
 
 
-def read_state(directory: Path) -> dict[str, Any]:
-    """What a checkpoint says of the run, without its arrays.
+def load_checkpoint(directory: str | Path) -> RunState:
+    """The state that a run was saved in, in memory of its own.
 
     Raises FileNotFoundError where there is none, ValueError naming the file where it is damaged.
     """
-    path = Path(directory) / CHECKPOINT_FILE
+    directory = Path(directory)
+    finish_replacing(directory)
+    path = directory / CHECKPOINT_FILE
     if not path.is_file():
         raise FileNotFoundError(f"nothing to resume: there is no {path}")
     tensors, metadata = read_safetensors(path)
     try:
-        state = json.loads(metadata["training"])
-        state["options"] = TrainConfig(
-            **{n: v for n, v in state["options"].items() if n in OPTIONS}
-        )
-        state["best_loss"] = math.inf if state["best_loss"] is None else state["best_loss"]
-        state["arrays"] = {name: tensors[name].raw for name in ("weights", "m", "v")}
-        family = FAMILIES[state.get("family", "gpt2")]
-        state["model_class"] = family.MODEL
-        state["model"] = family.MODEL.config_class(**state["model"])
-        state["layout"] = {
-            name: (offset, tuple(shape)) for name, (offset, shape) in state["layout"].items()
-        }
-        if not {"step", "generator"} <= state.keys():
-            raise KeyError("step or generator")
-    except (KeyError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is not a checkpoint of numgpt train ({error!r})") from None
-    return state
-
-
-def restore_model(state: dict[str, Any]) -> LanguageModel:
-    """The model of a state read by `read_state`, in memory of its own."""
-    return state["model_class"](
-        state["model"], parameters=Parameters(np.array(state["arrays"]["weights"]), state["layout"])
+        return _restore(json.loads(metadata["training"]), tensors)
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else one_line(error)
+    except RecursionError:
+        reason = "it is nested too deeply"
+    raise ValueError(
+        f"{path} is not a checkpoint that numgpt train can go on from ({reason:.300}): put a copy"
+        f" of it back, or start a new run with --init-from {directory}"
     )
 
 
-def restore_optimizer(state: dict[str, Any], optimizer: AdamW) -> None:
-    """Put moments and step back in place, bit for bit."""
-    optimizer.m[:] = state["arrays"]["m"]
-    optimizer.v[:] = state["arrays"]["v"]
-    optimizer.steps = state["step"]
+def _restore(saved: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> RunState:
+    """Raises ValueError, KeyError, … for what no checkpoint says."""
+    config = TrainConfig(**{n: v for n, v in saved["options"].items() if n in OPTIONS})
+    config.validate()
+    flat, m, v = (_vector(name, tensors) for name in ARRAYS)
+    if not len(flat) == len(m) == len(v):
+        raise ValueError("weights and moments have different sizes")
+    family = FAMILIES[saved["family"]]
+    model_config = family.MODEL.config_class(**saved["model"])
+    model_config.validate()
+    layout = {name: (offset, tuple(shape)) for name, (offset, shape) in saved["layout"].items()}
+    if getattr(model_config, family.LAYERS_FIELD) > len(layout):
+        raise ValueError(f"{family.LAYERS_FIELD} is more than the layout has names")
+    _check_layout(layout, family.MODEL.shapes(model_config), len(flat))
+    model = family.MODEL(model_config, parameters=Parameters(np.array(flat), layout))
+    state = RunState.new(config, model, tokens_file_from(saved["tokens"]))
+    state.optimizer.m[:], state.optimizer.v[:] = m, v
+    state.optimizer.steps = _count("step", saved["step"])
+    state.rng.bit_generator.state = saved["generator"]
+    if (best := saved["best_loss"]) is not None:
+        state.best_loss = _number("best_loss", best)
+    total, steps = saved["unreported"]
+    state.unreported_loss = _number("unreported", total)
+    state.unreported_steps = _count("unreported", steps)
+    return state
+
+
+def _vector(name: str, tensors: Mapping[str, StoredTensor]) -> np.ndarray:
+    tensor = tensors[name]
+    if tensor.dtype not in ("F32", "F64") or len(tensor.shape) != 1:
+        raise ValueError(f"{name} is {tensor.dtype} of shape {shown(tensor.shape)}")
+    return tensor.raw
+
+
+def _check_layout(
+    layout: dict[str, tuple[int, tuple[int, ...]]], shapes: dict[str, tuple[int, ...]], size: int
+) -> None:
+    """The places of all parameters, side by side on a buffer of this size."""
+    if {name: shape for name, (_, shape) in layout.items()} != shapes:
+        raise ValueError("the layout is not that of the model")
+    end = 0
+    for offset, shape in sorted(layout.values()):
+        if offset != end:
+            raise ValueError("the layout has gaps or overlaps")
+        end += math.prod(shape)
+    if end != size:
+        raise ValueError(f"the layout has {end} numbers, the file {size}")
+
+
+def _count(name: str, value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 53:
+        raise ValueError(f"{name}={shown(value)}")
+    return value
+
+
+def _number(name: str, value: Any) -> float:
+    if type(value) not in (int, float) or not abs(value) < math.inf:
+        raise ValueError(f"{name}={shown(value)}")
+    return float(value)
+
+
+def checkpoint_bytes(model: LanguageModel) -> int:
+    """The size of a checkpoint: weights and two moments."""
+    return 3 * model.parameters.flat.nbytes
 
 
 def check_room(directory: Path, model: LanguageModel) -> None:
     """Raises OSError where the disk is too small for the checkpoints, the old beside the new."""
-    size = model.parameters.flat.nbytes
-    needed = 2 * (3 * size + size)  # weights and moments, and the best weights
+    needed = 2 * (checkpoint_bytes(model) + model.parameters.flat.nbytes)  # and the best weights
     for path in (directory / CHECKPOINT_FILE, directory / WEIGHTS_FILE):
         needed -= path.stat().st_size if path.is_file() else 0
     free = shutil.disk_usage(directory).free

@@ -6,33 +6,41 @@ be larger than memory. The last part of them is for validation.
 
 from __future__ import annotations
 
+import codecs
 import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from numgpt.runtime.files import replacing
+from numgpt.files import replacing
+from numgpt.messages import shown
 from numgpt.tokenizer import BaseTokenizer, Tokenizer
+from numgpt.tokenizer.base import any_of
 from numgpt.tokenizer.reading import read_text
 
 TOKENS_FILE = "tokens.bin"
-DESCRIPTION_FILE = "tokens.json"
+CHECKPOINT_FILE = "checkpoint.safetensors"  # by which a run is known
+LOOKED_AT = 1 << 16  # bytes of a file, to see whether it is text
+HASHED_AT_ONCE = 1 << 24  # bytes
 
 
 def find_files(data: str | list[str]) -> list[Path]:
-    """The files that a path, a directory (with all below it) or a glob names, in order; or those of
-    several.
+    """The files that a path, a directory (with all the text below it) or a glob names, in order; or
+    those of several.
 
-    Raises FileNotFoundError where there are none.
+    What a directory holds beside text is left out, with a warning that counts it. Raises
+    FileNotFoundError where there is nothing.
     """
     if isinstance(data, list):
         return [file for one in data for file in find_files(one)]
-    path = Path(data)
+    path, skipped = Path(data), []
     if path.is_file():
         return [path]
     if path.is_dir() and data:
@@ -41,8 +49,14 @@ def find_files(data: str | list[str]) -> list[Path]:
         found = [Path(match) for match in glob.glob(data, recursive=True)]
     # A directory may hold runs: what they wrote is no text to train on.
     files = sorted(
-        file for file in found if file.is_file() and not (file.parent / DESCRIPTION_FILE).exists()
+        file for file in found if file.is_file() and not (file.parent / CHECKPOINT_FILE).exists()
     )
+    if path.is_dir():
+        skipped = [file for file in files if not _is_text(file)]
+        files = [file for file in files if file not in set(skipped)]
+    if skipped:
+        count = "1 file" if len(skipped) == 1 else f"{len(skipped)} files"
+        warnings.warn(f"{data}: {count} without UTF-8 text left out ({skipped[0]})", stacklevel=2)
     if not files:
         raise FileNotFoundError(
             f"--data {data or repr(data)}: no such file, directory or glob, or no text in it"
@@ -61,6 +75,17 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
+def _is_text(path: Path) -> bool:
+    """Whether a file begins with UTF-8 text."""
+    with open(path, "rb") as file:
+        start = file.read(LOOKED_AT)
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(start, final=len(start) < LOOKED_AT)
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in start
+
+
 def language_reference() -> str:
     """A corpus that every Python has: the language reference, as `help()` knows it."""
     from pydoc_data.topics import topics
@@ -68,13 +93,31 @@ def language_reference() -> str:
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
-def read_documents(data: str | list[str] | None) -> Iterator[Iterator[str]]:
-    """The documents of a corpus, each in parts that can be tokenised by themselves."""
-    if data is None:
+Documents = Sequence[Path] | None  # files; None: the language reference
+
+
+def find_documents(data: str | list[str] | None) -> Documents:
+    """The documents of a corpus."""
+    return None if data is None else find_files(data)
+
+
+def read_documents(documents: Documents) -> Iterator[Iterator[str]]:
+    """Each document in parts that can be tokenised by themselves."""
+    if documents is None:
         yield iter([language_reference()])
     else:
-        for file in find_files(data):
+        for file in documents:
             yield read_text(file)
+
+
+@dataclass(frozen=True)
+class TokensFile:
+    """What tokens.bin is known by: a run goes on with the tokens it began with, or not at all."""
+
+    dtype: str
+    count: int
+    sha256: str
+    tokenizer: str  # the hash of the tokenizer that made them
 
 
 @dataclass
@@ -110,63 +153,104 @@ def _windows(
     return windows[:, :-1], windows[:, 1:]
 
 
-def prepare_corpus(
-    data: str | list[str] | None,
-    tokenizer: BaseTokenizer,
-    directory: str | os.PathLike,
-    val_fraction: float,
-    block_size: int,
-    resuming: bool = False,
-) -> Corpus:
-    """Encode the corpus into directory/tokens.bin, unless it is there already, and map it.
+def encode_corpus(
+    documents: Documents, tokenizer: BaseTokenizer, directory: str | os.PathLike
+) -> TokensFile:
+    """Encode a corpus into directory/tokens.bin.
 
-    Documents are separated by the end-of-text token where the tokenizer has one. A run that is
-    resumed goes on with the tokens it began with, whatever has become of the files. Raises
-    ValueError where the text is too short for the block size, or can't be encoded.
+    Documents are separated by the end-of-text token where the tokenizer has one. Warns of files
+    whose text looks like something else than text: JSON lines, special tokens spelt out. Raises
+    ValueError where the text can't be encoded.
     """
-    directory = Path(directory)
-    path, description_path = directory / TOKENS_FILE, directory / DESCRIPTION_FILE
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    description = {"dtype": dtype.str, "tokenizer": _identity(tokenizer)}
-    try:
-        found = json.loads(description_path.read_text()) if path.is_file() else {}
-    except (OSError, ValueError):
-        found = {}
-    if not resuming or not found.items() >= description.items():
-        description["source"] = _fingerprint(data)
-        if found != description:
-            description_path.unlink(missing_ok=True)  # it must never describe other tokens
-            with replacing(path) as file:
-                for number, document in enumerate(read_documents(data)):
-                    if number and tokenizer.eos_token_id is not None:
-                        file.write(np.array([tokenizer.eos_token_id], dtype).data)
-                    for part in document:
-                        file.write(np.array(tokenizer.encode(part), dtype).data)
-            with replacing(description_path) as file:
-                file.write(json.dumps(description).encode())
-    count = path.stat().st_size // dtype.itemsize
-    held_out = int(count * val_fraction)
-    if min(held_out, count - held_out) < block_size + 1:
-        raise ValueError(
-            f"the text has {count} tokens, {held_out} of them for validation: both parts must be"
-            f" longer than block_size={block_size}; bring more text or a smaller block_size"
+    specials = any_of(frozenset(tokenizer.special_tokens))
+    spelt: Counter[str] = Counter()
+    count, digest = 0, hashlib.sha256()
+
+    def write(ids: list[int]) -> None:
+        nonlocal count
+        tokens = np.array(ids, dtype)
+        file.write(tokens.data)
+        digest.update(tokens.data)
+        count += len(ids)
+
+    with replacing(Path(directory) / TOKENS_FILE) as file:
+        for number, document in enumerate(read_documents(documents)):
+            if number and tokenizer.eos_token_id is not None:
+                write([tokenizer.eos_token_id])
+            for place, part in enumerate(document):
+                if documents is not None and place == 0 and _is_json_lines(part):
+                    warnings.warn(
+                        f"{documents[number]} is JSON, line by line: it is trained on as it"
+                        " stands, with its keys and brackets; for the texts alone, take them out"
+                        " first",
+                        stacklevel=2,
+                    )
+                spelt.update(specials.findall(part))
+                write(tokenizer.encode(part))
+    if spelt:
+        token, times = spelt.most_common(1)[0]
+        warnings.warn(
+            f"the text spells special tokens, {token} {times} times: there they are ordinary text;"
+            " for documents that end with one, give each a file of its own",
+            stacklevel=2,
         )
-    tokens = np.memmap(path, dtype, mode="r")
-    return Corpus(tokens[: count - held_out], tokens[count - held_out :])
+    return TokensFile(dtype.str, count, digest.hexdigest(), hash_tokenizer(tokenizer))
 
 
-def _fingerprint(data: str | list[str] | None) -> str:
-    """Changes when the corpus's files do."""
-    if data is None:
-        return hashlib.sha256(language_reference().encode()).hexdigest()
-    stats = [
-        (str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns)
-        for file in find_files(data)
-    ]
-    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
+def _is_json_lines(text: str) -> bool:
+    """Whether the first two lines are JSON objects."""
+    lines = text[: LOOKED_AT << 4].lstrip().splitlines()[:2]
+    try:
+        return len(lines) == 2 and all(isinstance(json.loads(line), dict) for line in lines)
+    except (ValueError, RecursionError):
+        return False
 
 
-def _identity(tokenizer: BaseTokenizer) -> str:
+def check_length(tokens: TokensFile, val_fraction: float, block_size: int) -> int:
+    """How many tokens are held out.  Raises ValueError where a part is too short for a batch."""
+    held_out = int(tokens.count * val_fraction)
+    if min(held_out, tokens.count - held_out) < block_size + 1:
+        raise ValueError(
+            f"the text has {tokens.count} tokens, {held_out} of them for validation: both parts"
+            f" must be longer than block_size={block_size}; bring more text or a smaller"
+            " block_size"
+        )
+    return held_out
+
+
+def open_corpus(
+    directory: str | os.PathLike, tokens: TokensFile, val_fraction: float, block_size: int
+) -> Corpus:
+    """Map directory/tokens.bin.  Raises ValueError where it is not the file that is expected."""
+    path, dtype = Path(directory) / TOKENS_FILE, np.dtype(tokens.dtype)
+    try:
+        held_out = check_length(tokens, val_fraction, block_size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    size = path.stat().st_size
+    if size != tokens.count * dtype.itemsize:
+        wrong = f"has {size} bytes, the run began with {tokens.count * dtype.itemsize}"
+    elif _sha256(path) != tokens.sha256:
+        wrong = "holds other tokens than the run began with"
+    else:
+        mapped = np.memmap(path, dtype, mode="r")
+        return Corpus(mapped[: tokens.count - held_out], mapped[tokens.count - held_out :])
+    raise ValueError(
+        f"{path} {wrong}: put that file back, or delete it to encode the text again, which must be"
+        " the same; for another text start a new run with --init-from"
+    )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(HASHED_AT_ONCE):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def hash_tokenizer(tokenizer: BaseTokenizer) -> str:
     """Changes when any token does, or how a text is cut into them."""
     digest = hashlib.sha256(type(tokenizer).__name__.encode())
     for id in range(tokenizer.vocab_size):
@@ -179,3 +263,15 @@ def _identity(tokenizer: BaseTokenizer) -> str:
         if (pattern, normalizer, tokenizer.ignore_merges) != ("gpt2", None, False):
             digest.update(f"{pattern} {normalizer} {tokenizer.ignore_merges}".encode())
     return digest.hexdigest()
+
+
+def tokens_file_from(fields: object) -> TokensFile:
+    """A TokensFile from a checkpoint.  Raises ValueError or TypeError for anything else."""
+    tokens = TokensFile(**fields)  # type: ignore[arg-type]
+    if tokens.dtype not in ("<u2", "<u4"):
+        raise ValueError(f"dtype={shown(tokens.dtype)}")
+    if type(tokens.count) is not int or not 0 <= tokens.count < 1 << 53:
+        raise ValueError(f"count={shown(tokens.count)}")
+    if not all(isinstance(value, str) for value in (tokens.sha256, tokens.tokenizer)):
+        raise ValueError("a hash is no text")
+    return tokens

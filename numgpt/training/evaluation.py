@@ -27,6 +27,12 @@ class Evaluation:
     loss: float  # nats a token
     bytes: int  # of the predicted tokens
 
+    def __repr__(self) -> str:
+        return (
+            f"<Evaluation: loss {self.loss:.4f} nats a token, perplexity {self.perplexity:.3f},"
+            f" {self.bits_per_byte:.4f} bits per byte, {self.tokens:,} tokens>"
+        )
+
     @property
     def perplexity(self) -> float:
         return math.exp(self.loss)

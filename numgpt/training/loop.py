@@ -1,10 +1,10 @@
 """The training loop: batch → loss and gradients → clip → AdamW, with reports and checkpoints.
 
-A run lives in one directory:
+A run lives in one directory, and has it to itself:
 
     config.json, model.safetensors, tokenizer files    the best model so far, Hugging Face layout
     checkpoint.safetensors                             the last state, to resume from
-    tokens.bin, tokens.json                            the corpus, encoded
+    tokens.bin                                         the corpus, encoded
     log.jsonl, loss.png                                one record a report, and the curve
 """
 
@@ -20,42 +20,37 @@ from typing import Any, TextIO
 import numpy as np
 
 from numgpt import formats
+from numgpt.files import DirectoryLock, sweep
+from numgpt.messages import shown
 from numgpt.models import LanguageModel
-from numgpt.runtime.files import check_writable, remove_leftovers, writing_into
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.training.adamw import AdamW
-from numgpt.training.beginning import make_tokenizer, new_model
+from numgpt.training.beginning import begin_run
 from numgpt.training.checkpoint import (
-    CHECKPOINT_FILE,
+    RunState,
     check_room,
-    read_state,
-    restore_model,
-    restore_optimizer,
+    load_checkpoint,
     save_checkpoint,
 )
 from numgpt.training.config import TrainConfig
-from numgpt.training.corpus import Corpus, absolute, prepare_corpus
+from numgpt.training.corpus import (
+    TOKENS_FILE,
+    Corpus,
+    absolute,
+    encode_corpus,
+    find_documents,
+    hash_tokenizer,
+    open_corpus,
+)
 from numgpt.training.log import Log
 from numgpt.training.schedule import learning_rate
 
 SAMPLE_TOKENS = 200
+SAMPLE_PROMPT = 8  # tokens of validation text before a sample
 # What decides on the tokens, the sizes and the batches of a run; the rest may change when it is
 # resumed.
-FIXED = (
-    *(
-        "data",
-        "val_fraction",
-        "tokenizer",
-        "vocab_size",
-        "arch",
-        "n_layer",
-        "n_head",
-        "n_kv_head",
-        "n_embd",
-        "block_size",
-    ),
-    *("init_from", "seed"),
-)
+FIXED = ("data", "val_fraction", "tokenizer", "vocab_size", "arch", "n_layer", "n_head")
+FIXED += ("n_kv_head", "n_embd", "block_size", "init_from", "seed")
 
 
 class TrainingError(RuntimeError):
@@ -63,106 +58,110 @@ class TrainingError(RuntimeError):
 
 
 class Trainer:
-    """One training run: `start` or `resume` it, then `run`."""
+    """One training run: `start` or `resume` it, then `run`.
+
+    While it exists, or until `run` returns, no other process can work in its directory.
+    """
 
     def __init__(
         self,
-        config: TrainConfig,
+        state: RunState,
         out: Path,
-        model: LanguageModel,
         tokenizer: BaseTokenizer,
         corpus: Corpus,
-        steps_done: int = 0,
+        lock: DirectoryLock,
     ):
-        check_room(out, model)
-        remove_leftovers(out)
-        model.config.set_dropout(config.dropout)
-        self.config = config
+        self.state = state
         self.out = out
-        self.model = model
         self.tokenizer = tokenizer
         self.corpus = corpus
-        self.optimizer = AdamW(
-            model, config.lr, betas=(0.9, config.beta2), weight_decay=config.weight_decay
-        )
-        self.rng = np.random.default_rng(config.seed)
-        self.best_loss = math.inf
-        self.log = Log(out, keep_to_step=steps_done)
+        self.lock = lock
+        self.log = Log(out, keep_to_step=state.optimizer.steps)
         self.stop_requested = False
 
+    @property
+    def config(self) -> TrainConfig:
+        return self.state.config
+
+    @property
+    def model(self) -> LanguageModel:
+        return self.state.model
+
+    @property
+    def optimizer(self) -> AdamW:
+        return self.state.optimizer
+
+    @property
+    def best_loss(self) -> float:
+        """The lowest validation loss so far."""
+        return self.state.best_loss
+
     @classmethod
-    def start(cls, config: TrainConfig, out: str | Path) -> Trainer:
-        """A new run in the directory `out`.
+    def start(cls, config: TrainConfig, out: str | Path, overwrite: bool = False) -> Trainer:
+        """A new run in the directory `out`; with `overwrite` in place of the run or model there.
 
         Raises ValueError or OSError for what is known to fail later, and for a directory that holds
-        a model already.
+        a run, a model or a tokenizer already; then nothing has changed.
         """
         config.validate()
+        if not str(out):
+            raise ValueError('out="": name a directory')
         out = Path(out)
-        for name in (CHECKPOINT_FILE, formats.huggingface.WEIGHTS_FILE):
-            if (out / name).exists():
-                raise ValueError(
-                    f"{out} holds a {name} already: continue a run with --resume {out},"
-                    " or choose another --out"
-                )
-        with writing_into(out):
-            return cls._prepare(config, out)
-
-    @classmethod
-    def _prepare(cls, config: TrainConfig, out: Path) -> Trainer:
-        """Tokenizer, model and corpus of a new run."""
-        config.data = absolute(config.data)
-        if config.init_from is not None:
-            model, tokenizer = formats.load(config.init_from)
-            if config.block_size > model.context_length:
-                raise ValueError(
-                    f"block_size={config.block_size} is more than the"
-                    f" {model.context_field}={model.context_length} of {config.init_from}: lower it"
-                )
-        else:
-            tokenizer = make_tokenizer(config)
-            model = new_model(config, tokenizer)
-        corpus = prepare_corpus(config.data, tokenizer, out, config.val_fraction, config.block_size)
-        trainer = cls(config, out, model, tokenizer, corpus)
-        tokenizer.save_pretrained(out)
-        return trainer
+        lock = DirectoryLock(out)
+        lock.acquire()
+        try:
+            sweep(out)
+            begin_run(config, out, overwrite)
+            return cls._go_on(out, lock, {})
+        except BaseException:
+            lock.release()
+            raise
 
     @classmethod
     def resume(cls, out: str | Path, changes: dict[str, Any] | None = None) -> Trainer:
         """Continue the run in `out` from its checkpoint, bit for bit.
 
         `changes` replaces options, for instance steps. Raises ValueError for one that can't change
-        any more.
+        any more, and where the run's files are not those that it began with.
         """
         out = Path(out)
-        state = read_state(out)
-        config = state["options"]
-        changes = dict(changes or {})
-        if "data" in changes:
-            changes["data"] = absolute(changes["data"])
+        if not out.is_dir():
+            raise FileNotFoundError(f"nothing to resume: there is no directory {out}")
+        lock = DirectoryLock(out)
+        lock.acquire()
+        try:
+            sweep(out)
+            return cls._go_on(out, lock, changes or {})
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def _go_on(cls, out: Path, lock: DirectoryLock, changes: dict[str, Any]) -> Trainer:
+        state = load_checkpoint(out)
+        config = state.config
         for name, value in changes.items():
+            value = absolute(value) if name == "data" else value
             if name in FIXED and value != getattr(config, name):
                 raise ValueError(
-                    f"{name}={value!r}: the run in {out} began with {getattr(config, name)!r},"
-                    " and that can't change; start a new run in another --out"
+                    f"{name}={shown(value)}: the run in {out} began with"
+                    f" {shown(getattr(config, name))}, and that cannot change; start a new run in"
+                    " another --out"
                 )
             setattr(config, name, value)
         config.validate()
-        check_writable(out)
-        model, tokenizer = restore_model(state), formats.load_tokenizer(out)
-        if tokenizer.vocab_size > model.config.vocab_size:
+        state.apply_options()
+        check_room(out, state.model)
+        tokenizer = formats.load_tokenizer(out)
+        if hash_tokenizer(tokenizer) != state.tokens.tokenizer:
             raise ValueError(
-                f"{out}: its tokenizer has {tokenizer.vocab_size} tokens, its model only"
-                f" {model.config.vocab_size}: put the tokenizer files of this run back"
+                f"{out}: its tokenizer is not the one that the run began with: put the tokenizer"
+                " files of this run back"
             )
-        corpus = prepare_corpus(
-            config.data, tokenizer, out, config.val_fraction, config.block_size, resuming=True
-        )
-        trainer = cls(config, out, model, tokenizer, corpus, state["step"])
-        restore_optimizer(state, trainer.optimizer)
-        trainer.rng.bit_generator.state = state["generator"]
-        trainer.best_loss = state["best_loss"]
-        return trainer
+        if not (out / TOKENS_FILE).exists():
+            encode_corpus(find_documents(config.data), tokenizer, out)
+        corpus = open_corpus(out, state.tokens, config.val_fraction, config.block_size)
+        return cls(state, out, tokenizer, corpus, lock)
 
     def run(self) -> None:
         """Train to the last step, or until `stop_requested` is set.  Saves before it returns.
@@ -170,10 +169,19 @@ class Trainer:
         Raises TrainingError where the loss is not finite, OSError where a checkpoint can't be
         written; the checkpoint before stays as it is.
         """
-        config = self.config
+        self.lock.acquire()
+        try:
+            self._run()
+        finally:
+            self.lock.release()
+
+    def _run(self) -> None:
+        config, state = self.config, self.state
         began, first_step, elsewhere = time.perf_counter(), self.optimizer.steps, 0.0
         while self.optimizer.steps < config.steps and not self.stop_requested:
-            loss, norm, lr = self.step()
+            step_loss, norm, lr = self.step()
+            state.unreported_loss += step_loss
+            state.unreported_steps += 1
             step = self.optimizer.steps
             last = step == config.steps
             pause = time.perf_counter()
@@ -183,6 +191,8 @@ class Trainer:
                 tokens = (
                     (step - first_step) * config.grad_accum * config.batch_size * config.block_size
                 )
+                loss = state.unreported_loss / state.unreported_steps
+                state.unreported_loss, state.unreported_steps = 0.0, 0
                 self.report(
                     step, loss, val_loss, lr, norm, tokens / seconds, seconds / (step - first_step)
                 )
@@ -200,24 +210,23 @@ class Trainer:
         config, done = self.config, self.optimizer.steps
         loss = 0.0
         for number in range(config.grad_accum):
-            ids, targets = self.corpus.batch(self.rng, config.batch_size, config.block_size)
+            ids, targets = self.corpus.batch(self.state.rng, config.batch_size, config.block_size)
             batch_loss, _ = self.model.loss_and_grads(
                 ids,
                 targets,
-                self.rng if config.dropout else None,
+                self.state.rng if config.dropout else None,
                 accumulate=number > 0,
                 scale=1 / config.grad_accum,
             )
             loss += batch_loss / config.grad_accum
-        lr = learning_rate(done, config.steps, config.lr, config.min_lr, config.warmup)
+        lr = learning_rate(done, config.steps, config.lr, config.lowest_lr, config.warmup)
         self.optimizer.lr = lr
         norm = self.optimizer.step(config.grad_clip or None)
         if not math.isfinite(loss) or not math.isfinite(norm):
-            saved = (self.out / CHECKPOINT_FILE).exists()
-            way_out = "resume from the last checkpoint" if saved else "start again"
             raise TrainingError(
                 f"at step {done + 1} the loss is {loss} and the gradient norm {norm}: stopped,"
-                f" nothing was overwritten; {way_out} with a lower --lr or a longer --warmup"
+                " nothing was overwritten; resume from the last checkpoint with a lower --lr or a"
+                " longer --warmup"
             )
         return loss, norm, lr
 
@@ -229,37 +238,29 @@ class Trainer:
         )
         val_loss = float(np.mean([self.model.loss(ids, targets) for ids, targets in batches]))
         if val_loss < self.best_loss:
-            self.best_loss = val_loss
+            self.state.best_loss = val_loss
             self.model.save_pretrained(self.out)
         return val_loss
 
     def sample(self) -> tuple[str, str]:
-        """Some validation text, and how the model goes on; its context full, the older half
-        goes."""
-        context = self.model.context_length
-        kept = max(1, context // 2)
-        prompt = self.corpus.val[: min(8, kept)].astype(np.int64)
-        ids = prompt
-        while len(ids) < SAMPLE_TOKENS and context > kept:
-            seen = ids[-kept:]
-            longest = min(context, len(seen) + SAMPLE_TOKENS - len(ids))
-            grown = self.model.generate(
-                seen,
-                max_length=longest,
-                do_sample=True,
-                temperature=0.8,
-                top_k=50,
-                eos_token_id=[],
-                tokenizer=self.tokenizer,  # a model's vocabulary may be padded beyond it
-                seed=len(ids),
-            )
-            ids = np.append(ids[:-kept], grown)
-        text = self.tokenizer.decode(ids[len(prompt) : SAMPLE_TOKENS])
-        return self.tokenizer.decode(prompt), text
+        """Some validation text, and how the model goes on."""
+        prompt = self.corpus.val[:SAMPLE_PROMPT].astype(np.int64)
+        ids = self.model.generate(
+            prompt,
+            max_length=SAMPLE_TOKENS,
+            do_sample=True,
+            temperature=0.8,
+            top_k=50,
+            eos_token_id=[],
+            tokenizer=self.tokenizer,  # a model's vocabulary may be padded beyond it
+            slide=True,
+            seed=self.optimizer.steps,
+        )[0]
+        return self.tokenizer.decode(prompt), self.tokenizer.decode(ids[len(prompt) :])
 
     def save(self) -> None:
         """Checkpoint, curve, and the model itself where no validation has saved one."""
-        save_checkpoint(self.out, self.config, self.model, self.optimizer, self.rng, self.best_loss)
+        save_checkpoint(self.out, self.state)
         if math.isinf(self.best_loss):
             self.model.save_pretrained(self.out)
         self.log.plot()
@@ -274,7 +275,7 @@ class Trainer:
         tokens_per_second: float,
         seconds_per_step: float,
     ) -> None:
-        """One line on stderr, one record in the log."""
+        """One line on stderr, one record in the log.  loss is the mean since the last one."""
         minutes, seconds = divmod(round(seconds_per_step * (self.config.steps - step)), 60)
         hours, minutes = divmod(minutes, 60)
         eta = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -30,6 +30,7 @@ def run_directory(tmp_path_factory):
         "block_size": 16,
         "steps": 60,
         "sample_every": 0,
+        "tokenizer": "char",
     }
     Trainer.start(TrainConfig(data=str(directory / "text.txt"), **options), directory / "run").run()
     return directory
@@ -121,13 +122,22 @@ def test_the_prompt_can_come_from_a_pipe(call, run_directory):
     assert call("generate", *common, stdin=b"To be")[1] == expected
 
 
-def test_reaching_the_context_is_noted(call, run_directory):
-    status, out, err = call(
-        "generate", "To", "--model", run_directory / "run", "--max-new-tokens", 99
-    )
+def test_a_full_context_slides_unless_told_otherwise(call, run_directory):
+    arguments = ("generate", "To", "--model", run_directory / "run", "--max-new-tokens", 99)
+    status, out, err = call(*arguments)
+    assert status == 0
+    assert len(out) == 2 + 99 + 1
+    assert err.count("longer than the model's context of 16 tokens") == 1
+    status, out, err = call(*arguments, "--no-slide")
     assert status == 0
     assert len(out) == 16 + 1
     assert "note: the text ends here" in err
+    several = call(*arguments, "-n", 2)
+    assert several[0] == 0
+    assert len(several[1].split("===")[2]) > 99
+    long = call("generate", "To be, or not to be, that is", "--model", run_directory / "run")
+    assert long[0] == 0
+    assert long[1].startswith("To be, or not to be, that is")
 
 
 def test_eval_prints_three_measures(call, run_directory):
@@ -204,7 +214,8 @@ def test_train_reads_a_file_and_flags_win(call, run_directory, tmp_path):
     assert again[0] == 2
     assert "--resume" in again[2]
     finished = call("train", "--resume", tmp_path / "run")
-    assert finished[0] == 2
+    assert finished[0] == 0
+    assert "has done its 2 steps" in finished[2]
     assert "raise --steps" in finished[2]
     more = call("train", "--resume", tmp_path / "run", "--steps", 3)
     assert more[0] == 0
@@ -216,14 +227,14 @@ def test_train_without_data_uses_the_language_reference(call, tmp_path):
     status, _, err = call("train", "--out", tmp_path / "run", *flags)
     assert status == 0, err
     assert "tokens to train on" in err
-    assert (tmp_path / "run/tokens.bin").stat().st_size > 500_000
+    assert (tmp_path / "run/tokens.bin").stat().st_size > 300_000
 
 
 BAD = [
     (("generate", "x", "--model", "./absent"), "./absent"),
     (("generate", "☃", "--model", "RUN"), "U+2603"),
     (("generate", "", "--model", "RUN"), "empty"),
-    (("generate", "To be, or not to be, that", "--model", "RUN"), "n_positions=16"),
+    (("generate", "To be, or not to be, that", "--model", "RUN", "--no-slide"), "n_positions=16"),
     (("generate", "T", "--model", "RUN", "--temperature", 0), "--greedy"),
     (("generate", "T", "--model", "RUN", "--top-p", 2), "top_p=2"),
     (("generate", "T", "--model", "RUN", "--top-k", -1), "top_k=-1"),
@@ -245,8 +256,11 @@ BAD = [
         "min_new_tokens=9",
     ),
     (("train", "--out", "TEXT", "--data", "TEXT"), "is a file"),
-    (("train", "--out", "TMP", "--data", "TEXT", "--tokenizer", "./words"), "choose char, bpe"),
-    (("train", "--out", "TMP", "--data", "TEXT", "--vocab-size", 300), "--tokenizer bpe only"),
+    (("train", "--out", "TMP", "--data", "TEXT", "--tokenizer", "./words"), "choose bpe, char"),
+    (
+        *(("train", "--out", "TMP", "--data", "TEXT", "--tokenizer=char", "--vocab-size", 300),),
+        "needs --tokenizer bpe",
+    ),
     (("train", "--out", "TMP", "--data", "TEXT", "--n-embd", 999999996), "GB to train"),
     (("train", "--out", "TMP", "--config", "TEXT"), "not valid TOML"),
     (("train",), "--out"),

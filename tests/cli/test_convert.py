@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from support import assert_close
 import numgpt
 from numgpt import CharTokenizer, Tokenizer, cli
 from numgpt.cli import convert as convert_module
+from numgpt.files import REMOVED
 
 MODELS = ("default", "llama_grouped")
 # Half a step of each dtype, relative to the value.
@@ -105,7 +108,8 @@ def test_a_chat_template_goes_along(convert, tmp_path):
 
 
 def test_a_model_without_a_tokenizer_is_converted_and_that_is_noted(source, convert, tmp_path):
-    (source / "characters.json").unlink()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (source / name).unlink()
     status, err = convert(source, tmp_path / "new")
     assert status == 0
     assert "note: converted without a tokenizer" in err
@@ -157,7 +161,7 @@ def test_an_empty_directory_is_as_good_as_none(source, convert, tmp_path, there)
     [
         (("./absent", "NEW"), "./absent"),
         (("EMPTY", "NEW"), "no model in"),
-        (("SOURCE/characters.json", "NEW"), "no model that numgpt can read"),
+        (("SOURCE/tokenizer.json", "NEW"), "no model that numgpt can read"),
         (("SOURCE", "NEW", "--dtype", "int8"), "int8"),
         (("SOURCE",), "DST"),
         ((), "SRC"),
@@ -209,11 +213,11 @@ def test_what_is_broken_off_leaves_nothing(source, convert, tmp_path, monkeypatc
     if when == "after the weights":
         from numgpt.formats import huggingface
 
-        def full(path):
+        def full(path, fields):
             assert path.name == "config.json"
             raise error
 
-        monkeypatch.setattr(huggingface, "replacing", full)
+        monkeypatch.setattr(huggingface, "_write_json", full)
     status, _ = convert(source, tmp_path / "new")
     assert status == (130 if isinstance(error, KeyboardInterrupt) else 1)
     assert not (tmp_path / "new").exists()
@@ -222,18 +226,19 @@ def test_what_is_broken_off_leaves_nothing(source, convert, tmp_path, monkeypatc
     assert convert(source, tmp_path / "new")[0] == 0  # nothing is in its way
 
 
-def test_until_the_end_it_is_no_model(source, convert, tmp_path, monkeypatch):
-    """A kill leaves no clean-up, only what has been written: config.json, which makes it a model,
-    comes last."""
-    from numgpt.formats import huggingface
+def test_all_files_appear_at_once(source, convert, tmp_path, monkeypatch):
+    """A kill leaves no clean-up, only what has been written: until the end nothing in its place."""
+    rename, seen = os.rename, []
 
-    replacing, seen = huggingface.replacing, []
+    def looking(old, new):
+        if Path(new).parent == tmp_path / "new":
+            assert [path.name for path in (tmp_path / "new").iterdir()] == [Path(old).name]
+            seen.append({path.name for path in Path(old).iterdir()} - {REMOVED})
+        return rename(old, new)
 
-    def looking(path):
-        seen.append((path.name, {file.name for file in path.parent.iterdir()}))
-        return replacing(path)
-
-    monkeypatch.setattr(huggingface, "replacing", looking)
+    monkeypatch.setattr(os, "rename", looking)
     assert convert(source, tmp_path / "new")[0] == 0
-    assert seen == [("config.json", {"characters.json", "model.safetensors"})]
+    saved = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert seen == [saved]
+    assert {path.name for path in (tmp_path / "new").iterdir()} == saved
     assert json.loads((tmp_path / "new/config.json").read_text())["dtype"] == "float32"

@@ -29,6 +29,9 @@ def hub(files):
         yield hub
 
 
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+
+
 def generate(model: str, address: str, cache, **environment: str) -> subprocess.CompletedProcess:
     command = ["-m", "numgpt", "generate", "012", "--model", model, "--greedy", "--max-length=9"]
     return with_hub(command, address, cache, **environment)
@@ -45,7 +48,7 @@ def test_a_hub_id_is_downloaded_once_and_found_offline(hub, tmp_path):
     first = generate("someone/tiny", address, tmp_path / "cache")
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith("012")
-    assert set(asked) == {"config.json", "model.safetensors", "characters.json"}
+    assert set(asked) == {"config.json", "model.safetensors", *TOKENIZER}
     count = len(asked)
     assert generate("someone/tiny", address, tmp_path / "cache").stdout == first.stdout
     offline = generate("someone/tiny", address, tmp_path / "cache", HF_HUB_OFFLINE="1")
@@ -56,7 +59,7 @@ def test_a_hub_id_is_downloaded_once_and_found_offline(hub, tmp_path):
 def test_a_model_that_the_hub_does_not_have_is_one_line(hub, tmp_path):
     for run in (generate, download):
         result = run("someone/else", hub[0], tmp_path / "cache")
-        assert result.returncode == 2
+        assert result.returncode == 1
         last = result.stderr.strip().splitlines()[-1]
         assert last.startswith("numgpt: error: 'someone/else' is no directory")
         assert "Traceback" not in result.stderr
@@ -67,7 +70,7 @@ def test_a_hub_id_is_fetched_beforehand_and_again_by_force(hub, tmp_path):
     first = download("someone/tiny", address, tmp_path / "cache")
     assert first.returncode == 0, first.stderr
     directory = first.stdout.strip()
-    assert sorted(asked) == ["characters.json", "config.json", "model.safetensors"]
+    assert sorted(asked) == ["config.json", "model.safetensors", *TOKENIZER]
     by_id = generate("someone/tiny", address, tmp_path / "cache", HF_HUB_OFFLINE="1")
     assert by_id.returncode == 0, by_id.stderr
     assert generate(directory, address, tmp_path / "other").stdout == by_id.stdout
@@ -84,7 +87,7 @@ def test_pickled_weights_are_fetched_where_there_are_no_others(files, tmp_path):
     with hub_of("someone/tiny", files) as (address, asked):
         result = download("someone/tiny", address, tmp_path / "cache")
         assert result.returncode == 0, result.stderr
-        assert set(asked) == {"config.json", "characters.json", "pytorch_model.bin"}
+        assert set(asked) == {"config.json", *TOKENIZER, "pytorch_model.bin"}
         # The test's is no model, which is found out when it is loaded.
         loaded = generate("someone/tiny", address, tmp_path / "cache")
         assert loaded.returncode == 2

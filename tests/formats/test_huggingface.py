@@ -201,7 +201,7 @@ def test_offline_the_hubs_failure_is_one_line(monkeypatch, tmp_path):
     hub = pytest.importorskip("huggingface_hub")
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"'gpt2-none'.*into a directory") as error:
+    with pytest.raises(names.HubError, match=r"'gpt2-none'.*into a directory") as error:
         GPT.from_pretrained("gpt2-none")
     assert "\n" not in str(error.value)
 

@@ -1,0 +1,120 @@
+"""Damage and kills, as many as are quick; the scripts beside this file run them for longer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+from campaigns.damage import campaign
+from campaigns.kills import kill_at, kill_everywhere
+
+from numgpt import GPT, CharTokenizer, GPTConfig, Tokenizer, formats, load
+from numgpt.training import TrainConfig, Trainer
+from numgpt.training.checkpoint import load_checkpoint
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs fork and alarms")
+
+TEXT = "The quick brown fox jumps over the lazy dog; the dog sleeps on.\n" * 20
+
+
+def test_damaged_files_are_refused_in_one_line_that_names_them():
+    assert campaign(250) == []
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def options(text, **others) -> TrainConfig:
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 8, "batch_size": 2, "warmup": 1}
+    rhythm = {"steps": 4, "eval_batches": 1, "sample_every": 0, "save_every": 2, "eval_every": 1}
+    more = {"dropout": 0.1, "grad_accum": 2, "tokenizer": "char", "data": str(text)}
+    return TrainConfig(**sizes | rhythm | more | others)
+
+
+@pytest.mark.parametrize("overwrites", [False, True])
+def test_a_run_killed_anywhere_is_resumed_or_begun_again(
+    text, tmp_path, capsys, monkeypatch, overwrites
+):
+    monkeypatch.setattr("numgpt.training.log.can_plot", lambda: False)
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    Trainer.start(options(text), whole).run()
+    expected = load_checkpoint(whole).model.parameters.flat
+
+    def prepare():
+        shutil.rmtree(out, ignore_errors=True)
+        if overwrites:
+            Trainer.start(options(text, seed=1, steps=1), out).run()
+            (out / "log.jsonl").write_text("")
+
+    def work():
+        Trainer.start(options(text), out, overwrite=overwrites).run()
+
+    def check(point):
+        old = overwrites and load_checkpoint(out).config.seed == 1
+        begun = (out / "checkpoint.safetensors").exists() or (out / ".numgpt-complete").exists()
+        if begun and not old:
+            trainer = Trainer.resume(out)
+        else:  # what there was before is as it was
+            if old:
+                load(out)
+            trainer = Trainer.start(options(text), out, overwrite=overwrites)
+        trainer.run()
+        np.testing.assert_array_equal(trainer.model.parameters.flat, expected)
+        assert not [name for name in os.listdir(out) if name.startswith(".")]
+        load(out)
+
+    assert kill_everywhere(prepare, work, check, step=3 if overwrites else 1) > 30
+
+
+@pytest.mark.parametrize("kind", ["bpe", "char"])
+def test_a_tokenizer_killed_while_it_is_saved_is_the_old_or_the_new_one(tmp_path, kind):
+    old, new = Tokenizer.train([TEXT], 270), Tokenizer.train([TEXT], 290)
+    if kind == "char":
+        new = CharTokenizer.train([TEXT])
+
+    def prepare():
+        shutil.rmtree(tmp_path / "t", ignore_errors=True)
+        old.save_pretrained(tmp_path / "t")
+
+    seen = set()
+
+    def check(point):
+        found = formats.load_tokenizer(tmp_path / "t")
+        assert found.vocab_size in (old.vocab_size, new.vocab_size)
+        same = old if found.vocab_size == old.vocab_size else new
+        assert found.encode(TEXT) == same.encode(TEXT)
+        seen.add(found.vocab_size)
+
+    kill_everywhere(prepare, lambda: new.save_pretrained(tmp_path / "t"), check)
+    assert seen == {old.vocab_size, new.vocab_size}
+
+
+def test_a_model_killed_while_it_is_saved_is_the_old_or_the_new_one(tmp_path):
+    sizes = {"n_head": 1, "n_embd": 4, "n_positions": 4, "vocab_size": 5}
+    old, new = (GPT(GPTConfig(n_layer=layers, **sizes)) for layers in (1, 2))
+
+    def check(point):
+        model = formats.load_model(tmp_path / "m")
+        same = {1: old, 2: new}[model.config.n_layer]
+        np.testing.assert_array_equal(model.parameters["wte"], same.parameters["wte"])
+
+    def work():
+        new.save_pretrained(tmp_path / "m")
+
+    kill_everywhere(lambda: old.save_pretrained(tmp_path / "m"), work, check)
+
+
+def test_a_process_that_ends_releases_its_run(text, tmp_path):
+    """Also one that is killed while it holds the lock."""
+    out = tmp_path / "run"
+    Trainer.start(options(text, steps=1), out).run()
+    assert kill_at(25, lambda: Trainer.resume(out, {"steps": 9}).run())
+    assert (out / ".numgpt-lock").exists()
+    Trainer.resume(out, {"steps": 2}).run()
+    assert not (out / ".numgpt-lock").exists()

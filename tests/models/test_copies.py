@@ -1,0 +1,110 @@
+"""Copies and pickles are whole and independent: a copied model trains, and only itself."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+from generation.chats import SETUPS, greedy, said, setup
+from models.references import batch, small_model
+
+from numgpt import AdamW, CharTokenizer, KVCache, Tokenizer, formats
+
+WAYS = {"deepcopy": copy.deepcopy, "pickle": lambda thing: pickle.loads(pickle.dumps(thing))}
+
+
+@pytest.fixture(params=WAYS)
+def copied(request):
+    return WAYS[request.param]
+
+
+@pytest.mark.parametrize("name", ["default", "llama_grouped"])
+def test_a_copied_model_trains_and_only_itself(copied, name):
+    model = small_model(name)
+    ids, targets = batch(model.config, (4, 8))
+    model.loss_and_grads(ids, targets)
+    before = model.parameters.flat.copy()
+    other = copied(model)
+    np.testing.assert_array_equal(other.gradients.flat, model.gradients.flat)
+    for parameters in (other.parameters, other.gradients):
+        assert all(np.shares_memory(array, parameters.flat) for array in parameters.values())
+    losses = []
+    optimizer = AdamW(other, lr=1e-2)
+    for _ in range(5):
+        losses.append(other.loss_and_grads(ids, targets)[0])
+        optimizer.step()
+    assert losses[-1] < losses[0] - 0.05
+    assert other.loss(ids, targets) < losses[-1]  # the named arrays are those that are trained
+    np.testing.assert_array_equal(model.parameters.flat, before)
+
+
+def test_a_mapped_model_is_copied_into_memory(copied, tmp_path):
+    small_model("default").save_pretrained(tmp_path)
+    model = formats.load_model(tmp_path)
+    other = copied(model)
+    other.parameters["wte"][:] = 0
+    assert model.parameters["wte"].any()
+    assert not other(np.arange(3))[..., 1:].any()
+
+
+def test_a_copied_optimizer_goes_on_with_its_model(copied):
+    model = small_model("default")
+    ids, targets = batch(model.config, (4, 8))
+    optimizer = AdamW(model)
+    model.loss_and_grads(ids, targets)
+    optimizer.step()
+    other = copied(optimizer)
+    assert other.model is not model
+    for one in (optimizer, other):
+        one.model.loss_and_grads(ids, targets)
+        one.step()
+    assert other.steps == 2
+    np.testing.assert_array_equal(other.m, optimizer.m)
+    np.testing.assert_array_equal(other.model.parameters.flat, model.parameters.flat)
+    assert not np.shares_memory(other.v, optimizer.v)
+
+
+@pytest.mark.parametrize("pattern", ["gpt2", "llama3"])
+def test_copied_tokenizers_encode_alike(copied, pattern):
+    text = "ab ab abc ä 12 \n"
+    for tokenizer in (
+        Tokenizer.train([text * 9], 270, pattern=pattern),
+        CharTokenizer.train([text]),
+    ):
+        ids = tokenizer.encode(text)
+        other = copied(tokenizer)
+        assert other.encode(text) == ids
+        assert other.decode(ids) == text
+        assert other.encode("abcab") == tokenizer.encode("abcab")
+
+
+def test_a_copied_cache_is_filled_by_itself(copied):
+    model = small_model("default")
+    cache = KVCache(model, 1, 8)
+    model.forward(np.array([[1, 2, 3]]), kv_cache=cache)
+    other = copied(cache)
+    ours, theirs = (
+        model.forward(np.array([[id]]), kv_cache=c)[0] for c, id in ((cache, 4), (other, 4))
+    )
+    np.testing.assert_array_equal(ours, theirs)
+    assert (cache.length, other.length) == (4, 4)
+    other.keys[:] = 0
+    assert cache.keys.any()
+
+
+@pytest.mark.parametrize("name", SETUPS)
+@pytest.mark.parametrize("way", [*WAYS, "copy"])
+def test_a_copied_chat_goes_its_own_way(name, way):
+    chat = greedy(*setup(name))
+    said(chat, "Hi")
+    speaking = chat.ask("Who are you?")
+    next(speaking)
+    other = (WAYS | {"copy": copy.copy})[way](chat)
+    assert [m["content"] for m in other.messages[::2]] == ["Hi"]
+    rest = "".join(speaking)
+    assert [m["content"] for m in chat.messages[::2]] == ["Hi", "Who are you?"]
+    assert len(other.messages) == 2
+    assert said(other, "Who are you?").endswith(rest)
+    assert other.messages == chat.messages
