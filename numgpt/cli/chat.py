@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
+import os
 import secrets
+import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +25,7 @@ from numgpt.cli.common import (
     sampling_options,
     whole,
 )
+from numgpt.cli.wrapping import WordWrap
 from numgpt.formats import load
 from numgpt.formats.names import home
 from numgpt.generation import Chat
@@ -30,6 +35,7 @@ DEFAULT_MODEL = "smollm2"
 CUT = {
     "length": "(cut off here; --max-new-tokens N allows longer answers)",
     "context": "(cut off here: the context is full)",
+    "repetition": "(ended here: it said the same again and again)",
 }
 PROMPT, CONTINUED = "> ", "… "
 HISTORY_LINES = 1000
@@ -40,10 +46,11 @@ HELP = """\
 /save FILE      write the conversation to a file
 /load FILE      go on from a saved conversation
 /retry          another answer to the last question
+/temperature [X], /top_p [P], /seed [N]    show how answers are sampled, or set it
 /stats          what the last answer cost
 /quit           leave (or Ctrl-D)
-Ctrl-C stops an answer. A line that ends with \\ goes on in the next. A message that begins with
-a slash is written with two."""
+Ctrl-C stops an answer. A line that ends with \\ goes on in the next; lines that are pasted are one
+message. A message that begins with a slash is written with two."""
 
 
 def register(subparsers: Any) -> None:
@@ -84,24 +91,17 @@ def run(options: argparse.Namespace) -> None:
     most = options.max_new_tokens
     sampling |= {"max_new_tokens": most, "seed": options.seed}
     chat = Chat(model, tokenizer, system=options.system, **sampling)
-    seeds = _seeds(options.seed)
+    seed = secrets.randbits(32) if options.seed is None else options.seed
     if options.json:
-        _answer_lines(chat, seeds)
+        _answer_lines(chat, itertools.count(seed))
     elif sys.stdin.isatty():
-        _Terminal(chat, seeds, options.model).run()
+        _Terminal(chat, seed, options.model).run()
     else:
-        _show(chat.ask(read_stdin().rstrip("\r\n"), seed=next(seeds)))
+        for piece in chat.ask(read_stdin().rstrip("\r\n"), seed=seed):
+            print(printable(piece), end="", flush=True)
         print()
         if chat.statistics.finish_reason in CUT:
             _say(CUT[chat.statistics.finish_reason])
-
-
-def _seeds(first: int | None) -> Iterator[int]:
-    """A seed for each answer."""
-    seed = secrets.randbits(32) if first is None else first
-    while True:
-        yield seed
-        seed += 1
 
 
 def _answer_lines(chat: Chat, seeds: Iterator[int]) -> None:
@@ -143,18 +143,22 @@ def _answer_lines(chat: Chat, seeds: Iterator[int]) -> None:
 class _Terminal:
     """A conversation with a person."""
 
-    def __init__(self, chat: Chat, seeds: Iterator[int], model: str):
+    def __init__(self, chat: Chat, seed: int, model: str):
         self.chat = chat
-        self.seeds = seeds
+        self.seed = seed  # of the next answer
         self.model = model
         self.dropped = 0
+        self.interrupts = _Interrupts()
         self.commands: dict[str, Callable[[str], None]] = {
             "help": lambda _: _say(HELP),
             "reset": self.reset,
             "system": self.system,
             "save": self.save,
             "load": self.load,
-            "retry": lambda _: self.answer(lambda: self.chat.retry(seed=next(self.seeds))),
+            "retry": lambda _: self.answer(lambda: self.chat.retry(seed=self.next_seed())),
+            "temperature": lambda text: self.sampling("temperature", text),
+            "top_p": lambda text: self.sampling("top_p", text),
+            "seed": self.set_seed,
             "stats": self.stats,
         }
 
@@ -164,7 +168,7 @@ class _Terminal:
             f" {self.chat.model.context_length} tokens, {self.chat.template.format.name} format."
             " /help lists the commands."
         )
-        with _line_editing():
+        with _line_editing(), self.interrupts:
             while (line := self.read()) is not None:
                 command, _, argument = line[1:].partition(" ")
                 if not line.strip():
@@ -175,18 +179,24 @@ class _Terminal:
                     self.obey(command, argument.strip())
                 else:
                     text = line.removeprefix("/") if line.startswith("//") else line
-                    self.answer(lambda text=text: self.chat.ask(text, seed=next(self.seeds)))
+                    self.answer(lambda text=text: self.chat.ask(text, seed=self.next_seed()))
 
     def read(self) -> str | None:
         """A message, or None at the end."""
         lines = []
         try:
-            while True:
-                line = input(CONTINUED if lines else PROMPT)
-                lines.append(line.removesuffix("\\"))
-                if not line.endswith("\\"):
-                    return "\n".join(lines)
-        except KeyboardInterrupt:
+            with self.interrupts.heard():
+                while True:
+                    line = input(CONTINUED if lines else PROMPT)
+                    lines.append(line.removesuffix("\\"))
+                    if not line.endswith("\\"):
+                        return "\n".join(lines).rstrip("\n")  # of what was pasted
+        except (KeyboardInterrupt, SystemError) as error:
+            # When two come at once, Python has no better word for it than SystemError.
+            if isinstance(error, SystemError) and not isinstance(
+                error.__cause__, KeyboardInterrupt
+            ):
+                raise
             print()
             _say("(/quit or Ctrl-D leaves)")
             return ""
@@ -211,15 +221,18 @@ class _Terminal:
             _say(f"/{command} {argument}: {error.strerror or error}")
 
     def answer(self, ask: Callable[[], Iterator[str]]) -> None:
-        pieces = None
+        pieces, wrap = None, WordWrap(shutil.get_terminal_size().columns)
         try:
-            pieces = ask()
-            if (gone := self.chat.dropped_messages) and not self.dropped:
-                _say("(the context is full: from here on the oldest messages are left out)")
-            self.dropped = gone
-            _show(pieces)
+            with self.interrupts.heard():
+                pieces = ask()
+                if (gone := self.chat.dropped_messages) and not self.dropped:
+                    _say("(the context is full: from here on the oldest messages are left out)")
+                self.dropped = gone
+                for piece in pieces:
+                    print(wrap.push(printable(piece)), end="", flush=True)
+            print(wrap.finish(), end="")
         except KeyboardInterrupt:
-            print(" …", end="")
+            print(wrap.finish() + " …", end="")
         except (ValueError, MemoryError) as error:
             return _say(" ".join(str(error).split()) or "out of memory")
         finally:
@@ -241,10 +254,32 @@ class _Terminal:
             default = self.chat.template.default_system or "none"
             _say(default if self.chat.system is None else self.chat.system)
 
+    def sampling(self, name: str, text: str) -> None:
+        """Show an option of sampling, or set it."""
+        if text:
+            try:
+                value = float(text)
+            except ValueError:
+                raise ValueError(f"{text:.40} is not a number") from None
+            self.chat.set_options(**{name: value}, do_sample=True)
+        sampled = "" if self.chat.options["do_sample"] else " (of no effect: --greedy)"
+        _say(f"{name} {self.chat.options[name]}{sampled}")
+
+    def set_seed(self, text: str) -> None:
+        if text:
+            if not text.isdecimal() or len(text) > 30:
+                raise ValueError(f"{text:.40} is not a whole number from 0 up")
+            self.seed = int(text)
+        _say(f"the next answer's seed is {self.seed}")
+
+    def next_seed(self) -> int:
+        self.seed += 1
+        return self.seed - 1
+
     def save(self, path: str) -> None:
         if not path:
             raise ValueError("name a file: /save talk.json")
-        file = Path(path).expanduser()
+        file = _expanded(path)
         if file.exists():
             self.chat.check_conversation(file)  # anything else is not overwritten
         self.chat.save(file)
@@ -253,7 +288,7 @@ class _Terminal:
     def load(self, path: str) -> None:
         if not path:
             raise ValueError("name a file: /load talk.json")
-        self.chat.load(Path(path).expanduser())
+        self.chat.load(_expanded(path))
         _say(f"{len(self.chat.messages)} messages read from {path}")
 
     def stats(self, _: str) -> None:
@@ -264,6 +299,33 @@ class _Terminal:
             f" {cost.tokens_per_second:.1f} a second; context {cost.context_tokens} of"
             f" {cost.context_length}"
         )
+
+
+class _Interrupts:
+    """Ctrl-C, heard once by each thing that it can stop, however often the key is pressed."""
+
+    def __init__(self) -> None:
+        self.listening = False
+
+    def __enter__(self) -> None:
+        self.before = signal.signal(signal.SIGINT, self.handle)
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self.before)
+
+    def handle(self, *_: object) -> None:
+        if self.listening:
+            self.listening = False
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def heard(self) -> Iterator[None]:
+        """Ctrl-C raises KeyboardInterrupt here, once."""
+        self.listening = True
+        try:
+            yield
+        finally:
+            self.listening = False
 
 
 @contextlib.contextmanager
@@ -279,6 +341,8 @@ def _line_editing() -> Iterator[None]:
         path = home() / "chat_history"
         readline.read_history_file(path)
     readline.set_history_length(HISTORY_LINES)
+    if os.environ.get("TERM", "dumb") != "dumb":  # pasted lines don't end the message
+        readline.parse_and_bind("set enable-bracketed-paste on")
     try:
         yield
     finally:
@@ -290,9 +354,12 @@ def _line_editing() -> Iterator[None]:
                 readline.write_history_file(path)
 
 
-def _show(pieces: Iterator[str]) -> None:
-    for piece in pieces:
-        print(printable(piece), end="", flush=True)
+def _expanded(path: str) -> Path:
+    """The path, with a home directory in place of ~.  Raises ValueError where there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"nobody here has the home directory {path.split('/')[0]:.80}") from None
 
 
 def _say(text: str) -> None:

@@ -25,6 +25,9 @@ from numgpt.models.language_model import LanguageModel
 from numgpt.tokenizer import BaseTokenizer, StreamDecoder
 from numgpt.tokenizer.chat_template import ChatTemplate, MadeIds
 
+# A loop: the last tokens are some, at most this many, over and over; this many in all, and each
+# of them this often.
+LONGEST_LOOP, LOOP_TOKENS, LOOP_TIMES = 64, 64, 4
 # Those that SmolLM2's authors recommend.
 DEFAULTS = {"do_sample": True, "temperature": 0.2, "top_p": 0.9, "max_new_tokens": 512}
 
@@ -41,7 +44,8 @@ class TurnStatistics:
     dropped_messages: int = 0  # since the conversation began, because the context was full
     context_tokens: int = 0  # in use
     context_length: int = 0
-    finish_reason: str = "stop"  # or "length": max_new_tokens; "context": full; "interrupted"
+    # "stop", "length" (max_new_tokens), "context" (full), "repetition", "interrupted"
+    finish_reason: str = "stop"
 
     @property
     def tokens_per_second(self) -> float:
@@ -129,6 +133,11 @@ class Chat:
             self.template.ids(parts)  # checks each character
         self._stop_speaking()
         self.system, self._turns, self._dropped = system, said, 0
+
+    def set_options(self, **options: Any) -> None:
+        """Options of `generate` for all answers from now on.  Raises ValueError for one that is
+        invalid."""
+        self.options = self._checked(options)
 
     def ask(self, text: str, **options: Any) -> Iterator[str]:
         """Say something; yields the answer in pieces, as they are made.
@@ -233,7 +242,7 @@ class Chat:
         reason = "interrupted"
         answer = ready = ""  # what the tokens spell, and what of it can't be part of a stop string
         space = 1 if self.template.format.begins_with_space else 0  # that is not shown
-        shown = 0  # characters
+        sent = 0  # characters
         try:
             for token in tokens:
                 first = time.perf_counter() if first is None else first
@@ -242,18 +251,21 @@ class Chat:
                 ready, stopped = _before_stop(answer, stops)
                 if answer and not answer.startswith(" "):
                     space = 0
-                piece, shown = ready[max(shown, space) :], len(ready)
+                piece, sent = ready[max(sent, space) :], len(ready)
                 if piece:
                     yield piece
                 if stopped:
                     reason = "stop"
+                    break
+                if _goes_in_circles(made):
+                    reason = "repetition"
                     break
             else:
                 full = len(ids) + len(made) >= self.model.context_length
                 cut = len(made) >= most
                 reason = "context" if cut and full else "length" if cut else "stop"
                 ready = answer = answer + decoder.finish()
-                if piece := ready[max(shown, space) :]:
+                if piece := ready[max(sent, space) :]:
                     yield piece
             complete = True
         finally:
@@ -320,6 +332,16 @@ class Chat:
         self._cache.reserve(capacity)
         self._cached_ids = ids[:common]
         return self._cache
+
+
+def _goes_in_circles(ids: Sequence[int]) -> bool:
+    """Whether the last tokens are the same few over and over."""
+    for period in range(1, min(LONGEST_LOOP, len(ids) // LOOP_TIMES) + 1):
+        if ids[-1] == ids[-1 - period]:  # as a rule not, and then this is all
+            span = max(LOOP_TOKENS, LOOP_TIMES * period)
+            if len(ids) >= span and ids[-span:-period] == ids[period - span :]:
+                return True
+    return False
 
 
 def _silence() -> Generator[str, None, None]:

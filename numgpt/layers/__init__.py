@@ -4,11 +4,11 @@ Every layer is a pair of functions,
 
     y, cache = f_forward(x, ...)            dx = f_backward(dy, cache, ...)
 
-where dx means ∂loss/∂x. Gradients of parameters are added in place into arrays that the caller
-hands over; with accumulate=False they are written instead, which spares clearing those arrays
-first. The dtype follows the input: float32 for work, float64 for numerical checks. Shapes use fixed
-letters: B batch, T time, C width, H heads, K key heads, D head size, F feed-forward width,
-V vocabulary, N = B·T rows.
+where dx means ∂loss/∂x. A layer with parameters returns their gradients as well (dx, dweight, …):
+added into arrays that the caller hands over, or with accumulate=False written, which spares
+clearing those arrays first; without any, they are new arrays. The dtype follows the input: float32
+for work, float64 for numerical checks. Shapes use fixed letters: B batch, T time, C width, H heads,
+K key heads, D head size, F feed-forward width, V vocabulary, N = B·T rows.
 """
 
 from numgpt.layers.attention import attention_backward, attention_forward
@@ -27,6 +27,7 @@ from numgpt.layers.gelu import (
     gelu_tanh_forward,
 )
 from numgpt.layers.layernorm import layernorm_backward, layernorm_forward, layernorm_output
+from numgpt.layers.linear import Cache as LinearCache
 from numgpt.layers.linear import linear_backward, linear_forward
 from numgpt.layers.relu import relu_backward, relu_forward
 from numgpt.layers.rmsnorm import rmsnorm_backward, rmsnorm_forward, rmsnorm_output
@@ -41,6 +42,7 @@ from numgpt.layers.swiglu import swiglu_backward, swiglu_forward
 
 __all__ = [
     "IGNORE_INDEX",
+    "LinearCache",
     "attention_backward",
     "attention_forward",
     "cross_entropy_backward",

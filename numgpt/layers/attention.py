@@ -49,6 +49,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numgpt.layers.checks import floats
 from numgpt.layers.dropout import dropout_mask
 from numgpt.runtime import empty, parallel_for
 
@@ -87,6 +88,9 @@ def attention_forward(
     needs a generator. The memory of y is laid out as (B, T, H, D), so that merging the heads is a
     view, and so is that of the gradients.
     """
+    for name, array in (("q", q), ("k", k), ("v", v)):
+        floats(name, array, "B, H, T, D")
+    _check_shapes(q.shape, k.shape, v.shape)
     queries, size = q.shape[2:]
     scale = 1 / math.sqrt(size) if scale is None else scale
     y = _empty_heads(q.shape, q.dtype)
@@ -161,6 +165,16 @@ def attention_backward(
 
     _over_heads(heads_at_once, q, k)
     return dq, dk, dv
+
+
+def _check_shapes(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...]) -> None:
+    batch, heads, queries, size = q
+    fits = k[0] == batch and k[3] == size and k[2] >= queries and k[1] and heads % k[1] == 0
+    if not fits or v[:3] != k[:3]:
+        raise ValueError(
+            f"q, k, v have shapes {q}, {k}, {v}: expected (B, H, T, D), (B, K, S, D), (B, K, S, D)"
+            " with S >= T and H a multiple of K"
+        )
 
 
 def _tiles(queries: int, keys: int) -> Iterator[tuple[slice, slice]]:

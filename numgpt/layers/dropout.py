@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from numgpt.layers.checks import floats
 from numgpt.runtime import empty_like, over_row_blocks
 
 Cache = tuple[np.ndarray, float] | None
@@ -34,8 +35,8 @@ def dropout_forward(
 ) -> tuple[np.ndarray, Cache]:
     """x (N, C) -> y (N, C), cache.  With p = 0 or without a generator (inference) y is x itself."""
     if p == 0.0 or rng is None:
-        return x, None
-    cache = dropout_mask(x.shape, p, rng)
+        return floats("x", x), None
+    cache = dropout_mask(floats("x", x).shape, p, rng)
     return _apply(x, cache), cache
 
 

@@ -15,21 +15,33 @@ dx: ids are not differentiable.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 
-def embedding_forward(ids: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """ids (N,) integers in [0, V), weight (V, C) -> y (N, C), cache."""
-    return weight[ids], ids
+class Cache(NamedTuple):
+    ids: np.ndarray  # (N,)
+    vocabulary: int  # V
+
+
+def embedding_forward(ids: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, Cache]:
+    """ids (N,) integers in [0, V), weight (V, C) -> y (N, C), cache.  Ids of another shape give
+    rows of that shape."""
+    return weight[ids], Cache(ids, len(weight))
 
 
 def embedding_backward(
-    dy: np.ndarray, cache: np.ndarray, dweight: np.ndarray, accumulate: bool = True
-) -> None:
-    """dy (N, C); adds into dweight (V, C)."""
-    ids = cache
+    dy: np.ndarray, cache: Cache, dweight: np.ndarray | None = None, accumulate: bool = True
+) -> np.ndarray:
+    """dy (N, C) -> dweight (V, C): added into the array that is given, or a new one."""
+    ids, vocabulary = cache
+    if dweight is None:
+        dweight, accumulate = np.empty((vocabulary, dy.shape[-1]), dy.dtype), False
     if not accumulate:
         dweight.fill(0)
+    ids, dy = ids.ravel(), dy.reshape(-1, dy.shape[-1])
     order = np.argsort(ids, kind="stable")
     tokens, starts = np.unique(ids[order], return_index=True)
     dweight[tokens] += np.add.reduceat(dy[order], starts, axis=0)
+    return dweight

@@ -23,6 +23,7 @@ import math
 
 import numpy as np
 
+from numgpt.layers.checks import floats
 from numgpt.runtime import empty_like, over_row_blocks, square
 
 ROOT_2_OVER_PI = math.sqrt(2 / math.pi)
@@ -31,7 +32,7 @@ CUBIC = 0.044715
 
 def gelu_tanh_forward(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The tanh form, GPT-2's.  x (N, F) -> y (N, F), cache."""
-    y = empty_like(x)
+    y = empty_like(floats("x", x))
 
     def rows(x, y):
         _tanh_u(x, square(x), out=y)
@@ -74,7 +75,7 @@ def _tanh_u(x: np.ndarray, x_squared: np.ndarray, out: np.ndarray) -> np.ndarray
 
 def gelu_erf_forward(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The exact form.  x (N, F) -> y (N, F), cache."""
-    y = empty_like(x)
+    y = empty_like(floats("x", x))
     over_row_blocks(lambda x, y: np.multiply(x, _normal_cdf(x), out=y), x, y)
     return y, x
 

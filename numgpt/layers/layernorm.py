@@ -22,6 +22,7 @@ import functools
 
 import numpy as np
 
+from numgpt.layers.checks import rows as as_rows
 from numgpt.runtime import empty, empty_like, mean_product, over_row_blocks
 
 Cache = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # x̂, rstd, weight, bias
@@ -30,7 +31,11 @@ Cache = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # x̂, rstd, weig
 def layernorm_forward(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float = 1e-5
 ) -> tuple[np.ndarray, Cache]:
-    """Normalise each row of x.  x (N, C), weight (C,), bias (C,) -> y (N, C), cache."""
+    """Normalise each row of x.  x (N, C), weight (C,), bias (C,) -> y (N, C), cache.
+
+    Further axes before the last are rows too.
+    """
+    shape, x = x.shape, as_rows("x", x, len(weight))
     x_hat, y, rstd = empty_like(x), empty_like(x), empty((len(x), 1), x.dtype)
 
     def rows(x, x_hat, y, rstd):
@@ -43,7 +48,7 @@ def layernorm_forward(
         _scale_and_shift(x_hat, weight, bias, out=y)
 
     over_row_blocks(rows, x, x_hat, y, rstd)
-    return y, (x_hat, rstd, weight, bias)
+    return y.reshape(shape), (x_hat, rstd, weight, bias)
 
 
 def layernorm_output(cache: Cache) -> np.ndarray:
@@ -55,10 +60,20 @@ def layernorm_output(cache: Cache) -> np.ndarray:
 
 
 def layernorm_backward(
-    dy: np.ndarray, cache: Cache, dweight: np.ndarray, dbias: np.ndarray, accumulate: bool = True
-) -> np.ndarray:
-    """dy (N, C) -> dx (N, C); adds into dweight (C,) and dbias (C,)."""
+    dy: np.ndarray,
+    cache: Cache,
+    dweight: np.ndarray | None = None,
+    dbias: np.ndarray | None = None,
+    accumulate: bool = True,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """dy (N, C) -> dx (N, C), dweight (C,), dbias (C,).
+
+    The parameters' gradients are added into the arrays that are given, or are new ones.
+    """
     x_hat, rstd, weight, _ = cache
+    if dweight is None or dbias is None:
+        dweight, dbias, accumulate = np.empty_like(weight), np.empty_like(weight), False
+    shape, dy = dy.shape, as_rows("dy", dy, len(weight))
     dx = empty_like(x_hat)
 
     def rows(dy, x_hat, rstd, dx):
@@ -75,7 +90,7 @@ def layernorm_backward(
     parts = over_row_blocks(rows, dy, x_hat, rstd, dx)
     np.add(dweight if accumulate else 0, sum(part for part, _ in parts), out=dweight)
     np.add(dbias if accumulate else 0, sum(part for _, part in parts), out=dbias)
-    return dx
+    return dx.reshape(shape), dweight, dbias
 
 
 def _scale_and_shift(x_hat, weight, bias, out: np.ndarray) -> None:

@@ -12,33 +12,52 @@ sum over the remaining index is a matrix product again:
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
+from numgpt.layers.checks import rows
 from numgpt.runtime import add_matmul, matmul, over_row_blocks, sum_rows
 
-Cache = tuple[np.ndarray, np.ndarray]
+
+class Cache(NamedTuple):
+    x: np.ndarray  # (N, I)
+    weight: np.ndarray  # (I, O)
+    has_bias: bool = True
 
 
 def linear_forward(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None
 ) -> tuple[np.ndarray, Cache]:
-    """x (N, I), weight (I, O), bias (O,) or None -> y (N, O), cache."""
-    y = matmul(x, weight)  # (N, I) -> (N, O)
+    """x (N, I), weight (I, O), bias (O,) or None -> y (N, O), cache.
+
+    Further axes before the last are rows too: (B, T, I) -> (B, T, O).
+    """
+    x_rows = rows("x", x, len(weight))
+    y = matmul(x_rows, weight)  # (N, I) -> (N, O)
     if bias is not None:
         over_row_blocks(lambda y: np.add(y, bias, out=y), y)
-    return y, (x, weight)
+    return y.reshape(*x.shape[:-1], weight.shape[1]), Cache(x_rows, weight, bias is not None)
 
 
 def linear_backward(
     dy: np.ndarray,
     cache: Cache,
-    dweight: np.ndarray,
+    dweight: np.ndarray | None = None,
     dbias: np.ndarray | None = None,
     accumulate: bool = True,
-) -> np.ndarray:
-    """dy (N, O) -> dx (N, I); adds into dweight (I, O) and dbias (O,)."""
-    x, weight = cache
-    add_matmul(dweight, x.T, dy, accumulate)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """dy (N, O) -> dx (N, I), dweight (I, O), dbias (O,), None without a bias.
+
+    The parameters' gradients are added into the arrays that are given, or are new ones.
+    """
+    x, weight, has_bias = cache
+    if dweight is None:
+        dweight, accumulate = np.empty_like(weight), False
+        dbias = np.empty(weight.shape[1], weight.dtype) if has_bias else None
+    dy_rows = rows("dy", dy, weight.shape[1])
+    add_matmul(dweight, x.T, dy_rows, accumulate)
     if dbias is not None:
-        np.add(dbias if accumulate else 0, sum_rows(dy), out=dbias)
-    return matmul(dy, weight.T)  # (N, O) -> (N, I)
+        np.add(dbias if accumulate else 0, sum_rows(dy_rows), out=dbias)
+    dx = matmul(dy_rows, weight.T)  # (N, O) -> (N, I)
+    return dx.reshape(*dy.shape[:-1], len(weight)), dweight, dbias

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from numgpt.layers.checks import floats
 from numgpt.runtime import empty_like, over_row_blocks
 
 
 def relu_forward(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """x (N, F) -> y (N, F), cache."""
-    y = empty_like(x)
+    y = empty_like(floats("x", x))
     over_row_blocks(lambda x, y: np.maximum(x, 0, out=y), x, y)
     return y, y
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from numgpt.layers.checks import rows as as_rows
 from numgpt.runtime import empty, empty_like, mean_product, over_row_blocks
 
 Cache = tuple[np.ndarray, np.ndarray, np.ndarray]  # x̂, rstd, weight
@@ -25,7 +26,11 @@ Cache = tuple[np.ndarray, np.ndarray, np.ndarray]  # x̂, rstd, weight
 def rmsnorm_forward(
     x: np.ndarray, weight: np.ndarray, eps: float = 1e-6
 ) -> tuple[np.ndarray, Cache]:
-    """Normalise each row of x.  x (N, C), weight (C,) -> y (N, C), cache."""
+    """Normalise each row of x.  x (N, C), weight (C,) -> y (N, C), cache.
+
+    Further axes before the last are rows too.
+    """
+    shape, x = x.shape, as_rows("x", x, len(weight))
     x_hat, y, rstd = empty_like(x), empty_like(x), empty((len(x), 1), x.dtype)
 
     def rows(x, x_hat, y, rstd):
@@ -34,7 +39,7 @@ def rmsnorm_forward(
         np.multiply(x_hat, weight, out=y)
 
     over_row_blocks(rows, x, x_hat, y, rstd)
-    return y, (x_hat, rstd, weight)
+    return y.reshape(shape), (x_hat, rstd, weight)
 
 
 def rmsnorm_output(cache: Cache) -> np.ndarray:
@@ -46,10 +51,13 @@ def rmsnorm_output(cache: Cache) -> np.ndarray:
 
 
 def rmsnorm_backward(
-    dy: np.ndarray, cache: Cache, dweight: np.ndarray, accumulate: bool = True
-) -> np.ndarray:
-    """dy (N, C) -> dx (N, C); adds into dweight (C,)."""
+    dy: np.ndarray, cache: Cache, dweight: np.ndarray | None = None, accumulate: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """dy (N, C) -> dx (N, C), dweight (C,): added into the array that is given, or a new one."""
     x_hat, rstd, weight = cache
+    if dweight is None:
+        dweight, accumulate = np.empty_like(weight), False
+    shape, dy = dy.shape, as_rows("dy", dy, len(weight))
     dx = empty_like(x_hat)
 
     def rows(dy, x_hat, rstd, dx):
@@ -63,4 +71,4 @@ def rmsnorm_backward(
 
     parts = over_row_blocks(rows, dy, x_hat, rstd, dx)
     np.add(dweight if accumulate else 0, sum(parts), out=dweight)
-    return dx
+    return dx.reshape(shape), dweight

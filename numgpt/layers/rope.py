@@ -34,6 +34,7 @@ import math
 
 import numpy as np
 
+from numgpt.layers.checks import floats
 from numgpt.runtime import empty
 
 Rotation = tuple[np.ndarray, np.ndarray]  # cos and sin, each (B, 1, T, D/2)
@@ -74,7 +75,7 @@ def rope_forward(
     (B, T, H, D).
     """
     cos, sin = rotation
-    return _turned(x, cos, sin, interleaved), rotation
+    return _turned(floats("x", x, "B, H, T, D"), cos, sin, interleaved), rotation
 
 
 def rope_backward(dy: np.ndarray, cache: Rotation, interleaved: bool = False) -> np.ndarray:

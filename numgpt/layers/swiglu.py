@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from numgpt.layers.checks import floats
 from numgpt.runtime import empty_like, over_row_blocks
 
 Cache = tuple[np.ndarray, np.ndarray]  # gate, up
@@ -22,6 +23,8 @@ Cache = tuple[np.ndarray, np.ndarray]  # gate, up
 
 def swiglu_forward(gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, Cache]:
     """gate and up (N, F) -> y (N, F), cache."""
+    if floats("gate", gate).shape != floats("up", up).shape:
+        raise ValueError(f"gate has shape {gate.shape}, up {up.shape}: they must be equal")
     y = empty_like(gate)
 
     def rows(gate, up, y):

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from numgpt.layers import (
+    LinearCache,
     attention_backward,
     attention_forward,
     dropout_backward,
@@ -183,7 +184,7 @@ class GPT(LanguageModel):
         self, dx: np.ndarray, caches: Any, gradients: Parameters, accumulate: bool
     ) -> None:
         g, (wte, wpe, dropout, blocks, ln_f, batch) = gradients, caches
-        dx = layernorm_backward(dx, ln_f, g["ln_f.weight"], g["ln_f.bias"], accumulate)
+        dx, _, _ = layernorm_backward(dx, ln_f, g["ln_f.weight"], g["ln_f.bias"], accumulate)
         for layer in reversed(range(self.config.n_layer)):
             self._block_backward(dx, blocks.pop(), layer, batch, gradients, accumulate)
         dx = dropout_backward(dx, dropout)
@@ -252,8 +253,13 @@ class GPT(LanguageModel):
         activation_forward, activation_backward = ACTIVATIONS[config.activation_function]
 
         def project_backward(dy: np.ndarray, x: np.ndarray, name: str) -> np.ndarray:
-            cache = x, p[f"{name}.weight"]
-            return linear_backward(dy, cache, g[f"{name}.weight"], g[f"{name}.bias"], accumulate)
+            cache = LinearCache(x, p[f"{name}.weight"])
+            dweight, dbias = g[f"{name}.weight"], g[f"{name}.bias"]
+            return linear_backward(dy, cache, dweight, dbias, accumulate)[0]
+
+        def norm_backward(dy: np.ndarray, cache: Any, name: str) -> np.ndarray:
+            dweight, dbias = g[f"{name}.weight"], g[f"{name}.bias"]
+            return layernorm_backward(dy, cache, dweight, dbias, accumulate)[0]
 
         # What goes into the projections is computed again: that costs less than keeping it, more
         # than a third of what a block would have to keep.
@@ -261,7 +267,7 @@ class GPT(LanguageModel):
         dy = project_backward(dy, activation_forward(activation)[0], "mlp.c_proj")
         dy = activation_backward(dy, activation)
         dy = project_backward(dy, layernorm_output(ln_2), "mlp.c_fc")
-        add_into(dx, layernorm_backward(dy, ln_2, g["ln_2.weight"], g["ln_2.bias"], accumulate))
+        add_into(dx, norm_backward(dy, ln_2, "ln_2"))
 
         dy = dropout_backward(dx, dropout_1)
         dy = project_backward(dy, merge_heads(attention.y), "attn.c_proj")
@@ -269,7 +275,7 @@ class GPT(LanguageModel):
         dqkv = empty((len(dx), 3 * config.n_embd), dx.dtype)
         attention_backward(dy, attention, out=_split_heads(dqkv, batch, 3, config.n_head))
         dy = project_backward(dqkv, layernorm_output(ln_1), "attn.c_attn")
-        add_into(dx, layernorm_backward(dy, ln_1, g["ln_1.weight"], g["ln_1.bias"], accumulate))
+        add_into(dx, norm_backward(dy, ln_1, "ln_1"))
 
 
 def _split_heads(x: np.ndarray, batch: int, parts: int, heads: int) -> tuple[np.ndarray, ...]:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from numgpt.layers import (
+    LinearCache,
     attention_backward,
     attention_forward,
     embedding_backward,
@@ -224,7 +225,7 @@ class Llama(LanguageModel):
         self, dx: np.ndarray, caches: Any, gradients: Parameters, accumulate: bool
     ) -> None:
         g, (embed_tokens, rotation, blocks, norm, batch) = gradients, caches
-        dx = rmsnorm_backward(dx, norm, g["norm.weight"], accumulate)
+        dx, _ = rmsnorm_backward(dx, norm, g["norm.weight"], accumulate)
         for layer in reversed(range(self.config.num_hidden_layers)):
             self._block_backward(dx, blocks.pop(), layer, batch, rotation, gradients, accumulate)
         # A tied head has already written its gradient into the table's.
@@ -293,7 +294,8 @@ class Llama(LanguageModel):
 
         def project_backward(dy: np.ndarray, x: np.ndarray, name: str) -> np.ndarray:
             weight, bias = f"{name}.weight", f"{name}.bias"
-            return linear_backward(dy, (x, p[weight].T), g[weight].T, g.get(bias), accumulate)
+            cache = LinearCache(x, p[weight].T)
+            return linear_backward(dy, cache, g[weight].T, g.get(bias), accumulate)[0]
 
         # As in gpt2.py, what goes into the projections is computed again.
         dy = project_backward(dx, swiglu_forward(*swiglu)[0], "mlp.down_proj")
@@ -302,7 +304,7 @@ class Llama(LanguageModel):
         dy = project_backward(dgate, y, "mlp.gate_proj")
         add_into(dy, project_backward(dup, y, "mlp.up_proj"))
         dweight = g["post_attention_layernorm.weight"]
-        add_into(dx, rmsnorm_backward(dy, norm_2, dweight, accumulate))
+        add_into(dx, rmsnorm_backward(dy, norm_2, dweight, accumulate)[0])
 
         dy = project_backward(dx, merge_heads(attention.y), "self_attn.o_proj")
         dy = split_heads(dy, batch, config.head_size)  # (N, H·D) -> (B, H, T, D)
@@ -313,7 +315,8 @@ class Llama(LanguageModel):
         dy = project_backward(merge_heads(dq), y, "self_attn.q_proj")
         add_into(dy, project_backward(merge_heads(dk), y, "self_attn.k_proj"))
         add_into(dy, project_backward(merge_heads(dv), y, "self_attn.v_proj"))
-        add_into(dx, rmsnorm_backward(dy, norm_1, g["input_layernorm.weight"], accumulate))
+        dweight = g["input_layernorm.weight"]
+        add_into(dx, rmsnorm_backward(dy, norm_1, dweight, accumulate)[0])
 
     def _project_all(self, x: np.ndarray, layer: int, *names: str) -> list[np.ndarray]:
         """Several projections of x (N, C), each (N, O): as one product, where the weights lie side

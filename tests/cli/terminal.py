@@ -35,7 +35,7 @@ def write_model(directory: Path, says: str, context: int = 128, characters=ASCII
 class Terminal:
     """A numgpt command in a terminal of its own, with a person at it."""
 
-    def __init__(self, *arguments: object, home: Path):
+    def __init__(self, *arguments: object, home: Path, **environment: str):
         import fcntl
         import pty
         import termios
@@ -48,7 +48,10 @@ class Terminal:
             stdout=screen,
             stderr=screen,
             cwd=home,
-            env=os.environ | settings | {"PYTHONUTF8": "1", "PYTHONPATH": os.getcwd()},
+            env=os.environ
+            | settings
+            | {"PYTHONUTF8": "1", "PYTHONPATH": os.getcwd()}
+            | environment,
             start_new_session=True,
             # Ctrl-C reaches those whose controlling terminal this is.
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),

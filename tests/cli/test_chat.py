@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import subprocess
 import sys
+import time
 
 import pytest
 from cli.terminal import ASCII, Terminal, write_model
@@ -23,7 +25,7 @@ def models(tmp_path_factory):
     directory = tmp_path_factory.mktemp("models")
     return {
         "a": write_model(directory / "a", "a"),
-        "endless": write_model(directory / "endless", "a", context=60_000),
+        "endless": write_model(directory / "endless", "ab", context=60_000),
         "control": write_model(
             directory / "control", "\x1b[2J\x07\x9b\x7fz", characters=[*ASCII, *"\x1b\x07\x9b\x7f"]
         ),
@@ -256,7 +258,7 @@ def test_ctrl_c_stops_an_answer_and_ctrl_d_leaves(models, tmp_path):
     with Terminal("chat", *flags, home=tmp_path) as terminal:
         terminal.read_until("\n> ")
         for number in range(2):
-            terminal.enter(f"question {number}", until="aaaaaaaa")
+            terminal.enter(f"question {number}", until="ab")
             terminal.type("\x03")
             assert terminal.read_until("\n> ").endswith(" \u2026\r\n> ")
         assert "4 messages written" in terminal.enter("/save talk.json")
@@ -264,7 +266,7 @@ def test_ctrl_c_stops_an_answer_and_ctrl_d_leaves(models, tmp_path):
         terminal.type("half a mess")
         terminal.read_until("half a mess")
         terminal.interrupt_prompt("(/quit or Ctrl-D leaves)")
-        terminal.enter("question 2", until="aaaaaaaa")
+        terminal.enter("question 2", until="ab")
         terminal.type("\x03")
         terminal.read_until("\n> ")
         assert "2 messages written" in terminal.enter("/save later.json")
@@ -274,7 +276,7 @@ def test_ctrl_c_stops_an_answer_and_ctrl_d_leaves(models, tmp_path):
     messages = json.loads((tmp_path / "talk.json").read_text())
     assert [m["content"] for m in messages[::2]] == ["question 0", "question 1"]
     for message in messages[1::2]:
-        assert set(message["content"]) == {"a"}
+        assert set(message["content"]) == {"a", "b"}
         assert len(message["content"]) < 50_000
 
 
@@ -332,3 +334,70 @@ def test_a_chat_of_ones_own_says_what_the_command_says(models):
     first, second = [json.loads(line)["content"] for line in out.splitlines()]
     assert first == expected
     assert second != expected  # each answer has a seed of its own
+
+
+@needs_terminal
+def test_pasted_lines_are_one_message(models, tmp_path):
+    readline = pytest.importorskip("readline")
+    if "libedit" in (readline.__doc__ or ""):
+        pytest.skip("libedit knows no bracketed paste")
+    flags = ("--model", models["a"], "--max-new-tokens=5")
+    with Terminal("chat", *flags, home=tmp_path, TERM="xterm") as terminal:
+        terminal.read_until("> ")
+        terminal.type("\x1b[200~one\rtwo\rthree\r\x1b[201~\r")
+        terminal.read_until(CUT_OFF.strip())
+        terminal.read_until("> ")
+        assert "2 messages written" in terminal.enter("/save talk.json", until="> ")
+    messages = json.loads((tmp_path / "talk.json").read_text())
+    assert messages[0]["content"] == "one\ntwo\nthree"
+
+
+@needs_terminal
+def test_bursts_of_ctrl_c_end_nothing_but_an_answer(models, tmp_path):
+    flags = ("--model", models["endless"], "--max-new-tokens=50000")
+    with Terminal("chat", *flags, home=tmp_path) as terminal:
+        terminal.read_until("\n> ")
+        for number in range(3):
+            terminal.enter(f"question {number}", until="ab")
+            terminal.type("\x03" * 20)
+            terminal.read_until("\n> ")
+            terminal.interrupt_prompt("(/quit or Ctrl-D leaves)")
+        terminal.type("\x03" * 20)
+        time.sleep(0.5)
+        while select.select([terminal.keyboard], [], [], 0.3)[0]:
+            os.read(terminal.keyboard, 1 << 16)
+        terminal.seen = b""
+        terminal.type("\r")
+        terminal.read_until("> ")
+        assert "6 messages written" in terminal.enter("/save talk.json")
+        terminal.type("\x04")
+        assert terminal.end() == 0
+
+
+@needs_terminal
+def test_sampling_is_changed_as_one_talks(models, tmp_path):
+    flags = ("--model", models["endless"], "--max-new-tokens=40", "--greedy")
+    with Terminal("chat", *flags, home=tmp_path) as terminal:
+        terminal.read_until("\n> ")
+        for line, answer in {
+            "/temperature": "temperature 0.2 (of no effect: --greedy)",
+            "/temperature 5": "temperature 5.0\n",
+            "/top_p 1": "top_p 1.0\n",
+            "/top_p 2": "/top_p: top_p=2.0: expected",
+            "/top_p": "top_p 1.0\n",
+            "/temperature hot": "/temperature: hot is not a number",
+            "/temperature 0": "/temperature: temperature=0.0: expected a number above 0",
+            "/temperature nan": "/temperature: temperature=nan: expected",
+            "/seed 7": "seed is 7",
+            "/seed -1": "/seed: -1 is not a whole number",
+            "/save ~nobody-of-this-name/a": "nobody here has the home directory ~nobody",
+        }.items():
+            assert answer in terminal.enter(line), line
+        first = terminal.enter("Hi").partition("\n")[2]
+        terminal.enter("/seed 7")
+        again = terminal.enter("/retry").partition("\n")[2]
+        assert first == again
+        assert "a" in first
+        assert "b" in first
+        terminal.type("/quit\r")
+        assert terminal.end() == 0

@@ -63,7 +63,7 @@ def draw_linear(rng, rows, width_in, width_out):
 def our_linear(a, with_bias=True):
     y, cache = layers.linear_forward(a["x"], a["weight"], a["bias"] if with_bias else None)
     dweight, dbias = np.zeros_like(a["weight"]), np.zeros_like(a["bias"])
-    dx = layers.linear_backward(a["dy"], cache, dweight, dbias if with_bias else None)
+    dx, _, _ = layers.linear_backward(a["dy"], cache, dweight, dbias if with_bias else None)
     return {"y": y, "dx": dx, "dweight": dweight} | ({"dbias": dbias} if with_bias else {})
 
 
@@ -112,7 +112,7 @@ def draw_layernorm(rng, rows, width):
 def our_layernorm(a):
     y, cache = layers.layernorm_forward(a["x"], a["weight"], a["bias"], 1e-3)
     dweight, dbias = np.zeros_like(a["weight"]), np.zeros_like(a["bias"])
-    dx = layers.layernorm_backward(a["dy"], cache, dweight, dbias)
+    dx, _, _ = layers.layernorm_backward(a["dy"], cache, dweight, dbias)
     return {"y": y, "dx": dx, "dweight": dweight, "dbias": dbias}
 
 
@@ -136,7 +136,7 @@ def draw_rmsnorm(rng, rows, width):
 def our_rmsnorm(a):
     y, cache = layers.rmsnorm_forward(a["x"], a["weight"], 1e-3)
     dweight = np.zeros_like(a["weight"])
-    dx = layers.rmsnorm_backward(a["dy"], cache, dweight)
+    dx, _ = layers.rmsnorm_backward(a["dy"], cache, dweight)
     return {"y": y, "dx": dx, "dweight": dweight}
 
 

@@ -1,0 +1,148 @@
+"""The layers as somebody tries them out: without arrays for the gradients, with leading axes, with
+what they don't take."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from support import assert_close
+
+from numgpt import layers
+
+RNG = np.random.default_rng(0)
+X, DY = RNG.normal(size=(2, 3, 4)), RNG.normal(size=(2, 3, 5))
+WEIGHT, BIAS, GAIN = RNG.normal(size=(4, 5)), RNG.normal(size=5), RNG.normal(size=4)
+
+
+def test_linear_by_itself():
+    y, cache = layers.linear_forward(X, WEIGHT, BIAS)
+    assert_close(y, X @ WEIGHT + BIAS)
+    dx, dweight, dbias = layers.linear_backward(DY, cache)
+    assert_close(dx, DY @ WEIGHT.T)
+    assert_close(dweight, np.einsum("bti,bto->io", X, DY))
+    assert_close(dbias, DY.sum((0, 1)))
+    again = layers.linear_backward(DY, cache, dweight.copy(), dbias.copy())
+    assert_close(again[1], 2 * dweight)
+    assert_close(again[2], 2 * dbias)
+    _, cache = layers.linear_forward(X, WEIGHT)
+    assert layers.linear_backward(DY, cache)[2] is None
+
+
+def test_embedding_by_itself():
+    ids = np.array([[1, 0, 1]])
+    y, cache = layers.embedding_forward(ids, WEIGHT)
+    assert_close(y, WEIGHT[ids])
+    dweight = layers.embedding_backward(np.ones((1, 3, 5)), cache)
+    assert_close(dweight, np.array([1.0, 2, 0, 0])[:, None] * np.ones((4, 5)))
+
+
+@pytest.mark.parametrize("name", ["layernorm", "rmsnorm"])
+def test_norms_take_leading_axes_and_make_their_gradients(name):
+    forward, backward = getattr(layers, f"{name}_forward"), getattr(layers, f"{name}_backward")
+    parameters = (GAIN, BIAS[:4]) if name == "layernorm" else (GAIN,)
+    y, cache = forward(X, *parameters)
+    flat, flat_cache = forward(X.reshape(6, 4), *parameters)
+    assert_close(y, flat.reshape(X.shape))
+    dy = RNG.normal(size=X.shape)
+    dx, *made = backward(dy, cache)
+    given = [np.zeros_like(parameter) for parameter in parameters]
+    flat_dx, *same = backward(dy.reshape(6, 4), flat_cache, *given)
+    assert_close(dx, flat_dx.reshape(X.shape))
+    assert len(made) == len(parameters)
+    for ours, theirs, array in zip(made, same, given, strict=True):
+        assert theirs is array
+        assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("width", [1, 100, 768, 1600])
+def test_a_constant_row_is_normalised_to_zero(width):
+    x = np.repeat(RNG.normal(size=(20, 1)).astype(np.float32) * 10, width, axis=1)
+    one, zero = np.ones(width, np.float32), np.zeros(width, np.float32)
+    y, _ = layers.layernorm_forward(x, one, zero)
+    assert np.abs(y).max() <= 1e-6
+
+
+def test_sigmoid_keeps_its_digits_at_negative_gates():
+    gate = np.linspace(-80, -10, 141, dtype=np.float32)[None]
+    up = np.ones_like(gate)
+    y, cache = layers.swiglu_forward(gate, up)
+    exact = gate / (1 + np.exp(-gate.astype(np.float64)))
+    np.testing.assert_allclose(y, exact, rtol=1e-6)
+    dgate, dup = layers.swiglu_backward(up, cache)
+    sigma = 1 / (1 + np.exp(-gate.astype(np.float64)))
+    np.testing.assert_allclose(dgate, sigma * (1 + gate * (1 - sigma)), rtol=1e-5)
+    np.testing.assert_allclose(dup, exact, rtol=1e-6)
+    with np.errstate(all="raise", under="ignore"):
+        y, _ = layers.swiglu_forward(np.array([[-1e4, 1e4]], np.float32), up[:, :2])
+    np.testing.assert_array_equal(y, [[0, 1e4]])
+
+
+@pytest.mark.parametrize("p", [0.5, 0.75, 0.9])
+def test_dropout_of_a_query_that_sees_nothing_stays_zero(p):
+    q, k, v, dy = (RNG.normal(size=(2, 1, 3, 4)).astype(np.float32) for _ in range(4))
+    mask = np.array([[False, False, False], [True, True, True]])
+    with np.errstate(all="raise", under="ignore"):
+        y, cache = layers.attention_forward(
+            q, k, v, key_mask=mask, dropout=p, rng=np.random.default_rng(1)
+        )
+        gradients = layers.attention_backward(dy, cache)
+    assert not y[0].any()
+    for array in (y, *gradients):
+        assert np.isfinite(array).all()
+        assert not array[0].any()
+
+
+def test_large_scores_keep_their_differences():
+    """Scores near 10⁴ that float32 holds exactly: what is lost is lost in the softmax."""
+    rng = np.random.default_rng(1)
+    shape = (2, 2, 50, 16)
+    q = rng.integers(20, 30, size=shape).astype(float)
+    k = 25 + rng.integers(-1, 2, size=shape) / 16
+    v, dy = rng.normal(size=shape), rng.normal(size=shape)
+
+    def gradients(dtype):
+        _, cache = layers.attention_forward(*(a.astype(dtype) for a in (q, k, v)), scale=1.0)
+        return layers.attention_backward(dy.astype(dtype), cache)
+
+    # dq is a sum of ds · k, in which the 25 cancels: it may lose two digits more.
+    for ours, exact, allowed in zip(
+        gradients(np.float32), gradients(np.float64), (2e-4, 2e-6, 2e-6), strict=True
+    ):
+        assert np.abs(ours - exact).max() <= allowed * np.abs(exact).max()
+
+
+REFUSED = {
+    "another width": (lambda: layers.linear_forward(X, WEIGHT.T), "x has shape (2, 3, 4)"),
+    "integers": (lambda: layers.linear_forward(np.ones((2, 4), int), WEIGHT), "int64"),
+    "a list": (lambda: layers.linear_forward([[1.0]], WEIGHT), "x is a list"),
+    "dy's width": (
+        lambda: layers.linear_backward(X, layers.linear_forward(X, WEIGHT)[1]),
+        "dy has shape",
+    ),
+    "a norm's width": (lambda: layers.layernorm_forward(DY, GAIN, GAIN), "its last axis must be 4"),
+    "integers for gelu": (lambda: layers.gelu_tanh_forward(np.arange(3)), "float32 or float64"),
+    "integers for relu": (lambda: layers.relu_forward(np.arange(3)), "float32 or float64"),
+    "gate and up": (lambda: layers.swiglu_forward(X, DY), "they must be equal"),
+    "three axes": (lambda: layers.attention_forward(X, X, X), "expected (B, H, T, D)"),
+    "few keys": (
+        lambda: layers.attention_forward(*(np.ones((1, 1, t, 2)) for t in (3, 2, 2))),
+        "S >= T",
+    ),
+    "heads": (
+        lambda: layers.attention_forward(*(np.ones((1, h, 2, 2)) for h in (3, 2, 2))),
+        "H a multiple of K",
+    ),
+    "rotating rows": (
+        lambda: layers.rope_forward(X, (np.ones(2), np.ones(2))),
+        "expected (B, H, T, D)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_a_layer_does_not_take_is_one_line(case):
+    call, message = REFUSED[case]
+    with pytest.raises((ValueError, TypeError)) as error:
+        call()
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
