@@ -23,8 +23,8 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument(
         "name",
-        help=f"{', '.join(CATALOGUE)} (a chat model, 98 MB); with huggingface_hub also"
-        f" {', '.join(HUB_NAMES)}, or any hub id",
+        help="smollm2, a chat model, SmolLM2-135M-Instruct (98 MB: 4 bits a weight); with"
+        f" huggingface_hub also {', '.join(HUB_NAMES)}, or any hub id",
     )
     parser.add_argument("--force", action="store_true", help="fetch it again")
 
@@ -40,6 +40,8 @@ def run(options: argparse.Namespace) -> None:
             if done >= total:
                 print(file=sys.stderr)
 
+    if not there and options.name in CATALOGUE and CATALOGUE[options.name].note:
+        print(f"{options.name}: {CATALOGUE[options.name].note}", file=sys.stderr)
     directory = download(options.name, progress, options.force)
     if there:
         print(f"{options.name} is there already; --force fetches it again", file=sys.stderr)

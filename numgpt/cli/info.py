@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import platform
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import numgpt
 from numgpt.cli.common import add_command
-from numgpt.formats import SHIPPED, load_model
+from numgpt.formats import SHIPPED, open_model, read_model, resolve
+from numgpt.formats.catalogue import CATALOGUE
+from numgpt.formats.names import downloaded
+from numgpt.formats.source import Source
+from numgpt.tokenizer.chat_template import ChatTemplate
 
 # What in a parameter's name tells where it belongs; the first that fits.
 PARTS = {
@@ -31,8 +37,8 @@ def register(subparsers: Any) -> None:
     parser = add_command(
         subparsers,
         "info",
-        "show a model's parts, and the BLAS, kernels and threads in use",
-        "numgpt info",
+        "show a model's parts, what is downloaded, and the BLAS, kernels and threads in use",
+        "numgpt info\nnumgpt info smollm2",
         run,
     )
     parser.add_argument(
@@ -44,7 +50,8 @@ def register(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    model = load_model(options.model)
+    source = open_model(resolve(options.model))
+    model = read_model(source)
     total, size = model.num_parameters(), model.parameters.flat.itemsize
     print(f"model {options.model}: {type(model).__name__}, {total:,} parameters")
     parts: Counter[str] = Counter()
@@ -52,6 +59,8 @@ def run(options: argparse.Namespace) -> None:
         parts[_part(name)] += array.size
     for part, count in parts.items():
         print(f"  {part:<24}{count:>14,}  {count / total:6.1%}")
+    for name, value in _on_disk(source).items():
+        print(f"{name:<12}{value}")
     layers, heads, head_size = model.cache_shape
     print("memory, float32")
     print(f"  {'weights':<24}{_megabytes(total * size)}")
@@ -67,6 +76,12 @@ def run(options: argparse.Namespace) -> None:
     print("config")
     for name, value in dataclasses.asdict(model.config).items():
         print(f"  {name:<32}{value}")
+    print("downloaded")
+    for path in downloaded():
+        note = f"  ({CATALOGUE[path.name].note})" if path.name in CATALOGUE else ""
+        print(f"  {path.name:<24}{_megabytes(_bytes_below(path))}{note}")
+    for name in CATALOGUE.keys() - {path.name for path in downloaded()}:
+        print(f"  {name:<24}  not yet: numgpt download {name}")
     print("machine")
     facts = {
         "Python": platform.python_version(),
@@ -75,6 +90,25 @@ def run(options: argparse.Namespace) -> None:
     }
     for name, value in (facts | {"threads": numgpt.runtime.num_threads()}).items():
         print(f"  {name:<10}{value}")
+
+
+def _on_disk(source: Source) -> dict[str, str]:
+    """What the files say beyond the weights: how these are stored, and how the model chats."""
+    stored: Counter[str] = Counter()
+    for _, tensor in source.tensors:
+        stored[tensor.dtype] += math.prod(tensor.shape)
+    total = sum(stored.values())
+    shares = (f"{dtype} {count / total:.1%}" for dtype, count in stored.most_common())
+    facts = {"stored as": ", ".join(shares)}
+    try:
+        facts["chat format"] = ChatTemplate(source.read_tokenizer()).format.name
+    except (FileNotFoundError, ValueError) as error:
+        facts["chat format"] = f"none ({error})"
+    return facts
+
+
+def _bytes_below(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def _part(name: str) -> str:

@@ -22,6 +22,8 @@ from numgpt.tokenizer import Tokenizer
 from numgpt.tokenizer.base import END_OF_TEXT, TOKENIZER_FILES, tokenizer_files
 from numgpt.tokenizer.pattern import PATTERNS
 
+LONGEST_ID = 30  # digits
+
 
 def register(subparsers: Any) -> None:
     parser = add_command(
@@ -146,7 +148,7 @@ def run_decode(options: argparse.Namespace) -> None:
     words = options.ids or read_stdin().replace(",", " ").split()
     tokenizer = load_tokenizer(options.tokenizer)
     for word in words:
-        if not word.isdecimal():
+        if not word.isdecimal() or len(word) > LONGEST_ID:
             raise ValueError(
                 f"{shown(word)} is not a token id: give whole numbers, separated by spaces"
             )

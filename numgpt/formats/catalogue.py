@@ -15,6 +15,7 @@ class WheelModel:
     sha256: str
     size: int  # bytes of the file
     hub_id: str
+    note: str = ""  # what to know of the file
 
 
 CATALOGUE = {
@@ -25,6 +26,7 @@ CATALOGUE = {
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         size=98_362_432,
         hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+        note="4 bits a weight (Q4_1), rounded from bfloat16: small, and a little less exact",
     ),
 }
 HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # hub ids

@@ -95,10 +95,10 @@ def known_names() -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def suggestion(name: str) -> str:
-    """ ": did you mean …?", for a name that is nearly a known one."""
+def _suggestion(name: str) -> str:
+    """A few words on known names: the one that is nearly this name, or all."""
     near = difflib.get_close_matches(name, known_names(), 1, cutoff=0.7)
-    return f": did you mean {near[0]}?" if near else f" (known names: {', '.join(known_names())})"
+    return f"did you mean {near[0]}?" if near else f"known names are {', '.join(known_names())}"
 
 
 class HubError(OSError):
@@ -126,8 +126,8 @@ def from_hub(name: str, **options: Any) -> Path:
         import huggingface_hub
     except ImportError:
         raise FileNotFoundError(
-            f"{shown(name)} is no file, directory or downloaded model{suggestion(name)}; to fetch"
-            " it from the hub: pip install huggingface_hub, or put the model's files into a"
+            f"{shown(name)} is no file, directory or downloaded model ({_suggestion(name)}); to"
+            " fetch it from the hub: pip install huggingface_hub, or put the model's files into a"
             " directory and name that"
         ) from None
 
@@ -154,5 +154,6 @@ def from_hub(name: str, **options: Any) -> Path:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise HubError(
             f"{shown(name)} is no directory, and the hub did not deliver it ({reason:.200}): check"
-            " the name and the connection, or put the model's files into a directory and name that"
+            f" the name ({_suggestion(name)}) and the connection, or put the model's"
+            " files into a directory and name that"
         ) from None

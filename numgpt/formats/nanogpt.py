@@ -36,6 +36,9 @@ def open_checkpoint(path: Path) -> Source:
     for name in (*SIZES, "block_size"):
         if name not in sizes:
             raise ValueError(f"{path}: model_args lacks {shown(name)}")
+    has_biases = sizes.get("bias", True)
+    if not isinstance(has_biases, bool):
+        raise ValueError(f"{path}: model_args: bias={shown(has_biases)}: expected true or false")
     config = GPTConfig(
         **{name: sizes[name] for name in SIZES},
         n_positions=sizes["block_size"],
@@ -46,7 +49,7 @@ def open_checkpoint(path: Path) -> Source:
     except ValueError as error:
         raise ValueError(f"{path}: model_args: {error}") from None
     config.eos_token_id = gpt2.end_of_text_id(config.vocab_size)
-    arrangement = NanoGPTArrangement(gpt2, config, has_biases=bool(sizes.get("bias", True)))
+    arrangement = NanoGPTArrangement(gpt2, config, has_biases=has_biases)
     tensors = state_dict(path, saved["model"])
     return Source(path, path, gpt2, config, tensors, arrangement, lambda: _tokenizer(path.parent))
 

@@ -128,6 +128,48 @@ def test_the_blas_gets_its_threads_back():
     assert runtime.kernels.OPENBLAS.get_num_threads() == before
 
 
+FORK_BESIDE_WORK = """
+import os, sys, threading
+import numpy as np
+import numgpt
+from numgpt.runtime import empty, parallel_for, threads
+from numgpt.runtime.kernels import OPENBLAS
+
+numgpt.set_num_threads(2)
+a, going = np.ones((200, 200), np.float32), True
+
+def piece(index):
+    a @ a
+    empty((200, 200))
+
+def work():
+    while going:
+        parallel_for(piece, 4)
+
+parallel_for(piece, 4)  # imports what threads need: an import that a fork breaks off is Python's
+thread = threading.Thread(target=work)
+thread.start()
+wrong = 0
+for _ in range(60):
+    child = os.fork()
+    if child == 0:
+        right = OPENBLAS is None or OPENBLAS.get_num_threads() == 2
+        parallel_for(piece, 4)
+        os._exit(not (right and (OPENBLAS is None or OPENBLAS.get_num_threads() == 2)))
+    wrong += os.waitpid(child, 0)[1] != 0
+going = False
+thread.join()
+sys.exit(wrong)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_child_forked_beside_work_has_all_threads():
+    """Whatever another thread was in the middle of when the child was forked."""
+    command = [sys.executable, "-W", "ignore", "-c", FORK_BESIDE_WORK]
+    assert subprocess.run(command, timeout=60).returncode == 0
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_computes():

@@ -13,6 +13,7 @@ from training import adamw_reference as reference
 from numgpt import GPT, AdamW, GPTConfig
 from numgpt.models.parameters import Parameters
 from numgpt.training import learning_rate
+from numgpt.training.adamw import gradient_norm
 
 
 def run_ours() -> tuple[GPT, list[float]]:
@@ -84,3 +85,28 @@ def test_schedule_warms_up_then_follows_a_cosine():
     assert rates[99] == pytest.approx(0.1)
     assert rates[10 + 89 // 2] == pytest.approx(0.55, abs=0.02)
     assert all(later <= earlier for earlier, later in pairwise(rates[10:]))
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-3, 1.0, 1e18, 1e30])
+def test_the_norm_is_that_of_the_numbers_whatever_their_size(scale):
+    gradients = (np.random.default_rng(0).normal(size=3000) * scale).astype(np.float32)
+    exact = np.linalg.norm(gradients.astype(np.float64))
+    assert gradient_norm(gradients) == pytest.approx(exact, rel=1e-6)
+    assert gradient_norm(np.zeros(3, np.float32)) == 0
+    assert math.isinf(gradient_norm(np.array([np.inf, 1], np.float32)))
+    assert math.isnan(gradient_norm(np.array([np.nan, 1], np.float32)))
+
+
+def test_large_gradients_are_clipped_and_not_skipped():
+    steps = {}
+    for scale in (1.0, 1e18, 1e25):
+        model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=4, n_positions=4, vocab_size=5))
+        _, gradients = model.loss_and_grads([1, 2], [2, 3])
+        gradients.flat *= scale / gradient_norm(gradients.flat)
+        optimizer = AdamW(model, lr=1e-2)
+        assert optimizer.step(grad_clip=1.0) == pytest.approx(scale, rel=1e-6)
+        assert optimizer.steps == 1
+        steps[scale] = model.parameters.flat
+    assert np.isfinite(steps[1e25]).all()
+    np.testing.assert_allclose(steps[1e18], steps[1.0], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(steps[1e25], steps[1.0], rtol=1e-5, atol=1e-7)

@@ -1,0 +1,121 @@
+"""Closed descriptors, early interrupts, absurd variables: a line or nothing, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from numgpt import cli
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="descriptors and signals of POSIX")
+NUMGPT = f'"{sys.executable}" -m numgpt'
+
+
+def shell(command: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["sh", "-c", f"{NUMGPT} {command}"],
+        input="Hello",
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+COMMANDS = {
+    "generate Hi --max-new-tokens 3": 0,
+    "tokenizer encode Hi": 0,
+    "tokenizer decode 40": 0,
+    "info": 0,
+    "chat --model shakespeare --max-new-tokens 3": 2,  # there is no message
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-"])
+def test_a_closed_descriptor_is_no_traceback(command, closed):
+    done = shell(f"{command} {closed}")
+    assert "Traceback" not in done.stderr
+    if ">&-" in closed.replace("2>&-", ""):
+        assert done.returncode == 1
+        assert done.stderr == (
+            "" if "2>" in closed else "numgpt: error: standard output: Bad file descriptor\n"
+        ) or command.startswith("generate")
+    elif closed == "<&-":
+        assert done.returncode == COMMANDS[command]
+    else:
+        assert done.returncode == 0
+        assert done.stdout
+
+
+def test_training_needs_no_stream(tmp_path):
+    flags = "--steps 2 --n-layer 1 --n-embd 8 --n-head 1 --eval-batches 1 --sample-every 1"
+    for number, closed in enumerate(("<&-", ">&-", ">&- 2>&- <&-")):
+        done = shell(f"train --out {tmp_path}/{number} {flags} {closed}")
+        assert done.returncode == 0, done.stderr
+        written = (tmp_path / str(number) / "checkpoint.safetensors").read_bytes()
+        assert written[8:9] == b"{"  # what was printed went nowhere else
+
+
+INTERRUPTED = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "numpy":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.argv = [{program!r}]
+sys.meta_path.insert(0, Interrupting())
+import numgpt
+"""
+
+
+def test_an_interrupt_while_the_program_starts_is_silent():
+    for program in ("/somewhere/numgpt", "-m"):
+        code = INTERRUPTED.format(program=program)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_a_program_that_imports_numgpt_keeps_its_interrupts():
+    code = INTERRUPTED.format(program="script.py")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "KeyboardInterrupt" in done.stderr
+
+
+@pytest.mark.parametrize("value", ["1" * 5000, "x", "0", "-1", "99999999999"])
+def test_an_absurd_number_of_threads_is_told_and_ignored(value):
+    done = shell("tokenizer encode Hi", NUMGPT_NUM_THREADS=value)
+    assert done.returncode == 0
+    assert "NUMGPT_NUM_THREADS" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr) < 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("generate", "x", "--seed", "1" * 5000), "--seed"),
+        (("generate", "x", "--temperature", "hot" * 500), "--temperature"),
+        (("train", "--out", "NEW", "--config", "CONFIG"), "is not valid TOML"),
+        (("tokenizer", "decode", "1" * 23), "not in the vocabulary"),
+        (("tokenizer", "decode", "1" * 5000), "is not a token id"),
+        (("generate", "x", "--model", ""), 'the model is ""'),
+    ],
+)
+def test_absurd_input_is_one_short_line(tmp_path, capsys, arguments, message):
+    (tmp_path / "config.toml").write_text("a = " + "[" * 100_000)
+    places = {"NEW": str(tmp_path / "new"), "CONFIG": str(tmp_path / "config.toml")}
+    try:
+        status = cli.main([places.get(argument, argument) for argument in arguments])
+    except SystemExit as error:
+        status = error.code
+    err = capsys.readouterr().err
+    assert status == 2
+    assert message in err
+    assert len(err.splitlines()[-1]) < 500

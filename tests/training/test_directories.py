@@ -1,0 +1,381 @@
+"""What a run finds in its directory and leaves there: nothing that is somebody's is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from numgpt import GPT, CharTokenizer, GPTConfig, Tokenizer, cli, formats
+from numgpt.files import LOCK_FILE, DirectoryLock
+from numgpt.training import TrainConfig, Trainer
+from numgpt.training.checkpoint import load_checkpoint
+
+TEXT = "The quick brown fox jumps over the lazy dog; the dog sleeps on.\n" * 30
+TINY = ["--n-layer=1", "--n-head=2", "--n-embd=8", "--block-size=8", "--batch-size=2"]
+TINY += ["--eval-batches=1", "--sample-every=0"]
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return str(path)
+
+
+@pytest.fixture
+def call(capsys):
+    def call(*arguments: object) -> tuple[int, str]:
+        try:
+            status = cli.main([str(argument) for argument in arguments])
+        except SystemExit as error:
+            status = error.code
+        return status, capsys.readouterr().err
+
+    return call
+
+
+def train(call, text, out, *flags):
+    return call("train", "--data", text, "--out", out, *TINY, "--steps=2", *flags)
+
+
+def content(directory) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def model_directory(directory):
+    sizes = {"n_layer": 1, "n_head": 1, "n_embd": 4, "n_positions": 16, "vocab_size": 280}
+    GPT(GPTConfig(**sizes)).save_pretrained(directory)
+    Tokenizer.train([TEXT], 280).save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("config.json", "pytorch_model.bin", "pytorch_model-00001-of-00002.bin"),
+        *("model.safetensors.index.json", "generation_config.json", "tokenizer.json"),
+        *("merges.txt", "special_tokens_map.json", "checkpoint.safetensors", "tokens.bin"),
+        *("log.jsonl", "loss.png"),
+    ],
+)
+def test_a_new_run_replaces_nothing_unless_told_to(call, text, tmp_path, name):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("{}")
+    (out / ".notes.tmp").write_text("mine")
+    (out / "notes.txt").write_text("mine")
+    before = content(out)
+    status, err = train(call, text, out)
+    assert status == 2
+    assert err.count("\n") == 1
+    assert "--overwrite" in err
+    assert name in err
+    assert content(out) == before
+    status, err = train(call, text, out, "--overwrite")
+    assert status == 0, err
+    assert {".notes.tmp", "notes.txt"} <= content(out).keys()
+    formats.load(out)
+    assert (
+        name in ("config.json", "tokenizer.json", "merges.txt")
+        or name.startswith(("checkpoint", "tokens", "log", "loss"))
+        or not (out / name).exists()
+    )
+
+
+def test_files_that_are_not_in_the_way_stay(call, text, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".notes.tmp").write_text("mine")
+    (out / "notes.txt").write_text("mine")
+    assert train(call, text, out)[0] == 0
+    assert (out / ".notes.tmp").read_text() == (out / "notes.txt").read_text() == "mine"
+
+
+def test_a_model_is_not_tuned_over_itself_unless_told_to(call, text, tmp_path):
+    model = model_directory(tmp_path / "m")
+    (model / "generation_config.json").write_text('{"temperature": 0.5, "eos_token_id": 3}')
+    before = content(model)
+    flags = ("train", "--init-from", model, "--out", model, "--data", text, "--steps=1")
+    status, err = call(*flags)
+    assert (status, content(model)) == (2, before)
+    assert "--overwrite" in err
+    status, err = call(*flags, "--overwrite", "--sample-every=0")
+    assert status == 0, err
+    assert load_checkpoint(model).config.block_size == 16
+    formats.load(model)
+
+
+@pytest.mark.parametrize("flag", ["--out", "--resume"])
+def test_an_empty_name_is_not_the_working_directory(call, text, tmp_path, monkeypatch, flag):
+    monkeypatch.chdir(tmp_path)
+    before = content(tmp_path)
+    status, err = call("train", "--data", text, flag, "", *TINY)
+    assert status == 2
+    assert "name a directory" in err
+    assert call("tokenizer", "train", text, "--vocab-size=270", "--out", "")[0] == 2
+    assert content(tmp_path) == before
+
+
+def test_refused_runs_leave_nothing(call, text, tmp_path):
+    for flags in (("--block-size=99999",), ("--val-fraction=0.0001",), ("--init-from=./absent",)):
+        status, _ = train(call, text, tmp_path / "a/b/c", *flags)
+        assert status == 2
+        assert not (tmp_path / "a").exists()
+    (tmp_path / "there").mkdir()
+    assert train(call, text, tmp_path / "there", "--block-size=99999")[0] == 2
+    assert content(tmp_path / "there") == {}
+
+
+def test_a_tokenizer_does_not_replace_a_models(call, text, tmp_path):
+    model = model_directory(tmp_path / "m")
+    before = content(model)
+    flags = ("tokenizer", "train", text, "--vocab-size=290", "--out", model)
+    status, err = call(*flags)
+    assert (status, content(model)) == (2, before)
+    assert "--overwrite" in err
+    assert call(*flags, "--overwrite")[0] == 0
+    assert formats.load_tokenizer(model).vocab_size == 290
+    assert (model / "model.safetensors").read_bytes() == before["model.safetensors"]
+    (tmp_path / "empty.txt").write_text("")
+    status, err = call(
+        "tokenizer", "train", tmp_path / "empty.txt", "--vocab-size=300", "--out", tmp_path / "t"
+    )
+    assert status == 2
+    assert "empty" in err
+    assert not (tmp_path / "t").exists()
+
+
+def test_saving_keeps_what_it_does_not_write(tmp_path):
+    model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=4, n_positions=4, vocab_size=5))
+    model.config.eos_token_id = 4
+    (tmp_path / "pytorch_model.bin").write_text("another")
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.5, "eos_token_id": 3}')
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "pytorch_model.bin").read_text() == "another"
+    saved = json.loads((tmp_path / "generation_config.json").read_text())
+    assert (saved["temperature"], saved["eos_token_id"]) == (0.5, 4)
+    assert formats.load_model(tmp_path).config.eos_token_id == 4
+
+
+# --- one process a directory ---
+
+
+def start(text, out, **options) -> Trainer:
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 8, "batch_size": 2}
+    rhythm = {"steps": 2, "eval_batches": 1, "sample_every": 0, "tokenizer": "char"}
+    return Trainer.start(TrainConfig(**{"data": text} | sizes | rhythm | options), out)
+
+
+def test_a_directory_in_use_is_refused_and_left_alone(call, text, tmp_path):
+    out = tmp_path / "run"
+    live = start(text, out, steps=4)
+    staged = out / f".checkpoint.safetensors.{os.getpid()}.numgpt-tmp"
+    staged.write_text("being written")
+    before = content(out)
+    for flags in (("--resume", out, "--steps=1"), ("--out", out, "--data", text, "--overwrite")):
+        status, err = call("train", *flags)
+        assert status == 1
+        assert err.count("\n") == 1
+        assert f"in use by process {os.getpid()}" in err
+        assert content(out) == before
+    staged.unlink()
+    live.run()
+    assert call("train", "--resume", out)[0] == 0
+    assert not (out / LOCK_FILE).exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills as POSIX does")
+def test_a_killed_process_holds_no_lock(text, tmp_path):
+    command = [sys.executable, "-m", "numgpt", "train", "--data", text, "--out", tmp_path / "run"]
+    process = subprocess.Popen(
+        [*command, *TINY, "--steps=1000000"], stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stderr:
+        if line.startswith("step"):
+            break
+    with pytest.raises(BlockingIOError, match=f"in use by process {process.pid} "):
+        Trainer.resume(tmp_path / "run")
+    process.kill()
+    process.communicate()
+    assert (tmp_path / "run" / LOCK_FILE).exists()
+    Trainer.resume(tmp_path / "run", {"steps": 3}).run()
+
+
+def test_a_lock_that_is_given_up_and_taken_again(tmp_path):
+    first, second = DirectoryLock(tmp_path / "d"), DirectoryLock(tmp_path / "d")
+    first.acquire()
+    first.acquire()
+    with pytest.raises(BlockingIOError):
+        second.acquire()
+    first.release()
+    assert not (tmp_path / "d").exists()  # it was made for the lock, and is empty
+    second.acquire()
+    assert second.held
+    del second
+    first.acquire()
+    first.release()
+
+
+# --- the tokens are those of the run ---
+
+
+@pytest.mark.parametrize("change", ["halved", "reversed", "other text"])
+def test_other_tokens_are_refused(text, tmp_path, change):
+    start(text, tmp_path / "run").run()
+    path = tmp_path / "run" / "tokens.bin"
+    tokens = np.fromfile(path, "<u2")
+    if change == "other text":
+        path.unlink()
+        with open(text, "a") as file:
+            file.write("dog")
+    else:
+        (tokens[: len(tokens) // 2] if change == "halved" else tokens[::-1]).tofile(path)
+    with pytest.raises(ValueError, match=r"tokens\.bin .*the run began with.*--init-from"):
+        Trainer.resume(tmp_path / "run", {"steps": 4})
+
+
+def test_tokens_that_are_gone_are_made_again(text, tmp_path):
+    start(text, tmp_path / "run").run()
+    path = tmp_path / "run" / "tokens.bin"
+    before = path.read_bytes()
+    path.unlink()
+    Trainer.resume(tmp_path / "run", {"steps": 3}).run()
+    assert path.read_bytes() == before
+
+
+def test_another_tokenizer_is_refused(text, tmp_path):
+    start(text, tmp_path / "run").run()
+    CharTokenizer(sorted(set(TEXT), reverse=True)).save_pretrained(tmp_path / "run")
+    with pytest.raises(ValueError, match="tokenizer"):
+        Trainer.resume(tmp_path / "run", {"steps": 4})
+
+
+def test_a_damaged_log_is_set_aside(text, tmp_path):
+    start(text, tmp_path / "run").run()
+    log = tmp_path / "run" / "log.jsonl"
+    lines = log.read_text()
+    log.write_text(lines + '{"a": 1}\n[]\nnonsense\n' + lines[:20])
+    damaged = log.read_bytes()
+    with pytest.warns(UserWarning, match=r"3 lines that are no reports"):
+        Trainer.resume(tmp_path / "run", {"steps": 3}).run()
+    assert (tmp_path / "run" / "log.damaged.jsonl").read_bytes() == damaged
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert steps == [1, 2, 3]
+
+
+# --- signals ---
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
+def test_signals_save_and_end(text, tmp_path, name, status):
+    import signal
+
+    command = [sys.executable, "-m", "numgpt", "train", "--data", text, "--out", tmp_path / "run"]
+    process = subprocess.Popen(
+        [*command, *TINY, "--steps=1000000", "--save-every=1000000"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if line.startswith("step"):
+            break
+    time.sleep(0.1)
+    process.send_signal(getattr(signal, name))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert "stopped and saved at step" in err
+    assert "Traceback" not in err
+    assert load_checkpoint(tmp_path / "run").optimizer.steps >= 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_what_nohup_ignores_stays_ignored(text, tmp_path):
+    import signal
+
+    command = ["nohup", sys.executable, "-m", "numgpt", "train", "--data", text]
+    process = subprocess.Popen(
+        [*command, "--out", tmp_path / "run", *TINY, "--steps=1000000", "--log-every=1"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    for line in process.stderr:
+        if line.startswith("step"):
+            break
+    process.send_signal(signal.SIGHUP)
+    seen = [next(process.stderr) for _ in range(5)]
+    assert all(line.startswith("step") for line in seen)
+    process.kill()
+    process.communicate()
+
+
+# --- options and data ---
+
+
+def test_tuning_has_defaults_of_its_own(tmp_path):
+    from_nothing, tuned = TrainConfig(), TrainConfig(init_from="m")
+    assert (from_nothing.lr, from_nothing.lowest_lr) == (1e-3, 1e-4)
+    assert tuned.lr == 5e-5
+    assert tuned.lowest_lr == pytest.approx(5e-6)
+    assert tuned.steps < from_nothing.steps
+    assert from_nothing.block_size == 64
+    assert tuned.block_size is None
+    assert TrainConfig(lr=2e-5).lowest_lr == pytest.approx(2e-6)
+    assert TrainConfig(lr=2e-5, min_lr=1e-5).lowest_lr == 1e-5
+
+
+def test_a_directory_of_data_leaves_out_what_is_no_text(text, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a.txt").write_text(TEXT)
+    (data / "picture.png").write_bytes(b"\x89PNG\r\n\0\0")
+    (data / "latin.txt").write_bytes("ä".encode("latin-1"))
+    with pytest.warns(UserWarning, match="2 files without UTF-8 text left out"):
+        trainer = start(str(data), tmp_path / "run")
+    assert len(trainer.corpus.train) + len(trainer.corpus.val) == len(TEXT)
+
+
+def test_json_lines_and_spelt_special_tokens_are_told(tmp_path):
+    lines = tmp_path / "chat.jsonl"
+    lines.write_text('{"text": "The dog<|endoftext|>"}\n' * 60)
+    with pytest.warns(UserWarning, match=".") as warned:
+        start(str(lines), tmp_path / "run", tokenizer="bpe", vocab_size=270)
+    told = [str(warning.message) for warning in warned]
+    assert any("chat.jsonl is JSON, line by line" in message for message in told)
+    assert any("<|endoftext|> 60 times" in message for message in told)
+
+
+def test_the_reported_loss_is_the_mean_since_the_last(text, tmp_path, monkeypatch):
+    trainer = start(text, tmp_path / "run", steps=7, log_every=3, eval_every=100)
+    losses, step = [], trainer.step
+    monkeypatch.setattr(trainer, "step", lambda: losses.append(step()) or losses[-1])
+    trainer.run()
+    records = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 3, 6, 7]
+    values = [loss for loss, _, _ in losses]
+    for record, part in zip(
+        records, (values[:1], values[1:3], values[3:6], values[6:]), strict=True
+    ):
+        assert record["loss"] == pytest.approx(np.mean(part))
+
+
+def test_any_text_trains_generates_evaluates_and_tunes(call, text, tmp_path):
+    """The README's lines in their order, on characters that the first text has not."""
+    assert train(call, text, tmp_path / "run")[0] == 0
+    other = tmp_path / "other.txt"
+    other.write_text("Ein ganz anderer Text: äöü 漢字 😀!\n" * 40, encoding="utf-8")
+    run = tmp_path / "run"
+    status, err = call("generate", "--model", run, "Où est ☃? ", "--max-new-tokens", 70)
+    assert status == 0, err
+    assert "longer than the model's context" in err
+    assert call("eval", "--model", run, "--data", other)[0] == 0
+    tuned = ("train", "--init-from", run, "--data", other, "--out", tmp_path / "tuned")
+    status, err = call(*tuned, "--steps=1", "--sample-every=0", "--eval-batches=1")
+    assert status == 0, err
