@@ -15,13 +15,13 @@ import time
 import numpy as np
 
 import numgpt
-from benchmarks.tokenizing import SHARED
+from benchmarks.tokenizing import TEXT, shared
 from numgpt.training import TrainConfig, Trainer, learning_rate
 
 
 def main(threads: int) -> None:
-    data = str(SHARED / "data" / "tinyshakespeare.txt")
-    config = TrainConfig(data=data, log_every=500, eval_every=2000, save_every=2000, sample_every=0)
+    rhythm = {"log_every": 500, "eval_every": 2000, "save_every": 2000, "sample_every": 0}
+    config = TrainConfig(data=str(shared(TEXT)), tokenizer="char", **rhythm)
     numgpt.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as directory:
         with contextlib.redirect_stderr(io.StringIO()):
@@ -58,7 +58,9 @@ def run_torch(config: TrainConfig, trainer: Trainer, threads: int) -> tuple[floa
     for step in range(config.steps):
         ids, targets = corpus.batch(rng, config.batch_size, config.block_size)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config.steps, config.lr, config.min_lr, config.warmup)
+            group["lr"] = learning_rate(
+                step, config.steps, config.lr, config.lowest_lr, config.warmup
+            )
         optimizer.zero_grad(set_to_none=True)
         model.loss(torch.from_numpy(ids), torch.from_numpy(targets)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)

@@ -10,13 +10,28 @@ from typing import Any
 from benchmarks import minbpe
 
 SHARED = Path(__file__).parents[2] / "shared"
+TEXT = SHARED / "data" / "tinyshakespeare.txt"
 MEGABYTES = 1.115394
 VOCABULARY = 4096
 RUNS = 7  # of a row that needs something fresh for each
 
 
+def shared(path: Path) -> Path:
+    """A file that is not in the checkout.  Ends the benchmark in one line where it is missing."""
+    if not path.exists():
+        raise SystemExit(
+            f"this row needs {path}: bring"
+            + (
+                " the Tiny Shakespeare corpus (1,115,394 bytes, weights/README.md has its SHA-256)"
+                if path == TEXT
+                else " GPT-2's encoder.json and vocab.bpe"
+            )
+        )
+    return path
+
+
 def shakespeare() -> str:
-    return (SHARED / "data" / "tinyshakespeare.txt").read_text(encoding="utf-8")
+    return shared(TEXT).read_text(encoding="utf-8")
 
 
 def each_with_a_fresh(load: Callable[[], Any], use: Callable[[Any], Any]) -> Callable[[], Any]:
@@ -29,7 +44,9 @@ def numgpt_encode_cold() -> Callable[[], Any]:
     from numgpt.tokenizer import load_tokenizer
 
     text = shakespeare()
-    return each_with_a_fresh(lambda: load_tokenizer(SHARED / "gpt2"), lambda t: t.encode(text))
+    return each_with_a_fresh(
+        lambda: load_tokenizer(shared(SHARED / "gpt2")), lambda t: t.encode(text)
+    )
 
 
 def tiktoken_encode() -> Callable[[], Any]:
@@ -38,7 +55,7 @@ def tiktoken_encode() -> Callable[[], Any]:
 
     from numgpt.tokenizer.pattern import GPT2_PATTERN
 
-    files = (str(SHARED / "gpt2" / "vocab.bpe"), str(SHARED / "gpt2" / "encoder.json"))
+    files = tuple(str(shared(SHARED / "gpt2" / name)) for name in ("vocab.bpe", "encoder.json"))
     ranks = data_gym_to_mergeable_bpe_ranks(*files)
     encoding = tiktoken.Encoding(
         "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256}
@@ -54,7 +71,7 @@ def tokenizers_encode() -> Callable[[], Any]:
 
     text = shakespeare()
     with tempfile.TemporaryDirectory() as directory:
-        load_tokenizer(SHARED / "gpt2").save_pretrained(directory)
+        load_tokenizer(shared(SHARED / "gpt2")).save_pretrained(directory)
         path = f"{directory}/tokenizer.json"
         return each_with_a_fresh(
             lambda: tokenizers.Tokenizer.from_file(path), lambda t: t.encode(text)
