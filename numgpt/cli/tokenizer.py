@@ -15,7 +15,7 @@ from numgpt.cli.common import (
     text_argument,
     whole,
 )
-from numgpt.files import replacing_together
+from numgpt.files import finish_replacing, replacing_together
 from numgpt.formats import SHIPPED, load_tokenizer
 from numgpt.messages import shown
 from numgpt.tokenizer import Tokenizer
@@ -104,6 +104,7 @@ def run_train(options: argparse.Namespace) -> None:
     special = [END_OF_TEXT] if options.special is None else options.special
     began = time.perf_counter()
     check_directory_name("--out", options.out)
+    finish_replacing(options.out)
     there = tokenizer_files(options.out)
     if there and not options.overwrite:
         raise ValueError(

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from numgpt import formats
-from numgpt.files import replacing_together
-from numgpt.formats.huggingface import model_files
+from numgpt.files import finish_replacing, replacing_together
+from numgpt.formats.huggingface import WEIGHTS_FILE, model_files
 from numgpt.messages import shown
 from numgpt.models import GPT, GPTConfig, LanguageModel, Llama, LlamaConfig
 from numgpt.runtime import physical_memory
@@ -41,13 +41,14 @@ def begin_run(config: TrainConfig, out: Path, overwrite: bool = False) -> None:
     Raises ValueError or OSError for what is known to fail later, and for a directory that holds
     something already; then everything is as it was.
     """
+    finish_replacing(out)
     there = run_files(out)
     if there and not overwrite:
-        way_out = f"continue the run with --resume {out}" if CHECKPOINT_FILE in there else ""
+        way_out = f"continue the run with --resume {out}, " if CHECKPOINT_FILE in there else ""
+        telling = [name for name in (CHECKPOINT_FILE, WEIGHTS_FILE) if name in there]
         raise ValueError(
-            f"{out} holds {'a run' if way_out else 'a model or tokenizer'} already ({there[0]}):"
-            f" {way_out + ', ' if way_out else ''}choose another --out, or replace what is there"
-            " with --overwrite"
+            f"{out} holds a {(telling or there)[0]} already: {way_out}choose another --out, or"
+            " replace the run, model or tokenizer that is there with --overwrite"
         )
     config.data = absolute(config.data)
     with replacing_together(out, remove=there) as staged:

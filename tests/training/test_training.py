@@ -424,7 +424,7 @@ def test_a_directory_with_a_model_is_not_overwritten(text_file, tmp_path):
     start(text_file, tmp_path / "run", steps=4).run()
     (tmp_path / "run" / CHECKPOINT_FILE).unlink()
     before = (tmp_path / "run" / "model.safetensors").read_bytes()
-    with pytest.raises(ValueError, match=r"holds a model or tokenizer already.*--overwrite"):
+    with pytest.raises(ValueError, match=r"holds a model\.safetensors already.*--overwrite"):
         start(text_file, tmp_path / "run", init_from=str(tmp_path / "run"))
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
 
