@@ -122,17 +122,17 @@ def _introduce(trainer: Trainer) -> None:
 
 class _StoppingOnSignals:
     """Ctrl-C, a polite kill and a closed terminal end the run after the step at hand; a second one
-    ends it at once. What is told to be ignored, as by nohup, stays so."""
-
-    SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+    ends it at once. Where nohup has the terminal's end ignored, it stays so."""
 
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
         self.caught = 0
 
     def __enter__(self) -> _StoppingOnSignals:
-        known = [getattr(signal, name) for name in self.SIGNALS if hasattr(signal, name)]
-        heeded = [sign for sign in known if signal.getsignal(sign) is not signal.SIG_IGN]
+        heeded = [signal.SIGINT, signal.SIGTERM]
+        hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+        if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+            heeded.append(hangup)
         self.before = {sign: signal.signal(sign, self.handle) for sign in heeded}
         return self
 

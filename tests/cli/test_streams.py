@@ -75,16 +75,24 @@ import numgpt
 """
 
 
+def interrupted(program: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", INTERRUPTED.format(program=program)],
+        capture_output=True,
+        text=True,
+        # also where these tests run in the background of a shell that has it ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
 def test_an_interrupt_while_the_program_starts_is_silent():
     for program in ("/somewhere/numgpt", "-m"):
-        code = INTERRUPTED.format(program=program)
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        done = interrupted(program)
         assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 def test_a_program_that_imports_numgpt_keeps_its_interrupts():
-    code = INTERRUPTED.format(program="script.py")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = interrupted("script.py")
     assert "KeyboardInterrupt" in done.stderr
 
 
