@@ -156,9 +156,9 @@ class DirectoryLock:
     """
 
     def __init__(self, directory: str | os.PathLike):
+        self._file: BinaryIO | None = None
         self.directory = Path(directory)
         self.path = self.directory / LOCK_FILE
-        self._file: BinaryIO | None = None
         self._made: list[Path] = []
 
     @property

@@ -1,4 +1,4 @@
-"""Damage and kills, as many as are quick; the scripts beside this file run them for longer."""
+"""Damage and kills, as many as are quick.  For more: damage.py beside this file, and -m slow."""
 
 from __future__ import annotations
 
@@ -37,9 +37,18 @@ def options(text, **others) -> TrainConfig:
     return TrainConfig(**sizes | rhythm | more | others)
 
 
-@pytest.mark.parametrize("overwrites", [False, True])
+EVERY_POINT = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("overwrites", "step"),
+    [
+        *((False, 2), (True, 5)),
+        *(pytest.param(overwrites, 1, marks=EVERY_POINT) for overwrites in (False, True)),
+    ],
+)
 def test_a_run_killed_anywhere_is_resumed_or_begun_again(
-    text, tmp_path, capsys, monkeypatch, overwrites
+    text, tmp_path, capsys, monkeypatch, overwrites, step
 ):
     monkeypatch.setattr("numgpt.training.log.can_plot", lambda: False)
     out, whole = tmp_path / "run", tmp_path / "whole"
@@ -69,7 +78,7 @@ def test_a_run_killed_anywhere_is_resumed_or_begun_again(
         assert not [name for name in os.listdir(out) if name.startswith(".")]
         load(out)
 
-    assert kill_everywhere(prepare, work, check, step=5 if overwrites else 2) > 30
+    assert kill_everywhere(prepare, work, check, step=step) > 30
 
 
 @pytest.mark.parametrize("kind", ["bpe", "char"])

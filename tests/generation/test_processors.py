@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models.references import CONFIGS, small_model, to_transformers
-from support import assert_close
+from support import assert_close, clear_model
 
 from numgpt.generation import GenerationOptions, process_logits
 from numgpt.generation.processors import kth_largest, softmax
@@ -150,3 +150,35 @@ def test_the_kth_largest_is_that_of_the_sorted_row(row, k):
     row = np.array(row, np.float32)
     k = min(k, len(row))
     np.testing.assert_equal(kth_largest(row, k), np.sort(row)[-k])  # NaN counts as the largest
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("penalty", [0.6, 1.8])
+def test_a_repetition_penalty_passes_over_padding_as_transformers_does(penalty):
+    import torch
+
+    model = clear_model()
+    theirs = to_transformers(model).eval()
+    rng = np.random.default_rng(0)
+    for pad in range(0, model.config.vocab_size, 6):
+        ids, mask = rng.integers(model.config.vocab_size, size=(3, 6)), np.ones((3, 6), int)
+        for row, padding in ((1, 2), (2, 5)):
+            ids[row, :padding], mask[row, :padding] = pad, 0
+        expected = theirs.generate(
+            torch.tensor(ids),
+            attention_mask=torch.tensor(mask),
+            max_new_tokens=6,
+            repetition_penalty=penalty,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=pad,
+        )
+        ours = model.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=6,
+            repetition_penalty=penalty,
+            eos_token_id=[],
+            pad_token_id=pad,
+        )
+        np.testing.assert_array_equal(ours, expected.numpy())
