@@ -142,15 +142,16 @@ class _Request:
         logits = self._last_logits(self.ids[:, new:], cache, _from(mask, first))
         logits = np.repeat(logits, times, axis=0)
         cache = cache.repeat(times)
-        sequences = np.full((len(logits), self.max_length), self.pad_token_id, np.int64)
+        # Each step fills a column; memory that is never reached is never taken.
+        sequences = np.empty((len(logits), self.max_length), np.int64)
         sequences[:, : self.prompt_length] = np.repeat(self.ids, times, axis=0)
         self.ids = sequences[:, : self.prompt_length]
         self.lengths = np.full(len(sequences), self.prompt_length)
         occurred = sequences
         if mask is not None:
             mask = np.repeat(mask, times, axis=0)
-            occurred = sequences.copy()
-            occurred[:, : self.prompt_length][~mask] = -1
+            occurred = np.empty_like(sequences)
+            occurred[:, : self.prompt_length] = np.where(mask, self.ids, -1)
         ended = np.zeros(len(sequences), bool)
         for length in range(self.prompt_length, self.max_length):
             processed = process_logits(
