@@ -93,8 +93,8 @@ def find_bundle(directory: str | os.PathLike) -> Path | None:
         name = re.split(r"[/\\]", named[1])[-1]  # the directory may have moved
         if directory / f"{name}.index" not in indexes:
             raise ValueError(
-                f"{note}: names the bundle {shown(name)}, but its .index is not there; copy"
-                " or download it too, or name another bundle"
+                f"{note}: names the bundle {shown(name)}, but {name:.80}.index is not"
+                " there; copy or download it too, or name another bundle"
             )
         return directory / name
     if len(indexes) > 1:
