@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from numgpt.cli.common import add_command
+from numgpt.cli.common import add_command, check_directory_name
 from numgpt.files import replacing_together
 from numgpt.formats import open_model, read_model, resolve, save_model
 from numgpt.formats.huggingface import WEIGHTS_FILE
@@ -35,6 +35,7 @@ def register(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    check_directory_name("DST", options.target)
     target = Path(options.target)
     if target.is_dir() and any(target.iterdir()):
         raise ValueError(f"{target} is there already, and not empty: name a new directory")

@@ -41,15 +41,6 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
             raise FileNotFoundError(
                 f"{name} is not on this machine yet: fetch it with  numgpt download {name}"
             )
-    parts = name.split("/")
-    one_file = len(parts) == 3 and name.endswith(".gguf")  # owner/repository/file.gguf
-    if (
-        not (len(parts) <= 2 or one_file)
-        or not all(parts)
-        or parts[0] in (".", "..", "~")
-        or os.path.isabs(name)
-    ):
-        raise FileNotFoundError(f"there is no file or directory {name:.300}")
     return from_hub(name)
 
 
@@ -121,7 +112,19 @@ def _refuse_several(name: str, files: list[str]) -> None:
 
 def from_hub(name: str, **options: Any) -> Path:
     """Download from the hub into huggingface_hub's cache, or find it there; its environment
-    variables apply.  The options are those of its snapshot_download."""
+    variables apply.  The options are those of its snapshot_download.
+
+    Raises FileNotFoundError for what is no name of the hub's, HubError where the hub fails.
+    """
+    parts = name.split("/")
+    one_file = len(parts) == 3 and name.endswith(".gguf")  # owner/repository/file.gguf
+    if (
+        not (len(parts) <= 2 or one_file)
+        or not all(parts)
+        or parts[0] in (".", "..", "~")
+        or os.path.isabs(name)
+    ):
+        raise FileNotFoundError(f"there is no file or directory {name[:300] or repr(name)}")
     try:
         import huggingface_hub
     except ImportError:

@@ -14,7 +14,7 @@ from numgpt.messages import shown
 from numgpt.tokenizer import BaseTokenizer
 
 DEFAULT_NEW_TOKENS = 20
-LARGEST_ID = 1 << 31
+LONGEST = (1 << 31) - 1  # tokens
 # What people call options that have other names here.
 OTHER_NAMES = {
     "max_tokens": "max_new_tokens",
@@ -105,9 +105,8 @@ class GenerationOptions:
 
         for name in ("max_length", "max_new_tokens"):
             value = getattr(self, name)
-            require(
-                value is None or (_whole(value) and value >= 1), name, "a whole number from 1 up"
-            )
+            possible = value is None or (_whole(value) and 1 <= value <= LONGEST)
+            require(possible, name, f"a whole number from 1 to {LONGEST}")
         for name in ("min_length", "min_new_tokens", "top_k"):
             value = getattr(self, name)
             if name == "top_k" and value is None:

@@ -153,7 +153,7 @@ def _check_type(field: dataclasses.Field, value: Any) -> None:
         fits = isinstance(value, numbers) and not isinstance(value, bool)
         fits = fits and (not isinstance(value, int) or abs(value) < LARGEST) and value != math.inf
     if not fits:
-        expected = {int: "a whole number", float: "a number"}.get(kind, "text")
+        expected = {int: "a whole number below 2⁵³", float: "a finite number"}.get(kind, "text")
         raise ValueError(f"{field.name}={shown(value)}: expected {expected}")
 
 
