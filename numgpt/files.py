@@ -18,6 +18,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -220,12 +221,21 @@ class DirectoryLock:
                     stacklevel=4,
                 )
                 return
-            file.seek(0)
-            holder = file.read(300).decode(errors="replace") or "another process"
+            holder = _holder(file) or "another process"
             raise BlockingIOError(
                 f"{self.directory} is in use by {holder}: wait for it, stop it, or choose another"
                 " directory"
             ) from None
+
+
+def _holder(file: BinaryIO) -> str:
+    """What the process that has a lock wrote of itself; it may be about to."""
+    for _ in range(20):
+        file.seek(0)
+        if holder := file.read(300).decode(errors="replace"):
+            return holder
+        time.sleep(0.01)
+    return ""
 
 
 def _lock_file(file: BinaryIO) -> None:

@@ -199,10 +199,10 @@ def encode_corpus(
 
 
 def _is_json_lines(text: str) -> bool:
-    """Whether the first two lines are JSON objects."""
+    """Whether the first line, and the second if there is one, are JSON objects."""
     lines = text[: LOOKED_AT << 4].lstrip().splitlines()[:2]
     try:
-        return len(lines) == 2 and all(isinstance(json.loads(line), dict) for line in lines)
+        return bool(lines) and all(isinstance(json.loads(line), dict) for line in lines)
     except (ValueError, RecursionError):
         return False
 

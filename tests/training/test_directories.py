@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -350,6 +351,25 @@ def test_json_lines_and_spelt_special_tokens_are_told(tmp_path):
     told = [str(warning.message) for warning in warned]
     assert any("chat.jsonl is JSON, line by line" in message for message in told)
     assert any("<|endoftext|> 60 times" in message for message in told)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"a": 1}\n{"b": 2}\n' * 30, True),
+        ('\n{"a": 1}\n' + TEXT, False),
+        ("{not json}\n" * 100, False),
+        ("[1]\n" * 200, False),
+        (TEXT, False),
+    ],
+)
+def test_json_lines_are_told_from_text(tmp_path, text, expected):
+    path = tmp_path / "x.txt"
+    path.write_text(text)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        start(str(path), tmp_path / "run")
+    assert any("is JSON" in str(warning.message) for warning in warned) == expected
 
 
 def test_the_reported_loss_is_the_mean_since_the_last(text, tmp_path, monkeypatch):
