@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from numgpt.formats.catalogue import CATALOGUE, WheelModel
-from numgpt.formats.names import HubError, from_hub, models_directory
+from numgpt.formats.names import HubError, check_hub_name, from_hub, models_directory
 
 CHUNK = 1 << 20
 STALE_SECONDS = 24 * 3600  # after which what a killed download left is cleared away
@@ -42,6 +42,7 @@ def download(name: str, progress: Progress = lambda done, total: None, force: bo
     do.
     """
     if name not in CATALOGUE:
+        check_hub_name(name)
         return from_hub(name, force_download=force)
     target = models_directory() / name
     if target.is_dir() and not force:

@@ -41,6 +41,7 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
             raise FileNotFoundError(
                 f"{name} is not on this machine yet: fetch it with  numgpt download {name}"
             )
+    check_hub_name(name)
     return from_hub(name)
 
 
@@ -110,12 +111,8 @@ def _refuse_several(name: str, files: list[str]) -> None:
         )
 
 
-def from_hub(name: str, **options: Any) -> Path:
-    """Download from the hub into huggingface_hub's cache, or find it there; its environment
-    variables apply.  The options are those of its snapshot_download.
-
-    Raises FileNotFoundError for what is no name of the hub's, HubError where the hub fails.
-    """
+def check_hub_name(name: str) -> None:
+    """Raises FileNotFoundError for what is no name that the hub could have."""
     parts = name.split("/")
     one_file = len(parts) == 3 and name.endswith(".gguf")  # owner/repository/file.gguf
     if (
@@ -125,6 +122,14 @@ def from_hub(name: str, **options: Any) -> Path:
         or os.path.isabs(name)
     ):
         raise FileNotFoundError(f"there is no file or directory {name[:300] or repr(name)}")
+
+
+def from_hub(name: str, **options: Any) -> Path:
+    """Download from the hub into huggingface_hub's cache, or find it there; its environment
+    variables apply.  The options are those of its snapshot_download.
+
+    Raises FileNotFoundError where huggingface_hub is missing, HubError where the hub fails.
+    """
     try:
         import huggingface_hub
     except ImportError:

@@ -28,6 +28,7 @@ def wrapped(text: str, width: int, pieces: random.Random | None = None) -> str:
         ("exactly10!", "exactly10!"),
         ("12345 7890", "12345 7890"),
         ("12345 78901", "12345\n78901"),
+        ("aa bb cc dd", "aa bb cc\ndd"),
         ("  indented text", "  indented\ntext"),
         (
             "```\nx = 1234567890 + 1\n```\none two three",

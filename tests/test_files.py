@@ -1,0 +1,103 @@
+"""Whole files or none, one by one and several together; what is left behind, and what is not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from numgpt.files import (
+    COMPLETE,
+    REMOVED,
+    TEMPORARY,
+    finish_replacing,
+    replacing,
+    replacing_together,
+    sweep,
+)
+
+
+def content(directory) -> dict[str, str]:
+    return {path.name: path.read_text() for path in directory.iterdir()}
+
+
+def test_files_that_change_together(tmp_path):
+    (tmp_path / "a").write_text("old")
+    (tmp_path / "b").write_text("old")
+    (tmp_path / "mine").write_text("old")
+    with replacing_together(tmp_path, remove=("a", "b", "absent")) as staged:
+        (staged / "a").write_text("new")
+        (staged / "c").write_text("new")
+        assert (tmp_path / "a").read_text() == "old"
+    assert content(tmp_path) == {"a": "new", "c": "new", "mine": "old"}
+
+
+def test_an_error_leaves_nothing_that_was_not_there(tmp_path):
+    def fail_together():
+        with replacing_together(tmp_path / "x/y") as staged:
+            (staged / "a").write_text("new")
+            raise KeyError
+
+    def fail():
+        with replacing(tmp_path / "a") as file:
+            file.write(b"new")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_together()
+    assert content(tmp_path) == {}
+    (tmp_path / "there").mkdir()
+    with pytest.raises(KeyError), replacing_together(tmp_path / "there"):
+        raise KeyError
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    with pytest.raises(KeyError):
+        fail()
+    assert not (tmp_path / "a").exists()
+
+
+def test_errors_name_the_file_that_was_meant(tmp_path):
+    with pytest.raises(OSError, match="absent/a'") as error, replacing(tmp_path / "absent/a"):
+        pass
+    assert TEMPORARY not in str(error.value)
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(NotADirectoryError, match="is a file"),
+        replacing_together(tmp_path / "file"),
+    ):
+        pass
+    with (
+        pytest.raises(OSError, match=r"out/a/b'") as error,
+        replacing_together(tmp_path / "out") as staged,
+        open(staged / "a" / "b", "w"),
+    ):
+        pass
+    assert TEMPORARY not in str(error.value)
+
+
+def test_a_change_that_was_decided_is_finished(tmp_path):
+    (tmp_path / COMPLETE).mkdir()
+    (tmp_path / COMPLETE / "a").write_text("new")
+    (tmp_path / COMPLETE / REMOVED).write_text('["b", "../outside", "absent"]')
+    (tmp_path / "a").write_text("old")
+    (tmp_path / "b").write_text("old")
+    outside = tmp_path.parent / "outside"
+    outside.write_text("mine")
+    finish_replacing(tmp_path)
+    finish_replacing(tmp_path)
+    assert content(tmp_path) == {"a": "new"}
+    assert outside.read_text() == "mine"  # what a stranger's directory names stays in it
+
+
+def test_only_temporaries_of_the_dead_are_swept(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    kept = [f".a.{os.getpid()}{TEMPORARY}", ".notes.tmp", f"a{TEMPORARY}", f".a.x{TEMPORARY}"]
+    for name in (f".a.{dead.pid}{TEMPORARY}", *kept):
+        (tmp_path / name).write_text("")
+    (tmp_path / f".b.{dead.pid}{TEMPORARY}").mkdir()
+    (tmp_path / f".b.{dead.pid}{TEMPORARY}" / "c").write_text("")
+    sweep(tmp_path)
+    if os.name == "posix":
+        assert sorted(content(tmp_path)) == sorted(kept)
