@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
 import json
-import os
 import secrets
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,9 +22,9 @@ from numgpt.cli.common import (
     sampling_options,
     whole,
 )
+from numgpt.cli.keyboard import Interrupts, line_editing
 from numgpt.cli.wrapping import WordWrap
 from numgpt.formats import load
-from numgpt.formats.names import home
 from numgpt.generation import Chat
 from numgpt.generation.chat import DEFAULTS
 
@@ -38,7 +35,6 @@ CUT = {
     "repetition": "(ended here: it said the same again and again)",
 }
 PROMPT, CONTINUED = "> ", "… "
-HISTORY_LINES = 1000
 HELP = """\
 /help           this list
 /reset          begin again
@@ -148,7 +144,7 @@ class _Terminal:
         self.seed = seed  # of the next answer
         self.model = model
         self.dropped = 0
-        self.interrupts = _Interrupts()
+        self.interrupts = Interrupts()
         self.commands: dict[str, Callable[[str], None]] = {
             "help": lambda _: _say(HELP),
             "reset": self.reset,
@@ -168,7 +164,7 @@ class _Terminal:
             f" {self.chat.model.context_length} tokens, {self.chat.template.format.name} format."
             " /help lists the commands."
         )
-        with _line_editing(), self.interrupts:
+        with line_editing(), self.interrupts:
             while (line := self.read()) is not None:
                 command, _, argument = line[1:].partition(" ")
                 if not line.strip():
@@ -299,59 +295,6 @@ class _Terminal:
             f" {cost.tokens_per_second:.1f} a second; context {cost.context_tokens} of"
             f" {cost.context_length}"
         )
-
-
-class _Interrupts:
-    """Ctrl-C, heard once by each thing that it can stop, however often the key is pressed."""
-
-    def __init__(self) -> None:
-        self.listening = False
-
-    def __enter__(self) -> None:
-        self.before = signal.signal(signal.SIGINT, self.handle)
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self.before)
-
-    def handle(self, *_: object) -> None:
-        if self.listening:
-            self.listening = False
-            raise KeyboardInterrupt
-
-    @contextlib.contextmanager
-    def heard(self) -> Iterator[None]:
-        """Ctrl-C raises KeyboardInterrupt here, once."""
-        self.listening = True
-        try:
-            yield
-        finally:
-            self.listening = False
-
-
-@contextlib.contextmanager
-def _line_editing() -> Iterator[None]:
-    """Arrow keys and a history that lasts, where Python has readline."""
-    try:
-        import readline
-    except ImportError:  # Windows: its console has editing of its own
-        yield
-        return
-    path = None
-    with contextlib.suppress(OSError):
-        path = home() / "chat_history"
-        readline.read_history_file(path)
-    readline.set_history_length(HISTORY_LINES)
-    if os.environ.get("TERM", "dumb") != "dumb":  # pasted lines don't end the message
-        readline.parse_and_bind("set enable-bracketed-paste on")
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.touch(mode=0o600)  # what people say is theirs
-                path.chmod(0o600)
-                readline.write_history_file(path)
 
 
 def _expanded(path: str) -> Path:

@@ -19,15 +19,13 @@ from typing import Any
 from numgpt.files import replacing
 from numgpt.generation.cache import KVCache
 from numgpt.generation.decode import stream
+from numgpt.generation.endings import before_stop, goes_in_circles
 from numgpt.generation.options import GenerationOptions
 from numgpt.messages import shown
 from numgpt.models.language_model import LanguageModel
 from numgpt.tokenizer import BaseTokenizer, StreamDecoder
 from numgpt.tokenizer.chat_template import ChatTemplate, MadeIds
 
-# A loop: the last tokens are some, at most this many, over and over; this many in all, and each
-# of them this often.
-LONGEST_LOOP, LOOP_TOKENS, LOOP_TIMES = 64, 64, 4
 # Those that SmolLM2's authors recommend.
 DEFAULTS = {"do_sample": True, "temperature": 0.2, "top_p": 0.9, "max_new_tokens": 512}
 
@@ -248,7 +246,7 @@ class Chat:
                 first = time.perf_counter() if first is None else first
                 made.append(token)
                 answer += decoder.push(token)
-                ready, stopped = _before_stop(answer, stops)
+                ready, stopped = before_stop(answer, stops)
                 if answer and not answer.startswith(" "):
                     space = 0
                 piece, sent = ready[max(sent, space) :], len(ready)
@@ -257,7 +255,7 @@ class Chat:
                 if stopped:
                     reason = "stop"
                     break
-                if _goes_in_circles(made):
+                if goes_in_circles(made):
                     reason = "repetition"
                     break
             else:
@@ -334,16 +332,6 @@ class Chat:
         return self._cache
 
 
-def _goes_in_circles(ids: Sequence[int]) -> bool:
-    """Whether the last tokens are the same few over and over."""
-    for period in range(1, min(LONGEST_LOOP, len(ids) // LOOP_TIMES) + 1):
-        if ids[-1] == ids[-1 - period]:  # as a rule not, and then this is all
-            span = max(LOOP_TOKENS, LOOP_TIMES * period)
-            if len(ids) >= span and ids[-span:-period] == ids[period - span :]:
-                return True
-    return False
-
-
 def _silence() -> Generator[str, None, None]:
     """An answer that has ended."""
     yield from ()
@@ -364,18 +352,6 @@ def _what_was_said(message: Any) -> Any:
     if not isinstance(message, Mapping):
         return message  # the template refuses it
     return {key: message[key] for key in ("role", "content") if key in message}
-
-
-def _before_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """The text before a stop string, and whether one is there; without what may be the beginning of
-    one."""
-    places = [text.find(stop) for stop in stops if stop in text]
-    if places:
-        return text[: min(places)], True
-    for length in range(max(map(len, stops), default=1) - 1, 0, -1):
-        if any(stop.startswith(text[-length:]) for stop in stops) and len(text) >= length:
-            return text[:-length], False
-    return text, False
 
 
 def _as_list(ids: int | Sequence[int] | None) -> list[int]:
