@@ -29,6 +29,7 @@ _TEMPORARY_NAME = re.compile(rf"\..*\.(\d+){re.escape(TEMPORARY)}", re.DOTALL)
 COMPLETE = ".numgpt-complete"  # the directory of files that only have to be moved to their places
 REMOVED = ".removed.json"  # in it: the names that are to go
 LOCK_FILE = ".numgpt-lock"
+HOLDER = "process"  # the first word in it
 
 
 @contextlib.contextmanager
@@ -100,6 +101,9 @@ def _complete(staged: Path, remove: Collection[str]) -> None:
     gone = sorted(set(remove).difference(path.name for path in staged.iterdir()))
     with naming(staged):
         (staged / REMOVED).write_text(json.dumps(gone), encoding="utf-8")
+    for name in (*gone, *(path.name for path in staged.iterdir())):
+        if (place := staged.with_name(name)).is_dir():
+            raise IsADirectoryError(f"{place} is a directory where a file belongs: move it away")
     for path in staged.iterdir():
         with naming(path), open(path, "r+b") as file:
             os.fsync(file.fileno())
@@ -123,17 +127,27 @@ def finish_replacing(directory: str | os.PathLike) -> None:
     if not complete.is_dir():
         return
     with contextlib.suppress(FileNotFoundError):  # another process does the same
-        names = json.loads((complete / REMOVED).read_text(encoding="utf-8"))
+        names = _names_to_remove(complete)
         for path in complete.iterdir():
             if path.name != REMOVED:
                 os.replace(path, directory / path.name)
         for name in names:
-            if Path(name).name == name:
-                (directory / name).unlink(missing_ok=True)
+            (directory / name).unlink(missing_ok=True)
         _sync_directory(directory)
         (complete / REMOVED).unlink()
     with contextlib.suppress(FileNotFoundError):
         complete.rmdir()
+
+
+def _names_to_remove(complete: Path) -> list[str]:
+    """Raises ValueError for what numgpt has not written."""
+    try:
+        names = json.loads((complete / REMOVED).read_text(encoding="utf-8"))
+        if all(isinstance(name, str) and name and Path(name).name == name for name in names):
+            return names
+    except (ValueError, TypeError, RecursionError):
+        pass
+    raise ValueError(f"{complete} is not what numgpt has left there: move it away")
 
 
 def sweep(directory: Path) -> None:
@@ -177,9 +191,10 @@ class DirectoryLock:
         self._made = _make(self.directory)
         try:
             while True:
-                file = open(self.path, "a+b")  # noqa: SIM115 (open as long as the lock is held)
+                file = open(self.path, "a+b", buffering=0, opener=_open_itself)  # noqa: SIM115
                 try:
                     self._lock(file)
+                    _check_ours(file, self.path)
                     if _is_file_at(file, self.path):
                         break
                 except BaseException:
@@ -190,9 +205,9 @@ class DirectoryLock:
             _unmake(self._made)
             raise
         self._file = file
-        file.truncate(0)
-        file.write(f"process {os.getpid()} ({shlex.join(sys.orig_argv)[:200]})".encode())
-        file.flush()
+        with contextlib.suppress(OSError):  # a full disk: then the lock holds without a name
+            file.truncate(0)
+            file.write(f"{HOLDER} {os.getpid()} ({shlex.join(sys.orig_argv)[:200]})".encode())
 
     def release(self) -> None:
         """Give it up; a directory that was created for it and is empty goes again."""
@@ -226,6 +241,19 @@ class DirectoryLock:
                 f"{self.directory} is in use by {holder}: wait for it, stop it, or choose another"
                 " directory"
             ) from None
+
+
+def _open_itself(path: str, flags: int) -> int:
+    """The file of this name, not one that a link leads to."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+def _check_ours(file: BinaryIO, path: Path) -> None:
+    """Raises FileExistsError for a file that no lock has written."""
+    file.seek(0)
+    start = file.read(len(HOLDER))
+    if start and start != HOLDER.encode():
+        raise FileExistsError(f"{path} is somebody's, not a lock of numgpt: move it elsewhere")
 
 
 def _holder(file: BinaryIO) -> str:

@@ -10,8 +10,10 @@ import pytest
 
 from numgpt.files import (
     COMPLETE,
+    LOCK_FILE,
     REMOVED,
     TEMPORARY,
+    DirectoryLock,
     finish_replacing,
     replacing,
     replacing_together,
@@ -79,15 +81,52 @@ def test_errors_name_the_file_that_was_meant(tmp_path):
 def test_a_change_that_was_decided_is_finished(tmp_path):
     (tmp_path / COMPLETE).mkdir()
     (tmp_path / COMPLETE / "a").write_text("new")
-    (tmp_path / COMPLETE / REMOVED).write_text('["b", "../outside", "absent"]')
+    (tmp_path / COMPLETE / REMOVED).write_text('["b", "absent"]')
     (tmp_path / "a").write_text("old")
     (tmp_path / "b").write_text("old")
-    outside = tmp_path.parent / "outside"
-    outside.write_text("mine")
     finish_replacing(tmp_path)
     finish_replacing(tmp_path)
     assert content(tmp_path) == {"a": "new"}
-    assert outside.read_text() == "mine"  # what a stranger's directory names stays in it
+
+
+@pytest.mark.parametrize("names", ['["../outside"]', '["b", 1]', '[""]', "[", "5", '["."]'])
+def test_a_change_that_a_stranger_decided_is_refused(tmp_path, names):
+    (tmp_path / COMPLETE).mkdir()
+    (tmp_path / COMPLETE / "a").write_text("new")
+    (tmp_path / COMPLETE / REMOVED).write_text(names)
+    (tmp_path / "a").write_text("old")
+    (tmp_path / "b").write_text("old")
+    with pytest.raises(ValueError, match=f"{COMPLETE} is not what numgpt has left"):
+        finish_replacing(tmp_path)
+    assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == "old"
+
+
+def test_a_directory_in_a_files_place_is_told_before_anything_changes(tmp_path):
+    (tmp_path / "a").write_text("old")
+    (tmp_path / "b").mkdir()
+
+    def replace():
+        with replacing_together(tmp_path, remove=("b",)) as staged:
+            (staged / "a").write_text("new")
+
+    with pytest.raises(IsADirectoryError, match="b is a directory where a file belongs"):
+        replace()
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_what_is_no_lock_of_ours_stays_as_it_is(tmp_path):
+    path = tmp_path / LOCK_FILE
+    path.write_text("precious")
+    with pytest.raises(FileExistsError, match="is somebody's"):
+        DirectoryLock(tmp_path).acquire()
+    assert path.read_text() == "precious"
+    if os.name == "posix":
+        path.unlink()
+        (tmp_path / "elsewhere").write_text("precious")
+        path.symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(OSError, match=LOCK_FILE):
+            DirectoryLock(tmp_path).acquire()
+        assert (tmp_path / "elsewhere").read_text() == "precious"
 
 
 def test_only_temporaries_of_the_dead_are_swept(tmp_path):

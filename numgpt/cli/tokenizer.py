@@ -15,7 +15,7 @@ from numgpt.cli.common import (
     text_argument,
     whole,
 )
-from numgpt.files import finish_replacing, replacing_together
+from numgpt.files import DirectoryLock, finish_replacing, replacing_together
 from numgpt.formats import SHIPPED, load_tokenizer
 from numgpt.messages import shown
 from numgpt.tokenizer import Tokenizer
@@ -104,6 +104,27 @@ def run_train(options: argparse.Namespace) -> None:
     special = [END_OF_TEXT] if options.special is None else options.special
     began = time.perf_counter()
     check_directory_name("--out", options.out)
+    lock = DirectoryLock(options.out)
+    lock.acquire()
+    try:
+        tokenizer = _train_into(options, special)
+    finally:
+        lock.release()
+    seconds = time.perf_counter() - began
+    print(
+        f"{tokenizer.vocab_size} tokens learnt in {seconds:.1f} s, written to {options.out}",
+        file=sys.stderr,
+    )
+    if tokenizer.vocab_size < options.vocab_size:
+        print(
+            f"fewer than {options.vocab_size}: no other pair occurs {options.min_frequency}"
+            " times in this text",
+            file=sys.stderr,
+        )
+
+
+def _train_into(options: argparse.Namespace, special: list[str]) -> Tokenizer:
+    """Learn a tokenizer and put it into its directory."""
     finish_replacing(options.out)
     there = tokenizer_files(options.out)
     if there and not options.overwrite:
@@ -123,17 +144,7 @@ def run_train(options: argparse.Namespace) -> None:
             pattern=options.pattern,
         )
         tokenizer.save_pretrained(staged)
-    seconds = time.perf_counter() - began
-    print(
-        f"{tokenizer.vocab_size} tokens learnt in {seconds:.1f} s, written to {options.out}",
-        file=sys.stderr,
-    )
-    if tokenizer.vocab_size < options.vocab_size:
-        print(
-            f"fewer than {options.vocab_size}: no other pair occurs {options.min_frequency}"
-            " times in this text",
-            file=sys.stderr,
-        )
+    return tokenizer
 
 
 def run_encode(options: argparse.Namespace) -> None:

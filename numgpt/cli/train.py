@@ -57,7 +57,7 @@ def register(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    chosen = read_toml(options.config) if options.config else {}
+    chosen = {} if options.config is None else read_toml(options.config)
     chosen |= {name: value for name, value in vars(options).items() if name in OPTIONS}
     if (options.out is None) == (options.resume is None):
         raise ValueError("give --out DIR for a new run, or --resume DIR to continue one")

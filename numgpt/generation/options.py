@@ -132,7 +132,8 @@ class GenerationOptions:
                 f" max_new_tokens={self.max_new_tokens}"
             )
         value = self.num_return_sequences
-        require(_whole(value) and value >= 1, "num_return_sequences", "a whole number from 1 up")
+        possible = _whole(value) and 1 <= value <= LONGEST
+        require(possible, "num_return_sequences", f"a whole number from 1 to {LONGEST}")
         for word in self.bad_words_ids:
             require(
                 len(word) > 0 and all(0 <= id < vocab_size for id in word),

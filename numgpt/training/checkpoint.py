@@ -177,6 +177,6 @@ def check_room(directory: Path, model: LanguageModel) -> None:
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise OSError(
-            f"{directory} has {free / 1e6:.0f} MB free, the checkpoints of this model need"
-            f" {needed / 1e6:.0f} MB: free some space or choose another --out"
+            f"{directory} has {free / 1e6:.1f} MB free, the checkpoints of this model need"
+            f" {needed / 1e6:.1f} MB: free some space or choose another --out"
         )

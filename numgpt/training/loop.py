@@ -151,7 +151,8 @@ class Trainer:
             setattr(config, name, value)
         config.validate()
         state.apply_options()
-        check_room(out, state.model)
+        if state.optimizer.steps:  # a new run has been checked before anything was there
+            check_room(out, state.model)
         tokenizer = formats.load_tokenizer(out)
         if hash_tokenizer(tokenizer) != state.tokens.tokenizer:
             raise ValueError(

@@ -185,6 +185,10 @@ def test_a_directory_in_use_is_refused_and_left_alone(call, text, tmp_path):
         assert err.count("\n") == 1
         assert f"in use by process {os.getpid()}" in err
         assert content(out) == before
+    status, err = call("tokenizer", "train", text, "--vocab-size=300", "--out", out, "--overwrite")
+    assert status == 1
+    assert "in use by process" in err
+    assert content(out) == before
     staged.unlink()
     live.run()
     assert call("train", "--resume", out)[0] == 0
