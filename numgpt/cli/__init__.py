@@ -29,6 +29,7 @@ MENDS = {
     errno.EACCES: "choose a place that you may use",
     errno.EPERM: "choose a place that you may use",
     errno.EROFS: "choose a place that can be written",
+    errno.ENAMETOOLONG: "choose a shorter name",
 }
 
 
@@ -67,7 +68,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except MemoryError as error:
         return _fail(f"out of memory ({error}): use a smaller model, batch or context", 1)
     except (OSError, OverflowError, HubError, TrainingError) as error:
-        return _fail(error, 1)
+        return _fail(error, 2 if getattr(error, "errno", None) == errno.ENAMETOOLONG else 1)
     return 0
 
 
@@ -76,6 +77,7 @@ def _fail(error: object, status: int) -> int:
         where = error.filename
         if where is None and error.errno == errno.EBADF:
             where = "standard output"
+        where = where if where is None or len(str(where)) < 300 else f"{str(where)[:300]}…"
         mend = MENDS.get(error.errno)
         error = ": ".join(str(part) for part in (where, error.strerror, mend) if part is not None)
     print(f"numgpt: error: {one_line(error)}", file=sys.stderr)

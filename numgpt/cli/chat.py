@@ -298,9 +298,13 @@ class _Terminal:
 
 
 def _expanded(path: str) -> Path:
-    """The path, with a home directory in place of ~.  Raises ValueError where there is none."""
+    """The path, with a home directory in place of ~.  Raises ValueError where there is none, or no
+    file but a device."""
     try:
-        return Path(path).expanduser()
+        expanded = Path(path).expanduser()
+        if expanded.exists() and not expanded.is_file() and not expanded.is_dir():
+            raise ValueError(f"{path:.200} is no file")
+        return expanded
     except RuntimeError:
         raise ValueError(f"nobody here has the home directory {path.split('/')[0]:.80}") from None
 

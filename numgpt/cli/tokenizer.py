@@ -15,7 +15,7 @@ from numgpt.cli.common import (
     text_argument,
     whole,
 )
-from numgpt.files import DirectoryLock, finish_replacing, replacing_together
+from numgpt.files import DirectoryLock, finish_replacing, replacing_together, sweep
 from numgpt.formats import SHIPPED, load_tokenizer
 from numgpt.messages import shown
 from numgpt.tokenizer import Tokenizer
@@ -107,6 +107,7 @@ def run_train(options: argparse.Namespace) -> None:
     lock = DirectoryLock(options.out)
     lock.acquire()
     try:
+        sweep(Path(options.out))
         tokenizer = _train_into(options, special)
     finally:
         lock.release()
@@ -132,7 +133,8 @@ def _train_into(options: argparse.Namespace, special: list[str]) -> Tokenizer:
             f"{options.out} holds a tokenizer already ({there[0]}): name another --out, or replace"
             " it with --overwrite"
         )
-    if all(Path(file).is_file() and not Path(file).stat().st_size for file in options.files):
+    paths = [Path(file) for file in options.files]
+    if all(not path.is_fifo() and path.stat().st_size == 0 for path in paths):
         raise ValueError(f"{options.files[0]} is empty: there is nothing to learn from")
     with replacing_together(options.out, remove=TOKENIZER_FILES) as staged:
         tokenizer = Tokenizer.train(

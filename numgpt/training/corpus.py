@@ -200,7 +200,7 @@ def encode_corpus(
 
 def _is_json_lines(text: str) -> bool:
     """Whether the first line, and the second if there is one, are JSON objects."""
-    lines = text[: LOOKED_AT << 4].lstrip().splitlines()[:2]
+    lines = text[: LOOKED_AT << 4].lstrip("\ufeff \t\r\n").splitlines()[:2]
     try:
         return bool(lines) and all(isinstance(json.loads(line), dict) for line in lines)
     except (ValueError, RecursionError):

@@ -27,10 +27,14 @@ class Log:
         records, damaged = _read(self.path) if self.path.is_file() else ([], 0)
         self.records = [record for record in records if record["step"] <= keep_to_step]
         if damaged:
-            os.replace(self.path, self.path.with_name(DAMAGED_LOG_FILE))
+            aside, number = self.path.with_name(DAMAGED_LOG_FILE), 1
+            while os.path.lexists(aside):  # an earlier one, or somebody's, stays
+                number += 1
+                aside = aside.with_name(f"log.damaged.{number}.jsonl")
+            os.replace(self.path, aside)
             warnings.warn(
-                f"{self.path} has {damaged} lines that are no reports: it is kept as"
-                f" {DAMAGED_LOG_FILE}, the log goes on with the others",
+                f"{self.path} has {damaged} lines that are no reports: it is kept as {aside.name},"
+                " the log goes on with the others",
                 stacklevel=2,
             )
         with replacing(self.path) as file:

@@ -391,6 +391,8 @@ def test_sampling_is_changed_as_one_talks(models, tmp_path):
             "/seed 7": "seed is 7",
             "/seed -1": "/seed: -1 is not a whole number",
             "/save ~nobody-of-this-name/a": "nobody here has the home directory ~nobody",
+            "/save /dev/full": "/save: /dev/full is no file",
+            "/load /dev/zero": "/load: /dev/zero is no file",
         }.items():
             assert answer in terminal.enter(line), line
         first = terminal.enter("Hi").partition("\n")[2]

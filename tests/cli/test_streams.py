@@ -114,6 +114,9 @@ def test_an_absurd_number_of_threads_is_told_and_ignored(value):
         (("tokenizer", "decode", "1" * 23), "not in the vocabulary"),
         (("tokenizer", "decode", "1" * 5000), "is not a token id"),
         (("generate", "x", "--model", ""), 'the model is ""'),
+        (("eval", "--data", "x" * 3000), "choose a shorter name"),
+        (("train", "--out", "x" * 3000, "--data", "CONFIG"), "choose a shorter name"),
+        (("tokenizer", "train", os.devnull, "--vocab-size", "300", "--out", "NEW"), "is empty"),
     ],
 )
 def test_absurd_input_is_one_short_line(tmp_path, capsys, arguments, message):

@@ -272,6 +272,10 @@ def test_a_damaged_log_is_set_aside(text, tmp_path):
     assert (tmp_path / "run" / "log.damaged.jsonl").read_bytes() == damaged
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert steps == [1, 2, 3]
+    log.write_text("nonsense\n")
+    with pytest.warns(UserWarning, match=r"kept as log\.damaged\.2\.jsonl"):
+        Trainer.resume(tmp_path / "run", {"steps": 4})
+    assert (tmp_path / "run" / "log.damaged.jsonl").read_bytes() == damaged
 
 
 # --- signals ---
