@@ -252,7 +252,7 @@ def _check_ours(file: BinaryIO, path: Path) -> None:
     """Raises FileExistsError for a file that no lock has written."""
     file.seek(0)
     start = file.read(len(HOLDER))
-    if start and start != HOLDER.encode():
+    if not HOLDER.encode().startswith(start):
         raise FileExistsError(f"{path} is somebody's, not a lock of numgpt: move it elsewhere")
 
 

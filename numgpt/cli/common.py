@@ -112,9 +112,9 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_directory_name(flag: str, name: str) -> None:
+def check_directory_name(flag: str, name: str | None) -> None:
     """Raises ValueError for an empty one, which would mean the working directory."""
-    if not name:
+    if name == "":
         raise ValueError(f'{flag} "": name a directory')
 
 

@@ -138,7 +138,7 @@ def _train_into(options: argparse.Namespace, special: list[str]) -> Tokenizer:
         raise ValueError(f"{options.files[0]} is empty: there is nothing to learn from")
     with replacing_together(options.out, remove=TOKENIZER_FILES) as staged:
         tokenizer = Tokenizer.train(
-            [Path(file) for file in options.files],
+            paths,
             options.vocab_size,
             special,
             options.min_frequency,

@@ -61,7 +61,8 @@ def run(options: argparse.Namespace) -> None:
     chosen |= {name: value for name, value in vars(options).items() if name in OPTIONS}
     if (options.out is None) == (options.resume is None):
         raise ValueError("give --out DIR for a new run, or --resume DIR to continue one")
-    check_directory_name("--out", options.out or options.resume)
+    for flag, name in (("--out", options.out), ("--resume", options.resume)):
+        check_directory_name(flag, name)
     if options.resume is not None:
         trainer = Trainer.resume(options.resume, chosen)
     else:

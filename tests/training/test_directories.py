@@ -118,7 +118,7 @@ def test_an_empty_name_is_not_the_working_directory(call, text, tmp_path, monkey
     before = content(tmp_path)
     status, err = call("train", "--data", text, flag, "", *TINY)
     assert status == 2
-    assert "name a directory" in err
+    assert f'{flag} "": name a directory' in err
     assert call("tokenizer", "train", text, "--vocab-size=270", "--out", "")[0] == 2
     assert content(tmp_path) == before
 
