@@ -1,7 +1,9 @@
 """numgpt against PyTorch and others, side by side:  python -m benchmarks [ROW ...]
 
 The table gives medians, the ratio of the other side's time to numgpt's (above 1 numgpt is faster),
-and each process's peak memory. In place of rows:
+and each process's peak memory. With --against CHECKOUT the other side is the numgpt of another
+checkout: 20 pairs of runs, this code and that one in turn, and the median of the pairs' ratios of
+time (below 1 this code is faster). In place of rows:
 
     recipe    train the char recipe to its end on both sides
     growth    how time and memory grow with tokens and context; writes growth.json
@@ -14,6 +16,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import statistics
+from pathlib import Path
 
 from benchmarks import harness
 
@@ -33,6 +37,8 @@ def main() -> None:
         metavar="NAME",
         help="'numpy': those that NumPy's BLAS takes by itself; else an OPENBLAS_CORETYPE",
     )
+    parser.add_argument("--against", metavar="CHECKOUT", help="compare with numgpt there")
+    parser.add_argument("--pairs", type=int, default=20, help="runs of each, with --against (20)")
     parser.add_argument("--worker", nargs=2, metavar=("SIDE", "ROW"), help=argparse.SUPPRESS)
     parser.add_argument("--point", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -48,15 +54,14 @@ def main() -> None:
         import numgpt  # noqa: F401  (first: it chooses NumPy's kernels)
 
         importlib.import_module(f"benchmarks.{options.rows[0]}").main(options.threads)
+    elif options.against:
+        compare(parser, options)
     else:
         table(parser, options)
 
 
 def table(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    from benchmarks.rows import ROWS
-
-    if unknown := set(options.rows) - ROWS.keys():
-        parser.error(f"no row {min(unknown)}; there are {', '.join((*ROWS, *STUDIES))}")
+    rows = chosen_rows(parser, options)
     environment = {"BENCHMARK_THREADS": str(options.threads)}
     if options.kernels == "numpy":
         # NumPy is imported first, and the rest of what numgpt sets stays equal.
@@ -65,16 +70,47 @@ def table(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         environment["OPENBLAS_CORETYPE"] = options.kernels
     print("| work | numgpt | other | ratio | target | peak MB, numgpt | other |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    for name in options.rows or ROWS:
-        row = ROWS[name]
-        results = harness.measure(name, row.runs, environment)
-        (ours, our_peak), (theirs, their_peak) = results["numgpt"], results["other"]
-        peaks = f"{our_peak:,.0f} | {their_peak:,.0f}" if row.memory else " | "
+    sides = tuple(harness.Side(name, environment) for name in ("numgpt", "other"))
+    for name, row in rows.items():
+        ours, theirs = harness.measure(name, row.runs, sides)
+        peaks = f"{ours.peak:,.0f} | {theirs.peak:,.0f}" if row.memory else " | "
         print(
-            f"| {row.title} | {show(row, ours)} | {show(row, theirs)} | {theirs / ours:.2f}"
-            f" | {row.target or ''} | {peaks} |",
+            f"| {row.title} | {show(row, ours.seconds)} | {show(row, theirs.seconds)}"
+            f" | {theirs.seconds / ours.seconds:.2f} | {row.target or ''} | {peaks} |",
             flush=True,
         )
+
+
+def compare(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """This code against that of another checkout."""
+    checkout = Path(options.against).resolve()
+    if not (checkout / "numgpt" / "__init__.py").is_file():
+        parser.error(f"--against {options.against}: there is no numgpt/ in it")
+    environment = {"BENCHMARK_THREADS": str(options.threads)}
+    sides = (
+        harness.Side("numgpt", environment),
+        harness.Side("numgpt", environment | {"BENCHMARK_CHECKOUT": str(checkout)}),
+    )
+    print("| work | this code | that | ratio of times | quartiles | peak MB, this code | that |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for name, row in chosen_rows(parser, options).items():
+        ours, theirs = harness.measure(name, options.pairs, sides)
+        ratios = sorted(a / b for a, b in zip(ours.times, theirs.times, strict=True))
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        title = row.title.partition(" (")[0]
+        print(
+            f"| {title} | {show(row, ours.seconds)} | {show(row, theirs.seconds)} | {middle:.3f}"
+            f" | {low:.3f}–{high:.3f} | {ours.peak:,.0f} | {theirs.peak:,.0f} |",
+            flush=True,
+        )
+
+
+def chosen_rows(parser: argparse.ArgumentParser, options: argparse.Namespace) -> dict:
+    from benchmarks.rows import ROWS
+
+    if unknown := set(options.rows) - ROWS.keys():
+        parser.error(f"no row {min(unknown)}; there are {', '.join((*ROWS, *STUDIES))}")
+    return {name: ROWS[name] for name in options.rows or ROWS}
 
 
 def show(row, seconds: float) -> str:

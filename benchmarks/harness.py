@@ -19,41 +19,52 @@ PAUSE = 0.1  # seconds; after a run, a library's threads wait busily for a while
 ROOT = Path(__file__).parents[1]
 
 
+class Side(NamedTuple):
+    """One of the two processes: whose work it does, and in what environment."""
+
+    name: str  # "numgpt" or "other", the field of a row
+    environment: dict[str, str]
+
+
 class Result(NamedTuple):
-    seconds: float  # the median
+    """What the runs of one side took, in turn."""
+
+    times: list[float]  # seconds
     peak: float  # MB
 
+    @property
+    def seconds(self) -> float:
+        return statistics.median(self.times)
 
-def measure(name: str, runs: int, environment: dict[str, str]) -> dict[str, Result]:
+
+def measure(name: str, runs: int, sides: tuple[Side, Side]) -> tuple[Result, Result]:
     """Run both sides of a row in turn."""
-    workers = {
-        side: subprocess.Popen(
-            [sys.executable, "-m", "benchmarks", "--worker", side, name],
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-m", "benchmarks", "--worker", side.name, name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env=os.environ | environment,
+            env=os.environ | side.environment,
         )
-        for side in ("numgpt", "other")
-    }
-    for side, process in workers.items():
+        for side in sides
+    ]
+    for side, process in zip(sides, workers, strict=True):
         if process.stdout.readline().strip() != "ready":
-            raise SystemExit(f"the {side} side of {name} failed: see above")
-    answers = {side: [] for side in workers}
+            raise SystemExit(f"the {side.name} side of {name} failed: see above")
+    answers = ([], [])
     for _ in range(runs):
-        for side, process in workers.items():
+        for process, mine in zip(workers, answers, strict=True):
             time.sleep(PAUSE)
             process.stdin.write("\n")
             process.stdin.flush()
-            answers[side].append(json.loads(process.stdout.readline()))
-    for process in workers.values():
+            mine.append(json.loads(process.stdout.readline()))
+    for process in workers:
         process.stdin.close()
         process.wait()
-    return {
-        side: Result(statistics.median(t for t, _ in runs), max(m for _, m in runs))
-        for side, runs in answers.items()
-    }
+    ours, theirs = (Result([t for t, _ in all], max(m for _, m in all)) for all in answers)
+    return ours, theirs
 
 
 def serve(side: str, name: str) -> None:
@@ -81,11 +92,15 @@ def serve(side: str, name: str) -> None:
 def prepare(side: str, numpy_only: bool = False) -> None:
     """Threads and kernels as the environment asks for them, before anything is imported."""
     threads = int(os.environ["BENCHMARK_THREADS"])
+    if checkout := os.environ.get("BENCHMARK_CHECKOUT"):
+        sys.path.insert(0, checkout)
     if side == "numgpt" or numpy_only:
         if os.environ.get("BENCHMARK_KERNELS") == "numpy":
             import numpy  # noqa: F401  (first, so that numgpt can't choose the kernels any more)
         import numgpt
 
+        if checkout and not Path(numgpt.__file__).is_relative_to(checkout):
+            raise SystemExit(f"{checkout} holds no numgpt, {numgpt.__file__} was imported")
         numgpt.set_num_threads(threads)
     else:
         os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(threads)

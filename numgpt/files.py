@@ -16,11 +16,12 @@ import os
 import re
 import shlex
 import shutil
+import stat
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -70,13 +71,16 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def replacing_together(
-    directory: str | os.PathLike, remove: Collection[str] = ()
+    directory: str | os.PathLike,
+    remove: Collection[str] = (),
+    check: Callable[[], object] = lambda: None,
 ) -> Iterator[Path]:
     """A directory for new files, all of which take their places in `directory` at once.
 
     Those of the names in `remove` that are not among them are deleted at the same moment. An error
-    leaves everything as it was; `directory` is created where it is missing. Raises OSError where
-    nothing can be written into it.
+    leaves everything as it was; so does one that `check` raises, which is called at the last moment
+    before the change. `directory` is created where it is missing. Raises OSError where nothing can
+    be written into it.
     """
     directory = Path(directory)
     with _making(directory):
@@ -85,7 +89,7 @@ def replacing_together(
         staged = Path(tempfile.mkdtemp(prefix=".", suffix=suffix, dir=directory))
         try:
             yield staged
-            _complete(staged, remove)
+            _complete(staged, remove, check)
         except BaseException as error:
             shutil.rmtree(staged, ignore_errors=True)
             if isinstance(error, OSError) and str(staged) in str(error.filename):
@@ -95,7 +99,7 @@ def replacing_together(
     finish_replacing(directory)
 
 
-def _complete(staged: Path, remove: Collection[str]) -> None:
+def _complete(staged: Path, remove: Collection[str], check: Callable[[], object]) -> None:
     """Flush all files of a staged directory, note what is to go, and give it its final name."""
     complete = staged.with_name(COMPLETE)
     gone = sorted(set(remove).difference(path.name for path in staged.iterdir()))
@@ -109,10 +113,13 @@ def _complete(staged: Path, remove: Collection[str]) -> None:
             os.fsync(file.fileno())
     _sync_directory(staged)
     while True:
+        check()
         try:
             return os.rename(staged, complete)
         except OSError:
             if not complete.is_dir():
+                if os.path.lexists(complete):
+                    raise _not_ours(complete) from None
                 raise
             finish_replacing(staged.parent)  # of another writer
 
@@ -145,9 +152,21 @@ def _names_to_remove(complete: Path) -> list[str]:
         names = json.loads((complete / REMOVED).read_text(encoding="utf-8"))
         if all(isinstance(name, str) and name and Path(name).name == name for name in names):
             return names
+    except FileNotFoundError:  # it goes last
+        if not any(complete.iterdir()):
+            raise
     except (ValueError, TypeError, RecursionError):
         pass
-    raise ValueError(f"{complete} is not what numgpt has left there: move it away")
+    raise _not_ours(complete)
+
+
+def _not_ours(complete: Path) -> ValueError:
+    return ValueError(f"{complete} is not what numgpt has left there: move it away")
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file of this name is a lock or a temporary of numgpt."""
+    return name in (LOCK_FILE, COMPLETE) or _TEMPORARY_NAME.fullmatch(name) is not None
 
 
 def sweep(directory: Path) -> None:
@@ -207,7 +226,9 @@ class DirectoryLock:
         self._file = file
         with contextlib.suppress(OSError):  # a full disk: then the lock holds without a name
             file.truncate(0)
-            file.write(f"{HOLDER} {os.getpid()} ({shlex.join(sys.orig_argv)[:200]})".encode())
+            command = shlex.join(sys.orig_argv)
+            command = command if len(command) <= 200 else f"{command[:199]}…"
+            file.write(f"{HOLDER} {os.getpid()} ({command})".encode())
 
     def release(self) -> None:
         """Give it up; a directory that was created for it and is empty goes again."""
@@ -221,6 +242,13 @@ class DirectoryLock:
             with contextlib.suppress(OSError):
                 self.path.unlink()
         _unmake(self._made)
+
+    def __enter__(self) -> DirectoryLock:
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def __del__(self) -> None:
         self.release()
@@ -244,7 +272,10 @@ class DirectoryLock:
 
 
 def _open_itself(path: str, flags: int) -> int:
-    """The file of this name, not one that a link leads to."""
+    """The file of this name, not one that a link leads to.  Raises FileExistsError where that is no
+    file."""
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        raise _somebodys(path)
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
@@ -253,7 +284,13 @@ def _check_ours(file: BinaryIO, path: Path) -> None:
     file.seek(0)
     start = file.read(len(HOLDER))
     if not HOLDER.encode().startswith(start):
-        raise FileExistsError(f"{path} is somebody's, not a lock of numgpt: move it elsewhere")
+        raise _somebodys(path)
+
+
+def _somebodys(path: str | os.PathLike) -> FileExistsError:
+    return FileExistsError(
+        f"{os.fspath(path)} is somebody's, not a lock of numgpt: move it elsewhere"
+    )
 
 
 def _holder(file: BinaryIO) -> str:

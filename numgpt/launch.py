@@ -8,10 +8,14 @@ written over: it is opened first.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
 
 
 def is_program() -> bool:
@@ -30,6 +34,38 @@ def heed_interrupts() -> None:
     """Ctrl-C raises KeyboardInterrupt."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class Ended(SystemExit):
+    """A polite kill, or the end of the terminal: what is held is given up on the way out."""
+
+    def __init__(self, sign: int):
+        super().__init__(f"ended by {signal.Signals(sign).name}")
+        self.status = 128 + sign
+
+
+@contextlib.contextmanager
+def ending_in_order() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise Ended within.  Where nohup has the terminal's end ignored, it stays
+    so."""
+
+    def end(sign: int, frame: Any) -> None:
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)  # one is enough
+        raise Ended(sign)
+
+    signs = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = {sign: signal.getsignal(sign) for sign in signs}
+    before = {sign: handler for sign, handler in before.items() if handler is signal.SIG_DFL}
+    if threading.current_thread() is not threading.main_thread():
+        before = {}
+    for sign in before:
+        signal.signal(sign, end)
+    try:
+        yield
+    finally:
+        for sign, handler in before.items():
+            signal.signal(sign, handler)
 
 
 def open_closed_streams() -> None:

@@ -1,4 +1,5 @@
-"""What error messages show of a value: enough to recognise it, never more than a few words.
+"""What error messages show of a value: enough to recognise it, never more than a few words; and how
+people are told what goes on beside the result.
 
 Values come from files and from strangers. Written out whole, one of them can fill a screen, or,
 nested and shared, take longer than anybody waits.
@@ -6,8 +7,12 @@ nested and shared, take longer than anybody waits.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import reprlib
-from typing import Any
+import shlex
+import sys
+from typing import Any, TextIO
 
 MOST = 80  # characters
 
@@ -39,3 +44,15 @@ def one_line(error: object) -> str:
     """An error's own words on one line, cut where they go on and on."""
     text = " ".join(str(error)[:2000].split())
     return text if len(text) <= 1000 else text[:999] + "…"
+
+
+def quoted(path: str | os.PathLike) -> str:
+    """A path as it is typed into a shell."""
+    return shlex.quote(os.fspath(path))
+
+
+def tell(text: str, end: str = "\n", stream: TextIO | None = None) -> None:
+    """Print for a person, on standard error where no stream is given.  Nobody may be there any
+    more: that stops nothing."""
+    with contextlib.suppress(OSError):
+        print(text, end=end, file=stream or sys.stderr, flush=True)

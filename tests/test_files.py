@@ -129,6 +129,51 @@ def test_what_is_no_lock_of_ours_stays_as_it_is(tmp_path):
         assert (tmp_path / "elsewhere").read_text() == "precious"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="FIFOs")
+@pytest.mark.parametrize("make", [os.mkdir, getattr(os, "mkfifo", None)])
+def test_what_is_no_file_is_no_lock(tmp_path, make):
+    make(tmp_path / LOCK_FILE)
+    with pytest.raises(FileExistsError, match="is somebody's, not a lock of numgpt"):
+        DirectoryLock(tmp_path).acquire()
+
+
+def test_a_change_that_is_not_ours_is_told(tmp_path):
+    complete = tmp_path / COMPLETE
+    complete.write_text("precious")
+
+    def replace():
+        with replacing_together(tmp_path) as staged:
+            (staged / "a").write_text("new")
+
+    with pytest.raises(ValueError, match="is not what numgpt has left there"):
+        replace()
+    assert content(tmp_path) == {COMPLETE: "precious"}
+    complete.unlink()
+    complete.mkdir()
+    (complete / "a").write_text("precious")
+    with pytest.raises(ValueError, match="is not what numgpt has left there"):
+        finish_replacing(tmp_path)
+    assert (complete / "a").read_text() == "precious"
+    (complete / "a").unlink()  # empty: a writer was killed as it had done
+    finish_replacing(tmp_path)
+    assert not complete.exists()
+
+
+def test_the_last_look_is_at_the_last_moment(tmp_path):
+    def look():
+        if (tmp_path / "theirs").exists():
+            raise ValueError("taken")
+
+    def replace():
+        with replacing_together(tmp_path, (), look) as staged:
+            (staged / "theirs").write_text("ours")
+            (tmp_path / "theirs").write_text("precious")
+
+    with pytest.raises(ValueError, match="taken"):
+        replace()
+    assert content(tmp_path) == {"theirs": "precious"}
+
+
 def test_only_temporaries_of_the_dead_are_swept(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()

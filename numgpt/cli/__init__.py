@@ -9,17 +9,20 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
 import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numgpt  # first: chooses NumPy's kernels
 from numgpt import launch
 from numgpt.cli import chat, convert, download, evaluate, generate, info, tokenizer, train
 from numgpt.formats.names import HubError
-from numgpt.messages import one_line
+from numgpt.messages import one_line, tell
 from numgpt.training import TrainingError
+from numgpt.training.config import OPTIONS
 
 BAD_PATH = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 SUBCOMMANDS = (generate, chat, train, evaluate, tokenizer, download, convert, info)
@@ -30,7 +33,11 @@ MENDS = {
     errno.EPERM: "choose a place that you may use",
     errno.EROFS: "choose a place that can be written",
     errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOENT: "check the name",
+    errno.ENOTDIR: "check the name, a part of it is a file",
+    errno.EISDIR: "name a file",
 }
+_NAMED_VALUE = re.compile(r"\b([a-z][a-z0-9_]*)=(?=\S)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,33 +45,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         launch.heed_interrupts()
         launch.open_closed_streams()
-        return _run(arguments)
+        with launch.ending_in_order():
+            return _run(arguments)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # one is enough
-        print("\nnumgpt: interrupted", file=sys.stderr)
+        tell("\nnumgpt: interrupted")
         return 130
+    except launch.Ended as ended:
+        tell(f"\nnumgpt: {ended}")
+        return ended.status
 
 
 def _run(arguments: Sequence[str] | None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows a ? for it
         stream.reconfigure(errors="replace")
-    parser = _parser()
-    options = parser.parse_args(arguments)
     # of NumPy, where a training diverges: it is said
     warnings.simplefilter("ignore", RuntimeWarning)
-    warnings.showwarning = lambda message, *_: print(f"numgpt: note: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: tell(f"numgpt: note: {message}")
+    options = argparse.Namespace()
     try:
+        _parser().parse_args(arguments, options)
         if getattr(options, "threads", None) is not None:
-            if options.threads < 1:
-                raise ValueError(f"--threads {options.threads}: at least one thread is needed")
-            numgpt.set_num_threads(options.threads)
+            _set_threads(options.threads)
         options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, for instance `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, TypeError, *BAD_PATH) as error:
-        return _fail(error, 2)
+        return _fail(_in_flags(error, options), 2)
     except MemoryError as error:
         return _fail(f"out of memory ({error}): use a smaller model, batch or context", 1)
     except (OSError, OverflowError, HubError, TrainingError) as error:
@@ -75,17 +84,48 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _fail(error: object, status: int) -> int:
     if isinstance(error, OSError) and error.strerror is not None:
         where = error.filename
-        if where is None and error.errno == errno.EBADF:
+        if where is None:  # what writes a file names it
             where = "standard output"
         where = where if where is None or len(str(where)) < 300 else f"{str(where)[:300]}…"
         mend = MENDS.get(error.errno)
         error = ": ".join(str(part) for part in (where, error.strerror, mend) if part is not None)
-    print(f"numgpt: error: {one_line(error)}", file=sys.stderr)
+    tell(f"numgpt: error: {one_line(error)}")
     return status
 
 
+def _set_threads(count: int) -> None:
+    try:
+        numgpt.set_num_threads(count)
+    except ValueError as error:
+        raise ValueError(f"--threads {count}: {str(error).partition(': ')[2]}") from None
+
+
+def _in_flags(error: Exception, options: argparse.Namespace) -> object:
+    """What the library says of its arguments, said of the flags that they came from."""
+    if isinstance(error, OSError) and error.strerror is not None:
+        return error
+    flags = {*vars(options), *OPTIONS} if "resume" in vars(options) else set(vars(options))
+
+    def flag(match: re.Match[str]) -> str:
+        return f"--{match[1].replace('_', '-')} " if match[1] in flags else match[0]
+
+    return _NAMED_VALUE.sub(flag, str(error))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and lets no failing output pass."""
+
+    def error(self, message: str) -> Any:
+        tell(f"{self.prog}: error: {one_line(message)} ({self.prog} --help)")
+        raise SystemExit(2)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)
+        (file or sys.stderr).flush()
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="numgpt",
         description="GPT, whole, in NumPy.",
         epilog='example: numgpt generate "Once upon a time"',

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import secrets
 import shutil
 import sys
@@ -27,6 +28,7 @@ from numgpt.cli.wrapping import WordWrap
 from numgpt.formats import load
 from numgpt.generation import Chat
 from numgpt.generation.chat import DEFAULTS
+from numgpt.messages import one_line, tell
 
 DEFAULT_MODEL = "smollm2"
 CUT = {
@@ -132,7 +134,7 @@ def _answer_lines(chat: Chat, seeds: Iterator[int]) -> None:
             answer |= {"dropped_messages": cost.dropped_messages}
             answer |= {"finish_reason": cost.finish_reason}
         except (ValueError, RecursionError, MemoryError) as error:
-            answer = {"error": " ".join(str(error).split()) or "out of memory"}
+            answer = {"error": one_line(error) or "out of memory"}
         print(json.dumps(answer, ensure_ascii=not readable), flush=True)
 
 
@@ -185,6 +187,7 @@ class _Terminal:
                 while True:
                     line = input(CONTINUED if lines else PROMPT)
                     lines.append(line.removesuffix("\\"))
+                    line.encode()  # what is no UTF-8 comes as surrogates
                     if not line.endswith("\\"):
                         return "\n".join(lines).rstrip("\n")  # of what was pasted
         except (KeyboardInterrupt, SystemError) as error:
@@ -198,9 +201,9 @@ class _Terminal:
             return ""
         except EOFError:
             print()
-            return None
-        except UnicodeDecodeError as error:
-            _say(f"not UTF-8 text: {error}")
+            return "\n".join(lines) if lines else None
+        except UnicodeError:
+            _say("that is not UTF-8 text: type it again")
             return ""
 
     def obey(self, command: str, argument: str) -> None:
@@ -210,9 +213,14 @@ class _Terminal:
                 f"there is no command /{command}; /help lists them; to say it, type //{command}"
             )
         try:
-            action(argument)
+            with self.interrupts.heard():
+                action(argument)
+        except KeyboardInterrupt:
+            _say(f"/{command}: stopped")
+        except MemoryError:
+            _say(f"/{command}: out of memory")
         except ValueError as error:
-            _say(f"/{command}: {' '.join(str(error).split())}")
+            _say(f"/{command}: {one_line(error)}")
         except OSError as error:
             _say(f"/{command} {argument}: {error.strerror or error}")
 
@@ -230,7 +238,7 @@ class _Terminal:
         except KeyboardInterrupt:
             print(wrap.finish() + " …", end="")
         except (ValueError, MemoryError) as error:
-            return _say(" ".join(str(error).split()) or "out of memory")
+            return _say(one_line(error) or "out of memory")
         finally:
             if pieces is not None:  # so that what was said so far is part of the conversation
                 pieces.close()
@@ -257,6 +265,8 @@ class _Terminal:
                 value = float(text)
             except ValueError:
                 raise ValueError(f"{text:.40} is not a number") from None
+            if name == "temperature" and not 0 < value < math.inf:
+                raise ValueError(f"{value} is not above 0: 0.01 is as good as the likeliest always")
             self.chat.set_options(**{name: value}, do_sample=True)
         sampled = "" if self.chat.options["do_sample"] else " (of no effect: --greedy)"
         _say(f"{name} {self.chat.options[name]}{sampled}")
@@ -310,4 +320,4 @@ def _expanded(path: str) -> Path:
 
 
 def _say(text: str) -> None:
-    print(printable(text), file=sys.stderr, flush=True)
+    tell(printable(text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 from typing import Any
@@ -78,7 +79,7 @@ def sampling_options(options: argparse.Namespace) -> dict[str, Any]:
 
     Raises ValueError for what the library would refuse, in the names of the flags.
     """
-    if not options.temperature > 0:
+    if not 0 < options.temperature < math.inf:
         raise ValueError(
             f"--temperature {options.temperature}: expected a number above 0; for the most likely"
             " token every time: --greedy"

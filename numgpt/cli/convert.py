@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from numgpt.cli.common import add_command, check_directory_name
-from numgpt.files import replacing_together
+from numgpt.files import DirectoryLock, finish_replacing, is_ours, replacing_together, sweep
 from numgpt.formats import open_model, read_model, resolve, save_model
 from numgpt.formats.huggingface import WEIGHTS_FILE
 from numgpt.formats.safetensors import STORED
 from numgpt.formats.source import Source
+from numgpt.messages import shown, tell
 from numgpt.models.language_model import LanguageModel
 
 
@@ -37,18 +38,27 @@ def register(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     check_directory_name("DST", options.target)
     target = Path(options.target)
-    if target.is_dir() and any(target.iterdir()):
-        raise ValueError(f"{target} is there already, and not empty: name a new directory")
-    source = open_model(resolve(options.source))
     began = time.perf_counter()
-    with replacing_together(target) as staged:
-        model = _convert(source, staged, options.dtype)
+    with DirectoryLock(target):
+        sweep(target)
+        finish_replacing(target)
+        _check_empty(target)
+        source = open_model(resolve(options.source))
+        with replacing_together(target, check=lambda: _check_empty(target)) as staged:
+            model = _convert(source, staged, options.dtype)
     size = (target / WEIGHTS_FILE).stat().st_size / 1e6
-    print(
+    tell(
         f"{model.num_parameters():,} parameters, {size:,.0f} MB in {options.dtype}, written to"
         f" {target} in {time.perf_counter() - began:.1f} s",
-        file=sys.stderr,
     )
+
+
+def _check_empty(target: Path) -> None:
+    """Raises ValueError where anything is there but what is being written."""
+    if there := [path.name for path in target.iterdir() if not is_ours(path.name)]:
+        raise ValueError(
+            f"{target} is there already, and not empty ({shown(min(there))}): name a new directory"
+        )
 
 
 def _convert(source: Source, target: Path, dtype: str) -> LanguageModel:
@@ -56,7 +66,7 @@ def _convert(source: Source, target: Path, dtype: str) -> LanguageModel:
     try:
         tokenizer = source.read_tokenizer()
     except FileNotFoundError as error:
-        print(f"numgpt: note: converted without a tokenizer: {error}", file=sys.stderr)
+        tell(f"numgpt: note: converted without a tokenizer: {error}")
         tokenizer = None
     count = len(source.family.MODEL.shapes(source.config))
     model = read_model(source, _progress("reading", count))
@@ -75,6 +85,6 @@ def _progress(what: str, count: int) -> Any:
         done += 1
         if sys.stderr.isatty():
             end = "\n" if done == count else ""
-            print(f"\r{what} {done} of {count}  {name:<48.48}", end=end, file=sys.stderr)
+            tell(f"\r{what} {done} of {count}  {name:<48.48}", end=end)
 
     return report

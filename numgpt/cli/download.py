@@ -11,6 +11,7 @@ from numgpt.cli.common import add_command
 from numgpt.formats.catalogue import CATALOGUE, HUB_NAMES
 from numgpt.formats.downloads import download
 from numgpt.formats.names import models_directory
+from numgpt.messages import tell
 
 
 def register(subparsers: Any) -> None:
@@ -36,15 +37,15 @@ def run(options: argparse.Namespace) -> None:
 
     def progress(done: int, total: int) -> None:
         if sys.stderr.isatty():
-            print(f"\r{done / 1e6:.0f} of {total / 1e6:.0f} MB", end="", file=sys.stderr)
+            tell(f"\r{done / 1e6:.0f} of {total / 1e6:.0f} MB", end="")
             if done >= total:
-                print(file=sys.stderr)
+                tell("")
 
     if not there and options.name in CATALOGUE and CATALOGUE[options.name].note:
-        print(f"{options.name}: {CATALOGUE[options.name].note}", file=sys.stderr)
+        tell(f"{options.name}: {CATALOGUE[options.name].note}")
     directory = download(options.name, progress, options.force)
     if there:
-        print(f"{options.name} is there already; --force fetches it again", file=sys.stderr)
+        tell(f"{options.name} is there already; --force fetches it again")
     else:
-        print(f"done in {time.perf_counter() - began:.1f} s", file=sys.stderr)
+        tell(f"done in {time.perf_counter() - began:.1f} s")
     print(directory)

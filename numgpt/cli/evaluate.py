@@ -12,6 +12,7 @@ import numpy as np
 
 from numgpt.cli.common import add_command, add_model, add_threads, whole
 from numgpt.formats import load
+from numgpt.messages import tell
 from numgpt.tokenizer.reading import read_text
 from numgpt.training.corpus import find_files
 from numgpt.training.evaluation import Evaluation, sliding_window_loss
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
 
     def progress(scored: int) -> None:
         if sys.stderr.isatty():
-            print(f"\r{scored:,} of {len(ids) - 1:,} tokens", end="\r", file=sys.stderr, flush=True)
+            tell(f"\r{scored:,} of {len(ids) - 1:,} tokens", end="\r")
 
     loss = sliding_window_loss(model, ids, options.context, options.stride, progress)
     result = Evaluation(len(ids) - 1, loss, len(tokenizer.decode_bytes(ids[1:])))
@@ -56,8 +57,7 @@ def run(options: argparse.Namespace) -> None:
     print(f"perplexity     {result.perplexity:.3f}")
     print(f"bits per byte  {result.bits_per_byte:.4f}")
     seconds = time.perf_counter() - began
-    print(
+    tell(
         f"{result.tokens:,} tokens, {result.bytes:,} bytes, in {seconds:.1f} s"
         f" ({result.tokens / seconds:,.0f} tokens/s)",
-        file=sys.stderr,
     )

@@ -20,6 +20,7 @@ from numgpt.cli.common import (
 )
 from numgpt.formats import load
 from numgpt.generation import generate_each
+from numgpt.messages import tell
 from numgpt.tokenizer import StreamDecoder
 
 NEW_TOKENS = 200
@@ -120,14 +121,11 @@ def run(options: argparse.Namespace) -> None:
             _write(f"=== {number} of {count} ===\n{text}\n\n")
     seconds = time.perf_counter() - began
     sampled = "" if options.greedy else f", seed {seed}"
-    print(
-        f"{made} tokens in {seconds:.2f} s, {made / seconds:.1f} tokens/s{sampled}", file=sys.stderr
-    )
+    tell(f"{made} tokens in {seconds:.2f} s, {made / seconds:.1f} tokens/s{sampled}")
     if options.slide and longest > model.context_length:
-        print(
+        tell(
             f"the text is longer than the model's context of {model.context_length} tokens: each"
             " time that was full, it went on from the newer half (--no-slide ends there)",
-            file=sys.stderr,
         )
 
 

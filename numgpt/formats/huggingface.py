@@ -17,7 +17,7 @@ from numgpt.formats.pytorch import read_pytorch
 from numgpt.formats.safetensors import read_safetensors, storage_dtype, write_safetensors
 from numgpt.formats.source import FAMILIES, Arrangement, Source, family_of
 from numgpt.formats.tensors import StoredTensor, read_json
-from numgpt.messages import shown
+from numgpt.messages import quoted, shown
 from numgpt.models.language_model import LanguageModel
 from numgpt.tokenizer import load_tokenizer
 
@@ -119,7 +119,13 @@ def _old_fields(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> list[tuple[str, StoredTensor]]:
     if path.suffix == ".safetensors":
-        return list(read_safetensors(path)[0].items())
+        tensors, metadata = read_safetensors(path)
+        if "training" in metadata:
+            raise ValueError(
+                f"{path} is the state of a training run: name its directory,"
+                f" {quoted(path.parent)}, for the model"
+            )
+        return list(tensors.items())
     return state_dict(path, read_pytorch(path))
 
 

@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from numgpt.files import finish_replacing
+from numgpt.files import finish_replacing, naming
 from numgpt.formats import huggingface, llamacpp, llmc, nanogpt, openai
 from numgpt.formats.gguf import is_gguf
 from numgpt.formats.names import resolve
 from numgpt.formats.pytorch import is_pytorch
 from numgpt.formats.source import Source, read_parameters
 from numgpt.formats.tensorflow import find_bundle
+from numgpt.messages import quoted
 from numgpt.models.language_model import LanguageModel
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.tokenizer import load_tokenizer as load_tokenizer_files
@@ -83,7 +84,8 @@ def open_model(path: Path) -> Source:
     """
     finish_replacing(path.parent if path.is_file() else path)
     if path.is_file():
-        return _open_file(path)
+        with naming(path):
+            return _open_file(path)
     if huggingface.is_model(path):
         return huggingface.open_directory(path)
     prefix = find_bundle(path)
@@ -123,4 +125,6 @@ def _open_file(path: Path) -> Source:
         return openai.open_bundle(directory, path)
     if is_pytorch(path):
         return nanogpt.open_checkpoint(path)
+    if huggingface.is_model(directory):
+        raise ValueError(f"{path} is no model by itself: name its directory, {quoted(directory)}")
     raise ValueError(f"{path} is no model that numgpt can read: expected {KNOWN}")

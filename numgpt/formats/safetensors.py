@@ -40,11 +40,20 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, StoredTensor], 
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(LARGEST_JSON, size - 8):
+        if size < 8:
+            raise ValueError(
+                f"{path} is not a whole safetensors file: it has {size} bytes; copy or download it"
+                " again"
+            )
+        if length > LARGEST_JSON:
+            raise ValueError(
+                f"{path} is no safetensors file, or a damaged one: its header would have {length}"
+                f" bytes, more than {LARGEST_JSON}; copy or download it again"
+            )
+        if length > size - 8:
             raise ValueError(
                 f"{path} is not a whole safetensors file: its header needs {length} bytes, the"
-                f" file has {size};"
-                " copy or download it again"
+                f" file has {size}; copy or download it again"
             )
         try:
             header = json.loads(file.read(length))
@@ -102,6 +111,11 @@ def write_safetensors(
         offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)  # so that the data is aligned
+    if len(encoded) > LARGEST_JSON:
+        raise ValueError(
+            f"{path}: the names and shapes of {len(tensors)} tensors take {len(encoded)} bytes, a"
+            f" reader takes {LARGEST_JSON}: choose a model of fewer layers"
+        )
     with replacing(path) as file:
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)

@@ -129,6 +129,8 @@ class Chat:
             raise ValueError("the conversation ends with a question: leave it out, and ask it")
         if messages:
             self.template.ids(parts)  # checks each character
+        if system is not None:
+            self._check_room_beside(system)
         self._stop_speaking()
         self.system, self._turns, self._dropped = system, said, 0
 
@@ -317,6 +319,17 @@ class Chat:
             )
         return ids, dropped
 
+    def _check_room_beside(self, system: str) -> None:
+        """Raises ValueError where a system prompt leaves no room for a question and an answer."""
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": "?"}]
+        ids = self.template.ids(self.template.parts(messages, add_generation_prompt=True))
+        most = self.model.context_length * 3 // 4
+        if len(ids) > most:
+            raise ValueError(
+                f"the system prompt makes {len(ids)} tokens, and may make {most}, three quarters of"
+                " the model's context: shorten it"
+            )
+
     def _cache_for(self, ids: list[int], capacity: int) -> KVCache:
         """The cache, cut back to what the conversation still begins with."""
         if self._cache is None:
@@ -340,8 +353,8 @@ def _silence() -> Generator[str, None, None]:
 def _read_messages(path: str | os.PathLike) -> list[Any]:
     try:
         messages = json.loads(Path(path).read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+    except (json.JSONDecodeError, RecursionError):
+        raise ValueError("it is not JSON") from None
     if not isinstance(messages, list):
         raise ValueError("expected a list of messages")
     return messages

@@ -10,7 +10,7 @@ def floats(name: str, x: np.ndarray, axes: str | None = None) -> np.ndarray:
     ("B, H, T, D") are given for another number of them."""
     if not isinstance(x, np.ndarray):
         raise TypeError(f"{name} is a {type(x).__name__}: pass a NumPy array")
-    if x.dtype.kind != "f":
+    if x.dtype not in (np.float32, np.float64):
         raise ValueError(
             f"{name} holds {x.dtype} numbers: pass float32 or float64, {name}.astype(np.float32)"
         )
@@ -19,11 +19,41 @@ def floats(name: str, x: np.ndarray, axes: str | None = None) -> np.ndarray:
     return x
 
 
-def rows(name: str, x: np.ndarray, width: int) -> np.ndarray:
+def rows(name: str, x: np.ndarray, width: int, count: int | None = None) -> np.ndarray:
     """x (…, width) -> (N, width), a view where it can be one.  Raises as `floats` does, and
-    ValueError for another width."""
-    if floats(name, x).ndim == 2 and x.shape[1] == width:
-        return x
-    if x.ndim == 0 or x.shape[-1] != width:
+    ValueError for another width, or another number of rows than `count`."""
+    if floats(name, x).ndim == 0 or x.shape[-1] != width:
         raise ValueError(f"{name} has shape {x.shape}: its last axis must be {width}, the layer's")
-    return x.reshape(-1, width)
+    flat = x if x.ndim == 2 else x.reshape(-1, width)
+    if count is not None and len(flat) != count:
+        raise ValueError(f"{name} has shape {x.shape}: expected {count} rows, as the forward had")
+    return flat
+
+
+def like(name: str, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """x itself.  Raises as `floats` does, and ValueError for another shape than what it belongs
+    to."""
+    if floats(name, x).shape != shape:
+        raise ValueError(f"{name} has shape {x.shape}: expected {shape}, as the forward's result")
+    return x
+
+
+def vector(name: str, x: np.ndarray) -> np.ndarray:
+    """x (C,) itself.  Raises as `floats` does, and ValueError for an empty one."""
+    if floats(name, x, "C").size == 0:
+        raise ValueError(f"{name} is empty: expected a number for each column")
+    return x
+
+
+def ids(name: str, x: np.ndarray, size: int, ignore: int | None = None) -> np.ndarray:
+    """x itself.  Raises TypeError for what holds no whole numbers, ValueError for one that is
+    neither in [0, size) nor to be ignored."""
+    if not isinstance(x, np.ndarray) or x.dtype.kind not in "iu":
+        kind = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
+        raise TypeError(f"{name} is of {kind}: pass a NumPy array of whole numbers")
+    wrong = (x < 0) | (x >= size)
+    if ignore is not None:
+        wrong &= x != ignore
+    if wrong.any():
+        raise ValueError(f"{name} holds {x[wrong][0]}: expected whole numbers from 0 to {size - 1}")
+    return x

@@ -23,6 +23,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from numgpt.layers.checks import floats, ids
 from numgpt.runtime import add_matmul, empty, empty_like, matmul, over_row_blocks
 
 IGNORE_INDEX = -100
@@ -35,6 +36,7 @@ def cross_entropy_forward(
     logits: np.ndarray, targets: np.ndarray, ignore_index: int = IGNORE_INDEX
 ) -> tuple[float, Cache]:
     """logits (N, V), targets (N,) -> loss (0.0 where no target counts), cache."""
+    _check(logits, targets, logits.shape[1] if np.ndim(logits) == 2 else 0, ignore_index)
     dlogits = logits.copy()
     scale = 1 / max(1, np.count_nonzero(targets != ignore_index))
     loss = _loss_and_dlogits(dlogits, targets, ignore_index, scale)
@@ -65,6 +67,7 @@ def linear_cross_entropy(
     x (N, C), weight (V, C), targets (N,) -> loss, and dx (N, C) where dweight (V, C) is given to
     add into, else None. The gradients are those of scale · loss, the loss itself is not scaled.
     """
+    _check(x, targets, len(floats("weight", weight, "V, C")), ignore_index)
     counted = max(1, np.count_nonzero(targets != ignore_index))
     chunks = -(-x.shape[0] * weight.shape[0] * x.itemsize // CHUNK_BYTES)
     edges = [len(x) * index // chunks for index in range(chunks + 1)]
@@ -79,6 +82,13 @@ def linear_cross_entropy(
             matmul(chunk, weight, out=dx[start:stop])  # (n, V) -> (n, C)
             add_matmul(dweight, chunk.T, x[start:stop], accumulate or start > 0)
     return loss, dx
+
+
+def _check(rows: np.ndarray, targets: np.ndarray, vocabulary: int, ignore_index: int) -> None:
+    """Raises TypeError or ValueError for what are not rows with a target each."""
+    floats("x", rows, "N, C")
+    if ids("targets", targets, vocabulary, ignore_index).shape != rows.shape[:1]:
+        raise ValueError(f"targets have shape {targets.shape}: expected {rows.shape[:1]}")
 
 
 def _loss_and_dlogits(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from numgpt.layers.checks import floats
+from numgpt.layers.checks import floats, like
 from numgpt.runtime import empty_like, over_row_blocks
 
 Cache = tuple[np.ndarray, float] | None
@@ -42,7 +42,7 @@ def dropout_forward(
 
 def dropout_backward(dy: np.ndarray, cache: Cache) -> np.ndarray:
     """dy (N, C) -> dx (N, C)."""
-    return dy if cache is None else _apply(dy, cache)
+    return dy if cache is None else _apply(like("dy", dy, cache[0].shape), cache)
 
 
 def _apply(x: np.ndarray, cache: tuple[np.ndarray, float]) -> np.ndarray:

@@ -19,6 +19,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numgpt.layers import checks
+from numgpt.layers.checks import floats
+
 
 class Cache(NamedTuple):
     ids: np.ndarray  # (N,)
@@ -28,7 +31,8 @@ class Cache(NamedTuple):
 def embedding_forward(ids: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, Cache]:
     """ids (N,) integers in [0, V), weight (V, C) -> y (N, C), cache.  Ids of another shape give
     rows of that shape."""
-    return weight[ids], Cache(ids, len(weight))
+    floats("weight", weight, "V, C")
+    return weight[checks.ids("ids", ids, len(weight))], Cache(ids, len(weight))
 
 
 def embedding_backward(
@@ -36,6 +40,7 @@ def embedding_backward(
 ) -> np.ndarray:
     """dy (N, C) -> dweight (V, C): added into the array that is given, or a new one."""
     ids, vocabulary = cache
+    checks.like("dy", dy, (*ids.shape, dy.shape[-1] if np.ndim(dy) else 0))
     if dweight is None:
         dweight, accumulate = np.empty((vocabulary, dy.shape[-1]), dy.dtype), False
     if not accumulate:

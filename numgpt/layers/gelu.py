@@ -23,7 +23,7 @@ import math
 
 import numpy as np
 
-from numgpt.layers.checks import floats
+from numgpt.layers.checks import floats, like
 from numgpt.runtime import empty_like, over_row_blocks, square
 
 ROOT_2_OVER_PI = math.sqrt(2 / math.pi)
@@ -46,7 +46,7 @@ def gelu_tanh_forward(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def gelu_tanh_backward(dy: np.ndarray, cache: np.ndarray) -> np.ndarray:
     """dy (N, F) -> dx (N, F)."""
-    x, dx = cache, empty_like(dy)
+    x, dx = cache, empty_like(like("dy", dy, cache.shape))
 
     def rows(x, dy, dx):
         x_squared = square(x)
@@ -82,7 +82,7 @@ def gelu_erf_forward(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def gelu_erf_backward(dy: np.ndarray, cache: np.ndarray) -> np.ndarray:
     """dy (N, F) -> dx (N, F)."""
-    x, dx = cache, empty_like(dy)
+    x, dx = cache, empty_like(like("dy", dy, cache.shape))
 
     def rows(x, dy, dx):
         np.multiply(x, x, out=dx)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numgpt.layers.checks import rows
+from numgpt.layers.checks import floats, rows
 from numgpt.runtime import add_matmul, matmul, over_row_blocks, sum_rows
 
 
@@ -33,7 +33,7 @@ def linear_forward(
 
     Further axes before the last are rows too: (B, T, I) -> (B, T, O).
     """
-    x_rows = rows("x", x, len(weight))
+    x_rows = rows("x", x, len(floats("weight", weight, "I, O")))
     y = matmul(x_rows, weight)  # (N, I) -> (N, O)
     if bias is not None:
         over_row_blocks(lambda y: np.add(y, bias, out=y), y)
@@ -55,7 +55,7 @@ def linear_backward(
     if dweight is None:
         dweight, accumulate = np.empty_like(weight), False
         dbias = np.empty(weight.shape[1], weight.dtype) if has_bias else None
-    dy_rows = rows("dy", dy, weight.shape[1])
+    dy_rows = rows("dy", dy, weight.shape[1], len(x))
     add_matmul(dweight, x.T, dy_rows, accumulate)
     if dbias is not None:
         np.add(dbias if accumulate else 0, sum_rows(dy_rows), out=dbias)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from numgpt.layers.checks import floats
+from numgpt.layers.checks import floats, like
 from numgpt.runtime import empty_like, over_row_blocks
 
 
@@ -23,6 +23,6 @@ def relu_forward(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def relu_backward(dy: np.ndarray, cache: np.ndarray) -> np.ndarray:
     """dy (N, F) -> dx (N, F)."""
-    y, dx = cache, empty_like(dy)
+    y, dx = cache, empty_like(like("dy", dy, cache.shape))
     over_row_blocks(lambda y, dy, dx: np.multiply(dy, y > 0, out=dx), y, dy, dx)
     return dx

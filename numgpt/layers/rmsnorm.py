@@ -18,6 +18,7 @@ from __future__ import annotations
 import numpy as np
 
 from numgpt.layers.checks import rows as as_rows
+from numgpt.layers.checks import vector
 from numgpt.runtime import empty, empty_like, mean_product, over_row_blocks
 
 Cache = tuple[np.ndarray, np.ndarray, np.ndarray]  # x̂, rstd, weight
@@ -30,7 +31,8 @@ def rmsnorm_forward(
 
     Further axes before the last are rows too.
     """
-    shape, x = x.shape, as_rows("x", x, len(weight))
+    x_rows = as_rows("x", x, len(vector("weight", weight)))
+    shape, x = x.shape, x_rows
     x_hat, y, rstd = empty_like(x), empty_like(x), empty((len(x), 1), x.dtype)
 
     def rows(x, x_hat, y, rstd):
@@ -57,7 +59,8 @@ def rmsnorm_backward(
     x_hat, rstd, weight = cache
     if dweight is None:
         dweight, accumulate = np.empty_like(weight), False
-    shape, dy = dy.shape, as_rows("dy", dy, len(weight))
+    dy_rows = as_rows("dy", dy, len(weight), len(x_hat))
+    shape, dy = dy.shape, dy_rows
     dx = empty_like(x_hat)
 
     def rows(dy, x_hat, rstd, dx):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from numgpt.layers.checks import floats
+from numgpt.layers.checks import floats, like
 from numgpt.runtime import empty_like, over_row_blocks
 
 Cache = tuple[np.ndarray, np.ndarray]  # gate, up
@@ -39,6 +39,7 @@ def swiglu_forward(gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, Cache]
 def swiglu_backward(dy: np.ndarray, cache: Cache) -> tuple[np.ndarray, np.ndarray]:
     """dy (N, F) -> dgate (N, F), dup (N, F)."""
     gate, up = cache
+    like("dy", dy, gate.shape)
     dgate, dup = empty_like(gate), empty_like(gate)
 
     def rows(dy, gate, up, dgate, dup):

@@ -264,4 +264,4 @@ TOKENIZER_FILES = (
 
 def tokenizer_files(directory: str | os.PathLike) -> list[str]:
     """The names of the files of a tokenizer that are in a directory."""
-    return [name for name in TOKENIZER_FILES if (Path(directory) / name).exists()]
+    return [name for name in TOKENIZER_FILES if os.path.lexists(Path(directory) / name)]

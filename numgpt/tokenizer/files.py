@@ -42,13 +42,13 @@ def load_tokenizer(directory: str | os.PathLike) -> BaseTokenizer:
     finish_replacing(directory)
     if (path := directory / "tokenizer.json").is_file():
         config = _read_config(directory)
-        return _naming(path, _from_tokenizer_json, _read_json(path), config)
+        return _naming(path, _from_tokenizer_json, _object(path), config)
     for vocabulary, merges in PAIRED_FILES:
         path = directory / vocabulary
         if path.is_file() and (directory / merges).is_file():
             config = _read_config(directory)
             lines = _read_text(directory / merges).split("\n")
-            return _naming(path, _from_vocabulary_and_merges, _read_json(path), lines, config)
+            return _naming(path, _from_vocabulary_and_merges, _object(path), lines, config)
     if (path := directory / CHARACTERS_FILE).is_file():
         return _naming(path, CharTokenizer, _read_json(path))
     raise FileNotFoundError(
@@ -241,7 +241,7 @@ def _is_printable(token: str) -> bool:
 def _read_config(directory: Path) -> dict[str, Any]:
     """tokenizer_config.json, checked, with the chat template of a file of its own in place."""
     path = directory / CONFIG_FILE
-    config = _read_json(path) if path.is_file() else {}
+    config = _object(path) if path.is_file() else {}
     _naming(path, sections.config_options, config)
     _naming(path, sections.config_added_tokens, config)
     if (path := directory / TEMPLATE_FILE).is_file():  # the newer place comes first
@@ -253,9 +253,13 @@ def _naming(path: Path, build: Any, *arguments: Any) -> Any:
     """build(*arguments), with the file's name in front of what it finds wrong."""
     try:
         return build(*arguments)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise ValueError(f"{path}: {reason}") from None
+    except KeyError as error:
+        reason = f"{error} is missing"
+    except ValueError as error:
+        reason = str(error)
+    except (LookupError, TypeError, AttributeError, RecursionError):
+        reason = "a part of it is of another kind than it should be; copy or download it again"
+    raise ValueError(f"{path}: {reason}")
 
 
 def _read_text(path: Path) -> str:
@@ -266,9 +270,19 @@ def _read_text(path: Path) -> str:
         raise ValueError(f"{path} is not UTF-8 text: copy or download it again") from None
 
 
+def _object(path: Path) -> dict[str, Any]:
+    """What a file of JSON says by names."""
+    value = _read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {shown(value)}")
+    return value
+
+
 def _read_json(path: Path) -> Any:
     text = _read_text(path)
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error}): copy or download it again") from None
+    except (ValueError, RecursionError):  # a number of thousands of digits, or nested too deeply
+        raise ValueError(f"{path} is not valid JSON: copy or download it again") from None

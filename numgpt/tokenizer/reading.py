@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import regex
 
+from numgpt.files import naming
+
 PART_CHARACTERS = 1 << 24
 # Where no piece of any pattern goes on (pattern.py): after anything but white space, before a space
 # or a tab; before a newline too, if it is a letter or a digit (llama3's and qwen2's signs take the
@@ -28,7 +30,8 @@ def read_text(path: str | os.PathLike, part_characters: int = PART_CHARACTERS) -
     with open(path, encoding="utf-8", newline="") as file:
         while True:
             try:
-                part = file.read(part_characters)
+                with naming(path):
+                    part = file.read(part_characters)
             except UnicodeDecodeError as error:
                 raise ValueError(
                     f"{os.fspath(path)} is not UTF-8 text (byte 0x{error.object[error.start]:02X},"

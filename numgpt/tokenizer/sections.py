@@ -162,8 +162,6 @@ def _text(name: str, type_id: int) -> dict[str, Any]:
 
 def config_options(config: dict[str, Any]) -> dict[str, Any]:
     """bos_token, eos_token, add_bos_token and chat_template, as far as the file gives them."""
-    if not isinstance(config, dict):
-        raise ValueError(f"expected an object, found {shown(config)}")
     options: dict[str, Any] = {}
     for key in ("bos_token", "eos_token"):
         if (token := config.get(key)) is not None:

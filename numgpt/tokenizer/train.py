@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import heapq
 import os
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from numgpt.messages import shown
+from numgpt.messages import shown, tell
 from numgpt.tokenizer.base import any_of, check_unicode
 from numgpt.tokenizer.byte_alphabet import BYTES
 from numgpt.tokenizer.pattern import Pattern
@@ -150,7 +149,7 @@ def _progress(
     done = 0
     for done, pair in enumerate(pairs, start=1):
         if show and done % 100 == 0:
-            print(f"\rlearning merges: {done}/{total}", end="", file=sys.stderr, flush=True)
+            tell(f"\rlearning merges: {done}/{total}", end="")
         yield pair
     if show:
-        print(f"\rlearning merges: {done}/{total}", file=sys.stderr)
+        tell(f"\rlearning merges: {done}/{total}")

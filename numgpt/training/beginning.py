@@ -12,12 +12,12 @@ from pathlib import Path
 from numgpt import formats
 from numgpt.files import finish_replacing, replacing_together
 from numgpt.formats.huggingface import WEIGHTS_FILE, model_files
-from numgpt.messages import shown
+from numgpt.messages import quoted, shown
 from numgpt.models import GPT, GPTConfig, LanguageModel, Llama, LlamaConfig
 from numgpt.runtime import physical_memory
 from numgpt.tokenizer import BaseTokenizer, CharTokenizer, Tokenizer
 from numgpt.tokenizer.base import tokenizer_files
-from numgpt.training.checkpoint import CHECKPOINT_FILE, RunState, check_room, save_checkpoint
+from numgpt.training.checkpoint import CHECKPOINT_FILE, RunState, check_fits, save_checkpoint
 from numgpt.training.config import MOST_CONTEXT, TrainConfig
 from numgpt.training.corpus import (
     TOKENS_FILE,
@@ -41,17 +41,15 @@ def begin_run(config: TrainConfig, out: Path, overwrite: bool = False) -> None:
     Raises ValueError or OSError for what is known to fail later, and for a directory that holds
     something already; then everything is as it was.
     """
+
+    def check_free() -> None:
+        if not overwrite:
+            _check_free(out)
+
     finish_replacing(out)
-    there = run_files(out)
-    if there and not overwrite:
-        way_out = f"continue the run with --resume {out}, " if CHECKPOINT_FILE in there else ""
-        telling = [name for name in (CHECKPOINT_FILE, WEIGHTS_FILE) if name in there]
-        raise ValueError(
-            f"{out} holds a {(telling or there)[0]} already: {way_out}choose another --out, or"
-            " replace the run, model or tokenizer that is there with --overwrite"
-        )
+    check_free()
     config.data = absolute(config.data)
-    with replacing_together(out, remove=there) as staged:
+    with replacing_together(out, run_files(out), check_free) as staged:
         documents = find_documents(config.data)
         if config.init_from is not None:
             if os.path.exists(config.init_from):
@@ -61,16 +59,28 @@ def begin_run(config: TrainConfig, out: Path, overwrite: bool = False) -> None:
         else:
             tokenizer = make_tokenizer(config, documents)
             model = new_model(config, tokenizer)
-        check_room(out, model)
+        check_fits(out, config, model)
         tokenizer.save_pretrained(staged)
         tokens = encode_corpus(documents, tokenizer, staged)
         check_length(tokens, config.val_fraction, config.block_size)
         save_checkpoint(staged, RunState.new(config, model, tokens))
 
 
+def _check_free(out: Path) -> None:
+    """Raises ValueError where a directory holds a run, a model or a tokenizer."""
+    if there := run_files(out):
+        resume = f"continue the run with --resume {quoted(out)}, "
+        way_out = resume if CHECKPOINT_FILE in there else ""
+        telling = [name for name in (CHECKPOINT_FILE, WEIGHTS_FILE) if name in there]
+        raise ValueError(
+            f"{out} holds a {(telling or there)[0]} already: {way_out}choose another --out, or"
+            " replace the run, model or tokenizer that is there with --overwrite"
+        )
+
+
 def run_files(directory: Path) -> list[str]:
     """The names of the files in a directory that a run would replace."""
-    written = [name for name in RUN_FILES if (directory / name).exists()]
+    written = [name for name in RUN_FILES if os.path.lexists(directory / name)]
     return [*written, *model_files(directory), *tokenizer_files(directory)]
 
 

@@ -24,9 +24,10 @@ from numgpt.formats.huggingface import WEIGHTS_FILE
 from numgpt.formats.safetensors import read_safetensors, write_safetensors
 from numgpt.formats.source import FAMILIES, family_of
 from numgpt.formats.tensors import StoredTensor
-from numgpt.messages import one_line, shown
+from numgpt.messages import one_line, quoted, shown
 from numgpt.models import LanguageModel
 from numgpt.models.parameters import Parameters
+from numgpt.runtime import physical_memory
 from numgpt.training.adamw import AdamW
 from numgpt.training.config import OPTIONS, TrainConfig
 from numgpt.training.corpus import CHECKPOINT_FILE, TokensFile, tokens_file_from
@@ -92,15 +93,28 @@ def load_checkpoint(directory: str | Path) -> RunState:
         raise FileNotFoundError(f"nothing to resume: there is no {path}")
     tensors, metadata = read_safetensors(path)
     try:
-        return _restore(json.loads(metadata["training"]), tensors)
-    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else one_line(error)
-    except RecursionError:
-        reason = "it is nested too deeply"
+        return _restore(_training_state(metadata), tensors)
+    except KeyError as error:
+        reason = f"{error} is missing"
+    except ValueError as error:
+        reason = one_line(error)
+    except (LookupError, TypeError, AttributeError, ArithmeticError):
+        reason = "a part of its state is of another kind than it should be"
     raise ValueError(
         f"{path} is not a checkpoint that numgpt train can go on from ({reason:.300}): put a copy"
-        f" of it back, or start a new run with --init-from {directory}"
+        f" of it back, or start a new run with --init-from {quoted(directory)}"
     )
+
+
+def _training_state(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Raises ValueError where it is no JSON object, KeyError where there is none."""
+    try:
+        saved = json.loads(metadata["training"])
+    except (ValueError, RecursionError):
+        raise ValueError("its state is not JSON") from None
+    if not isinstance(saved, dict):
+        raise ValueError("its state is not a JSON object")
+    return saved
 
 
 def _restore(saved: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> RunState:
@@ -110,13 +124,19 @@ def _restore(saved: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> RunS
     flat, m, v = (_vector(name, tensors) for name in ARRAYS)
     if not len(flat) == len(m) == len(v):
         raise ValueError("weights and moments have different sizes")
-    family = FAMILIES[saved["family"]]
+    family = FAMILIES.get(str(saved["family"]))
+    if family is None:
+        raise ValueError(f"family={shown(saved['family'])} is not one of {', '.join(FAMILIES)}")
     model_config = family.MODEL.config_class(**saved["model"])
     model_config.validate()
     layout = {name: (offset, tuple(shape)) for name, (offset, shape) in saved["layout"].items()}
     if getattr(model_config, family.LAYERS_FIELD) > len(layout):
         raise ValueError(f"{family.LAYERS_FIELD} is more than the layout has names")
     _check_layout(layout, family.MODEL.shapes(model_config), len(flat))
+    if config.block_size is None or config.block_size > getattr(
+        model_config, family.MODEL.context_field
+    ):
+        raise ValueError(f"block_size={config.block_size} is not within the model's context")
     model = family.MODEL(model_config, parameters=Parameters(np.array(flat), layout))
     state = RunState.new(config, model, tokens_file_from(saved["tokens"]))
     state.optimizer.m[:], state.optimizer.v[:] = m, v
@@ -159,7 +179,7 @@ def _count(name: str, value: Any) -> int:
 
 
 def _number(name: str, value: Any) -> float:
-    if type(value) not in (int, float) or not abs(value) < math.inf:
+    if type(value) not in (int, float) or not 0 <= value < math.inf:
         raise ValueError(f"{name}={shown(value)}")
     return float(value)
 
@@ -169,8 +189,18 @@ def checkpoint_bytes(model: LanguageModel) -> int:
     return 3 * model.parameters.flat.nbytes
 
 
-def check_room(directory: Path, model: LanguageModel) -> None:
-    """Raises OSError where the disk is too small for the checkpoints, the old beside the new."""
+def check_fits(directory: Path, config: TrainConfig, model: LanguageModel) -> None:
+    """Raises ValueError where a batch can't fit into memory, OSError where the disk is too small
+    for the checkpoints, the old beside the new."""
+    width, (layers, *_) = model.parameters[model.head].shape[1], model.cache_shape
+    # At the least the residual stream of every block.
+    batch = config.batch_size * config.block_size * layers * width * model.parameters.flat.itemsize
+    if batch > physical_memory():
+        raise ValueError(
+            f"batch_size={config.batch_size} of block_size={config.block_size} tokens needs"
+            f" {batch / 1e9:,.0f} GB, this machine has {physical_memory() / 1e9:,.0f} GB: choose a"
+            " smaller one, and perhaps more grad_accum"
+        )
     needed = 2 * (checkpoint_bytes(model) + model.parameters.flat.nbytes)  # and the best weights
     for path in (directory / CHECKPOINT_FILE, directory / WEIGHTS_FILE):
         needed -= path.stat().st_size if path.is_file() else 0

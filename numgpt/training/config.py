@@ -136,6 +136,7 @@ _AT_LEAST_ONE += ("grad_accum", "log_every", "eval_every", "eval_batches", "save
 _AT_LEAST_ZERO = ("warmup", "weight_decay", "grad_clip", "seed", "sample_every", "min_lr")
 _AT_LEAST_ZERO += ("n_kv_head",)
 _MAY_BE_NONE = ("data", "init_from", "min_lr", "block_size")
+LARGEST_FILE = 1 << 20  # bytes of options
 LARGEST = 1 << 53  # whole numbers above it are no option's
 OPTIONS = {field.name: field for field in dataclasses.fields(TrainConfig)}
 
@@ -177,7 +178,11 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         except ImportError:
             raise ValueError("--config needs Python 3.11 or later, or: pip install tomli") from None
     try:
-        options = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            text = file.read(LARGEST_FILE + 1)
+        if len(text) > LARGEST_FILE:
+            raise ValueError(f"it has more than {LARGEST_FILE} bytes")
+        options = tomllib.loads(text.decode())
     except (ValueError, RecursionError) as error:  # not TOML, or no text at all
         raise ValueError(f"{path} is not valid TOML: {error!s:.200}") from None
     options = {name.replace("-", "_"): value for name, value in options.items()}

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from numgpt.files import replacing
+from numgpt.files import naming, replacing
 from numgpt.messages import shown
 from numgpt.tokenizer import BaseTokenizer, Tokenizer
 from numgpt.tokenizer.base import any_of
@@ -27,33 +27,37 @@ from numgpt.tokenizer.reading import read_text
 
 TOKENS_FILE = "tokens.bin"
 CHECKPOINT_FILE = "checkpoint.safetensors"  # by which a run is known
-LOOKED_AT = 1 << 16  # bytes of a file, to see whether it is text
-HASHED_AT_ONCE = 1 << 24  # bytes
+READ_AT_ONCE = 1 << 24  # bytes
+LOOKED_AT = 1 << 20  # characters of a text, to see whether it is JSON
 
 
 def find_files(data: str | list[str]) -> list[Path]:
     """The files that a path, a directory (with all the text below it) or a glob names, in order; or
     those of several.
 
-    What a directory holds beside text is left out, with a warning that counts it. Raises
-    FileNotFoundError where there is nothing.
+    What a directory or a glob finds beside text is left out, with a warning that counts it. Raises
+    FileNotFoundError where there is nothing, ValueError for what can be read only once.
     """
     if isinstance(data, list):
         return [file for one in data for file in find_files(one)]
-    path, skipped = Path(data), []
+    path = Path(data)
     if path.is_file():
         return [path]
+    if data and path.exists() and not path.is_dir():
+        raise ValueError(
+            f"--data {data} is a pipe or a device, which can be read only once: write the text to a"
+            " file first"
+        )
     if path.is_dir() and data:
         found = [match for match in path.rglob("*") if not _is_hidden(match.relative_to(path))]
     else:
         found = [Path(match) for match in glob.glob(data, recursive=True)]
     # A directory may hold runs: what they wrote is no text to train on.
-    files = sorted(
+    found = sorted(
         file for file in found if file.is_file() and not (file.parent / CHECKPOINT_FILE).exists()
     )
-    if path.is_dir():
-        skipped = [file for file in files if not _is_text(file)]
-        files = [file for file in files if file not in set(skipped)]
+    files = [file for file in found if is_text(file)]
+    skipped = sorted(set(found).difference(files))
     if skipped:
         count = "1 file" if len(skipped) == 1 else f"{len(skipped)} files"
         warnings.warn(f"{data}: {count} without UTF-8 text left out ({skipped[0]})", stacklevel=2)
@@ -75,15 +79,19 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _is_text(path: Path) -> bool:
-    """Whether a file begins with UTF-8 text."""
-    with open(path, "rb") as file:
-        start = file.read(LOOKED_AT)
+def is_text(path: Path) -> bool:
+    """Whether a file is UTF-8 text, from its beginning to its end."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(start, final=len(start) < LOOKED_AT)
+        with naming(path), open(path, "rb") as file:
+            while part := file.read(READ_AT_ONCE):
+                if b"\0" in part:
+                    return False
+                decoder.decode(part)
+        decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         return False
-    return b"\0" not in start
+    return True
 
 
 def language_reference() -> str:
@@ -141,9 +149,11 @@ class Corpus:
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The same `count` batches every time: windows at equal distances over the whole validation
         part."""
-        starts = np.linspace(0, len(self.val) - block_size - 1, count * batch_size).astype(np.int64)
-        for first in range(0, len(starts), batch_size):
-            yield _windows(self.val, starts[first : first + batch_size], block_size)
+        last = len(self.val) - block_size - 1
+        for batch in range(count):
+            numbers = np.arange(batch * batch_size, (batch + 1) * batch_size)
+            starts = numbers * last // max(1, count * batch_size - 1)
+            yield _windows(self.val, starts, block_size)
 
 
 def _windows(
@@ -200,7 +210,7 @@ def encode_corpus(
 
 def _is_json_lines(text: str) -> bool:
     """Whether the first line, and the second if there is one, are JSON objects."""
-    lines = text[: LOOKED_AT << 4].lstrip("\ufeff \t\r\n").splitlines()[:2]
+    lines = text[:LOOKED_AT].lstrip("\ufeff \t\r\n").splitlines()[:2]
     try:
         return bool(lines) and all(isinstance(json.loads(line), dict) for line in lines)
     except (ValueError, RecursionError):
@@ -214,7 +224,7 @@ def check_length(tokens: TokensFile, val_fraction: float, block_size: int) -> in
         raise ValueError(
             f"the text has {tokens.count} tokens, {held_out} of them for validation: both parts"
             f" must be longer than block_size={block_size}; bring more text or a smaller"
-            " block_size"
+            " block_size, or cut it into more tokens, with a smaller vocab_size or tokenizer=char"
         )
     return held_out
 
@@ -245,7 +255,7 @@ def open_corpus(
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while part := file.read(HASHED_AT_ONCE):
+        while part := file.read(READ_AT_ONCE):
             digest.update(part)
     return digest.hexdigest()
 

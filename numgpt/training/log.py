@@ -33,8 +33,8 @@ class Log:
                 aside = aside.with_name(f"log.damaged.{number}.jsonl")
             os.replace(self.path, aside)
             warnings.warn(
-                f"{self.path} has {damaged} lines that are no reports: it is kept as {aside.name},"
-                " the log goes on with the others",
+                f"{self.path} has lines that are no reports ({damaged}): it is kept as"
+                f" {aside.name}, the log goes on with the others",
                 stacklevel=2,
             )
         with replacing(self.path) as file:

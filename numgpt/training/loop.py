@@ -10,25 +10,24 @@ A run lives in one directory, and has it to itself:
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
 from numgpt import formats
 from numgpt.files import DirectoryLock, sweep
-from numgpt.messages import shown
+from numgpt.messages import shown, tell
 from numgpt.models import LanguageModel
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.training.adamw import AdamW
 from numgpt.training.beginning import begin_run
 from numgpt.training.checkpoint import (
     RunState,
-    check_room,
+    check_fits,
     load_checkpoint,
     save_checkpoint,
 )
@@ -152,7 +151,7 @@ class Trainer:
         config.validate()
         state.apply_options()
         if state.optimizer.steps:  # a new run has been checked before anything was there
-            check_room(out, state.model)
+            check_fits(out, config, state.model)
         tokenizer = formats.load_tokenizer(out)
         if hash_tokenizer(tokenizer) != state.tokens.tokenizer:
             raise ValueError(
@@ -201,7 +200,7 @@ class Trainer:
                 self.save()
             if config.sample_every and (last or step % config.sample_every == 0):
                 prompt, text = self.sample()
-                _show(f"--- step {step}, after {prompt!r} ---\n{text}\n---", sys.stdout)
+                tell(f"--- step {step}, after {prompt!r} ---\n{text}\n---", stream=sys.stdout)
             elsewhere += time.perf_counter() - pause
         if self.stop_requested and self.optimizer.steps < config.steps:
             self.save()
@@ -226,8 +225,8 @@ class Trainer:
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainingError(
                 f"at step {done + 1} the loss is {loss} and the gradient norm {norm}: stopped,"
-                " nothing was overwritten; resume from the last checkpoint with a lower --lr or a"
-                " longer --warmup"
+                " nothing was overwritten; resume from the last checkpoint with a lower --lr, a"
+                " longer --warmup or less --weight-decay"
             )
         return loss, norm, lr
 
@@ -282,10 +281,9 @@ class Trainer:
         eta = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
         validation = "          " if val_loss is None else f"val {val_loss:.4f}"
         width = len(str(self.config.steps))
-        _show(
+        tell(
             f"step {step:{width}}/{self.config.steps}  loss {loss:.4f}  {validation}  lr {lr:.2e}"
-            f"  grad norm {norm:6.3f}  {tokens_per_second:,.0f} tokens/s  ETA {eta}",
-            sys.stderr,
+            f"  grad norm {norm:6.3f}  {tokens_per_second:,.0f} tokens/s  ETA {eta}"
         )
         self.log.add(
             {
@@ -297,9 +295,3 @@ class Trainer:
                 "tokens_per_second": round(tokens_per_second, 1),
             }
         )
-
-
-def _show(text: str, stream: TextIO) -> None:
-    """Print a line; training goes on where nobody reads it any more."""
-    with contextlib.suppress(OSError):
-        print(text, file=stream, flush=True)

@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from support import assert_close
 import numgpt
 from numgpt import CharTokenizer, Tokenizer, cli
 from numgpt.cli import convert as convert_module
-from numgpt.files import REMOVED
+from numgpt.files import LOCK_FILE, REMOVED, TEMPORARY
 
 MODELS = ("default", "llama_grouped")
 # Half a step of each dtype, relative to the value.
@@ -129,7 +131,7 @@ def test_a_directory_with_anything_in_it_is_left_alone(source, convert, tmp_path
     status, err = convert(source, tmp_path / "there")
     assert status == 2
     assert err == (
-        f"numgpt: error: {tmp_path / 'there'} is there already, and not empty:"
+        f"numgpt: error: {tmp_path / 'there'} is there already, and not empty ('{name}'):"
         " name a new directory\n"
     )
     assert content(tmp_path) == before
@@ -161,7 +163,7 @@ def test_an_empty_directory_is_as_good_as_none(source, convert, tmp_path, there)
     [
         (("./absent", "NEW"), "./absent"),
         (("EMPTY", "NEW"), "no model in"),
-        (("SOURCE/tokenizer.json", "NEW"), "no model that numgpt can read"),
+        (("SOURCE/tokenizer.json", "NEW"), "is no model by itself: name its directory"),
         (("SOURCE", "NEW", "--dtype", "int8"), "int8"),
         (("SOURCE",), "DST"),
         ((), "SRC"),
@@ -232,7 +234,8 @@ def test_all_files_appear_at_once(source, convert, tmp_path, monkeypatch):
 
     def looking(old, new):
         if Path(new).parent == tmp_path / "new":
-            assert [path.name for path in (tmp_path / "new").iterdir()] == [Path(old).name]
+            there = sorted(path.name for path in (tmp_path / "new").iterdir())
+            assert there == sorted([LOCK_FILE, Path(old).name])
             seen.append({path.name for path in Path(old).iterdir()} - {REMOVED})
         return rename(old, new)
 
@@ -242,3 +245,27 @@ def test_all_files_appear_at_once(source, convert, tmp_path, monkeypatch):
     assert seen == [saved]
     assert {path.name for path in (tmp_path / "new").iterdir()} == saved
     assert json.loads((tmp_path / "new/config.json").read_text())["dtype"] == "float32"
+
+
+def test_what_a_killed_conversion_left_is_no_hindrance(source, convert, tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / f".abc.{dead.pid}{TEMPORARY}").mkdir()
+    assert convert(source, tmp_path / "new")[0] == 0
+    assert not [path for path in (tmp_path / "new").iterdir() if path.name.startswith(".")]
+
+
+def test_what_comes_meanwhile_is_not_replaced(source, convert, tmp_path, monkeypatch):
+    read = convert_module.read_model
+
+    def slowly(*arguments):
+        (tmp_path / "new" / "config.json").write_text("precious")
+        return read(*arguments)
+
+    monkeypatch.setattr(convert_module, "read_model", slowly)
+    status, err = convert(source, tmp_path / "new")
+    assert status == 2
+    assert "not empty ('config.json')" in err
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["config.json"]
+    assert (tmp_path / "new" / "config.json").read_text() == "precious"

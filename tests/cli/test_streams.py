@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -130,3 +131,39 @@ def test_absurd_input_is_one_short_line(tmp_path, capsys, arguments, message):
     assert status == 2
     assert message in err
     assert len(err.splitlines()[-1]) < 500
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("command", ["generate Hi --max-new-tokens 3", "tokenizer encode Hi"])
+def test_what_nobody_can_be_told_stops_nothing(command):
+    done = shell(f"{command} 2>/dev/full")
+    assert done.returncode == 0
+    assert done.stdout
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("command", ["info", "tokenizer encode Hi", "--version", "train --help"])
+def test_a_result_that_can_not_be_written_is_an_error(command):
+    done = shell(f"{command} >/dev/full")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "numgpt: error: standard output: No space left on device: free some space, or choose"
+        " another disk"
+    )
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGHUP])
+def test_a_kill_while_a_run_is_prepared_leaves_nothing(tmp_path, sign):
+    data = tmp_path / "book.txt"
+    data.write_text("".join(f"word{number} " for number in range(300_000)))
+    command = [sys.executable, "-m", "numgpt", "train", "--data", data, "--out", tmp_path / "run"]
+    process = subprocess.Popen(
+        [*command, "--vocab-size", "60000"], stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("run/.*.numgpt-tmp")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(sign)
+    assert process.communicate(timeout=60)[1] == f"\nnumgpt: ended by {sign.name}\n"
+    assert process.returncode == 128 + sign
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["book.txt"]

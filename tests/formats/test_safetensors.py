@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from numgpt.formats import read_safetensors, write_safetensors
+from numgpt.formats import read_safetensors, safetensors, write_safetensors
 
 ARRAYS = st.dictionaries(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=8).filter(
@@ -162,3 +162,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         write_safetensors(path, {"a": np.ones(3, np.float32)})
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+def test_a_header_that_no_reader_takes_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(safetensors, "LARGEST_JSON", 400)
+    arrays = {f"layer {number}": np.zeros(1, np.float32) for number in range(10)}
+    with pytest.raises(ValueError, match="choose a model of fewer layers"):
+        write_safetensors(tmp_path / "a.safetensors", arrays)
+    assert not list(tmp_path.iterdir())

@@ -18,11 +18,11 @@ def chat():
 
 USER, ASSISTANT = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 BAD_FILES = {
-    "{": "Expecting",
+    "{": "not JSON",
     "5": "list",
     '"Hi"': "list",
     '{"role": "user"}': "list",
-    "[" * 99_999: "nested too deeply",
+    "[" * 99_999: "not JSON",
     "\udcff": "utf-8",
     json.dumps(["ab"]): "message 0",
     json.dumps([5]): "message 0",

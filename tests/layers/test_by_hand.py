@@ -132,6 +132,42 @@ REFUSED = {
         lambda: layers.attention_forward(*(np.ones((1, h, 2, 2)) for h in (3, 2, 2))),
         "H a multiple of K",
     ),
+    "a norm of a list": (lambda: layers.layernorm_forward([[1.0]], GAIN, GAIN), "x is a list"),
+    "a norm without columns": (
+        lambda: layers.rmsnorm_forward(np.ones((2, 0)), np.ones(0)),
+        "weight is empty",
+    ),
+    "half precision": (lambda: layers.gelu_erf_forward(np.ones((2, 2), np.float16)), "float16"),
+    "a weight of one axis": (lambda: layers.linear_forward(X, GAIN), "expected (I, O)"),
+    "fewer rows of dy": (
+        lambda: layers.linear_backward(DY[:1], layers.linear_forward(X, WEIGHT)[1]),
+        "expected 6 rows",
+    ),
+    "another shape of dy": (
+        lambda: layers.gelu_tanh_backward(X[:1], layers.gelu_tanh_forward(X)[1]),
+        "expected (2, 3, 4)",
+    ),
+    "a negative id": (lambda: layers.embedding_forward(np.array([-1]), WEIGHT), "holds -1"),
+    "an id too large": (
+        lambda: layers.embedding_forward(np.array([len(WEIGHT)]), WEIGHT),
+        f"from 0 to {len(WEIGHT) - 1}",
+    ),
+    "ids that are no numbers": (
+        lambda: layers.embedding_forward(np.array([0.0]), WEIGHT),
+        "whole numbers",
+    ),
+    "dy of other ids": (
+        lambda: layers.embedding_backward(DY, layers.embedding_forward(np.array([0]), WEIGHT)[1]),
+        "expected (1,",
+    ),
+    "fewer targets than rows": (
+        lambda: layers.linear_cross_entropy(X[0], WEIGHT.T, np.array([0])),
+        "targets have shape (1,)",
+    ),
+    "a target too large": (
+        lambda: layers.linear_cross_entropy(X[0, :1], WEIGHT.T, np.array([99])),
+        "targets holds 99",
+    ),
     "rotating rows": (
         lambda: layers.rope_forward(X, (np.ones(2), np.ones(2))),
         "expected (B, H, T, D)",

@@ -123,7 +123,7 @@ def several(*processors) -> dict:
         ({"model__dropout": 0.1}, "model.dropout"),
         ({"model__byte_fallback": True}, "byte_fallback"),
         ({"normalizer": {"type": "NFKC"}}, "NFKC"),
-        ({"normalizer": "NFC"}, "'str'"),
+        ({"normalizer": "NFC"}, "of another kind"),
         ({"pre_tokenizer": {"type": "Whitespace"}}, "Whitespace"),
         ({"pre_tokenizer__add_prefix_space": True}, "add_prefix_space"),
         ({"pre_tokenizer__use_regex": False}, "use_regex"),
@@ -135,7 +135,7 @@ def several(*processors) -> dict:
         ({"pre_tokenizer": sequence(LLAMA3, BYTES | {"use_regex": True})}, "use_regex"),
         ({"pre_tokenizer": sequence(LLAMA3, BYTES | {"add_prefix_space": True})}, "prefix_space"),
         ({"pre_tokenizer": sequence({"type": "Digits"}, BYTES)}, "individual_digits"),
-        ({"pre_tokenizer": sequence("Digits", BYTES)}, "'str'"),
+        ({"pre_tokenizer": sequence("Digits", BYTES)}, "of another kind"),
         ({"pre_tokenizer": {"type": "Sequence"}}, "'pretokenizers' is missing"),
         ({"post_processor": {"type": "RobertaProcessing"}}, "RobertaProcessing"),
         ({"post_processor": template(TEXT, EOS)}, "post_processor.single"),
@@ -256,7 +256,7 @@ def test_refuses_a_config_that_names_no_token(saved, tmp_path):
     with pytest.raises(ValueError, match=r"eos_token='<\|nowhere\|>' is not one of the special"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("[1]")
-    with pytest.raises(ValueError, match=r"tokenizer_config\.json: expected an object"):
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: expected a JSON object"):
         load_tokenizer(tmp_path)
 
 
@@ -323,3 +323,17 @@ def test_added_tokens_are_found_in_any_text_and_are_text(saved, tmp_path):
     path.write_text(json.dumps(whole), encoding="utf-8")
     with pytest.raises(ValueError, match="lstrip of the added token"):
         load_tokenizer(path.parent)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{}", '{"model": []}', '{"model": {"vocab": 1e5}}'])
+def test_other_json_is_told_in_our_words(tmp_path, text):
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(ValueError, match=r"tokenizer\.json: ") as error:
+        load_tokenizer(tmp_path)
+    assert "object" not in str(error.value).replace("JSON object", "")
+
+
+def test_a_number_of_thousands_of_digits_is_no_id(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("1" * 5000)
+    with pytest.raises(ValueError, match="is not valid JSON: copy or download it again"):
+        load_tokenizer(tmp_path)

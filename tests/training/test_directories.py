@@ -16,6 +16,7 @@ from numgpt import GPT, CharTokenizer, GPTConfig, Tokenizer, cli, formats
 from numgpt.files import LOCK_FILE, DirectoryLock
 from numgpt.training import TrainConfig, Trainer
 from numgpt.training.checkpoint import load_checkpoint
+from numgpt.training.corpus import find_files
 
 TEXT = "The quick brown fox jumps over the lazy dog; the dog sleeps on.\n" * 30
 TINY = ["--n-layer=1", "--n-head=2", "--n-embd=8", "--block-size=8", "--batch-size=2"]
@@ -87,6 +88,37 @@ def test_a_new_run_replaces_nothing_unless_told_to(call, text, tmp_path, name):
         or name.startswith(("checkpoint", "tokens", "log", "loss"))
         or not (out / name).exists()
     )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links")
+def test_a_link_that_leads_nowhere_is_somebodys(call, text, tmp_path):
+    for name in ("checkpoint.safetensors", "tokenizer.json"):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / name).symlink_to(tmp_path / "unplugged")
+        status, err = train(call, text, tmp_path / "run")
+        assert status == 2
+        assert f"holds a {name} already" in err
+        (tmp_path / "run" / name).unlink()
+
+
+@pytest.mark.parametrize("command", ["train", "tokenizer train"])
+def test_files_that_come_meanwhile_are_not_replaced(call, text, tmp_path, monkeypatch, command):
+    out = tmp_path / "out"
+    learn = Tokenizer.train
+
+    def slowly(*arguments, **options):
+        (out / "tokenizer.json").write_text("precious")
+        return learn(*arguments, **options)
+
+    monkeypatch.setattr(Tokenizer, "train", slowly)
+    if command == "train":
+        status, err = train(call, text, out, "--vocab-size=280")
+    else:
+        status, err = call(*command.split(), text, "--vocab-size=280", "--out", out)
+    assert status == 2
+    assert "tokenizer" in err
+    assert "already" in err
+    assert content(out) == {"tokenizer.json": b"precious"}
 
 
 def test_files_that_are_not_in_the_way_stay(call, text, tmp_path):
@@ -267,7 +299,7 @@ def test_a_damaged_log_is_set_aside(text, tmp_path):
     lines = log.read_text()
     log.write_text(lines + '{"a": 1}\n[]\nnonsense\n' + lines[:20])
     damaged = log.read_bytes()
-    with pytest.warns(UserWarning, match=r"3 lines that are no reports"):
+    with pytest.warns(UserWarning, match=r"lines that are no reports \(3\)"):
         Trainer.resume(tmp_path / "run", {"steps": 3}).run()
     assert (tmp_path / "run" / "log.damaged.jsonl").read_bytes() == damaged
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
@@ -349,6 +381,39 @@ def test_a_directory_of_data_leaves_out_what_is_no_text(text, tmp_path):
     with pytest.warns(UserWarning, match="2 files without UTF-8 text left out"):
         trainer = start(str(data), tmp_path / "run")
     assert len(trainer.corpus.train) + len(trainer.corpus.val) == len(TEXT)
+
+
+def test_a_glob_leaves_out_what_is_no_text_to_its_end(text, tmp_path):
+    (tmp_path / "late.txt").write_bytes(b"a" * (1 << 17) + b"\xff")
+    with pytest.warns(UserWarning, match="1 file without UTF-8 text left out"):
+        assert find_files(str(tmp_path / "*.txt")) == [tmp_path / "text.txt"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="FIFOs")
+def test_a_pipe_is_told_to_be_read_only_once(call, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    status, err = train(call, tmp_path / "pipe", tmp_path / "run")
+    assert status == 2
+    assert "can be read only once: write the text to a file first" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--batch-size=9000000000000000",), "batch_size=9000000000000000 of"),
+        (("--block-size=2000",), "a smaller vocab_size or tokenizer=char"),
+        (("--config=/dev/zero",), "/dev/zero is not valid TOML: it has more than"),
+    ],
+)
+def test_what_would_fail_late_is_refused_at_once(call, text, tmp_path, flags, message):
+    if "/dev" in flags[0] and os.name != "posix":
+        pytest.skip("devices")
+    status, err = train(call, text, tmp_path / "run", *flags)
+    assert status == 2
+    for name in ("batch_size", "block_size", "vocab_size", "tokenizer"):
+        err = err.replace(f"--{name.replace('_', '-')} ", f"{name}=")
+    assert message in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_json_lines_and_spelt_special_tokens_are_told(tmp_path):
