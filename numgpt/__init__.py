@@ -4,6 +4,7 @@ from numgpt import launch  # isort: skip
 
 if launch.is_program():
     launch.let_interrupts_end_it()
+    launch.warn_in_one_line()
 
 from numgpt import runtime  # isort: skip  (first: it chooses NumPy's kernels before NumPy loads)
 from numgpt.generation import KVCache

@@ -48,9 +48,14 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` once it is complete and on the disk.
 
-    Raises OSError naming `path` where it can't be written; `path` then stays as it is.
+    A link leads to the file that is replaced. Raises FileExistsError for a device or a pipe,
+    OSError naming `path` where it can't be written; `path` then stays as it is.
     """
-    path = Path(path)
+    if not os.fspath(path):
+        raise FileNotFoundError('"" is no name: name a file')
+    path = Path(os.path.realpath(path) if os.path.islink(path) else path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise FileExistsError(f"{path} is a device or a pipe, which a file can't replace")
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with naming(path):
@@ -82,6 +87,8 @@ def replacing_together(
     before the change. `directory` is created where it is missing. Raises OSError where nothing can
     be written into it.
     """
+    if not os.fspath(directory):
+        raise ValueError('directory="": name a directory')
     directory = Path(directory)
     with _making(directory):
         finish_replacing(directory)
@@ -230,12 +237,21 @@ class DirectoryLock:
             command = command if len(command) <= 200 else f"{command[:199]}…"
             file.write(f"{HOLDER} {os.getpid()} ({command})".encode())
 
+    def check(self) -> None:
+        """Raises OSError where the directory is not the one any more that the lock was taken in."""
+        if self._file is None or not _is_file_at(self._file, self.path):
+            raise OSError(
+                f"{self.directory} was moved away or replaced meanwhile: nothing is written into it"
+            )
+
     def release(self) -> None:
         """Give it up; a directory that was created for it and is empty goes again."""
         if self._file is None:
             return
         file, self._file = self._file, None
-        if os.name == "posix":  # while it is held: nobody else has this file then
+        if os.name == "posix" and _is_file_at(
+            file, self.path
+        ):  # while it is held: nobody else has it
             self.path.unlink(missing_ok=True)
         file.close()
         if os.name != "posix":
@@ -318,7 +334,7 @@ def _lock_file(file: BinaryIO) -> None:
 def _is_file_at(file: BinaryIO, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 
@@ -338,8 +354,9 @@ def _is_running(process: int) -> bool:
 def _make(directory: Path) -> list[Path]:
     """Create a directory and those above it -> those that were missing, the deepest first."""
     made = [path for path in (directory, *directory.parents) if not path.exists()]
-    if directory.exists() and not directory.is_dir():
-        raise NotADirectoryError(f"{directory} is a file: name a directory")
+    if os.path.lexists(directory) and not directory.is_dir():
+        kind = "a file" if directory.exists() else "a link that leads nowhere"
+        raise NotADirectoryError(f"{directory} is {kind}: name a directory")
     directory.mkdir(parents=True, exist_ok=True)
     return made
 

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +29,11 @@ def let_interrupts_end_it() -> None:
     """Until `heed_interrupts`, Ctrl-C ends the process without a word."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def warn_in_one_line() -> None:
+    """Warnings without the line of source that they come from."""
+    warnings.formatwarning = lambda message, *_, **__: f"numgpt: note: {message}\n"
 
 
 def heed_interrupts() -> None:

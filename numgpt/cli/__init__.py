@@ -37,7 +37,10 @@ MENDS = {
     errno.ENOTDIR: "check the name, a part of it is a file",
     errno.EISDIR: "name a file",
 }
-_NAMED_VALUE = re.compile(r"\b([a-z][a-z0-9_]*)=(?=\S)")
+# An option in the library's name: with its value, or, where it can't be a word, by itself.
+_OPTION = re.compile(
+    r"(?<![\w./'\"-])(?:([a-z][a-z0-9_]*)=(?=\S)|([a-z0-9]+(?:_[a-z0-9]+)+)\b(?![./(=]))"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,9 +110,11 @@ def _in_flags(error: Exception, options: argparse.Namespace) -> object:
     flags = {*vars(options), *OPTIONS} if "resume" in vars(options) else set(vars(options))
 
     def flag(match: re.Match[str]) -> str:
-        return f"--{match[1].replace('_', '-')} " if match[1] in flags else match[0]
+        name = match[1] or match[2]
+        flag = f"--{name.replace('_', '-')}"
+        return match[0] if name not in flags else f"{flag} " if match[1] else flag
 
-    return _NAMED_VALUE.sub(flag, str(error))
+    return _OPTION.sub(flag, str(error))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -109,7 +109,7 @@ def _answer_lines(chat: Chat, seeds: Iterator[int]) -> None:
         if not line.strip():
             continue
         try:
-            asked = json.loads(line)
+            asked = _json(line)
             if isinstance(asked, str):
                 asked = {"content": asked}
             if not isinstance(asked, dict) or asked.keys() - {"content", "system", "reset", "role"}:
@@ -136,6 +136,13 @@ def _answer_lines(chat: Chat, seeds: Iterator[int]) -> None:
         except (ValueError, RecursionError, MemoryError) as error:
             answer = {"error": one_line(error) or "out of memory"}
         print(json.dumps(answer, ensure_ascii=not readable), flush=True)
+
+
+def _json(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        raise ValueError('the line is not JSON: expected {"content": "…"}') from None
 
 
 class _Terminal:
@@ -220,7 +227,7 @@ class _Terminal:
         except MemoryError:
             _say(f"/{command}: out of memory")
         except ValueError as error:
-            _say(f"/{command}: {one_line(error)}")
+            _say(f"/{command}: {one_line(error).removeprefix(f'{command}=')}")
         except OSError as error:
             _say(f"/{command} {argument}: {error.strerror or error}")
 

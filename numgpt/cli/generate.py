@@ -20,7 +20,7 @@ from numgpt.cli.common import (
 )
 from numgpt.formats import load
 from numgpt.generation import generate_each
-from numgpt.messages import tell
+from numgpt.messages import shown, tell
 from numgpt.tokenizer import StreamDecoder
 
 NEW_TOKENS = 200
@@ -136,8 +136,16 @@ def _check(options: argparse.Namespace) -> None:
             "--greedy writes the same text every time: leave --num-return-sequences out"
         )
     for flag, texts in (("--ban", options.ban), ("--stop", options.stop)):
-        if "" in texts:
-            raise ValueError(f'{flag} "": give a text')
+        for text in texts:
+            if not text or (not text.isprintable() and not _is_unicode(text)):
+                raise ValueError(f"{flag} {shown(text)}: give a text in UTF-8 that is not empty")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        return bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _spaces(tokenizer: Any) -> tuple[str, ...]:

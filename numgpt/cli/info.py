@@ -87,6 +87,7 @@ def run(options: argparse.Namespace) -> None:
         "Python": platform.python_version(),
         "NumPy": np.__version__,
         **numgpt.runtime.kernels.describe(),
+        "allocator": numgpt.runtime.ALLOCATOR,
     }
     for name, value in (facts | {"threads": numgpt.runtime.num_threads()}).items():
         print(f"  {name:<10}{value}")

@@ -21,6 +21,7 @@ from numgpt.messages import shown, tell
 from numgpt.tokenizer import Tokenizer
 from numgpt.tokenizer.base import END_OF_TEXT, TOKENIZER_FILES, tokenizer_files
 from numgpt.tokenizer.pattern import PATTERNS
+from numgpt.training.beginning import check_not_replaced
 
 LONGEST_ID = 30  # digits
 
@@ -125,6 +126,7 @@ def _train_into(options: argparse.Namespace, special: list[str]) -> Tokenizer:
     paths = [Path(file) for file in options.files]
     if all(not path.is_fifo() and path.stat().st_size == 0 for path in paths):
         raise ValueError(f"{options.files[0]} is empty: there is nothing to learn from")
+    check_not_replaced(paths, Path(options.out), tokenizer_files(options.out))
     with replacing_together(options.out, TOKENIZER_FILES, lambda: _check_free(options)) as staged:
         tokenizer = Tokenizer.train(
             paths,

@@ -61,6 +61,8 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError("give --out DIR for a new run, or --resume DIR to continue one")
     for flag, name in (("--out", options.out), ("--resume", options.resume)):
         check_directory_name(flag, name)
+    if options.resume is not None and options.overwrite:
+        raise ValueError("--overwrite goes with --out: a resumed run goes on in its directory")
     if options.resume is not None:
         trainer = Trainer.resume(options.resume, chosen)
     else:

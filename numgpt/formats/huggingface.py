@@ -15,7 +15,7 @@ from typing import Any
 from numgpt.files import naming, replacing_together
 from numgpt.formats.pytorch import read_pytorch
 from numgpt.formats.safetensors import read_safetensors, storage_dtype, write_safetensors
-from numgpt.formats.source import FAMILIES, Arrangement, Source, family_of
+from numgpt.formats.source import FAMILIES, Arrangement, Source, family_of, is_finite
 from numgpt.formats.tensors import StoredTensor, read_json
 from numgpt.messages import quoted, shown
 from numgpt.models.language_model import LanguageModel
@@ -89,17 +89,21 @@ def save_model(
     other files stay. `report` is called with each tensor's name as its turn comes.
     """
     storage_dtype(dtype)  # refuses a bad one before anything is written
+    if not os.fspath(directory):
+        raise ValueError('directory="": name a directory')
     family = family_of(model)
-    directory = Path(directory)
     tensors = {
         family.stored_name(name): family.stored_array(name, array, model.config)
         for name, array in model.parameters.items()
     }
     fields = family.config_fields(model.config) | {"dtype": dtype}
+    for name, array in model.parameters.items():
+        if not is_finite(array):
+            raise ValueError(f"{name} holds NaN or infinity: such weights are not saved")
     with replacing_together(directory) as staged:
         write_safetensors(staged / WEIGHTS_FILE, tensors, dtype=dtype, report=report)
         _write_json(staged / CONFIG_FILE, fields)
-        if (path := directory / GENERATION_FILE).is_file():
+        if (path := Path(directory) / GENERATION_FILE).is_file():
             ends = {name: fields[name] for name in ("bos_token_id", "eos_token_id")}
             _write_json(staged / GENERATION_FILE, _old_fields(path) | ends)
 

@@ -119,7 +119,7 @@ def _open_file(path: Path) -> Source:
     if llmc.is_llmc(path):
         return llmc.open_checkpoint(path)
     beside_config = (directory / huggingface.CONFIG_FILE).is_file()
-    if beside_config and path.suffix in (".safetensors", ".bin"):
+    if beside_config and (path.suffix == ".safetensors" or is_pytorch(path)):
         return huggingface.open_directory(directory, path)
     if path.suffix == ".index" and (directory / openai.HPARAMS_FILE).is_file():
         return openai.open_bundle(directory, path)

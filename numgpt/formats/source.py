@@ -160,12 +160,17 @@ def _mapped(source: Source, found: Mapping[str, StoredTensor]) -> Parameters | N
 
 def _check_finite(parameters: Parameters, found: Mapping[str, StoredTensor]) -> None:
     for name, array in parameters.items():
-        row = array.reshape(-1)
-        # The product runs at memory speed, and is finite unless a value is not, or the sum
-        # overflows.
-        if not np.isfinite(row @ row) and not np.isfinite(row).all():
+        if not is_finite(array):
             tensor = found[name]
             raise ValueError(
                 f"{tensor.path}: tensor {shown(tensor.name)} holds NaN or"
                 " infinity; download it again"
             )
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Whether no value is NaN or infinite."""
+    row = array.reshape(-1)
+    # The product runs at memory speed, and is finite unless a value is not, or the sum overflows.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(row @ row) or np.isfinite(row).all())

@@ -353,7 +353,7 @@ def _silence() -> Generator[str, None, None]:
 def _read_messages(path: str | os.PathLike) -> list[Any]:
     try:
         messages = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, RecursionError):
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
         raise ValueError("it is not JSON") from None
     if not isinstance(messages, list):
         raise ValueError("expected a list of messages")

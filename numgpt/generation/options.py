@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from numgpt.messages import shown
 from numgpt.tokenizer import BaseTokenizer
 
@@ -134,22 +136,31 @@ class GenerationOptions:
         value = self.num_return_sequences
         possible = _whole(value) and 1 <= value <= LONGEST
         require(possible, "num_return_sequences", f"a whole number from 1 to {LONGEST}")
+        expected = f"non-empty sequences of token ids below {vocab_size}"
+        require(_is_list(self.bad_words_ids), "bad_words_ids", expected)
         for word in self.bad_words_ids:
-            require(
-                len(word) > 0 and all(0 <= id < vocab_size for id in word),
-                "bad_words_ids",
-                f"non-empty sequences of token ids below {vocab_size}",
-            )
+            require(_are_ids(word, vocab_size) and len(word) > 0, "bad_words_ids", expected)
         for name in ("eos_token_id", "pad_token_id"):
             value = getattr(self, name)
-            ids = [] if value is None else [value] if _whole(value) else list(value)
-            require(all(0 <= id < vocab_size for id in ids), name, f"token ids below {vocab_size}")
+            ids = [] if value is None else [value] if _whole(value) else value
+            require(_are_ids(ids, vocab_size), name, f"token ids below {vocab_size}")
         if isinstance(self.stop_strings, str):
             self.stop_strings = (self.stop_strings,)
-        require(all(self.stop_strings), "stop_strings", "texts that are not empty")
+        texts = _is_list(self.stop_strings) and all(
+            isinstance(text, str) and text for text in self.stop_strings
+        )
+        require(texts, "stop_strings", "texts that are not empty")
         if self.stop_strings and self.tokenizer is None:
             raise ValueError("stop_strings are compared with text: pass tokenizer=... as well")
 
 
 def _whole(value: object) -> bool:
     return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str)
+
+
+def _are_ids(ids: Any, vocab_size: int) -> bool:
+    return _is_list(ids) and all(_whole(id) and 0 <= id < vocab_size for id in ids)

@@ -38,6 +38,8 @@ def process_logits(
     if options.tokenizer is not None:  # a model's vocabulary may be padded to a round size
         logits[:, options.tokenizer.vocab_size :] = -np.inf
     highest = logits.max(axis=1, keepdims=True)
+    if np.isnan(highest).any():
+        raise ValueError("the model's logits are not numbers: its weights are damaged")
     if np.isneginf(highest).any():
         raise ValueError("bad_words_ids forbid every token that could come next: ban fewer")
     if options.do_sample:

@@ -34,6 +34,8 @@ def dropout_forward(
     x: np.ndarray, p: float = 0.0, rng: np.random.Generator | None = None
 ) -> tuple[np.ndarray, Cache]:
     """x (N, C) -> y (N, C), cache.  With p = 0 or without a generator (inference) y is x itself."""
+    if not 0 <= p < 1:
+        raise ValueError(f"p={p}: expected 0 <= p < 1")
     if p == 0.0 or rng is None:
         return floats("x", x), None
     cache = dropout_mask(floats("x", x).shape, p, rng)

@@ -1,13 +1,15 @@
-"""THE MACHINE: matrix kernels, threads, scratch memory, row blocks. Speed tricks live here only.
+"""THE MACHINE: matrix kernels, threads, memory, row blocks. Speed tricks live here only.
 
-The layers say *what* is computed; the helpers of this room say on which core, in which buffer and
-how many rows at a time. Importing the room chooses the matrix kernels, which has to happen before
-NumPy loads.
+The layers say *what* is computed; the helpers of this package say on which core, in which buffer
+and how many rows at a time. Importing the package chooses the matrix kernels, which has to happen
+before NumPy loads, and tells the C library to keep memory, which has to happen before the first
+large array.
 """
 
 from numgpt.runtime import kernels  # first: this import chooses the kernels and then loads NumPy
 from numgpt.runtime.blocks import add_into, mean_product, over_row_blocks, square, sum_rows
 from numgpt.runtime.kernels import physical_memory
+from numgpt.runtime.memory import ALLOCATOR
 from numgpt.runtime.products import add_matmul, matmul
 from numgpt.runtime.scratch import empty, empty_like, release_scratch
 from numgpt.runtime.threads import (
@@ -18,6 +20,7 @@ from numgpt.runtime.threads import (
 )
 
 __all__ = [
+    "ALLOCATOR",
     "add_into",
     "add_matmul",
     "empty",

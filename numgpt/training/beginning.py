@@ -51,9 +51,9 @@ def begin_run(config: TrainConfig, out: Path, overwrite: bool = False) -> None:
     config.data = absolute(config.data)
     with replacing_together(out, run_files(out), check_free) as staged:
         documents = find_documents(config.data)
+        check_not_replaced(documents, out, run_files(out))
         if config.init_from is not None:
-            if os.path.exists(config.init_from):
-                config.init_from = os.path.abspath(config.init_from)
+            config.init_from = beside(config.init_from)
             model, tokenizer = formats.load(config.init_from)
             _fit_context(config, model)
         else:
@@ -76,6 +76,20 @@ def _check_free(out: Path) -> None:
             f"{out} holds a {(telling or there)[0]} already: {way_out}choose another --out, or"
             " replace the run, model or tokenizer that is there with --overwrite"
         )
+
+
+def check_not_replaced(documents: Documents, out: Path, names: list[str]) -> None:
+    """Raises ValueError for a text that is one of the files that would be replaced."""
+    for path in documents or ():
+        if any((out / name).exists() and os.path.samefile(path, out / name) for name in names):
+            raise ValueError(
+                f"{path} is a file that would be replaced: name another --out, or move the text"
+            )
+
+
+def beside(init_from: str | None) -> str | None:
+    """The same model from whatever working directory a run is resumed."""
+    return os.path.abspath(init_from) if init_from and os.path.exists(init_from) else init_from
 
 
 def run_files(directory: Path) -> list[str]:

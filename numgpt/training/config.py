@@ -146,7 +146,7 @@ def _check_type(field: dataclasses.Field, value: Any) -> None:
     if value is None and field.name in _MAY_BE_NONE:
         return
     if field.name == "data" and isinstance(value, list):
-        fits = all(isinstance(v, str) for v in value)
+        fits = len(value) > 0 and all(isinstance(v, str) for v in value)
     elif kind is str:
         fits = isinstance(value, str)
     else:
@@ -183,7 +183,9 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         if len(text) > LARGEST_FILE:
             raise ValueError(f"it has more than {LARGEST_FILE} bytes")
         options = tomllib.loads(text.decode())
-    except (ValueError, RecursionError) as error:  # not TOML, or no text at all
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text") from None
+    except (ValueError, RecursionError) as error:  # not TOML
         raise ValueError(f"{path} is not valid TOML: {error!s:.200}") from None
     options = {name.replace("-", "_"): value for name, value in options.items()}
     for name, value in options.items():

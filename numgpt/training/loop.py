@@ -24,14 +24,14 @@ from numgpt.messages import shown, tell
 from numgpt.models import LanguageModel
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.training.adamw import AdamW
-from numgpt.training.beginning import begin_run
+from numgpt.training.beginning import begin_run, beside
 from numgpt.training.checkpoint import (
     RunState,
     check_fits,
     load_checkpoint,
     save_checkpoint,
 )
-from numgpt.training.config import TrainConfig
+from numgpt.training.config import OPTIONS, TrainConfig
 from numgpt.training.corpus import (
     TOKENS_FILE,
     Corpus,
@@ -140,8 +140,11 @@ class Trainer:
         state = load_checkpoint(out)
         config = state.config
         for name, value in changes.items():
+            if name not in OPTIONS:
+                raise ValueError(f"{name}={shown(value)} is not an option of training")
             value = absolute(value) if name == "data" else value
-            if name in FIXED and value != getattr(config, name):
+            value = beside(value) if name == "init_from" else value
+            if name in FIXED and _listed(value) != _listed(getattr(config, name)):
                 raise ValueError(
                     f"{name}={shown(value)}: the run in {out} began with"
                     f" {shown(getattr(config, name))}, and that cannot change; start a new run in"
@@ -238,6 +241,7 @@ class Trainer:
         )
         val_loss = float(np.mean([self.model.loss(ids, targets) for ids, targets in batches]))
         if val_loss < self.best_loss:
+            self.lock.check()
             self.state.best_loss = val_loss
             self.model.save_pretrained(self.out)
         return val_loss
@@ -260,6 +264,7 @@ class Trainer:
 
     def save(self) -> None:
         """Checkpoint, curve, and the model itself where no validation has saved one."""
+        self.lock.check()
         save_checkpoint(self.out, self.state)
         if math.isinf(self.best_loss):
             self.model.save_pretrained(self.out)
@@ -295,3 +300,8 @@ class Trainer:
                 "tokens_per_second": round(tokens_per_second, 1),
             }
         )
+
+
+def _listed(value: Any) -> Any:
+    """One file of data is a list of one."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value

@@ -250,7 +250,7 @@ BAD = [
     (("info", "./absent"), "./absent"),
     (("generate", "T", "--model", "TEXT"), "no model that numgpt can read"),
     (("generate", "T", "--model", "RUN", "--greedy", "-n", 3), "--greedy writes the same"),
-    (("generate", "T", "--model", "RUN", "--stop", ""), '--stop ""'),
+    (("generate", "T", "--model", "RUN", "--stop", ""), "--stop ''"),
     (
         ("generate", "T", "--model", "RUN", "--min-new-tokens", 9, "--max-new-tokens", 3),
         "--min-new-tokens 9",

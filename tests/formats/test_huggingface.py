@@ -231,3 +231,15 @@ def test_a_config_beside_a_gguf_file_is_not_in_its_way(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "smollm"}))
     loaded = load_model(tmp_path)
     np.testing.assert_array_equal(loaded.parameters["norm.weight"], model.parameters["norm.weight"])
+
+
+def test_weights_that_are_no_numbers_replace_nothing(tmp_path):
+    model = small_model("default")
+    model.save_pretrained(tmp_path)
+    before = (tmp_path / "model.safetensors").read_bytes()
+    next(iter(model.parameters.values())).flat[3] = np.nan
+    with pytest.raises(ValueError, match="holds NaN or infinity: such weights are not saved"):
+        model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    with pytest.raises(ValueError, match='directory="": name a directory'):
+        model.save_pretrained("")

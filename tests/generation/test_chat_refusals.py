@@ -23,7 +23,7 @@ BAD_FILES = {
     '"Hi"': "list",
     '{"role": "user"}': "list",
     "[" * 99_999: "not JSON",
-    "\udcff": "utf-8",
+    "\udcff": "not JSON",
     json.dumps(["ab"]): "message 0",
     json.dumps([5]): "message 0",
     json.dumps([USER]): "ends with a question",

@@ -235,3 +235,28 @@ def test_ids_beyond_the_tokenizer_are_not_chosen(small_model):
     tokenizer = CharTokenizer(list("abc"))
     out = small_model.generate([0], max_new_tokens=30, tokenizer=tokenizer)
     assert out.max() < 3
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stop_strings": 5},
+        {"stop_strings": ["a", 5]},
+        {"bad_words_ids": 5},
+        {"bad_words_ids": [5]},
+        {"bad_words_ids": [["a"]]},
+        {"eos_token_id": "a"},
+        {"eos_token_id": [1.5]},
+        {"pad_token_id": "x"},
+    ],
+)
+def test_options_of_another_kind_are_named(options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}=.*: expected"):
+        clear_model().generate([1, 2], **options)
+
+
+def test_logits_that_are_no_numbers_choose_nothing():
+    model = clear_model()
+    model.parameters["ln_f.weight"][:] = np.nan
+    with pytest.raises(ValueError, match="its weights are damaged"):
+        model.generate([1, 2])

@@ -236,7 +236,7 @@ def test_products_of_few_rows(rows, transposed, small_kernels, thread_count, mon
     monkeypatch.setattr(products, "_in_panels", lambda *a: panels.append(a[3]) or in_panels(*a))
     rng = np.random.default_rng(0)
     # K decides the width of a panel; N is no multiple of it, or smaller.
-    for inner, columns in ((500, 1001), (500, 5), (3000, 130), (70_000, 20)):
+    for inner, columns in ((500, 261), (500, 5), (3000, 70), (70_000, 2)):
         for dtype in (np.float32, np.float64):
             a = rng.normal(size=(inner, rows)).astype(dtype).T  # strided, too
             b = rng.normal(size=(columns, inner) if transposed else (inner, columns)).astype(dtype)
@@ -333,3 +333,36 @@ def test_set_num_threads_refuses_zero():
     with pytest.raises(ValueError, match="at least one"):
         runtime.set_num_threads(0)
     assert threads.num_threads() >= 1
+
+
+ALLOCATOR = "import numgpt; print(numgpt.runtime.ALLOCATOR)"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_glibc_keeps_memory_unless_somebody_tunes_it():
+    assert "keeps arrays below 32 MB" in python(ALLOCATOR)
+    for name, value in (
+        ("NUMGPT_KEEP_MEMORY", "0"),
+        ("MALLOC_MMAP_THRESHOLD_", "200000"),
+        ("MALLOC_ARENA_MAX_", "2"),
+        ("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=131072"),
+    ):
+        assert python(ALLOCATOR, **{name: value}).startswith(f"left as it is: {name}")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_kept_memory_is_not_faulted_in_again():
+    import resource  # not on Windows
+
+    code = (
+        "import numgpt, numpy as np, resource\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(3): [np.ones(1 << 20) for _ in range(8)]\n"
+        "before = faults()\n"
+        "for _ in range(5): [np.ones(1 << 20) for _ in range(8)]\n"
+        "print(faults() - before)"
+    )
+    pages = 40 * 8 * (1 << 20) // resource.getpagesize()  # of all arrays together
+    assert int(python(code)) < pages // 40
+    # glibc adjusts its thresholds by itself, but not far enough.
+    assert int(python(code, NUMGPT_KEEP_MEMORY="0")) > pages // 10

@@ -110,12 +110,12 @@ def test_a_stream_holds_a_character_back_until_it_is_whole(trained):
 
 
 @pytest.mark.parametrize("character", ["a", " ", "\n", "0", "é", "!"])
-def test_a_million_equal_characters_take_seconds(gpt2_tokenizer, character):
+def test_many_equal_characters_take_a_second(gpt2_tokenizer, character):
     began = time.perf_counter()
-    ids = gpt2_tokenizer.encode(character * 1_000_000)
-    # Quadratic time would be hours: this is no measurement of speed.
+    ids = gpt2_tokenizer.encode(character * 250_000)
+    # Quadratic time would be an hour: this is no measurement of speed.
     assert time.perf_counter() - began < 120
-    assert gpt2_tokenizer.decode(ids) == character * 1_000_000
+    assert gpt2_tokenizer.decode(ids) == character * 250_000
 
 
 @given(letters=st.text("ab", min_size=1, max_size=200))

@@ -400,8 +400,8 @@ def test_a_pipe_is_told_to_be_read_only_once(call, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--batch-size=9000000000000000",), "batch_size=9000000000000000 of"),
-        (("--block-size=2000",), "a smaller vocab_size or tokenizer=char"),
+        (("--batch-size=9000000000000000",), "--batch-size 9000000000000000 of --block-size 8"),
+        (("--block-size=2000",), "a smaller --vocab-size or --tokenizer char"),
         (("--config=/dev/zero",), "/dev/zero is not valid TOML: it has more than"),
     ],
 )
@@ -410,8 +410,6 @@ def test_what_would_fail_late_is_refused_at_once(call, text, tmp_path, flags, me
         pytest.skip("devices")
     status, err = train(call, text, tmp_path / "run", *flags)
     assert status == 2
-    for name in ("batch_size", "block_size", "vocab_size", "tokenizer"):
-        err = err.replace(f"--{name.replace('_', '-')} ", f"{name}=")
     assert message in err
     assert not (tmp_path / "run").exists()
 
