@@ -118,6 +118,7 @@ def decode(side: str, context: int) -> Callable[[], object]:
 def numgpt_decode(context: int) -> Callable[[], object]:
     import numgpt
     from benchmarks.generating import numgpt_model
+    from numgpt.models.context import Context
 
     model = numgpt_model()
     cache = numgpt.KVCache(model, batch=1, capacity=context)
@@ -126,8 +127,8 @@ def numgpt_decode(context: int) -> Callable[[], object]:
     ids = model.check_ids([1])
 
     def run() -> object:
-        cache.length = context - 1
-        x, _ = model.forward(ids, kv_cache=cache, last_only=True)
+        cache.lengths[:] = context - 1
+        x, _ = model.forward(ids, Context(len(ids), kv=cache.turn(ids.shape[1]), last_only=True))
         return model.logits(x)
 
     return run

@@ -7,9 +7,8 @@ if launch.is_program():
     launch.warn_in_one_line()
 
 from numgpt import runtime  # isort: skip  (first: it chooses NumPy's kernels before NumPy loads)
-from numgpt.generation import KVCache
 from numgpt.lazy import lazy_names
-from numgpt.models import GPT, GPTConfig, Llama, LlamaConfig
+from numgpt.models import GPT, GPTConfig, KVCache, Llama, LlamaConfig
 from numgpt.runtime import set_num_threads
 from numgpt.tokenizer import CharTokenizer, Tokenizer
 from numgpt.training import AdamW

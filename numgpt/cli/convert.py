@@ -68,7 +68,7 @@ def _convert(source: Source, target: Path, dtype: str) -> LanguageModel:
     except FileNotFoundError as error:
         tell(f"numgpt: note: converted without a tokenizer: {error}")
         tokenizer = None
-    count = len(source.family.MODEL.shapes(source.config))
+    count = len(source.family.model.shapes(source.config))
     model = read_model(source, _progress("reading", count))
     if tokenizer is not None:
         tokenizer.save_pretrained(target)

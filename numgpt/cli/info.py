@@ -52,7 +52,8 @@ def register(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     source = open_model(resolve(options.model))
     model = read_model(source)
-    total, size = model.num_parameters(), model.parameters.flat.itemsize
+    total, size = model.num_parameters(), model.parameters.dtype.itemsize
+    sizes = model.config
     print(f"model {options.model}: {type(model).__name__}, {total:,} parameters")
     parts: Counter[str] = Counter()
     for name, array in model.parameters.items():
@@ -61,14 +62,14 @@ def run(options: argparse.Namespace) -> None:
         print(f"  {part:<24}{count:>14,}  {count / total:6.1%}")
     for name, value in _on_disk(source).items():
         print(f"{name:<12}{value}")
-    layers, heads, head_size = model.cache_shape
     print("memory, float32")
     print(f"  {'weights':<24}{_megabytes(total * size)}")
     print(
         f"  {'training, without batch':<24}{_megabytes(4 * total * size)}  (weights, gradients,"
         " two moments)"
     )
-    cache = 2 * layers * heads * head_size * model.context_length * size
+    per_token = 2 * sizes.layers * sizes.kv_heads * sizes.head_size
+    cache = per_token * model.context_length * size
     print(
         f"  {'KV cache, full':<24}{_megabytes(cache)}  (one sequence of"
         f" {model.context_length} tokens)"

@@ -6,14 +6,10 @@ import dataclasses
 import re
 from typing import Any
 
-import numpy as np
-
+from numgpt.formats.family import Family
 from numgpt.messages import shown
 from numgpt.models.gpt2 import GPT, GPTConfig
 
-MODEL = GPT
-MODEL_TYPE = "gpt2"  # in config.json
-LAYERS_FIELD = "n_layer"
 END_OF_TEXT_ID = 50256  # of <|endoftext|> in GPT-2's vocabulary
 
 # Our parameters carry Hugging Face's names without the "transformer." prefix; these three differ by
@@ -52,16 +48,7 @@ def config_from(fields: dict[str, Any]) -> GPTConfig:
 
 def config_fields(config: GPTConfig) -> dict[str, Any]:
     """GPTConfig -> config.json."""
-    return {
-        "model_type": MODEL_TYPE,
-        "architectures": ["GPT2LMHeadModel"],
-        **dataclasses.asdict(config),
-    }
-
-
-def stored_array(name: str, array: np.ndarray, config: GPTConfig) -> np.ndarray:
-    """A parameter as it is stored: as it is."""
-    return array
+    return {"architectures": ["GPT2LMHeadModel"], **dataclasses.asdict(config)}
 
 
 def is_linear(name: str) -> bool:
@@ -74,3 +61,6 @@ def is_linear(name: str) -> bool:
 def end_of_text_id(vocab_size: int) -> int | None:
     """The token that ends a text, where the vocabulary can be GPT-2's."""
     return END_OF_TEXT_ID if vocab_size > END_OF_TEXT_ID else None
+
+
+FAMILY = Family("gpt2", GPT, config_from, config_fields, stored_name, our_name)

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from numgpt.files import naming, replacing_together
+from numgpt.formats.families import FAMILIES, family_of
 from numgpt.formats.pytorch import read_pytorch
 from numgpt.formats.safetensors import read_safetensors, storage_dtype, write_safetensors
-from numgpt.formats.source import FAMILIES, Arrangement, Source, family_of, is_finite
+from numgpt.formats.source import Arrangement, Source, is_finite
 from numgpt.formats.tensors import StoredTensor, read_json
 from numgpt.messages import quoted, shown
 from numgpt.models.language_model import LanguageModel

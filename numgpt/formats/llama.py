@@ -8,13 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from numgpt.formats.family import Family
 from numgpt.messages import shown
 from numgpt.models.llama import Llama, LlamaConfig
-
-MODEL = Llama
-MODEL_TYPE = "llama"  # in config.json
-QWEN2 = "qwen2"  # another model_type of the family
-LAYERS_FIELD = "num_hidden_layers"
 
 # The frequencies of the rotation, which older files store beside the weights.
 _BUFFER = re.compile(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq|rotary_emb\.inv_freq")
@@ -50,12 +46,12 @@ def config_from(fields: dict[str, Any]) -> LlamaConfig:
     # Qwen2's configs name a window that use_sliding_window=False keeps from being used.
     if fields.get("sliding_window") is not None and "use_sliding_window" not in fields:
         raise ValueError(f"sliding_window={shown(fields['sliding_window'])} is not supported")
-    # Two fields are ours alone: the rows in Hugging Face's files pair halves, and the model_type
-    # tells which projections have biases.
+    # Two fields are ours alone: the rows in Hugging Face's files pair halves, and Qwen2's biases
+    # are not among its fields.
     ours = {"rope_interleave", "attention_output_bias"}
     names = {field.name for field in dataclasses.fields(LlamaConfig)} - ours
     config = LlamaConfig(**{name: value for name, value in fields.items() if name in names})
-    if fields.get("model_type") == QWEN2:
+    if config.model_type == "qwen2":
         config.attention_bias, config.attention_output_bias = True, False
     # transformers 5 writes one dict where earlier versions have rope_theta and rope_scaling.
     rope = fields.get("rope_parameters")
@@ -77,17 +73,22 @@ def config_from(fields: dict[str, Any]) -> LlamaConfig:
 def config_fields(config: LlamaConfig) -> dict[str, Any]:
     """LlamaConfig -> config.json."""
     fields = dataclasses.asdict(config) | {"rope_interleave": False, "hidden_act": "silu"}
-    fields |= {"num_key_value_heads": config.key_heads, "head_dim": config.head_size}
+    fields |= {"num_key_value_heads": config.kv_heads, "head_dim": config.head_size}
     del fields["attention_output_bias"]
-    if config.output_bias == config.attention_bias:
-        return {"model_type": MODEL_TYPE, "architectures": ["LlamaForCausalLM"], **fields}
-    if config.output_bias or config.mlp_bias:
+    biases = (config.attention_bias, config.output_bias, config.mlp_bias)
+    if config.model_type == "qwen2":
+        saved = biases == (True, False, False)
+        fields |= {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": False}
+    else:
+        saved = config.output_bias == config.attention_bias
+        fields |= {"architectures": ["LlamaForCausalLM"]}
+    if not saved:
         raise ValueError(
-            "this combination of biases can't be saved: Hugging Face's Llama has them on all of"
-            " attention's projections or none, its Qwen2 on all but the last"
+            f"model_type={shown(config.model_type)} with this combination of biases can't be saved:"
+            " Hugging Face's Llama has them on all of attention's projections or none, its Qwen2 on"
+            " all but the last"
         )
-    fields |= {"use_sliding_window": False}
-    return {"model_type": QWEN2, "architectures": ["Qwen2ForCausalLM"], **fields}
+    return fields
 
 
 def stored_array(name: str, array: np.ndarray, config: LlamaConfig) -> np.ndarray:
@@ -110,3 +111,12 @@ def in_halves(rows: np.ndarray, size: int) -> np.ndarray:
 def in_neighbours(rows: np.ndarray, size: int) -> np.ndarray:
     """Rows (H·D, …) with halves as pairs -> a view (H, D/2, 2, …) with neighbours as pairs."""
     return rows.reshape(-1, 2, size // 2, *rows.shape[1:]).swapaxes(1, 2)
+
+
+def _family(model_type: str) -> Family:
+    return Family(
+        model_type, Llama, config_from, config_fields, stored_name, our_name, stored_array
+    )
+
+
+LLAMA, QWEN2 = _family("llama"), _family("qwen2")

@@ -180,18 +180,19 @@ def _gpt2_config(metadata: Metadata, tensors: dict[str, StoredTensor]) -> GPTCon
 
 
 def _llama_config(metadata: Metadata, tensors: dict[str, StoredTensor]) -> LlamaConfig:
-    family = metadata.require("general.architecture", str)  # llama or qwen2
-    heads = metadata.require(f"{family}.attention.head_count", int)
+    kind = metadata.require("general.architecture", str)  # llama or qwen2
+    heads = metadata.require(f"{kind}.attention.head_count", int)
     config = LlamaConfig(
-        num_hidden_layers=metadata.require(f"{family}.block_count", int),
+        model_type=kind,
+        num_hidden_layers=metadata.require(f"{kind}.block_count", int),
         num_attention_heads=heads,
-        num_key_value_heads=metadata.get(f"{family}.attention.head_count_kv", int, heads),
-        hidden_size=metadata.require(f"{family}.embedding_length", int),
-        head_dim=metadata.get(f"{family}.attention.key_length", int),
-        intermediate_size=metadata.require(f"{family}.feed_forward_length", int),
-        max_position_embeddings=metadata.require(f"{family}.context_length", int),
-        rms_norm_eps=metadata.require(f"{family}.attention.layer_norm_rms_epsilon", float),
-        rope_theta=metadata.get(f"{family}.rope.freq_base", float, 10000.0),
+        num_key_value_heads=metadata.get(f"{kind}.attention.head_count_kv", int, heads),
+        hidden_size=metadata.require(f"{kind}.embedding_length", int),
+        head_dim=metadata.get(f"{kind}.attention.key_length", int),
+        intermediate_size=metadata.require(f"{kind}.feed_forward_length", int),
+        max_position_embeddings=metadata.require(f"{kind}.context_length", int),
+        rms_norm_eps=metadata.require(f"{kind}.attention.layer_norm_rms_epsilon", float),
+        rope_theta=metadata.get(f"{kind}.rope.freq_base", float, 10000.0),
         vocab_size=tensors["token_embd.weight"].shape[0],
         attention_bias="blk.0.attn_q.bias" in tensors,
         attention_output_bias="blk.0.attn_output.bias" in tensors,
@@ -199,16 +200,16 @@ def _llama_config(metadata: Metadata, tensors: dict[str, StoredTensor]) -> Llama
         tie_word_embeddings="output.weight" not in tensors,
     )
     config.validate()
-    scaling = metadata.get(f"{family}.rope.scaling.type", str, "none")
+    scaling = metadata.get(f"{kind}.rope.scaling.type", str, "none")
     if scaling != "none":
-        raise ValueError(f"{family}.rope.scaling.type={shown(scaling)} is not supported")
-    for name in (f"{family}.rope.dimension_count", f"{family}.attention.value_length"):
+        raise ValueError(f"{kind}.rope.scaling.type={shown(scaling)} is not supported")
+    for name in (f"{kind}.rope.dimension_count", f"{kind}.attention.value_length"):
         if (size := metadata.get(name, int, config.head_size)) != config.head_size:
             raise ValueError(f"{name}={size} is not supported: heads have size {config.head_size}")
-    if metadata.get(f"{family}.attention.sliding_window", int, 0):
-        raise ValueError(f"{family}.attention.sliding_window is not supported")
-    if metadata.get(f"{family}.expert_count", int, 0):
-        raise ValueError(f"{family}.expert_count: a mixture of experts is not supported")
+    if metadata.get(f"{kind}.attention.sliding_window", int, 0):
+        raise ValueError(f"{kind}.attention.sliding_window is not supported")
+    if metadata.get(f"{kind}.expert_count", int, 0):
+        raise ValueError(f"{kind}.expert_count: a mixture of experts is not supported")
     if FREQUENCY_FACTORS in tensors:
         config.rope_scaling = _scaling_of(tensors[FREQUENCY_FACTORS], config)
     return config
@@ -309,7 +310,7 @@ class LlamaArrangement(Qwen2Arrangement):
 
 
 _CONFIGS = {
-    "gpt2": (gpt2, GPT2Arrangement, _gpt2_config),
-    "llama": (llama, LlamaArrangement, _llama_config),
-    "qwen2": (llama, Qwen2Arrangement, _llama_config),
+    "gpt2": (gpt2.FAMILY, GPT2Arrangement, _gpt2_config),
+    "llama": (llama.LLAMA, LlamaArrangement, _llama_config),
+    "qwen2": (llama.QWEN2, Qwen2Arrangement, _llama_config),
 }

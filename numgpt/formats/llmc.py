@@ -27,7 +27,7 @@ from numgpt.formats import gpt2
 from numgpt.formats.nanogpt import NanoGPTArrangement
 from numgpt.formats.source import Source
 from numgpt.formats.tensors import DTYPES, StoredTensor
-from numgpt.models.gpt2 import GPTConfig
+from numgpt.models.gpt2 import GPT, GPTConfig
 from numgpt.tokenizer import BaseTokenizer, Tokenizer, load_tokenizer
 from numgpt.tokenizer.base import END_OF_TEXT
 
@@ -71,15 +71,17 @@ def open_checkpoint(path: Path) -> Source:
         )
     config.bos_token_id = config.eos_token_id = gpt2.end_of_text_id(vocabulary)
     _check_size(path, config, padded, VERSIONS[version])
-    arrangement = NanoGPTArrangement(gpt2, config, has_biases=True)
+    arrangement = NanoGPTArrangement(gpt2.FAMILY, config, has_biases=True)
     tensors = _tensors(path, config, padded, VERSIONS[version], arrangement)
-    return Source(path, path, gpt2, config, tensors, arrangement, lambda: _tokenizer(path.parent))
+    return Source(
+        path, path, gpt2.FAMILY, config, tensors, arrangement, lambda: _tokenizer(path.parent)
+    )
 
 
 def _tensors(
     path: Path, config: GPTConfig, padded: int, dtype: str, arrangement: NanoGPTArrangement
 ) -> list[tuple[str, StoredTensor]]:
-    shapes, itemsize = gpt2.MODEL.shapes(config), DTYPES[dtype].itemsize
+    shapes, itemsize = GPT.shapes(config), DTYPES[dtype].itemsize
     tensors, offset = [], HEADER_BYTES
     for kind in PARAMETERS:
         names = [kind] if kind in shapes else [f"h.{n}.{kind}" for n in range(config.n_layer)]
@@ -94,7 +96,7 @@ def _tensors(
 
 def _check_size(path: Path, config: GPTConfig, padded: int, dtype: str) -> None:
     """Raises ValueError unless the file is as long as the sizes in its header make it."""
-    one_layer = gpt2.MODEL.shapes(dataclasses.replace(config, n_layer=1, vocab_size=padded))
+    one_layer = GPT.shapes(dataclasses.replace(config, n_layer=1, vocab_size=padded))
     block = sum(math.prod(shape) for name, shape in one_layer.items() if name.startswith("h."))
     rest = sum(math.prod(shape) for name, shape in one_layer.items() if name[:2] != "h.")
     expected = HEADER_BYTES + (rest + config.n_layer * block) * DTYPES[dtype].itemsize

@@ -62,9 +62,9 @@ def load_model(
 ) -> LanguageModel:
     """A model by itself, from where `load` finds one; weights in float32."""
     source = open_model(resolve(name_or_path))
-    if not issubclass(source.family.MODEL, expected):
+    if not issubclass(source.family.model, expected):
         raise ValueError(
-            f"{source.path} holds a {source.family.MODEL.__name__}, not a {expected.__name__}"
+            f"{source.path} holds a {source.family.model.__name__}, not a {expected.__name__}"
         )
     return read_model(source, mmap=mmap)
 
@@ -74,7 +74,7 @@ def read_model(
 ) -> LanguageModel:
     """The model of a source; `report` is called with each tensor's name as its turn comes."""
     parameters = read_parameters(source, report, mmap)
-    return source.family.MODEL(source.config, parameters=parameters)
+    return source.family.model(source.config, parameters=parameters)
 
 
 def open_model(path: Path) -> Source:

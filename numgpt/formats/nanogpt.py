@@ -8,9 +8,9 @@ of 0. The activation is the exact GELU, as in nanoGPT since February 2023.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from numgpt.formats import gpt2
+from numgpt.formats.family import Family
 from numgpt.formats.huggingface import state_dict
 from numgpt.formats.pickles import read_pickle
 from numgpt.formats.pytorch import read_pytorch
@@ -49,16 +49,18 @@ def open_checkpoint(path: Path) -> Source:
     except ValueError as error:
         raise ValueError(f"{path}: model_args: {error}") from None
     config.eos_token_id = gpt2.end_of_text_id(config.vocab_size)
-    arrangement = NanoGPTArrangement(gpt2, config, has_biases=has_biases)
+    arrangement = NanoGPTArrangement(gpt2.FAMILY, config, has_biases=has_biases)
     tensors = state_dict(path, saved["model"])
-    return Source(path, path, gpt2, config, tensors, arrangement, lambda: _tokenizer(path.parent))
+    return Source(
+        path, path, gpt2.FAMILY, config, tensors, arrangement, lambda: _tokenizer(path.parent)
+    )
 
 
 class NanoGPTArrangement(Arrangement):
     in_order = False
     transposes_linear = True
 
-    def __init__(self, family: Any, config: GPTConfig, has_biases: bool):
+    def __init__(self, family: Family, config: GPTConfig, has_biases: bool):
         super().__init__(family, config)
         self.has_biases = has_biases
 

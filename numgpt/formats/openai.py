@@ -43,9 +43,15 @@ def open_bundle(directory: Path, prefix: Path) -> Source:
         raise ValueError(f"{path}: {error}") from None
     config.bos_token_id = config.eos_token_id = gpt2.end_of_text_id(config.vocab_size)
     tensors = list(read_bundle(prefix).items())
-    arrangement = OpenAIArrangement(gpt2, config)
+    arrangement = OpenAIArrangement(gpt2.FAMILY, config)
     return Source(
-        directory, path, gpt2, config, tensors, arrangement, lambda: load_tokenizer(directory)
+        directory,
+        path,
+        gpt2.FAMILY,
+        config,
+        tensors,
+        arrangement,
+        lambda: load_tokenizer(directory),
     )
 
 

@@ -14,19 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from numgpt.formats import gpt2, llama
+from numgpt.formats import gpt2
+from numgpt.formats.family import Family
 from numgpt.formats.tensors import StoredTensor
 from numgpt.messages import shown
-from numgpt.models.language_model import LanguageModel
+from numgpt.models.config import Config
 from numgpt.models.parameters import Parameters
 from numgpt.tokenizer import BaseTokenizer
-
-FAMILIES = {gpt2.MODEL_TYPE: gpt2, llama.MODEL_TYPE: llama, llama.QWEN2: llama}
-
-
-def family_of(model: LanguageModel) -> Any:
-    """The module with a model's names and config fields."""
-    return next(family for family in FAMILIES.values() if isinstance(model, family.MODEL))
 
 
 class Arrangement:
@@ -35,7 +29,7 @@ class Arrangement:
     in_order = True  # every tensor is laid out as our parameter is
     transposes_linear = False  # GPT-2's linear layers are (out, in), as PyTorch's own
 
-    def __init__(self, family: Any, config: Any):
+    def __init__(self, family: Family, config: Any):
         self.family = family
         self.config = config
 
@@ -66,8 +60,8 @@ class Source:
 
     path: Path  # for errors: the file or directory with the weights, …
     config_path: Path  # … and the file that says of what sizes they are
-    family: Any  # a module of FAMILIES
-    config: Any
+    family: Family
+    config: Config
     tensors: Iterable[tuple[str, StoredTensor]]  # under the names in the files
     arrangement: Arrangement
     read_tokenizer: Callable[[], BaseTokenizer]
@@ -87,7 +81,7 @@ def read_parameters(
     parameters = _mapped(source, found) if mmap else None
     with np.errstate(over="ignore", invalid="ignore"):  # what isn't finite is refused at the end
         if parameters is None:
-            parameters = Parameters.empty(source.family.MODEL.layout(source.config), np.float32)
+            parameters = Parameters.empty(source.family.model.layout(source.config), np.float32)
             for name, array in parameters.items():
                 report(name)
                 if name in found:
@@ -101,13 +95,13 @@ def read_parameters(
 def _find(source: Source) -> dict[str, StoredTensor]:
     """Our names -> the stored tensors, all of them, of the right shapes, without a surplus."""
     stored, arrangement = list(source.tensors), source.arrangement
-    layers = getattr(source.config, source.family.LAYERS_FIELD)
+    layers = source.config.layers
     if layers > len(stored):  # absurd sizes are refused before anything of that size is made
         raise ValueError(
-            f"{source.config_path} says {source.family.LAYERS_FIELD}={layers}, the weights have"
+            f"{source.config_path} says {source.config.layers_field}={layers}, the weights have"
             f" {len(stored)} tensors"
         )
-    shapes = source.family.MODEL.shapes(source.config)
+    shapes = source.family.model.shapes(source.config)
     found: dict[str, StoredTensor] = {}
     for stored_name, tensor in stored:
         name = arrangement.our_name(stored_name)

@@ -1,6 +1,5 @@
 """IDS -> MORE IDS. KV cache, logits processors, the decoding loop, streaming."""
 
-from numgpt.generation.cache import KVCache
 from numgpt.generation.decode import LengthWarning, generate, generate_each, stream
 from numgpt.generation.options import GenerationOptions
 from numgpt.generation.processors import process_logits
@@ -9,7 +8,6 @@ from numgpt.lazy import lazy_names
 __all__ = [
     "Chat",
     "GenerationOptions",
-    "KVCache",
     "LengthWarning",
     "generate",
     "generate_each",

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from numgpt.files import replacing
-from numgpt.generation.cache import KVCache
 from numgpt.generation.decode import stream
 from numgpt.generation.endings import before_stop, goes_in_circles
 from numgpt.generation.options import GenerationOptions
 from numgpt.messages import shown
+from numgpt.models.kv_cache import KVCache
 from numgpt.models.language_model import LanguageModel
 from numgpt.tokenizer import BaseTokenizer, StreamDecoder
 from numgpt.tokenizer.chat_template import ChatTemplate, MadeIds

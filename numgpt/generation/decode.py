@@ -1,4 +1,9 @@
-"""The decoding loop: prompt → logits → processors → token, then that token alone, and so on."""
+"""The decoding loop: prompt → logits → processors → token, then that token alone, and so on.
+
+Every sequence has a slot of the KV cache, and goes its own way: prompts of unequal length differ in
+how far their slots are filled, and a sequence that has ended leaves the batch. What a caller sees
+is rectangular, padded on the left before the prompts and on the right after the ends.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from numgpt.generation.cache import KVCache
 from numgpt.generation.options import DEFAULT_NEW_TOKENS, GenerationOptions
 from numgpt.generation.processors import choose, process_logits
+from numgpt.models.context import Context
+from numgpt.models.kv_cache import KVCache
 from numgpt.models.language_model import Ids, LanguageModel
 
 STOP_WINDOW = 4  # how many tokens more than a stop string has bytes are decoded to look for it
@@ -28,7 +34,7 @@ def generate(
     ids: (T,), (B, T) or lists of unequal length, which are padded on the left; attention_mask
     (B, T) is 0 at padding that is there already. The options are the fields of GenerationOptions.
     Returns (B · num_return_sequences, T'): prompts and continuations; those that ended early are
-    filled up with pad_token_id. Raises ValueError for a prompt or an option that can't be; warns
+    filled up with pad_token_id. Raises ValueError for a prompt or an option that is invalid; warns
     with LengthWarning where the model's context ended a sequence.
     """
     request = _Request(model, ids, attention_mask, GenerationOptions.of(**options))
@@ -42,12 +48,8 @@ def generate_each(model: LanguageModel, ids: Ids, **options: Any) -> list[np.nda
     request = _Request(model, ids, None, GenerationOptions.of(**options))
     for _ in request.steps():
         pass
-    starts = np.zeros(len(request.ids), np.int64)
-    if request.mask is not None:
-        times = request.options.num_return_sequences
-        starts = np.repeat(request.mask.argmax(axis=1), times)
-    rows = zip(request.ids, starts, request.lengths, strict=True)
-    return [row[start:length] for row, start, length in rows]
+    rows = zip(request.ids, request.starts, request.ends, strict=True)
+    return [row[start:end] for row, start, end in rows]
 
 
 def stream(
@@ -72,7 +74,7 @@ def stream(
 
 
 class _Request:
-    """One call of generate: the checked prompt, the options, and the sequences as they grow."""
+    """One call of generate: the checked prompts, the options, and the sequences as they grow."""
 
     def __init__(
         self,
@@ -94,7 +96,10 @@ class _Request:
         )
         ids, mask = _pad_left(ids, attention_mask, self.pad_token_id)
         self.ids = model.check_ids(ids, any_length=options.slide)
-        self.mask = _check_mask(mask, self.ids)
+        mask = _check_mask(mask, self.ids)
+        # What is padding is no token of the prompt, wherever it stands.
+        self.prompts = [row[real] for row, real in zip(self.ids, mask, strict=True)]
+        self.mask = mask
         self.prompt_length = self.ids.shape[1]
         if options.max_new_tokens is not None:
             longest = self.prompt_length + options.max_new_tokens
@@ -103,8 +108,7 @@ class _Request:
             if longest <= self.prompt_length:
                 raise ValueError(
                     f"max_length={longest} counts the prompt, which has {self.prompt_length}"
-                    " tokens already:"
-                    " raise it, or use max_new_tokens"
+                    " tokens already: raise it, or use max_new_tokens"
                 )
         else:
             longest = self.prompt_length + DEFAULT_NEW_TOKENS
@@ -115,9 +119,12 @@ class _Request:
         if not options.do_sample and options.num_return_sequences > 1:
             warnings.warn(
                 f"num_return_sequences={options.num_return_sequences} without do_sample=True:"
-                " greedy decoding makes"
-                " the same sequence each time",
+                " greedy decoding makes the same sequence each time",
                 stacklevel=4,
+            )
+        if kv_cache is not None and len(kv_cache.lengths) != len(self.prompts):
+            raise ValueError(
+                f"kv_cache is for {len(kv_cache.lengths)} sequences, there are {len(self.prompts)}"
             )
         if kv_cache is not None and not kv_cache.length < self.prompt_length:
             raise ValueError(
@@ -130,74 +137,116 @@ class _Request:
 
     def steps(self) -> Iterator[np.ndarray]:
         """Yields the newest tokens (n,) after each step; `ids` grows with them."""
-        model, options, times = self.model, self.options, self.options.num_return_sequences
-        context, kept = model.context_length, max(1, model.context_length // 2)
+        options, times = self.options, self.options.num_return_sequences
         rng = np.random.default_rng(options.seed) if options.do_sample else None
-        cache = self.kv_cache or KVCache(model, len(self.ids), min(self.max_length, context))
-        mask = self.mask
-        # The first token that the model sees, and the first that it has not seen yet.
-        first = 0 if self.prompt_length <= context else self.prompt_length - kept
-        new = first + cache.length
         # The prompts are computed once, whatever the number of sequences that continue them.
-        logits = self._last_logits(self.ids[:, new:], cache, _from(mask, first))
+        self.cache, logits = self._read_prompts()
+        self.cache = self.cache.repeat(times)
         logits = np.repeat(logits, times, axis=0)
-        cache = cache.repeat(times)
-        # Each step fills a column; memory that is never reached is never taken.
-        sequences = np.empty((len(logits), self.max_length), np.int64)
-        sequences[:, : self.prompt_length] = np.repeat(self.ids, times, axis=0)
-        self.ids = sequences[:, : self.prompt_length]
-        self.lengths = np.full(len(sequences), self.prompt_length)
-        occurred = sequences
-        if mask is not None:
-            mask = np.repeat(mask, times, axis=0)
-            occurred = np.empty_like(sequences)
-            occurred[:, : self.prompt_length] = np.where(mask, self.ids, -1)
-        ended = np.zeros(len(sequences), bool)
+        self._make_room(times)
+        rows = np.arange(len(self.ids))  # which sequence is in which slot
         for length in range(self.prompt_length, self.max_length):
             processed = process_logits(
-                logits, occurred[:, :length], options, self.eos_token_ids, self.prompt_length
+                logits,
+                self.occurred[rows, :length],
+                options,
+                self.eos_token_ids,
+                self.prompt_length,
             )
-            token = np.where(ended, self.pad_token_id, choose(processed, rng))
-            sequences[:, length] = occurred[:, length] = token
-            self.ids = sequences[:, : length + 1]
-            self.lengths[~ended] = length + 1
-            ended |= [id in self.eos_token_ids for id in token.tolist()]
-            if options.stop_strings:
-                ended |= [self._stops(sequence[self.prompt_length :]) for sequence in self.ids]
-            yield token
-            if ended.all():
+            # Drawn for all sequences, so that none depends on when another one ends.
+            levels = None if rng is None else rng.random(len(self.ids))[rows]
+            tokens = choose(processed, levels)
+            newest = np.full(len(self.ids), self.pad_token_id)
+            newest[rows] = tokens
+            self.sequences[:, length] = newest
+            self.occurred[rows, length] = tokens
+            self.ids = self.sequences[:, : length + 1]
+            self.ends[rows] = length + 1
+            yield newest
+            rows = self._leave(rows, [self._has_ended(row) for row in rows])
+            if not len(rows):
                 return
             if length + 1 < self.max_length:
-                if mask is not None:
-                    mask = np.pad(mask, ((0, 0), (0, 1)), constant_values=True)
-                new = length
-                if cache.length == context:  # full: what stays is computed again
-                    first = new = length + 1 - kept
-                    cache.truncate(0)
-                logits = self._last_logits(self.ids[:, new:], cache, _from(mask, first))
+                logits = self._read(rows)
         if self.cut_by_context:
             warnings.warn(
                 f"the text ends here because it fills the model's context of {self.max_length}"
-                f" tokens ({model.context_field})",
+                f" tokens ({self.model.config.context_field})",
                 LengthWarning,
                 stacklevel=3,
             )
 
-    def _last_logits(self, ids: np.ndarray, cache: KVCache, mask: np.ndarray | None) -> np.ndarray:
-        """ids (B, T) -> logits (B, V) after the last of them."""
-        x, _ = self.model.forward(ids, kv_cache=cache, key_mask=mask, last_only=True)  # (B, C)
-        return self.model.logits(x)
+    def _read_prompts(self) -> tuple[KVCache, np.ndarray]:
+        """A cache with the prompts in it, and the logits (B, V) after each."""
+        context = self.model.context_length
+        prompts = [
+            prompt if len(prompt) <= context else prompt[-self._kept :] for prompt in self.prompts
+        ]
+        capacity = min(self.max_length, context)
+        cache = self.kv_cache or KVCache(self.model, len(prompts), capacity)
+        new = [prompt[cache.length :] for prompt in prompts]
+        return cache, self._pass(cache, new, 0)
+
+    def _make_room(self, times: int) -> None:
+        """Arrays for whole sequences: each step fills a column, and memory that is never reached is
+        never taken."""
+        count = len(self.ids) * times
+        self.sequences = np.empty((count, self.max_length), np.int64)
+        self.sequences[:, : self.prompt_length] = np.repeat(self.ids, times, axis=0)
+        mask = np.repeat(self.mask, times, axis=0)
+        self.ids = self.sequences[:, : self.prompt_length]
+        self.occurred = np.empty_like(self.sequences)  # -1 at padding
+        self.occurred[:, : self.prompt_length] = np.where(mask, self.ids, -1)
+        self.starts = mask.argmax(axis=1)
+        self.ends = np.full(count, self.prompt_length)
+
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        """Take in the newest token of each sequence -> logits (n, V) after it."""
+        cache, full = self.cache, self.cache.lengths[: len(rows)] == self.model.context_length
+        for slot in np.flatnonzero(full):  # what stays is computed again
+            cache.truncate(0, slot)
+            kept = self.occurred[rows[slot], : self.ends[rows[slot]]][-self._kept : -1]
+            if len(kept):
+                self._pass(cache, [kept], int(slot))
+        newest = [self.ids[row, -1:] for row in rows]
+        return self._pass(cache, newest, 0)
+
+    def _pass(self, cache: KVCache, tokens: Sequence[np.ndarray], first: int) -> np.ndarray:
+        """New tokens for the slots from `first` on -> logits (n, V) after the last of each."""
+        counts = np.array([len(row) for row in tokens])
+        ids = np.zeros((len(tokens), counts.max()), np.int64)
+        for row, new in zip(ids, tokens, strict=True):
+            row[: len(new)] = new
+        turn = cache.turn(counts, first, first + len(tokens))
+        hidden, _ = self.model.forward(ids, Context(len(ids), kv=turn, last_only=True))
+        return self.model.logits(hidden)
+
+    @property
+    def _kept(self) -> int:
+        """How many tokens of a full context stay: its newer half."""
+        return max(1, self.model.context_length // 2)
+
+    def _has_ended(self, row: int) -> bool:
+        if int(self.ids[row, -1]) in self.eos_token_ids:
+            return True
+        return bool(self.options.stop_strings) and self._stops(self.ids[row, self.prompt_length :])
+
+    def _leave(self, rows: np.ndarray, ended: list[bool]) -> np.ndarray:
+        """Take ended sequences out of their slots: the last slot's moves into the hole."""
+        rows = rows.copy()
+        for slot in reversed(np.flatnonzero(ended)):
+            last = len(rows) - 1
+            if slot != last:
+                self.cache.move(last, slot)
+                rows[slot] = rows[last]
+            rows = rows[:last]
+        return rows
 
     def _stops(self, new_ids: np.ndarray) -> bool:
         """Whether the newest token completed a stop string."""
         longest = max(len(stop.encode()) for stop in self.options.stop_strings)
         tail = self.options.tokenizer.decode(new_ids[-(longest + STOP_WINDOW) :])
         return any(stop in tail for stop in self.options.stop_strings)
-
-
-def _from(mask: np.ndarray | None, first: int) -> np.ndarray | None:
-    """The columns of a mask from `first` on."""
-    return None if mask is None else mask[:, first:]
 
 
 def _pad_left(ids: Ids, attention_mask: Ids | None, pad_token_id: int) -> tuple[Ids, Ids | None]:
@@ -223,10 +272,10 @@ def _pad_left(ids: Ids, attention_mask: Ids | None, pad_token_id: int) -> tuple[
     return padded, mask
 
 
-def _check_mask(mask: Ids | None, ids: np.ndarray) -> np.ndarray | None:
-    """(B, T) bool; None where nothing is padding."""
+def _check_mask(mask: Ids | None, ids: np.ndarray) -> np.ndarray:
+    """(B, T) bool, False at padding."""
     if mask is None:
-        return None
+        return np.ones(ids.shape, bool)
     mask = np.atleast_2d(np.asarray(mask)).astype(bool)
     if mask.shape != ids.shape:
         raise ValueError(
@@ -234,4 +283,4 @@ def _check_mask(mask: Ids | None, ids: np.ndarray) -> np.ndarray | None:
         )
     if not mask[:, -1].all():
         raise ValueError("attention_mask marks a prompt's last token as padding: pad on the left")
-    return None if mask.all() else mask
+    return mask

@@ -133,12 +133,13 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return p
 
 
-def choose(logits: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-    """One token a row: the most likely one, or with a generator a random one.  (n, V) -> (n,)."""
-    if rng is None:
+def choose(logits: np.ndarray, levels: np.ndarray | None) -> np.ndarray:
+    """One token a row: the most likely one, or with levels (n,), uniform in [0, 1), the one at
+    which the probabilities, added up in the order of the ids, pass the level.  (n, V) -> (n,)."""
+    if levels is None:
         return logits.argmax(axis=1)
     chosen = np.empty(len(logits), np.int64)
-    for index, (row, level) in enumerate(zip(logits, rng.random(len(logits)), strict=True)):
+    for index, (row, level) in enumerate(zip(logits, levels, strict=True)):
         possible = np.flatnonzero(row > -np.inf)
         cumulative = np.cumsum(softmax(row[possible].astype(np.float64)))
         place = np.searchsorted(cumulative, level * cumulative[-1], side="right")

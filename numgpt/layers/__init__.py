@@ -4,9 +4,9 @@ Every layer is a pair of functions,
 
     y, cache = f_forward(x, ...)            dx = f_backward(dy, cache, ...)
 
-where dx means ∂loss/∂x. A layer with parameters returns their gradients as well (dx, dweight, …):
-added into arrays that the caller hands over, or with accumulate=False written, which spares
-clearing those arrays first; without any, they are new arrays. The dtype follows the input: float32
+where dx means ∂loss/∂x. A layer with parameters returns their gradients as well, (dx, dweight, …):
+new arrays, or the sums (runtime.Accumulator) that the caller hands over, which they are added to.
+The dtype follows the input: float32
 for work, float64 for numerical checks. Shapes use fixed letters: B batch, T time, C width, H heads,
 K key heads, D head size, F feed-forward width, V vocabulary, N = B·T rows.
 """
@@ -14,9 +14,10 @@ K key heads, D head size, F feed-forward width, V vocabulary, N = B·T rows.
 from numgpt.layers.attention import attention_backward, attention_forward
 from numgpt.layers.cross_entropy import (
     IGNORE_INDEX,
-    cross_entropy_backward,
-    cross_entropy_forward,
     linear_cross_entropy,
+    linear_log_probs_backward,
+    linear_log_probs_forward,
+    mean_weights,
 )
 from numgpt.layers.dropout import dropout_backward, dropout_forward
 from numgpt.layers.embedding import embedding_backward, embedding_forward
@@ -45,8 +46,6 @@ __all__ = [
     "LinearCache",
     "attention_backward",
     "attention_forward",
-    "cross_entropy_backward",
-    "cross_entropy_forward",
     "dropout_backward",
     "dropout_forward",
     "embedding_backward",
@@ -61,7 +60,10 @@ __all__ = [
     "linear_backward",
     "linear_cross_entropy",
     "linear_forward",
+    "linear_log_probs_backward",
+    "linear_log_probs_forward",
     "llama3_frequencies",
+    "mean_weights",
     "relu_backward",
     "relu_forward",
     "rmsnorm_backward",

@@ -1,118 +1,160 @@
-"""Softmax cross-entropy, from logits, as the mean over the targets that count.
+"""Log-probabilities of target tokens and their weighted sum, the cross-entropy, from hidden states.
 
-    p_v = exp(z_v) / Σ_w exp(z_w)        loss = mean_n -log p_n[target_n]        z (N, V) logits
+    z = x Wᵀ                                    x (N, C) hidden states, W (V, C), z (N, V) logits
+    log p_n[v] = z_nv - log Σ_w exp(z_nw)       the log-softmax
+    loss = Σ_n w_n · (-log p_n[target_n])       w_n = 1/n for the mean over n targets
 
-Numerically safe by log p_v = z_v - max(z) - log Σ_w exp(z_w - max(z)): no exponent is above 0. Rows
-whose target is `ignore_index` count neither in the sum nor in the mean.
+Numerically safe by log Σ_w exp(z_w) = M + log Σ_w exp(z_w - M), M = max(z): no exponent is above 0.
+Rows whose target is `ignore_index` count for nothing: their log-probability is given as 0.
 
-Backward. -log p[target] = log Σ_w exp(z_w) - z[target], whose derivative by z_v is p_v - [v =
-target]:
+Backward. ∂(z[target])/∂z_v = [v = target] and ∂(log Σ_w exp(z_w))/∂z_v = exp(z_v) / Σ_w exp(z_w) =
+p_v, so that with dlogp_n = ∂loss/∂(log p_n[target_n])
 
-    dz = dloss / count · (p - onehot(target))        and 0 in rows that do not count
+    dz_nv = dlogp_n · ([v = target_n] - p_nv)   for the cross-entropy dlogp_n = -w_n
+    dx = dz W        dW = dzᵀ x                 the linear layer's backward
 
-When only the loss and the gradients are wanted, the logits z = x Wᵀ of a GPT are its largest
-activation by far (1024 tokens x 50257 words in float32 are 206 MB). A row's gradient needs that
-row's logits only, so `linear_cross_entropy` takes a chunk of rows at a time through product,
-softmax and the two products of the linear layer's backward, dx = dz W and dW = dzᵀ x, and then uses
-the chunk's memory again.
+The logits are a GPT's largest activation by far (1024 tokens x 50257 words in float32 are 206 MB).
+A row's gradient needs that row's logits only, so a chunk of rows at a time goes through product,
+softmax and the backward's two products, and the next one uses its memory again. What has to see all
+log-probabilities before it knows their gradients (`linear_log_probs_forward`, then `_backward`)
+keeps the log Σ exp of each row, and computes the chunk's logits a second time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
 from numgpt.layers.checks import floats, ids
-from numgpt.runtime import add_matmul, empty, empty_like, matmul, over_row_blocks
+from numgpt.runtime import Accumulator, empty, empty_like, matmul, over_row_blocks
 
 IGNORE_INDEX = -100
 CHUNK_BYTES = 1 << 26  # of logits held at once
 
-Cache = tuple[np.ndarray, np.ndarray]
+
+class LogProbsCache(NamedTuple):
+    x: np.ndarray  # (N, C)
+    weight: np.ndarray  # (V, C)
+    targets: np.ndarray  # (N,)
+    logsumexp: np.ndarray  # (N,)
+    ignore_index: int
 
 
-def cross_entropy_forward(
-    logits: np.ndarray, targets: np.ndarray, ignore_index: int = IGNORE_INDEX
-) -> tuple[float, Cache]:
-    """logits (N, V), targets (N,) -> loss (0.0 where no target counts), cache."""
-    _check(logits, targets, logits.shape[1] if np.ndim(logits) == 2 else 0, ignore_index)
-    dlogits = logits.copy()
-    scale = 1 / max(1, np.count_nonzero(targets != ignore_index))
-    loss = _loss_and_dlogits(dlogits, targets, ignore_index, scale)
-    return loss, (dlogits, targets)
-
-
-def cross_entropy_backward(dloss: float, cache: Cache) -> np.ndarray:
-    """dloss scalar -> dlogits (N, V)."""
-    dlogits, _ = cache
-    scaled = empty_like(dlogits)
-    over_row_blocks(
-        lambda d, scaled: np.multiply(d, d.dtype.type(dloss), out=scaled), dlogits, scaled
-    )
-    return scaled
+def mean_weights(
+    targets: np.ndarray, dtype: np.typing.DTypeLike, ignore_index: int = IGNORE_INDEX
+) -> np.ndarray:
+    """The weights that make the sum a mean: 1/n for each of the n targets that count, else 0."""
+    counted = targets != ignore_index
+    return counted / np.asarray(max(1, np.count_nonzero(counted)), dtype)
 
 
 def linear_cross_entropy(
     x: np.ndarray,
     weight: np.ndarray,
     targets: np.ndarray,
+    weights: np.ndarray | None = None,
+    dweight: Accumulator | None = None,
     ignore_index: int = IGNORE_INDEX,
-    dweight: np.ndarray | None = None,
-    accumulate: bool = True,
-    scale: float = 1.0,
 ) -> tuple[float, np.ndarray | None]:
-    """Cross-entropy of the logits x weightᵀ, a chunk of rows at a time.
+    """Σ_n w_n · (-log p_n[target_n]) of the logits x weightᵀ, a chunk of rows at a time.
 
-    x (N, C), weight (V, C), targets (N,) -> loss, and dx (N, C) where dweight (V, C) is given to
-    add into, else None. The gradients are those of scale · loss, the loss itself is not scaled.
+    x (N, C), weight (V, C), targets (N,), weights (N,), without any the mean's -> loss, and dx
+    (N, C) where a sum for dweight (V, C) is handed over, else None.
     """
-    _check(x, targets, len(floats("weight", weight, "V, C")), ignore_index)
-    counted = max(1, np.count_nonzero(targets != ignore_index))
-    chunks = -(-x.shape[0] * weight.shape[0] * x.itemsize // CHUNK_BYTES)
-    edges = [len(x) * index // chunks for index in range(chunks + 1)]
-    logits = empty((-(-len(x) // chunks), len(weight)), x.dtype)
+    _check(x, weight, targets, ignore_index)
+    weights = mean_weights(targets, x.dtype, ignore_index) if weights is None else weights
     dx = None if dweight is None else empty_like(x)
     loss = 0.0
-    for start, stop in pairwise(edges):
-        chunk = logits[: stop - start]
-        matmul(x[start:stop], weight.T, out=chunk)  # (n, C) -> (n, V)
-        loss += _loss_and_dlogits(chunk, targets[start:stop], ignore_index, 1 / counted, scale)
-        if dweight is not None:
-            matmul(chunk, weight, out=dx[start:stop])  # (n, V) -> (n, C)
-            add_matmul(dweight, chunk.T, x[start:stop], accumulate or start > 0)
-    return loss, dx
 
-
-def _check(rows: np.ndarray, targets: np.ndarray, vocabulary: int, ignore_index: int) -> None:
-    """Raises TypeError or ValueError for what are not rows with a target each."""
-    floats("x", rows, "N, C")
-    if ids("targets", targets, vocabulary, ignore_index).shape != rows.shape[:1]:
-        raise ValueError(f"targets have shape {targets.shape}: expected {rows.shape[:1]}")
-
-
-def _loss_and_dlogits(
-    logits: np.ndarray,
-    targets: np.ndarray,
-    ignore_index: int,
-    row_weight: float,
-    scale: float = 1.0,
-) -> float:
-    """Σ_n row_weight · -log p_n[target_n]; overwrites the logits with its gradient times
-    `scale`."""
-
-    def rows(z, targets):
+    def rows(z: np.ndarray, targets: np.ndarray, w: np.ndarray) -> float:
         counted = np.flatnonzero(targets != ignore_index)
-        targets = targets[counted]
+        targets, w = targets[counted], w[counted]
         z -= z.max(axis=1, keepdims=True)
         log_p = z[counted, targets]
         np.exp(z, out=z)
         total = z @ np.ones(z.shape[1], z.dtype)
         log_p -= np.log(total[counted])
         factor = np.zeros_like(total)
-        factor[counted] = row_weight * scale / total[counted]
+        factor[counted] = w / total[counted]
         z *= factor[:, None]
-        z[counted, targets] -= z.dtype.type(row_weight * scale)
-        return -row_weight * log_p.sum(dtype=np.float64)
+        z[counted, targets] -= w  # dz
+        return -float(w.astype(np.float64) @ log_p.astype(np.float64))
 
-    return float(sum(over_row_blocks(rows, logits, targets)))
+    for part, z in _logits_in_chunks(x, weight):
+        loss += sum(over_row_blocks(rows, z, targets[part], weights[part]))
+        if dweight is not None:
+            matmul(z, weight, out=dx[part])  # (n, V) -> (n, C)
+            if dweight.wanted:
+                dweight.add_product(z.T, x[part])
+    return float(loss), dx
+
+
+def linear_log_probs_forward(
+    x: np.ndarray, weight: np.ndarray, targets: np.ndarray, ignore_index: int = IGNORE_INDEX
+) -> tuple[np.ndarray, LogProbsCache]:
+    """log p_n[target_n] of the logits x weightᵀ.  x (N, C), weight (V, C), targets (N,) -> logp
+    (N,), cache."""
+    _check(x, weight, targets, ignore_index)
+    logp, logsumexp = np.zeros(len(x), x.dtype), np.empty(len(x), x.dtype)
+
+    def rows(z: np.ndarray, targets: np.ndarray, logp: np.ndarray, logsumexp: np.ndarray) -> None:
+        counted = np.flatnonzero(targets != ignore_index)
+        highest = z.max(axis=1)
+        chosen = z[counted, targets[counted]]
+        z -= highest[:, None]
+        np.exp(z, out=z)
+        logsumexp[:] = highest + np.log(z @ np.ones(z.shape[1], z.dtype))
+        logp[counted] = chosen - logsumexp[counted]
+
+    for part, z in _logits_in_chunks(x, weight):
+        over_row_blocks(rows, z, targets[part], logp[part], logsumexp[part])
+    return logp, LogProbsCache(x, weight, targets, logsumexp, ignore_index)
+
+
+def linear_log_probs_backward(
+    dlogp: np.ndarray, cache: LogProbsCache, dweight: Accumulator | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """dlogp (N,) -> dx (N, C), dweight (V, C): a new array, or added to the sum that is handed
+    over."""
+    x, weight, targets, logsumexp, ignore_index = cache
+    dweight = Accumulator.like(weight) if dweight is None else dweight
+    dx = empty_like(x)
+
+    def rows(z: np.ndarray, targets: np.ndarray, logsumexp: np.ndarray, dlogp: np.ndarray) -> None:
+        counted = np.flatnonzero(targets != ignore_index)
+        d = np.zeros_like(logsumexp)
+        d[counted] = dlogp[counted]
+        z -= logsumexp[:, None]
+        np.exp(z, out=z)  # p
+        z *= -d[:, None]
+        z[counted, targets[counted]] += d[counted]  # dz
+
+    for part, z in _logits_in_chunks(x, weight):
+        over_row_blocks(rows, z, targets[part], logsumexp[part], dlogp[part])
+        matmul(z, weight, out=dx[part])  # (n, V) -> (n, C)
+        if dweight.wanted:
+            dweight.add_product(z.T, x[part])
+    return dx, dweight.out
+
+
+def _logits_in_chunks(x: np.ndarray, weight: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Rows, and their logits (n, V), in memory that the next chunk uses again."""
+    count = -(-x.shape[0] * weight.shape[0] * x.itemsize // CHUNK_BYTES)
+    count = max(1, min(count, len(x)))
+    edges = [len(x) * index // count for index in range(count + 1)]
+    memory = empty((-(-len(x) // count), len(weight)), x.dtype)
+    for start, stop in pairwise(edges):
+        z = memory[: stop - start]
+        yield slice(start, stop), matmul(x[start:stop], weight.T, out=z)  # (n, C) -> (n, V)
+
+
+def _check(x: np.ndarray, weight: np.ndarray, targets: np.ndarray, ignore_index: int) -> None:
+    """Raises TypeError or ValueError for what are not rows with a target each."""
+    floats("x", x, "N, C")
+    if x.shape[1:] != floats("weight", weight, "V, C").shape[1:]:
+        raise ValueError(f"x has shape {x.shape}, weight {weight.shape}: the widths must be equal")
+    if ids("targets", targets, len(weight), ignore_index).shape != x.shape[:1]:
+        raise ValueError(f"targets have shape {targets.shape}: expected {x.shape[:1]}")

@@ -9,8 +9,7 @@ from, and the rows of tokens that occur several times sum up,
 
     dweight[v] = Σ_{n: ids_n = v} dy_n
 
-Sorting the ids brings equal ones together, so that each sum runs over consecutive rows. There is no
-dx: ids are not differentiable.
+There is no dx: ids are not differentiable.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import numpy as np
 
 from numgpt.layers import checks
 from numgpt.layers.checks import floats
+from numgpt.runtime import Accumulator
 
 
 class Cache(NamedTuple):
@@ -36,17 +36,13 @@ def embedding_forward(ids: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, 
 
 
 def embedding_backward(
-    dy: np.ndarray, cache: Cache, dweight: np.ndarray | None = None, accumulate: bool = True
+    dy: np.ndarray, cache: Cache, dweight: Accumulator | None = None
 ) -> np.ndarray:
-    """dy (N, C) -> dweight (V, C): added into the array that is given, or a new one."""
+    """dy (N, C) -> dweight (V, C): a new array, or added to the sum that is handed over."""
     ids, vocabulary = cache
     checks.like("dy", dy, (*ids.shape, dy.shape[-1] if np.ndim(dy) else 0))
     if dweight is None:
-        dweight, accumulate = np.empty((vocabulary, dy.shape[-1]), dy.dtype), False
-    if not accumulate:
-        dweight.fill(0)
-    ids, dy = ids.ravel(), dy.reshape(-1, dy.shape[-1])
-    order = np.argsort(ids, kind="stable")
-    tokens, starts = np.unique(ids[order], return_index=True)
-    dweight[tokens] += np.add.reduceat(dy[order], starts, axis=0)
-    return dweight
+        dweight = Accumulator(np.empty((vocabulary, dy.shape[-1]), dy.dtype))
+    if dweight.wanted:
+        dweight.add_rows(ids.ravel(), dy.reshape(-1, dy.shape[-1]))
+    return dweight.out

@@ -24,7 +24,7 @@ import numpy as np
 
 from numgpt.layers.checks import rows as as_rows
 from numgpt.layers.checks import vector
-from numgpt.runtime import empty, empty_like, mean_product, over_row_blocks
+from numgpt.runtime import Accumulator, empty, empty_like, mean_product, over_row_blocks
 
 Cache = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # x̂, rstd, weight, bias
 
@@ -64,17 +64,16 @@ def layernorm_output(cache: Cache) -> np.ndarray:
 def layernorm_backward(
     dy: np.ndarray,
     cache: Cache,
-    dweight: np.ndarray | None = None,
-    dbias: np.ndarray | None = None,
-    accumulate: bool = True,
+    dweight: Accumulator | None = None,
+    dbias: Accumulator | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """dy (N, C) -> dx (N, C), dweight (C,), dbias (C,).
 
-    The parameters' gradients are added into the arrays that are given, or are new ones.
+    The parameters' gradients are new arrays, or are added to the sums that are handed over.
     """
     x_hat, rstd, weight, _ = cache
-    if dweight is None or dbias is None:
-        dweight, dbias, accumulate = np.empty_like(weight), np.empty_like(weight), False
+    dweight = Accumulator.like(weight) if dweight is None else dweight
+    dbias = Accumulator.like(weight) if dbias is None else dbias
     dy_rows = as_rows("dy", dy, len(weight), len(x_hat))
     shape, dy = dy.shape, dy_rows
     dx = empty_like(x_hat)
@@ -91,9 +90,9 @@ def layernorm_backward(
         return dweight_part, ones @ dy
 
     parts = over_row_blocks(rows, dy, x_hat, rstd, dx)
-    np.add(dweight if accumulate else 0, sum(part for part, _ in parts), out=dweight)
-    np.add(dbias if accumulate else 0, sum(part for _, part in parts), out=dbias)
-    return dx.reshape(shape), dweight, dbias
+    dweight.add(sum(part for part, _ in parts))
+    dbias.add(sum(part for _, part in parts))
+    return dx.reshape(shape), dweight.out, dbias.out
 
 
 def _scale_and_shift(x_hat, weight, bias, out: np.ndarray) -> None:

@@ -17,11 +17,11 @@ from typing import NamedTuple
 import numpy as np
 
 from numgpt.layers.checks import floats, rows
-from numgpt.runtime import add_matmul, matmul, over_row_blocks, sum_rows
+from numgpt.runtime import Accumulator, matmul, over_row_blocks, sum_rows
 
 
 class Cache(NamedTuple):
-    x: np.ndarray  # (N, I)
+    x: np.ndarray | None  # (N, I); None where no gradient of the weight is wanted
     weight: np.ndarray  # (I, O)
     has_bias: bool = True
 
@@ -43,21 +43,22 @@ def linear_forward(
 def linear_backward(
     dy: np.ndarray,
     cache: Cache,
-    dweight: np.ndarray | None = None,
-    dbias: np.ndarray | None = None,
-    accumulate: bool = True,
+    dweight: Accumulator | None = None,
+    dbias: Accumulator | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """dy (N, O) -> dx (N, I), dweight (I, O), dbias (O,), None without a bias.
 
-    The parameters' gradients are added into the arrays that are given, or are new ones.
+    The parameters' gradients are new arrays, or are added to the sums that are handed over.
     """
     x, weight, has_bias = cache
-    if dweight is None:
-        dweight, accumulate = np.empty_like(weight), False
-        dbias = np.empty(weight.shape[1], weight.dtype) if has_bias else None
-    dy_rows = rows("dy", dy, weight.shape[1], len(x))
-    add_matmul(dweight, x.T, dy_rows, accumulate)
-    if dbias is not None:
-        np.add(dbias if accumulate else 0, sum_rows(dy_rows), out=dbias)
+    dweight = Accumulator.like(weight) if dweight is None else dweight
+    if dbias is None and has_bias:
+        dbias = Accumulator.like(weight[0])
+    dy_rows = rows("dy", dy, weight.shape[1], None if x is None else len(x))
+    if dweight.wanted:
+        dweight.add_product(x.T, dy_rows)
+    if dbias is not None and dbias.wanted:
+        dbias.add(sum_rows(dy_rows))
     dx = matmul(dy_rows, weight.T)  # (N, O) -> (N, I)
-    return dx.reshape(*dy.shape[:-1], len(weight)), dweight, dbias
+    dx = dx.reshape(*dy.shape[:-1], len(weight))
+    return dx, dweight.out, None if dbias is None else dbias.out

@@ -19,7 +19,7 @@ import numpy as np
 
 from numgpt.layers.checks import rows as as_rows
 from numgpt.layers.checks import vector
-from numgpt.runtime import empty, empty_like, mean_product, over_row_blocks
+from numgpt.runtime import Accumulator, empty, empty_like, mean_product, over_row_blocks
 
 Cache = tuple[np.ndarray, np.ndarray, np.ndarray]  # x̂, rstd, weight
 
@@ -53,12 +53,12 @@ def rmsnorm_output(cache: Cache) -> np.ndarray:
 
 
 def rmsnorm_backward(
-    dy: np.ndarray, cache: Cache, dweight: np.ndarray | None = None, accumulate: bool = True
+    dy: np.ndarray, cache: Cache, dweight: Accumulator | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """dy (N, C) -> dx (N, C), dweight (C,): added into the array that is given, or a new one."""
+    """dy (N, C) -> dx (N, C), dweight (C,): a new array, or added to the sum that is handed
+    over."""
     x_hat, rstd, weight = cache
-    if dweight is None:
-        dweight, accumulate = np.empty_like(weight), False
+    dweight = Accumulator.like(weight) if dweight is None else dweight
     dy_rows = as_rows("dy", dy, len(weight), len(x_hat))
     shape, dy = dy.shape, dy_rows
     dx = empty_like(x_hat)
@@ -73,5 +73,5 @@ def rmsnorm_backward(
         return dweight_part
 
     parts = over_row_blocks(rows, dy, x_hat, rstd, dx)
-    np.add(dweight if accumulate else 0, sum(parts), out=dweight)
-    return dx.reshape(shape), dweight
+    dweight.add(sum(parts))
+    return dx.reshape(shape), dweight.out

@@ -13,6 +13,8 @@ The backward computes σ again from gate: that is cheaper than keeping an array 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from numgpt.layers.checks import floats, like
@@ -36,11 +38,13 @@ def swiglu_forward(gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, Cache]
     return y, (gate, up)
 
 
-def swiglu_backward(dy: np.ndarray, cache: Cache) -> tuple[np.ndarray, np.ndarray]:
-    """dy (N, F) -> dgate (N, F), dup (N, F)."""
+def swiglu_backward(
+    dy: np.ndarray, cache: Cache, out: Sequence[np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """dy (N, F) -> dgate (N, F), dup (N, F); written into the arrays `out` where given."""
     gate, up = cache
     like("dy", dy, gate.shape)
-    dgate, dup = empty_like(gate), empty_like(gate)
+    dgate, dup = (empty_like(dy), empty_like(dy)) if out is None else out
 
     def rows(dy, gate, up, dgate, dup):
         sigma = _sigmoid(gate, out=empty_like(gate))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 from numgpt.messages import shown
 
@@ -11,7 +10,7 @@ LARGEST = 1 << 128  # whole numbers from it on are no sizes
 LARGEST_ID = 1 << 31
 
 
-def require_whole(config: Any, *names: str, optional: bool = False) -> None:
+def require_whole(config: object, *names: str, optional: bool = False) -> None:
     """Whole numbers from 1 up; with `optional` also None."""
     for name in names:
         value = getattr(config, name)
@@ -22,7 +21,7 @@ def require_whole(config: Any, *names: str, optional: bool = False) -> None:
 
 
 def require_number(
-    config: Any, *names: str, least: float | None = None, below: float = sys.float_info.max
+    config: object, *names: str, least: float | None = None, below: float = sys.float_info.max
 ) -> None:
     """Numbers above 0, or from `least` up, and below `below`."""
     for name in names:
@@ -34,13 +33,13 @@ def require_number(
             raise ValueError(f"{name}={shown(value)}: expected {expected}")
 
 
-def require_booleans(config: Any, *names: str) -> None:
+def require_booleans(config: object, *names: str) -> None:
     for name in names:
         if not isinstance(getattr(config, name), bool):
             raise ValueError(f"{name}={shown(getattr(config, name))}: expected true or false")
 
 
-def require_ids(config: Any, *names: str) -> None:
+def require_ids(config: object, *names: str) -> None:
     """A token id, several, or none."""
     for name in names:
         value = getattr(config, name)

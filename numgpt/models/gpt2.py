@@ -1,47 +1,61 @@
 """GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners").
 
-    x = wte[ids] + wpe[positions]
-    for each block:     x += attention(layernorm(x))        x += mlp(layernorm(x))
-    logits = layernorm(x) wteᵀ
+    x = wte[ids] + wpe[positions]                     embed
+    x = x + attention(layernorm(x))                   each block, twice adding to
+    x = x + mlp(layernorm(x))                         the residual stream x
+    logits = layernorm(x) wteᵀ                        unembed
 
-Blocks normalise before each branch and leave the residual stream x alone ("pre-norm"), so backward,
-the gradient dx runs down the same stream unchanged and collects what each branch adds. Names,
-shapes and initialisation are those of OpenAI's release.
+Blocks normalise before each branch and leave the stream alone ("pre-norm"). From y = x + f(x) comes
+
+    dx = dy + f'(x)ᵀ dy
+
+so backward the gradient runs down the same stream unchanged, and each branch adds its part to it:
+`backward` below is `forward` read from its last line to its first.
+
+The unembedding is the embedding table ("tied"): wte is used twice, and so its gradient is the sum
+of two contributions,
+
+    dwte = dlogitsᵀ y + onehot(ids)ᵀ dx               unembedding and embedding
+
+Parameters carry Hugging Face's names and layout (linear layers are (in, out)), "transformer." left
+out. So does the initialisation, as in nanoGPT: normal with 0.02, and 0.02/√(2 n_layer) for what
+writes to the stream. OpenAI's release has other names (model/h0/attn/c_attn/w), and its code draws
+wpe with 0.01 and does not scale by depth.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from numgpt.layers import (
-    LinearCache,
     attention_backward,
     attention_forward,
     dropout_backward,
     dropout_forward,
-    embedding_backward,
-    embedding_forward,
     gelu_erf_backward,
     gelu_erf_forward,
     gelu_tanh_backward,
     gelu_tanh_forward,
-    layernorm_backward,
-    layernorm_forward,
     layernorm_output,
-    linear_backward,
-    linear_forward,
     relu_backward,
     relu_forward,
 )
+from numgpt.layers.attention import Cache as AttentionCache
+from numgpt.layers.dropout import Cache as DropoutCache
+from numgpt.layers.embedding import Cache as EmbeddingCache
+from numgpt.layers.layernorm import Cache as LayerNormCache
 from numgpt.messages import shown
 from numgpt.models.checks import require_booleans, require_ids, require_number, require_whole
-from numgpt.models.heads import merge_heads, positions_of, split_heads
+from numgpt.models.config import Config
+from numgpt.models.context import Context
+from numgpt.models.heads import merge_heads, split_heads
 from numgpt.models.language_model import LanguageModel
-from numgpt.models.parameters import Parameters
+from numgpt.models.modules import Embedding, Input, LayerNorm, Linear
+from numgpt.models.parameters import Gradients, Parameters
 from numgpt.runtime import add_into, empty
 
 # By Hugging Face's names for them. The cache of each is an input that gives its output again: x, or
@@ -55,9 +69,12 @@ ACTIVATIONS = {
 
 
 @dataclasses.dataclass
-class GPTConfig:
+class GPTConfig(Config):
     """The fields of a Hugging Face GPT-2 config.json that change the numbers, with the same
     defaults."""
+
+    layers_field = "n_layer"
+    context_field = "n_positions"
 
     n_layer: int = 12
     n_head: int = 12
@@ -75,10 +92,27 @@ class GPTConfig:
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
     bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None  # ends a generated sequence
+    eos_token_id: int | list[int] | None = None
+    model_type: str = "gpt2"
+
+    @classmethod
+    def of_sizes(
+        cls,
+        model_type: str,
+        vocab_size: int,
+        context_length: int,
+        layers: int,
+        heads: int,
+        kv_heads: int,
+        width: int,
+    ) -> GPTConfig:
+        if kv_heads not in (0, heads):
+            raise ValueError(f"n_kv_head={kv_heads}: GPT-2's query heads share no keys")
+        sizes = {"n_layer": layers, "n_head": heads, "n_embd": width}
+        return cls(vocab_size=vocab_size, n_positions=context_length, **sizes)
 
     def validate(self) -> None:
-        """Raises ValueError naming the field that can't be."""
+        """Raises ValueError naming the field that is invalid."""
         require_whole(self, "n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
         require_whole(self, "n_inner", optional=True)
         if self.n_embd % self.n_head:
@@ -94,6 +128,25 @@ class GPTConfig:
             self, "tie_word_embeddings", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"
         )
         require_ids(self, "bos_token_id", "eos_token_id")
+        if self.model_type != "gpt2":
+            raise ValueError(f"model_type={shown(self.model_type)}: expected gpt2")
+
+    @property
+    def width(self) -> int:
+        return self.n_embd
+
+    @property
+    def inner_width(self) -> int:
+        """F, of the feed-forward layer."""
+        return self.n_inner or 4 * self.n_embd
+
+    @property
+    def projected_width(self) -> int:
+        return 2 * self.n_embd + self.inner_width
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_head
 
     @property
     def head_size(self) -> int:
@@ -109,15 +162,140 @@ class GPTConfig:
         self.embd_pdrop = self.attn_pdrop = self.resid_pdrop = p
 
 
-class GPT(LanguageModel):
+class BlockCache(NamedTuple):
+    """What a block's backward needs, in the order of its forward."""
+
+    ln_1: LayerNormCache
+    ln_1_out: Input
+    attention: AttentionCache
+    dropout_1: DropoutCache
+    ln_2: LayerNormCache
+    ln_2_out: Input
+    pre: np.ndarray  # (N, F), before the activation
+    post: Input  # … and after it
+    dropout_2: DropoutCache
+
+
+class Block:
+    """x + attention(ln_1(x)), and to that + mlp(ln_2(·))."""
+
+    def __init__(self, parameters: Parameters, config: GPTConfig, layer: int):
+        name, eps = f"h.{layer}", config.layer_norm_epsilon
+        self.config = config
+        self.layer = layer
+        self.ln_1 = LayerNorm(parameters, f"{name}.ln_1", eps)
+        self.c_attn = Linear(parameters, f"{name}.attn.c_attn")
+        self.attn_proj = Linear(parameters, f"{name}.attn.c_proj")
+        self.ln_2 = LayerNorm(parameters, f"{name}.ln_2", eps)
+        self.c_fc = Linear(parameters, f"{name}.mlp.c_fc")
+        self.mlp_proj = Linear(parameters, f"{name}.mlp.c_proj")
+        self.act_forward, self.act_backward = ACTIVATIONS[config.activation_function]
+
+    def forward(self, x: np.ndarray, ctx: Context) -> tuple[np.ndarray, BlockCache]:
+        """x (N, C), the residual stream, is added to in place -> x, cache."""
+        config = self.config
+        y, ln_1 = self.ln_1.forward(x)
+        ln_1_out = ctx.keep(y, layernorm_output, ln_1)
+        y = self.c_attn.forward(y)  # (N, C) -> (N, 3C)
+        q, k, v = split_heads(y, ctx.batch, config.n_head, parts=3)  # each (B, H, T, D)
+        k, v, key_mask = ctx.keys_and_values(self.layer, k, v)  # (B, H, S, D), all so far
+        if ctx.last_only and self.layer == config.n_layer - 1:
+            q, x = ctx.last_of(q, x)  # T = 1, N = B
+        scale = config.attention_scale(self.layer)
+        z, attention = attention_forward(q, k, v, scale, key_mask, config.attn_pdrop, ctx.rng)
+        y = self.attn_proj.forward(merge_heads(z))  # (B, H, T, D) -> (N, C)
+        y, dropout_1 = dropout_forward(y, config.resid_pdrop, ctx.rng)
+        add_into(x, y)
+
+        y, ln_2 = self.ln_2.forward(x)
+        ln_2_out = ctx.keep(y, layernorm_output, ln_2)
+        y, pre = self.act_forward(self.c_fc.forward(y))  # (N, C) -> (N, F)
+        post = ctx.keep(y, self._activated, pre)
+        y = self.mlp_proj.forward(y)  # (N, F) -> (N, C)
+        y, dropout_2 = dropout_forward(y, config.resid_pdrop, ctx.rng)
+        add_into(x, y)
+        cache = (ln_1, ln_1_out, attention, dropout_1, ln_2, ln_2_out, pre, post, dropout_2)
+        return x, BlockCache(*cache)
+
+    def backward(self, dx: np.ndarray, cache: BlockCache, ctx: Context, g: Gradients) -> np.ndarray:
+        """dx (N, C), the gradient of the residual stream, is added to in place -> dx."""
+        config = self.config
+        dy = dropout_backward(dx, cache.dropout_2)
+        dy = self.mlp_proj.backward(dy, cache.post, g)  # (N, C) -> (N, F)
+        dy = self.act_backward(dy, cache.pre)
+        dy = self.c_fc.backward(dy, cache.ln_2_out, g)  # (N, F) -> (N, C)
+        add_into(dx, self.ln_2.backward(dy, cache.ln_2, g))
+
+        dy = dropout_backward(dx, cache.dropout_1)
+        dy = self.attn_proj.backward(dy, lambda: merge_heads(cache.attention.y), g)
+        (dz,) = split_heads(dy, ctx.batch, config.n_head)  # (N, C) -> (B, H, T, D)
+        dqkv = empty((len(dx), 3 * config.n_embd), dx.dtype)
+        dq, dk, dv = split_heads(dqkv, ctx.batch, config.n_head, parts=3)
+        attention_backward(dz, cache.attention, out=(dq, dk, dv))
+        dy = self.c_attn.backward(dqkv, cache.ln_1_out, g)  # (N, 3C) -> (N, C)
+        add_into(dx, self.ln_1.backward(dy, cache.ln_1, g))
+        return dx
+
+    def _activated(self, pre: np.ndarray) -> np.ndarray:
+        return self.act_forward(pre)[0]
+
+
+class GPTCache(NamedTuple):
+    wte: EmbeddingCache
+    wpe: EmbeddingCache
+    dropout: DropoutCache
+    blocks: list[BlockCache]
+    ln_f: LayerNormCache
+
+
+class GPT(LanguageModel[GPTConfig, GPTCache]):
     """GPT-2: `model(ids)` gives logits, `loss_and_grads` the hand-derived gradients."""
 
     config_class = GPTConfig
-    context_field = "n_positions"
+
+    def build(self) -> None:
+        parameters, config = self.parameters, self.config
+        self.wte, self.wpe = Embedding(parameters, "wte"), Embedding(parameters, "wpe")
+        self.blocks = [Block(parameters, config, layer) for layer in range(config.n_layer)]
+        self.ln_f = LayerNorm(parameters, "ln_f", config.layer_norm_epsilon)
+
+    def forward(self, ids: np.ndarray, ctx: Context) -> tuple[np.ndarray, GPTCache]:
+        positions = ctx.positions(ids, self.config.n_positions)
+        x, wte = self.wte.forward(ids.ravel())  # (B, T) -> (N, C)
+        position, wpe = self.wpe.forward(positions.ravel())
+        add_into(x, position)
+        x, dropout = dropout_forward(x, self.config.embd_pdrop, ctx.rng)
+        caches = []
+        for block in self.blocks:
+            x, cache = block.forward(x, ctx)
+            if ctx.keeps_caches:
+                caches.append(cache)
+        ctx.advance()
+        y, ln_f = self.ln_f.forward(x)
+        return y, GPTCache(wte, wpe, dropout, caches, ln_f)
+
+    def backward(self, dy: np.ndarray, cache: GPTCache, ctx: Context, g: Gradients) -> None:
+        dx = self.ln_f.backward(dy, cache.ln_f, g)
+        for block in reversed(self.blocks):
+            dx = block.backward(dx, cache.blocks.pop(), ctx, g)
+        dx = dropout_backward(dx, cache.dropout)
+        self.wpe.backward(dx, cache.wpe, g)
+        self.wte.backward(dx, cache.wte, g)
+
+    @property
+    def unembedding(self) -> str:
+        return "wte" if self.config.tie_word_embeddings else "lm_head"
+
+    def init_std(self, name: str) -> float:
+        """Matrices that write to the residual stream begin 1/√(2 n_layer) as large as others: so
+        many branches add up there."""
+        residual = name.endswith("c_proj.weight")
+        scale = math.sqrt(2 * self.config.n_layer) if residual else 1
+        return self.config.initializer_range / scale
 
     @staticmethod
     def shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
-        width, inner = config.n_embd, config.n_inner or 4 * config.n_embd
+        width, inner = config.n_embd, config.inner_width
         block = {
             "ln_1.weight": (width,),
             "ln_1.bias": (width,),
@@ -139,146 +317,3 @@ class GPT(LanguageModel):
         if not config.tie_word_embeddings:
             shapes["lm_head"] = (config.vocab_size, width)
         return shapes
-
-    @property
-    def head(self) -> str:
-        return "wte" if self.config.tie_word_embeddings else "lm_head"
-
-    @property
-    def cache_shape(self) -> tuple[int, int, int]:
-        return self.config.n_layer, self.config.n_head, self.config.head_size
-
-    def initial_deviation(self, name: str) -> float:
-        """Matrices that write to the residual stream begin 1/√(2 n_layer) as large as others."""
-        residual = name.endswith("c_proj.weight")
-        scale = math.sqrt(2 * self.config.n_layer) if residual else 1
-        return self.config.initializer_range / scale
-
-    def forward(
-        self,
-        ids: np.ndarray,
-        rng: np.random.Generator | None = None,
-        kv_cache: Any = None,
-        key_mask: np.ndarray | None = None,
-        keep_caches: bool = False,
-        last_only: bool = False,
-    ) -> tuple[np.ndarray, Any]:
-        p, config = self.parameters, self.config
-        positions = positions_of(ids, 0 if kv_cache is None else kv_cache.length, key_mask)
-        x, wte = embedding_forward(ids.ravel(), p["wte"])  # (B, T) -> (N, C)
-        position, wpe = embedding_forward(positions.ravel(), p["wpe"])
-        add_into(x, position)
-        x, dropout = dropout_forward(x, config.embd_pdrop, rng)
-        blocks = []
-        for layer in range(config.n_layer):
-            last = last_only and layer == config.n_layer - 1
-            x, block = self._block_forward(x, layer, len(ids), rng, kv_cache, key_mask, last)
-            if keep_caches:
-                blocks.append(block)
-        if kv_cache is not None:
-            kv_cache.advance(ids.shape[1])
-        y, ln_f = layernorm_forward(x, p["ln_f.weight"], p["ln_f.bias"], config.layer_norm_epsilon)
-        return y, (wte, wpe, dropout, blocks, ln_f, len(ids))
-
-    def backward(
-        self, dx: np.ndarray, caches: Any, gradients: Parameters, accumulate: bool
-    ) -> None:
-        g, (wte, wpe, dropout, blocks, ln_f, batch) = gradients, caches
-        dx, _, _ = layernorm_backward(dx, ln_f, g["ln_f.weight"], g["ln_f.bias"], accumulate)
-        for layer in reversed(range(self.config.n_layer)):
-            self._block_backward(dx, blocks.pop(), layer, batch, gradients, accumulate)
-        dx = dropout_backward(dx, dropout)
-        embedding_backward(dx, wpe, g["wpe"], accumulate)
-        # A tied head has already written its gradient into wte's.
-        embedding_backward(dx, wte, g["wte"], accumulate or self.config.tie_word_embeddings)
-
-    def _block_forward(
-        self,
-        x: np.ndarray,
-        layer: int,
-        batch: int,
-        rng: np.random.Generator | None,
-        kv_cache: Any,
-        key_mask: np.ndarray | None,
-        last_only: bool,
-    ) -> tuple[np.ndarray, tuple]:
-        """x (N, C), the residual stream, is added to in place -> x, caches.
-
-        With last_only the keys and values are those of all positions, the rest is computed for the
-        last position of each sequence alone.
-        """
-        p, config = self.parameters.under(f"h.{layer}."), self.config
-        eps = config.layer_norm_epsilon
-        activation_forward, _ = ACTIVATIONS[config.activation_function]
-
-        def project(x: np.ndarray, name: str) -> np.ndarray:
-            # The cache, with x in it, isn't kept: the backward computes x again.
-            return linear_forward(x, p[f"{name}.weight"], p[f"{name}.bias"])[0]
-
-        y, ln_1 = layernorm_forward(x, p["ln_1.weight"], p["ln_1.bias"], eps)
-        qkv = project(y, "attn.c_attn")  # (N, C) -> (N, 3C)
-        q, k, v = _split_heads(qkv, batch, 3, config.n_head)  # each (B, H, T, D)
-        if kv_cache is not None:
-            k, v = kv_cache.append(layer, k, v)  # each (B, H, S, D)
-        if last_only:
-            q, x = q[:, :, -1:], x.reshape(batch, -1, config.n_embd)[:, -1]  # T = 1, N = B
-        y, attention = attention_forward(
-            q, k, v, config.attention_scale(layer), key_mask, config.attn_pdrop, rng
-        )
-        y = project(merge_heads(y), "attn.c_proj")  # (B, H, T, D) -> (N, C)
-        y, dropout_1 = dropout_forward(y, config.resid_pdrop, rng)
-        add_into(x, y)
-
-        y, ln_2 = layernorm_forward(x, p["ln_2.weight"], p["ln_2.bias"], eps)
-        y = project(y, "mlp.c_fc")  # (N, C) -> (N, F)
-        y, activation = activation_forward(y)
-        y = project(y, "mlp.c_proj")  # (N, F) -> (N, C)
-        y, dropout_2 = dropout_forward(y, config.resid_pdrop, rng)
-        add_into(x, y)
-        return x, (ln_1, attention, dropout_1, ln_2, activation, dropout_2)
-
-    def _block_backward(
-        self,
-        dx: np.ndarray,
-        caches: tuple,
-        layer: int,
-        batch: int,
-        gradients: Parameters,
-        accumulate: bool,
-    ) -> None:
-        """dx (N, C), the gradient of the residual stream, is added to in place."""
-        p, g = self.parameters.under(f"h.{layer}."), gradients.under(f"h.{layer}.")
-        config = self.config
-        ln_1, attention, dropout_1, ln_2, activation, dropout_2 = caches
-        activation_forward, activation_backward = ACTIVATIONS[config.activation_function]
-
-        def project_backward(dy: np.ndarray, x: np.ndarray, name: str) -> np.ndarray:
-            cache = LinearCache(x, p[f"{name}.weight"])
-            dweight, dbias = g[f"{name}.weight"], g[f"{name}.bias"]
-            return linear_backward(dy, cache, dweight, dbias, accumulate)[0]
-
-        def norm_backward(dy: np.ndarray, cache: Any, name: str) -> np.ndarray:
-            dweight, dbias = g[f"{name}.weight"], g[f"{name}.bias"]
-            return layernorm_backward(dy, cache, dweight, dbias, accumulate)[0]
-
-        # What goes into the projections is computed again: that costs less than keeping it, more
-        # than a third of what a block would have to keep.
-        dy = dropout_backward(dx, dropout_2)
-        dy = project_backward(dy, activation_forward(activation)[0], "mlp.c_proj")
-        dy = activation_backward(dy, activation)
-        dy = project_backward(dy, layernorm_output(ln_2), "mlp.c_fc")
-        add_into(dx, norm_backward(dy, ln_2, "ln_2"))
-
-        dy = dropout_backward(dx, dropout_1)
-        dy = project_backward(dy, merge_heads(attention.y), "attn.c_proj")
-        dy = split_heads(dy, batch, config.head_size)  # (N, C) -> (B, H, T, D)
-        dqkv = empty((len(dx), 3 * config.n_embd), dx.dtype)
-        attention_backward(dy, attention, out=_split_heads(dqkv, batch, 3, config.n_head))
-        dy = project_backward(dqkv, layernorm_output(ln_1), "attn.c_attn")
-        add_into(dx, norm_backward(dy, ln_1, "ln_1"))
-
-
-def _split_heads(x: np.ndarray, batch: int, parts: int, heads: int) -> tuple[np.ndarray, ...]:
-    """(B·T, parts·C) -> `parts` views (B, H, T, D)."""
-    x = split_heads(x, batch, x.shape[1] // (parts * heads))  # (B, parts·H, T, D)
-    return tuple(x[:, heads * part : heads * (part + 1)] for part in range(parts))

@@ -1,36 +1,55 @@
 """What every language model offers, whatever its layers: logits, loss, gradients, text, files.
 
 A family (gpt2.py, llama.py) subclasses LanguageModel and supplies the two pages of layer calls,
-`forward` and `backward`. The conveniences at the end of the class call outward, to the rooms
+`forward` and `backward`. The conveniences at the end of the class call upwards, to the packages
 `formats` and `generation`; they import them when called, so that a model by itself stays a matter
 of layers.
 """
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from numgpt.layers import IGNORE_INDEX, linear_cross_entropy
-from numgpt.models.data_parallel import cut_batch
-from numgpt.models.parameters import Layout, Parameters, layout_of
-from numgpt.runtime import add_into, matmul, parallel_for
+from numgpt.layers import (
+    IGNORE_INDEX,
+    linear_cross_entropy,
+    linear_log_probs_backward,
+    linear_log_probs_forward,
+    mean_weights,
+)
+from numgpt.layers.cross_entropy import LogProbsCache
+from numgpt.messages import shown
+from numgpt.models.config import Config
+from numgpt.models.context import Context
+from numgpt.models.data_parallel import Part, cut_batch
+from numgpt.models.parameters import Gradients, Layout, Parameters, layout_of
+from numgpt.runtime import matmul, parallel_for
 
 Ids = Sequence[int] | Sequence[Sequence[int]] | np.ndarray
+# logp (B, T) -> loss, dlogp (B, T), metrics
+Objective = Callable[[np.ndarray], tuple[float, np.ndarray, dict[str, float]]]
+
+ConfigT = TypeVar("ConfigT", bound=Config)  # of a family
+CacheT = TypeVar("CacheT")  # what its backward needs
+ResultT = TypeVar("ResultT")
+
+KEPT_BYTES = 1 << 24  # of what projections read, up to which it is kept for the backward
 
 
-class LanguageModel:
+class LanguageModel(Generic[ConfigT, CacheT]):
     """Token ids in, logits over the next token out."""
 
-    config_class: ClassVar[type]
-    context_field: ClassVar[str]  # of the config: the most tokens that the model sees at once
+    config_class: ClassVar[type[Config]]
 
     def __init__(
         self,
-        config: Any,
+        config: ConfigT,
         seed: int = 0,
         dtype: np.typing.DTypeLike = np.float32,
         parameters: Parameters | None = None,
@@ -43,59 +62,54 @@ class LanguageModel:
             parameters = Parameters.empty(self.layout(config), dtype)
             self.initialise(parameters, np.random.default_rng(seed))
         self.parameters = parameters
-        self.gradients: Parameters | None = None
+        self.gradients: Gradients | None = None
+        self.trained: Layout = parameters.layout  # of the gradients: what is not frozen
+        self.build()
+
+    def __getstate__(self) -> dict[str, object]:
+        # What is built holds views on the parameters: a copy builds its own.
+        names = ("config", "parameters", "gradients", "trained")
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self.build()
 
     def __repr__(self) -> str:
-        layers, heads, _ = self.cache_shape
+        config = self.config
         return (
-            f"<{type(self).__name__}: {self.num_parameters():,} parameters, {layers} layers,"
-            f" {heads} key heads, vocabulary {self.config.vocab_size}, context"
-            f" {self.context_length}, {self.parameters.flat.dtype}>"
+            f"<{type(self).__name__}: {self.num_parameters():,} parameters, {config.layers} layers,"
+            f" {config.kv_heads} KV heads, vocabulary {config.vocab_size}, context"
+            f" {self.context_length}, {self.parameters.dtype}>"
         )
 
     # --- what a family supplies ---
 
     @staticmethod
-    def shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    def shapes(config: ConfigT) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every parameter, in the order of the forward pass."""
         raise NotImplementedError
 
-    def initial_deviation(self, name: str) -> float:
+    def build(self) -> None:
+        """Make the modules and blocks on the parameters."""
+        raise NotImplementedError
+
+    def init_std(self, name: str) -> float:
         """The standard deviation that a matrix is drawn with."""
         return self.config.initializer_range
 
-    def forward(
-        self,
-        ids: np.ndarray,
-        rng: np.random.Generator | None = None,
-        kv_cache: Any = None,
-        key_mask: np.ndarray | None = None,
-        keep_caches: bool = False,
-        last_only: bool = False,
-    ) -> tuple[np.ndarray, Any]:
-        """ids (B, T) -> what the head multiplies, (B·T, C), and the caches for `backward`, if they
-        are to be kept.
-
-        rng switches dropout on. kv_cache (numgpt.generation.KVCache) holds the keys and values of
-        earlier positions and takes in the new ones. key_mask (B, S) is False at padding. last_only
-        leaves out what only the earlier positions' logits need; the result is then (B, C).
-        """
+    def forward(self, ids: np.ndarray, ctx: Context) -> tuple[np.ndarray, CacheT]:
+        """ids (B, T) -> the hidden states that the unembedding reads, (N, C), and the caches for
+        `backward`; with ctx.last_only those of each sequence's last token, (B, C)."""
         raise NotImplementedError
 
-    def backward(
-        self, dx: np.ndarray, caches: Any, gradients: Parameters, accumulate: bool
-    ) -> None:
-        """dx (B·T, C), the gradient at forward's result -> adds into the gradients."""
+    def backward(self, dy: np.ndarray, cache: CacheT, ctx: Context, g: Gradients) -> None:
+        """dy (N, C), the gradient at forward's result -> adds to the gradients."""
         raise NotImplementedError
 
     @property
-    def head(self) -> str:
-        """The name of the parameter (V, C) that turns the last hidden state into logits."""
-        raise NotImplementedError
-
-    @property
-    def cache_shape(self) -> tuple[int, int, int]:
-        """(layers, heads, D) of the keys and values that a KV cache holds for each position."""
+    def unembedding(self) -> str:
+        """The name of the parameter (V, C) that turns hidden states into logits."""
         raise NotImplementedError
 
     # --- sizes and first weights ---
@@ -103,14 +117,15 @@ class LanguageModel:
     @property
     def context_length(self) -> int:
         """The most tokens that the model sees at once."""
-        return getattr(self.config, self.context_field)
+        return self.config.context_length
 
-    def num_parameters(self) -> int:
-        """How many weights there are; a tied head counts once."""
-        return sum(array.size for array in self.parameters.values())
+    def num_parameters(self, trainable: bool = False) -> int:
+        """How many weights there are, or are not frozen; a tied unembedding counts once."""
+        names = self.trained if trainable else self.parameters
+        return sum(self.parameters[name].size for name in names)
 
     @classmethod
-    def layout(cls, config: Any) -> Layout:
+    def layout(cls, config: ConfigT) -> Layout:
         """Where each parameter lies on the flat buffer."""
         return layout_of(cls.shapes(config))
 
@@ -119,88 +134,219 @@ class LanguageModel:
         for name, array in parameters.items():
             if array.ndim == 2:
                 rng.standard_normal(out=array, dtype=array.dtype)
-                array *= self.initial_deviation(name)
+                array *= self.init_std(name)
             else:
                 array.fill(1 if name.endswith("weight") else 0)
 
-    # --- logits, loss, gradients ---
+    # --- what trains ---
+
+    def freeze(self, *patterns: str) -> None:
+        """Leave parameters as they are from now on: those of these names or patterns ("wte",
+        "h.0.*"), without any all of them.
+
+        What is frozen gets no gradient, and has no place in the optimizer's moments: make the
+        optimizer afterwards. Raises ValueError for a pattern that fits no name.
+        """
+        frozen = self._matching(patterns)
+        self._train(name for name in self.trained if name not in frozen)
+
+    def unfreeze(self, *patterns: str) -> None:
+        """Train parameters again: those of these names or patterns, without any all of them."""
+        chosen = self._matching(patterns)
+        self._train(name for name in self.parameters if name in self.trained or name in chosen)
+
+    def _matching(self, patterns: Sequence[str]) -> set[str]:
+        found: set[str] = set()
+        for pattern in patterns or ("*",):
+            names = set(fnmatch.filter(self.parameters, pattern))
+            if not names:
+                near = difflib.get_close_matches(pattern, self.parameters, 3, cutoff=0)
+                raise ValueError(f"no parameter is named {pattern!r}: there are {', '.join(near)}")
+            found |= names
+        return found
+
+    def _train(self, names: Iterator[str]) -> None:
+        layout = self.parameters.layout
+        kept = sorted(names, key=lambda name: layout[name][0])
+        if len(kept) == len(layout):
+            self.trained = layout
+        else:
+            self.trained = layout_of({name: layout[name][1] for name in kept})
+        self.gradients = None
+
+    # --- logits, log-probabilities, loss, gradients ---
 
     def __call__(self, ids: Ids) -> np.ndarray:
         """ids: list, (T,) or (B, T) -> logits (B, T, V)."""
         ids = self.check_ids(ids)
-        x, _ = self.forward(ids)
-        return self.logits(x).reshape(*ids.shape, -1)
+        hidden, _ = self.forward(ids, Context(len(ids)))
+        return self.logits(hidden).reshape(*ids.shape, -1)
 
-    def logits(self, x: np.ndarray) -> np.ndarray:
-        """x (N, C) -> (N, V)."""
-        return matmul(x, self.parameters[self.head].T)
+    def logits(self, hidden: np.ndarray) -> np.ndarray:
+        """hidden (N, C) -> (N, V)."""
+        return matmul(hidden, self.parameters[self.unembedding].T)
 
-    def loss(self, ids: Ids, targets: Ids) -> float:
+    def log_probs(self, ids: Ids, targets: Ids) -> np.ndarray:
+        """log p of each target after the ids up to its place; 0 where the target is -100.  ids,
+        targets (T,) or (B, T) -> (B, T)."""
+        ids, targets = self._check(ids, targets)
+        logp = np.empty(ids.shape, self.parameters.dtype)
+
+        def part_log_probs(part: Part) -> None:
+            rows = part.sequences
+            hidden, _ = self.forward(ids[rows], Context(len(ids[rows])))
+            values, _ = linear_log_probs_forward(
+                hidden, self.parameters[self.unembedding], targets[rows].ravel()
+            )
+            logp[rows] = values.reshape(logp[rows].shape)
+
+        self._over_parts(part_log_probs, cut_batch(self.num_parameters(), ids.shape))
+        return logp
+
+    def loss(self, ids: Ids, targets: Ids, weights: np.typing.ArrayLike | None = None) -> float:
         """Mean cross-entropy in nats over the targets that are not -100.  ids, targets (T,) or (B,
-        T)."""
-        ids = self.check_ids(ids)
-        targets = self._check_targets(targets, ids)
-        shares = cut_batch(self.num_parameters(), targets)
+        T).
 
-        def share_loss(index: int) -> float:
-            rows = shares[index].sequences
-            x, _ = self.forward(ids[rows])
-            loss, _ = linear_cross_entropy(x, self.parameters[self.head], targets[rows].ravel())
-            return loss * shares[index].weight
+        With weights (B, T), or what broadcasts to it: Σ weights · (-log p), not divided by
+        anything, for instance by 1/n for n targets in several batches.
+        """
+        ids, targets = self._check(ids, targets)
+        weights = self._check_weights(weights, targets)
 
-        return sum(parallel_for(share_loss, len(shares)))
+        def part_loss(part: Part) -> float:
+            rows = part.sequences
+            hidden, _ = self.forward(ids[rows], Context(len(ids[rows])))
+            loss, _ = linear_cross_entropy(
+                hidden,
+                self.parameters[self.unembedding],
+                targets[rows].ravel(),
+                weights[rows].ravel(),
+            )
+            return loss
+
+        return sum(self._over_parts(part_loss, cut_batch(self.num_parameters(), ids.shape)))
 
     def loss_and_grads(
         self,
         ids: Ids,
         targets: Ids,
         rng: np.random.Generator | None = None,
-        accumulate: bool = False,
-        scale: float = 1.0,
-    ) -> tuple[float, Parameters]:
-        """Loss as `loss` gives it, and its gradient by every parameter, under the parameters'
-        names.
+        weights: np.typing.ArrayLike | None = None,
+        add_to: Gradients | None = None,
+    ) -> tuple[float, Gradients]:
+        """Loss as `loss` gives it, and its gradient by every parameter that trains, by name.
 
-        rng switches the config's dropout on. With accumulate=True the gradients of scale · loss are
-        added to those of the call before, in the same arrays: one call for each part of a batch,
-        with scale = n_k/n where part k has n_k of the n targets that count, makes one step on the
-        whole. Otherwise the gradients are new arrays, also kept as
-        `model.gradients`.
+        rng switches the config's dropout on. The gradients are new, or with add_to=gradients added
+        to those of a call before: one call for each part of a batch, with weights of 1/n for the n
+        targets of all parts that count, gives the gradient of the whole. They are also kept as
+        `model.gradients`, for the optimizer. An error on the way leaves none.
         """
-        ids = self.check_ids(ids)
-        targets = self._check_targets(targets, ids)
-        accumulate = accumulate and self.gradients is not None
-        # An error on the way leaves no gradients at all, rather than some. Without accumulate, this
-        # also gives the memory of the last ones back, for the next to take.
-        total, self.gradients = self.gradients if accumulate else None, None
-        if total is None:
-            total = self._empty_gradients()
-        shares = cut_batch(self.num_parameters(), targets, rng)
-        gradients = [total, *(self._empty_gradients() for _ in shares[1:])]
+        ids, targets = self._check(ids, targets)
+        weights = self._check_weights(weights, targets)
 
-        def share_loss(index: int) -> float:
-            rows, weight, share_rng = shares[index]
-            x, caches = self.forward(ids[rows], share_rng, keep_caches=True)
-            loss, dx = linear_cross_entropy(
-                x,
-                self.parameters[self.head],
+        def part_loss(part: Part, g: Gradients) -> float:
+            rows = part.sequences
+            ctx = self._training_context(ids[rows], part.rng)
+            hidden, cache = self.forward(ids[rows], ctx)
+            loss, dhidden = linear_cross_entropy(
+                hidden,
+                self.parameters[self.unembedding],
                 targets[rows].ravel(),
-                dweight=gradients[index][self.head],
-                accumulate=accumulate and index == 0,
-                scale=scale * weight,
+                weights[rows].ravel(),
+                g.sum(self.unembedding),
             )
-            del x
-            self.backward(dx, caches, gradients[index], accumulate and index == 0)
-            return loss * weight
+            del hidden
+            self.backward(dhidden, cache, ctx, g)
+            return loss
 
-        loss = sum(parallel_for(share_loss, len(shares)))
-        for other in gradients[1:]:
-            add_into(total.flat, other.flat)
+        parts = cut_batch(self.num_parameters(), ids.shape, rng)
+        losses, total = self._with_gradients(part_loss, parts, add_to)
+        return sum(losses), total
+
+    def value_and_grads(
+        self,
+        ids: Ids,
+        targets: Ids,
+        objective: Objective,
+        rng: np.random.Generator | None = None,
+        add_to: Gradients | None = None,
+    ) -> tuple[float, Gradients, dict[str, float]]:
+        """Value, gradients and metrics of an objective that sees all log-probabilities before it
+        knows their gradients.
+
+        objective(logp (B, T)) -> loss, dlogp (B, T), metrics, with logp as `log_probs` gives it.
+        The rest is as in `loss_and_grads`.
+        """
+        ids, targets = self._check(ids, targets)
+        parts = cut_batch(self.num_parameters(), ids.shape, rng)
+        logp = np.empty(ids.shape, self.parameters.dtype)
+
+        def part_log_probs(part: Part) -> tuple[Context, CacheT, LogProbsCache]:
+            rows = part.sequences
+            ctx = self._training_context(ids[rows], part.rng)
+            hidden, cache = self.forward(ids[rows], ctx)
+            values, logp_cache = linear_log_probs_forward(
+                hidden, self.parameters[self.unembedding], targets[rows].ravel()
+            )
+            logp[rows] = values.reshape(logp[rows].shape)
+            return ctx, cache, logp_cache
+
+        kept = self._over_parts(part_log_probs, parts)
+        loss, dlogp, metrics = objective(logp.copy())
+        dlogp = np.asarray(dlogp, logp.dtype)
+        if dlogp.shape != logp.shape:
+            raise ValueError(
+                f"the objective's dlogp has shape {dlogp.shape}, logp {logp.shape}: they must be"
+                " equal"
+            )
+
+        def part_backward(part: Part, g: Gradients) -> None:
+            ctx, cache, logp_cache = kept[part.index]
+            dhidden, _ = linear_log_probs_backward(
+                dlogp[part.sequences].ravel(), logp_cache, g.sum(self.unembedding)
+            )
+            self.backward(dhidden, cache, ctx, g)
+
+        _, total = self._with_gradients(part_backward, parts, add_to)
+        return float(loss), total, metrics
+
+    def _training_context(self, ids: np.ndarray, rng: np.random.Generator | None) -> Context:
+        """A pass that a backward follows.  What the projections read is kept where it is little,
+        and else computed again: that costs less than the memory."""
+        numbers = ids.size * self.config.layers * self.config.projected_width
+        keeps_inputs = numbers * self.parameters.dtype.itemsize <= KEPT_BYTES
+        return Context(len(ids), rng, keeps_caches=True, keeps_inputs=keeps_inputs)
+
+    def _over_parts(self, body: Callable[[Part], ResultT], parts: list[Part]) -> list[ResultT]:
+        return parallel_for(lambda index: body(parts[index]), len(parts))
+
+    def _with_gradients(
+        self,
+        body: Callable[[Part, Gradients], ResultT],
+        parts: list[Part],
+        add_to: Gradients | None,
+    ) -> tuple[list[ResultT], Gradients]:
+        """body(part, gradients) for all parts of a batch -> results, and the sum of the
+        gradients."""
+        if add_to is not None and add_to.layout != self.trained:
+            raise ValueError(
+                "add_to holds gradients of other parameters than those that train now: call"
+                " loss_and_grads without it first"
+            )
+        # Without add_to, this gives the memory of the last ones back, for the new ones to take.
+        self.gradients = None
+        total = Gradients(self.trained, self.parameters.dtype) if add_to is None else add_to
+        others = [Gradients(self.trained, self.parameters.dtype) for _ in parts[1:]]
+        gradients = [total, *others]
+        try:
+            results = parallel_for(lambda index: body(parts[index], gradients[index]), len(parts))
+        except BaseException:
+            total.clear()  # some of a batch's gradients would look like all of them
+            raise
+        for other in others:
+            total.merge(other)
         self.gradients = total
-        return loss, total
-
-    def _empty_gradients(self) -> Parameters:
-        return Parameters.empty(self.parameters.layout, self.parameters.flat.dtype)
+        return results, total
 
     # --- input checks ---
 
@@ -213,19 +359,35 @@ class LanguageModel:
         if array.shape[1] > self.context_length and not any_length:
             raise ValueError(
                 f"{array.shape[1]} tokens are more than the model's"
-                f" {self.context_field}={self.context_length}: shorten the input"
+                f" {self.config.context_field}={self.context_length}: shorten the input"
             )
         self._check_range("ids", array)
         return array
 
-    def _check_targets(self, targets: Ids, ids: np.ndarray) -> np.ndarray:
+    def _check(self, ids: Ids, targets: Ids) -> tuple[np.ndarray, np.ndarray]:
+        """ids and targets as (B, T) int64."""
+        ids = self.check_ids(ids)
         array = _integers("targets", targets)
         if array.shape != ids.shape:
             raise ValueError(
                 f"targets have shape {array.shape}, ids {ids.shape}: they must be equal"
             )
         self._check_range("targets", array[array != IGNORE_INDEX])
-        return array
+        return ids, array
+
+    def _check_weights(
+        self, weights: np.typing.ArrayLike | None, targets: np.ndarray
+    ) -> np.ndarray:
+        """weights as (B, T); without any, those that make the sum of the losses their mean."""
+        if weights is None:
+            return mean_weights(targets, self.parameters.dtype)
+        try:
+            array = np.asarray(weights, self.parameters.dtype)
+            return np.broadcast_to(array, targets.shape)
+        except (ValueError, TypeError):
+            raise ValueError(
+                f"weights={shown(weights)}: expected numbers, one for each target, {targets.shape}"
+            ) from None
 
     def _check_range(self, name: str, array: np.ndarray) -> None:
         outside = (array < 0) | (array >= self.config.vocab_size)
@@ -252,14 +414,14 @@ class LanguageModel:
 
         formats.save_model(self, directory, dtype)
 
-    def generate(self, ids: Ids, **options: Any) -> np.ndarray:
+    def generate(self, ids: Ids, **options: object) -> np.ndarray:
         """Continue the prompt; see numgpt.generation.generate for the options.  Returns (n, T')
         ids."""
         from numgpt import generation
 
         return generation.generate(self, ids, **options)
 
-    def stream(self, ids: Ids, **options: Any) -> Iterator[int]:
+    def stream(self, ids: Ids, **options: object) -> Iterator[int]:
         """Continue one prompt and yield each token as it is made; the options are those of
         `generate`."""
         from numgpt import generation

@@ -2,34 +2,31 @@
 arXiv:2407.21783).
 
     x = embed_tokens[ids]
-    for each block:     x += attention(rmsnorm(x))        x += swiglu(rmsnorm(x))
+    x = x + attention(rmsnorm(x))                     each block
+    x = x + swiglu(rmsnorm(x))
     logits = rmsnorm(x) lm_headᵀ
 
 What differs from GPT-2 (gpt2.py): positions are turns of the queries and keys instead of a table,
 norms have neither mean nor bias, the feed-forward layer is gated, several query heads may share
-a key head, and the projections usually lack biases. Names, layout (out, in) and initialisation are
+a KV head, and the projections usually lack biases. Names, layout (out, in) and initialisation are
 those of Hugging Face's models of this family. Qwen2 (Yang et al. 2024, arXiv:2407.10671) is the
 same with biases on queries, keys and values.
+
+q, k and v have the same input, and so have gate and up: they are computed as one product, forward
+and backward, where the weights lie side by side.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from numgpt.layers import (
-    LinearCache,
     attention_backward,
     attention_forward,
-    embedding_backward,
-    embedding_forward,
-    linear_backward,
-    linear_forward,
     llama3_frequencies,
-    rmsnorm_backward,
-    rmsnorm_forward,
     rmsnorm_output,
     rope_backward,
     rope_forward,
@@ -38,15 +35,22 @@ from numgpt.layers import (
     swiglu_backward,
     swiglu_forward,
 )
+from numgpt.layers.attention import Cache as AttentionCache
+from numgpt.layers.embedding import Cache as EmbeddingCache
+from numgpt.layers.rmsnorm import Cache as RMSNormCache
+from numgpt.layers.rope import Rotation
+from numgpt.layers.swiglu import Cache as SwiGLUCache
 from numgpt.messages import shown
 from numgpt.models.checks import require_booleans, require_ids, require_number, require_whole
-from numgpt.models.heads import merge_heads, positions_of, split_heads
+from numgpt.models.config import Config
+from numgpt.models.context import Context
+from numgpt.models.heads import merge_heads, split_heads
 from numgpt.models.language_model import LanguageModel
-from numgpt.models.parameters import Parameters
-from numgpt.runtime import add_into
+from numgpt.models.modules import Embedding, Input, Linear, RMSNorm
+from numgpt.models.parameters import Gradients, Parameters
+from numgpt.runtime import add_into, empty
 
-QUERY_KEY_VALUE = "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"
-GATE_UP = "mlp.gate_proj", "mlp.up_proj"
+INNER_MULTIPLE = 32  # a feed-forward width that is chosen here is rounded up to one
 LLAMA3_SCALING = (
     *("factor", "low_freq_factor", "high_freq_factor"),
     "original_max_position_embeddings",
@@ -54,9 +58,12 @@ LLAMA3_SCALING = (
 
 
 @dataclasses.dataclass
-class LlamaConfig:
+class LlamaConfig(Config):
     """The fields of a Hugging Face Llama config.json that change the numbers, with the same
     defaults."""
+
+    layers_field = "num_hidden_layers"
+    context_field = "max_position_embeddings"
 
     num_hidden_layers: int = 32
     num_attention_heads: int = 32
@@ -68,7 +75,7 @@ class LlamaConfig:
     vocab_size: int = 32000
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0  # base of the frequencies
-    rope_scaling: dict[str, Any] | None = None  # Llama 3.1's, see layers/rope.py
+    rope_scaling: dict[str, float | str] | None = None  # Llama 3.1's, see layers/rope.py
     rope_interleave: bool = False  # pairs of neighbours instead of halves
     attention_bias: bool = False
     attention_output_bias: bool | None = None  # None: as attention_bias; Qwen2 has all but this one
@@ -77,10 +84,37 @@ class LlamaConfig:
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
     bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None  # ends a generated sequence
+    eos_token_id: int | list[int] | None = None
+    model_type: str = "llama"  # or "qwen2"
+
+    @classmethod
+    def of_sizes(
+        cls,
+        model_type: str,
+        vocab_size: int,
+        context_length: int,
+        layers: int,
+        heads: int,
+        kv_heads: int,
+        width: int,
+    ) -> LlamaConfig:
+        return cls(
+            model_type=model_type,
+            attention_bias=model_type == "qwen2",
+            attention_output_bias=False,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads or heads,
+            hidden_size=width,
+            # Three matrices of 8/3 C have the parameters of GPT-2's two of 4 C.
+            intermediate_size=-(-8 * width // 3 // INNER_MULTIPLE) * INNER_MULTIPLE,
+            max_position_embeddings=context_length,
+            vocab_size=vocab_size,
+            tie_word_embeddings=True,
+        )
 
     def validate(self) -> None:
-        """Raises ValueError naming the field that can't be."""
+        """Raises ValueError naming the field that is invalid."""
         require_whole(
             self,
             *("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size"),
@@ -95,11 +129,13 @@ class LlamaConfig:
         if self.attention_output_bias is not None:
             require_booleans(self, "attention_output_bias")
         require_ids(self, "bos_token_id", "eos_token_id")
+        if self.model_type not in ("llama", "qwen2"):
+            raise ValueError(f"model_type={shown(self.model_type)}: expected llama or qwen2")
         heads = self.num_attention_heads
-        if heads % self.key_heads:
+        if heads % self.kv_heads:
             raise ValueError(
                 f"num_attention_heads={heads} is not a multiple of"
-                f" num_key_value_heads={self.key_heads}"
+                f" num_key_value_heads={self.kv_heads}"
             )
         if self.head_dim is None and self.hidden_size % heads:
             raise ValueError(
@@ -110,7 +146,7 @@ class LlamaConfig:
         if self.rope_scaling is not None:
             self._validate_scaling(self.rope_scaling)
 
-    def _validate_scaling(self, scaling: dict[str, Any]) -> None:
+    def _validate_scaling(self, scaling: dict[str, float | str]) -> None:
         if not isinstance(scaling, dict) or scaling.get("rope_type") != "llama3":
             raise ValueError(
                 f"rope_scaling={shown(scaling)} is not supported, only rope_type 'llama3'"
@@ -123,7 +159,15 @@ class LlamaConfig:
             raise ValueError("rope_scaling: low_freq_factor is not below high_freq_factor")
 
     @property
-    def key_heads(self) -> int:
+    def width(self) -> int:
+        return self.hidden_size
+
+    @property
+    def projected_width(self) -> int:
+        return 2 * self.hidden_size + self.intermediate_size
+
+    @property
+    def kv_heads(self) -> int:
         given = self.num_key_value_heads
         return self.num_attention_heads if given is None else given
 
@@ -149,17 +193,141 @@ class LlamaConfig:
         self.attention_dropout = p
 
 
-class Llama(LanguageModel):
+class BlockCache(NamedTuple):
+    """What a block's backward needs, in the order of its forward."""
+
+    norm_1: RMSNormCache
+    norm_1_out: Input
+    attention: AttentionCache
+    norm_2: RMSNormCache
+    norm_2_out: Input
+    swiglu: SwiGLUCache
+    post: Input  # (N, F), after the activation
+
+
+class Block:
+    """x + attention(norm_1(x)), and to that + swiglu(norm_2(·))."""
+
+    def __init__(self, parameters: Parameters, config: LlamaConfig, layer: int):
+        name, eps = f"layers.{layer}", config.rms_norm_eps
+
+        def linear(*names: str) -> Linear:
+            return Linear(parameters, *(f"{name}.{part}" for part in names), transposed=True)
+
+        self.config = config
+        self.layer = layer
+        self.norm_1 = RMSNorm(parameters, f"{name}.input_layernorm", eps)
+        self.qkv = linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+        self.o_proj = linear("self_attn.o_proj")
+        self.norm_2 = RMSNorm(parameters, f"{name}.post_attention_layernorm", eps)
+        self.gate_up = linear("mlp.gate_proj", "mlp.up_proj")
+        self.down_proj = linear("mlp.down_proj")
+
+    def forward(
+        self, x: np.ndarray, rotation: Rotation, ctx: Context
+    ) -> tuple[np.ndarray, BlockCache]:
+        """x (N, C), the residual stream, is added to in place -> x, cache."""
+        config = self.config
+        y, norm_1 = self.norm_1.forward(x)
+        norm_1_out = ctx.keep(y, rmsnorm_output, norm_1)
+        q, k, v = self._split(self.qkv.forward(y), ctx)  # (B, H, T, D), twice (B, K, T, D)
+        q, _ = rope_forward(q, rotation, config.rope_interleave)
+        k, _ = rope_forward(k, rotation, config.rope_interleave)
+        k, v, key_mask = ctx.keys_and_values(self.layer, k, v)  # (B, K, S, D), all so far
+        if ctx.last_only and self.layer == config.num_hidden_layers - 1:
+            q, x = ctx.last_of(q, x)  # T = 1, N = B
+        z, attention = attention_forward(q, k, v, None, key_mask, config.attention_dropout, ctx.rng)
+        add_into(x, self.o_proj.forward(merge_heads(z)))  # (B, H, T, D) -> (N, C)
+
+        y, norm_2 = self.norm_2.forward(x)
+        norm_2_out = ctx.keep(y, rmsnorm_output, norm_2)
+        gate, up = np.split(self.gate_up.forward(y), 2, axis=1)  # (N, C) -> twice (N, F)
+        y, swiglu = swiglu_forward(gate, up)
+        post = ctx.keep(y, _gated, swiglu)
+        add_into(x, self.down_proj.forward(y))  # (N, F) -> (N, C)
+        cache = (norm_1, norm_1_out, attention, norm_2, norm_2_out, swiglu, post)
+        return x, BlockCache(*cache)
+
+    def backward(
+        self, dx: np.ndarray, cache: BlockCache, rotation: Rotation, ctx: Context, g: Gradients
+    ) -> np.ndarray:
+        """dx (N, C), the gradient of the residual stream, is added to in place -> dx."""
+        config = self.config
+        dy = self.down_proj.backward(dx, cache.post, g)  # (N, C) -> (N, F)
+        dgate_up = empty((len(dx), self.gate_up.width), dx.dtype)
+        swiglu_backward(dy, cache.swiglu, out=np.split(dgate_up, 2, axis=1))
+        dy = self.gate_up.backward(dgate_up, cache.norm_2_out, g)  # (N, 2F) -> (N, C)
+        add_into(dx, self.norm_2.backward(dy, cache.norm_2, g))
+
+        dy = self.o_proj.backward(dx, lambda: merge_heads(cache.attention.y), g)
+        (dz,) = split_heads(dy, ctx.batch, config.num_attention_heads)  # (N, H·D) -> (B, H, T, D)
+        dqkv = empty((len(dx), self.qkv.width), dx.dtype)
+        dq, dk, dv = self._split(dqkv, ctx)
+        attention_backward(dz, cache.attention, out=(dq, dk, dv))
+        dq[...] = rope_backward(dq, rotation, config.rope_interleave)
+        dk[...] = rope_backward(dk, rotation, config.rope_interleave)
+        dy = self.qkv.backward(dqkv, cache.norm_1_out, g)
+        add_into(dx, self.norm_1.backward(dy, cache.norm_1, g))
+        return dx
+
+    def _split(self, qkv: np.ndarray, ctx: Context) -> tuple[np.ndarray, ...]:
+        """(N, (H + 2K) · D) -> views (B, H, T, D), (B, K, T, D), (B, K, T, D)."""
+        heads, kv_heads = self.config.num_attention_heads, self.config.kv_heads
+        (x,) = split_heads(qkv, ctx.batch, heads + 2 * kv_heads)
+        return tuple(np.split(x, (heads, heads + kv_heads), axis=1))
+
+
+def _gated(cache: SwiGLUCache) -> np.ndarray:
+    return swiglu_forward(*cache)[0]
+
+
+class LlamaCache(NamedTuple):
+    embed_tokens: EmbeddingCache
+    rotation: Rotation
+    blocks: list[BlockCache]
+    norm: RMSNormCache
+
+
+class Llama(LanguageModel[LlamaConfig, LlamaCache]):
     """A model of the Llama family: `model(ids)` gives logits, `loss_and_grads` the hand-derived
     gradients."""
 
     config_class = LlamaConfig
-    context_field = "max_position_embeddings"
+
+    def build(self) -> None:
+        parameters, config = self.parameters, self.config
+        self.embed_tokens = Embedding(parameters, "embed_tokens.weight")
+        layers = range(config.num_hidden_layers)
+        self.blocks = [Block(parameters, config, layer) for layer in layers]
+        self.norm = RMSNorm(parameters, "norm", config.rms_norm_eps)
+
+    def forward(self, ids: np.ndarray, ctx: Context) -> tuple[np.ndarray, LlamaCache]:
+        positions = ctx.positions(ids, self.config.max_position_embeddings)
+        x, embed_tokens = self.embed_tokens.forward(ids.ravel())  # (B, T) -> (N, C)
+        rotation = rope_rotation(positions, self.config.frequencies(), x.dtype)
+        caches = []
+        for block in self.blocks:
+            x, cache = block.forward(x, rotation, ctx)
+            if ctx.keeps_caches:
+                caches.append(cache)
+        ctx.advance()
+        y, norm = self.norm.forward(x)
+        return y, LlamaCache(embed_tokens, rotation, caches, norm)
+
+    def backward(self, dy: np.ndarray, cache: LlamaCache, ctx: Context, g: Gradients) -> None:
+        dx = self.norm.backward(dy, cache.norm, g)
+        for block in reversed(self.blocks):
+            dx = block.backward(dx, cache.blocks.pop(), cache.rotation, ctx, g)
+        self.embed_tokens.backward(dx, cache.embed_tokens, g)
+
+    @property
+    def unembedding(self) -> str:
+        return "embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"
 
     @staticmethod
     def shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
         width, inner, size = config.hidden_size, config.intermediate_size, config.head_size
-        queries, keys = config.num_attention_heads * size, config.key_heads * size
+        queries, keys = config.num_attention_heads * size, config.kv_heads * size
         block: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (width,)}
         for name, shape in {
             "q_proj": (queries, width),
@@ -186,153 +354,3 @@ class Llama(LanguageModel):
         if not config.tie_word_embeddings:
             shapes["lm_head.weight"] = (config.vocab_size, width)
         return shapes
-
-    @property
-    def head(self) -> str:
-        return "embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"
-
-    @property
-    def cache_shape(self) -> tuple[int, int, int]:
-        return self.config.num_hidden_layers, self.config.key_heads, self.config.head_size
-
-    def forward(
-        self,
-        ids: np.ndarray,
-        rng: np.random.Generator | None = None,
-        kv_cache: Any = None,
-        key_mask: np.ndarray | None = None,
-        keep_caches: bool = False,
-        last_only: bool = False,
-    ) -> tuple[np.ndarray, Any]:
-        p, config = self.parameters, self.config
-        positions = positions_of(ids, 0 if kv_cache is None else kv_cache.length, key_mask)
-        x, embed_tokens = embedding_forward(ids.ravel(), p["embed_tokens.weight"])  # -> (N, C)
-        rotation = rope_rotation(positions, config.frequencies(), x.dtype)
-        blocks = []
-        for layer in range(config.num_hidden_layers):
-            last = last_only and layer == config.num_hidden_layers - 1
-            x, block = self._block_forward(
-                x, layer, len(ids), rotation, rng, kv_cache, key_mask, last
-            )
-            if keep_caches:
-                blocks.append(block)
-        if kv_cache is not None:
-            kv_cache.advance(ids.shape[1])
-        y, norm = rmsnorm_forward(x, p["norm.weight"], config.rms_norm_eps)
-        return y, (embed_tokens, rotation, blocks, norm, len(ids))
-
-    def backward(
-        self, dx: np.ndarray, caches: Any, gradients: Parameters, accumulate: bool
-    ) -> None:
-        g, (embed_tokens, rotation, blocks, norm, batch) = gradients, caches
-        dx, _ = rmsnorm_backward(dx, norm, g["norm.weight"], accumulate)
-        for layer in reversed(range(self.config.num_hidden_layers)):
-            self._block_backward(dx, blocks.pop(), layer, batch, rotation, gradients, accumulate)
-        # A tied head has already written its gradient into the table's.
-        tied = self.config.tie_word_embeddings
-        embedding_backward(dx, embed_tokens, g["embed_tokens.weight"], accumulate or tied)
-
-    def _block_forward(
-        self,
-        x: np.ndarray,
-        layer: int,
-        batch: int,
-        rotation: Any,
-        rng: np.random.Generator | None,
-        kv_cache: Any,
-        key_mask: np.ndarray | None,
-        last_only: bool,
-    ) -> tuple[np.ndarray, tuple]:
-        """x (N, C), the residual stream, is added to in place -> x, caches.
-
-        With last_only the keys and values are those of all positions, the rest is computed for the
-        last position of each sequence alone.
-        """
-        p, config = self.parameters.under(f"layers.{layer}."), self.config
-        eps, interleaved = config.rms_norm_eps, config.rope_interleave
-
-        def project(x: np.ndarray, name: str) -> np.ndarray:
-            # The cache, with x in it, isn't kept: the backward computes x again.
-            return linear_forward(x, p[f"{name}.weight"].T, p.get(f"{name}.bias"))[0]
-
-        y, norm_1 = rmsnorm_forward(x, p["input_layernorm.weight"], eps)
-        q, k, v = (  # (B, H, T, D), and twice (B, K, T, D)
-            split_heads(projected, batch, config.head_size)
-            for projected in self._project_all(y, layer, *QUERY_KEY_VALUE)
-        )
-        q, _ = rope_forward(q, rotation, interleaved)
-        k, _ = rope_forward(k, rotation, interleaved)
-        if kv_cache is not None:
-            k, v = kv_cache.append(layer, k, v)  # each (B, K, S, D)
-        if last_only:
-            q, x = q[:, :, -1:], x.reshape(batch, -1, config.hidden_size)[:, -1]  # T = 1, N = B
-        y, attention = attention_forward(
-            q, k, v, key_mask=key_mask, dropout=config.attention_dropout, rng=rng
-        )
-        add_into(x, project(merge_heads(y), "self_attn.o_proj"))  # (B, H, T, D) -> (N, C)
-
-        y, norm_2 = rmsnorm_forward(x, p["post_attention_layernorm.weight"], eps)
-        gate, up = self._project_all(y, layer, *GATE_UP)  # (N, C) -> (N, F)
-        y, swiglu = swiglu_forward(gate, up)
-        add_into(x, project(y, "mlp.down_proj"))  # (N, F) -> (N, C)
-        return x, (norm_1, attention, norm_2, swiglu)
-
-    def _block_backward(
-        self,
-        dx: np.ndarray,
-        caches: tuple,
-        layer: int,
-        batch: int,
-        rotation: Any,
-        gradients: Parameters,
-        accumulate: bool,
-    ) -> None:
-        """dx (N, C), the gradient of the residual stream, is added to in place."""
-        p, g = self.parameters.under(f"layers.{layer}."), gradients.under(f"layers.{layer}.")
-        config = self.config
-        norm_1, attention, norm_2, swiglu = caches
-
-        def project_backward(dy: np.ndarray, x: np.ndarray, name: str) -> np.ndarray:
-            weight, bias = f"{name}.weight", f"{name}.bias"
-            cache = LinearCache(x, p[weight].T)
-            return linear_backward(dy, cache, g[weight].T, g.get(bias), accumulate)[0]
-
-        # As in gpt2.py, what goes into the projections is computed again.
-        dy = project_backward(dx, swiglu_forward(*swiglu)[0], "mlp.down_proj")
-        dgate, dup = swiglu_backward(dy, swiglu)
-        y = rmsnorm_output(norm_2)
-        dy = project_backward(dgate, y, "mlp.gate_proj")
-        add_into(dy, project_backward(dup, y, "mlp.up_proj"))
-        dweight = g["post_attention_layernorm.weight"]
-        add_into(dx, rmsnorm_backward(dy, norm_2, dweight, accumulate)[0])
-
-        dy = project_backward(dx, merge_heads(attention.y), "self_attn.o_proj")
-        dy = split_heads(dy, batch, config.head_size)  # (N, H·D) -> (B, H, T, D)
-        dq, dk, dv = attention_backward(dy, attention)
-        dq = rope_backward(dq, rotation, config.rope_interleave)
-        dk = rope_backward(dk, rotation, config.rope_interleave)
-        y = rmsnorm_output(norm_1)
-        dy = project_backward(merge_heads(dq), y, "self_attn.q_proj")
-        add_into(dy, project_backward(merge_heads(dk), y, "self_attn.k_proj"))
-        add_into(dy, project_backward(merge_heads(dv), y, "self_attn.v_proj"))
-        dweight = g["input_layernorm.weight"]
-        add_into(dx, rmsnorm_backward(dy, norm_1, dweight, accumulate)[0])
-
-    def _project_all(self, x: np.ndarray, layer: int, *names: str) -> list[np.ndarray]:
-        """Several projections of x (N, C), each (N, O): as one product, where the weights lie side
-        by side. Few large products read weights faster from memory than many small ones."""
-        p = self.parameters.under(f"layers.{layer}.")
-        together = self.parameters.joined(*(f"layers.{layer}.{name}.weight" for name in names))
-        whole = None if together is None else linear_forward(x, together.T)[0]
-        results, start = [], 0
-        for name in names:
-            weight, bias = p[f"{name}.weight"], p.get(f"{name}.bias")
-            if whole is None:
-                y, _ = linear_forward(x, weight.T, bias)
-            else:
-                y = whole[:, start : start + len(weight)]
-                start += len(weight)
-                if bias is not None:
-                    y += bias
-            results.append(y)
-        return results

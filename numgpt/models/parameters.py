@@ -1,7 +1,8 @@
-"""Named parameters as views on one flat buffer.
+"""Named parameters, and their gradients, each as views on one flat buffer.
 
 The optimizer, the gradient norm and the checkpoints see one long vector; the layers see matrices
-with names. Gradients live on a second buffer of the same layout.
+with names. Gradients lie on a buffer of their own, which has a place for what trains and for
+nothing else.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from numgpt.runtime import empty
+from numgpt.runtime import NOWHERE, Accumulator, add_into, empty
 
 Layout = Mapping[str, tuple[int, tuple[int, ...]]]  # name -> (offset in elements, shape)
 
 
 def layout_of(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
-    """Place arrays of these shapes behind each other: first all matrices, then all vectors.
+    """Place arrays of these shapes one after another: first all matrices, then all vectors.
 
     Weight decay treats the two differently, and so finds each kind in one piece.
     """
@@ -30,60 +31,157 @@ def layout_of(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
     return {name: (offsets[name], tuple(shape)) for name, shape in shapes.items()}
 
 
+def size_of(layout: Layout) -> int:
+    """How many numbers a layout has."""
+    return sum(math.prod(shape) for _, shape in layout.values())
+
+
+def _views(flat: np.ndarray, layout: Layout) -> dict[str, np.ndarray]:
+    return {
+        name: flat[offset : offset + math.prod(shape)].reshape(shape)
+        for name, (offset, shape) in layout.items()
+    }
+
+
+def _joined(flat: np.ndarray, layout: Layout, names: tuple[str, ...]) -> np.ndarray | None:
+    """Matrices (O_1, I), (O_2, I), … (or vectors) that lie one after another as one, (ΣO, I); None
+    where they don't, as in a file that orders them by name."""
+    offsets, shapes = zip(*(layout[name] for name in names), strict=True)
+    start = end = offsets[0]
+    for offset, shape in zip(offsets, shapes, strict=True):
+        if offset != end or shape[1:] != shapes[0][1:]:
+            return None
+        end += math.prod(shape)
+    return flat[start:end].reshape(-1, *shapes[0][1:])
+
+
 class Parameters(Mapping[str, np.ndarray]):
     """A read-only mapping from names to arrays; the arrays are writable views on `flat`."""
 
     def __init__(self, flat: np.ndarray, layout: Layout):
         self.flat = flat
         self.layout = layout
-        self._views = {
-            name: flat[offset : offset + math.prod(shape)].reshape(shape)
-            for name, (offset, shape) in layout.items()
-        }
-        self._under: dict[str, dict[str, np.ndarray]] = {}
-        self._joined: dict[tuple[str, ...], np.ndarray | None] = {}
+        self._arrays = _views(flat, layout)
 
     @classmethod
     def empty(cls, layout: Layout, dtype: np.typing.DTypeLike) -> Parameters:
         """Uninitialised parameters in the given layout."""
-        size = sum(math.prod(shape) for _, shape in layout.values())
-        return cls(empty(size, dtype), layout)
+        return cls(empty(size_of(layout), dtype), layout)
 
-    def under(self, prefix: str) -> dict[str, np.ndarray]:
-        """The arrays whose names begin with `prefix`, under the rest of their names."""
-        if prefix not in self._under:
-            self._under[prefix] = {
-                name[len(prefix) :]: array
-                for name, array in self._views.items()
-                if name.startswith(prefix)
-            }
-        return self._under[prefix]
+    @property
+    def dtype(self) -> np.dtype:
+        """What the model computes in."""
+        return next(iter(self.values())).dtype
+
+    @property
+    def nbytes(self) -> int:
+        """The memory of all of them."""
+        return sum(array.nbytes for array in self.values())
 
     def joined(self, *names: str) -> np.ndarray | None:
-        """Matrices (O_1, I), (O_2, I), … that lie one behind the other as one, (ΣO, I); None where
-        they don't, as in a file that orders them by name."""
-        if names not in self._joined:
-            places = [self.layout[name] for name in names]
-            start, width = places[0][0], places[0][1][1]
-            end = start
-            for offset, (rows, columns) in places:
-                end = offset + rows * columns if (offset, columns) == (end, width) else -1
-            behind = end > start
-            self._joined[names] = self.flat[start:end].reshape(-1, width) if behind else None
-        return self._joined[names]
+        """Matrices (O_1, I), (O_2, I), … as one, (ΣO, I), where they lie one after another."""
+        return _joined(self.flat, self.layout, names)
 
     def __reduce__(self) -> tuple[type[Parameters], tuple[np.ndarray, Layout]]:
         # A copy, or what pickle restores, has views on a buffer of its own.
         return Parameters, (self.flat, self.layout)
 
     def __repr__(self) -> str:
-        return f"<Parameters: {len(self)} arrays, {self.flat.size:,} numbers of {self.flat.dtype}>"
+        count = sum(array.size for array in self.values())
+        return f"<Parameters: {len(self)} arrays, {count:,} numbers of {self.dtype}>"
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._views[name]
+        return self._arrays[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._views)
+        return iter(self._arrays)
 
     def __len__(self) -> int:
-        return len(self._views)
+        return len(self._arrays)
+
+
+class Gradients(Mapping[str, np.ndarray]):
+    """Σ of contributions by name: the first is written, the next are added, none is 0.
+
+    `gradients[name]` and `gradients.flat` are the sums as they stand; a name that is frozen has no
+    place here: `name in gradients` is False.
+    """
+
+    def __init__(self, layout: Layout, dtype: np.typing.DTypeLike):
+        self.layout = layout
+        self._flat = empty(size_of(layout), dtype)
+        self._arrays = _views(self._flat, layout)
+        self._written: set[str] = set()
+
+    def sum(self, name: str) -> Accumulator:
+        """Where contributions to a parameter's gradient go: nowhere, if it is frozen."""
+        if name not in self._arrays:
+            return NOWHERE
+        return Accumulator(self._arrays[name], (name,), self._written)
+
+    def joined(self, names: tuple[str, ...]) -> Accumulator | None:
+        """The sums of parameters that lie one after another, as one, (ΣO, I); None where they
+        don't, or where not all of them stand alike."""
+        trained = [name for name in names if name in self._arrays]
+        if not trained:
+            return NOWHERE
+        if len(trained) < len(names):
+            return None
+        array = _joined(self._flat, self.layout, names)
+        if array is None or len({name in self._written for name in names}) > 1:
+            return None
+        return Accumulator(array, names, self._written)
+
+    @property
+    def flat(self) -> np.ndarray:
+        """All sums as one vector, in the layout's order."""
+        self._fill()
+        return self._flat
+
+    @flat.setter
+    def flat(self, values: np.ndarray) -> None:
+        self.flat[...] = values
+
+    def clear(self) -> None:
+        """No contributions: all sums are 0 again."""
+        self._written.clear()
+
+    def merge(self, other: Gradients) -> None:
+        """Add the sums of another part of the batch, in the same layout."""
+        if len(self._written) == len(other._written) == len(self.layout):
+            add_into(self._flat, other._flat)
+            return
+        for name in other._written:
+            self.sum(name).add(other._arrays[name])
+
+    def _fill(self) -> None:
+        """Write the zeros of what has got no contribution."""
+        for name in self._arrays.keys() - self._written:
+            self._arrays[name].fill(0)
+            self._written.add(name)
+
+    def __getstate__(self) -> dict:
+        return {"layout": self.layout, "flat": self.flat}
+
+    def __setstate__(self, state: dict) -> None:
+        self.layout, self._flat = state["layout"], state["flat"]
+        self._arrays = _views(self._flat, self.layout)
+        self._written = set(self._arrays)
+
+    def __repr__(self) -> str:
+        return f"<Gradients: {len(self)} arrays, {self._flat.size:,} numbers of {self._flat.dtype}>"
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._written:
+            self._arrays[name].fill(0)
+            self._written.add(name)
+        return self._arrays[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._arrays
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)

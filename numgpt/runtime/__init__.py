@@ -7,6 +7,7 @@ large array.
 """
 
 from numgpt.runtime import kernels  # first: this import chooses the kernels and then loads NumPy
+from numgpt.runtime.accumulator import NOWHERE, Accumulator
 from numgpt.runtime.blocks import add_into, mean_product, over_row_blocks, square, sum_rows
 from numgpt.runtime.kernels import physical_memory
 from numgpt.runtime.memory import ALLOCATOR
@@ -21,6 +22,8 @@ from numgpt.runtime.threads import (
 
 __all__ = [
     "ALLOCATOR",
+    "NOWHERE",
+    "Accumulator",
     "add_into",
     "add_matmul",
     "empty",

@@ -42,11 +42,8 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.nd
     return np.matmul(a, b, out=out)
 
 
-def add_matmul(total: np.ndarray, a: np.ndarray, b: np.ndarray, accumulate: bool = True) -> None:
-    """total += a @ b; with accumulate=False, total = a @ b.  a (M, K), b (K, N), total (M, N)."""
-    if not accumulate:
-        np.matmul(a, b, out=total)
-        return
+def add_matmul(total: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
+    """total += a @ b.  a (M, K), b (K, N), total (M, N)."""
     if total.strides[0] < total.strides[1]:  # it lies in memory as the transpose of a plain matrix
         total, a, b = total.T, b.T, a.T
     rows = max(1, PANEL_BYTES // (total.shape[1] * total.itemsize))

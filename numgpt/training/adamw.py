@@ -17,6 +17,7 @@ import math
 import numpy as np
 
 from numgpt.models.language_model import LanguageModel
+from numgpt.models.parameters import size_of
 from numgpt.runtime import empty_like, over_row_blocks
 
 SMALLEST_SQUARES = 1e-30  # a sum of squares below it may have lost some of them to underflow
@@ -48,8 +49,9 @@ class AdamW:
         self.eps = eps
         self.weight_decay = weight_decay
         self.steps = 0
-        self.m = np.zeros_like(model.parameters.flat)
-        self.v = np.zeros_like(model.parameters.flat)
+        self.layout = model.trained
+        self.m = np.zeros(size_of(self.layout), model.parameters.dtype)
+        self.v = np.zeros_like(self.m)
 
     def __repr__(self) -> str:
         return (
@@ -63,18 +65,22 @@ class AdamW:
         A norm that is not finite leaves weights and moments as they are, and is returned for the
         caller to see. Raises RuntimeError where no gradients have been computed.
         """
+        if self.model.trained != self.layout:
+            raise RuntimeError(
+                "other parameters train now than when this optimizer was made: make a new one"
+            )
         if self.model.gradients is None:
             raise RuntimeError("no gradients: call model.loss_and_grads before optimizer.step")
         if grad_clip is not None and not grad_clip >= 0:
             raise ValueError(f"grad_clip={grad_clip}: expected 0 (no clipping) or more")
-        g, w = self.model.gradients.flat, self.model.parameters.flat
+        g = self.model.gradients.flat
         norm = gradient_norm(g)
         if not math.isfinite(norm):
             return norm
         self.steps += 1
         clip = min(1.0, grad_clip / (norm + 1e-6)) if grad_clip else 1.0
-        for part, decay in self._decay_parts():
-            self._update(g[part], w[part], self.m[part], self.v[part], clip, decay)
+        for part, w, decay in self._pieces():
+            self._update(g[part], w, self.m[part], self.v[part], clip, decay)
         return norm
 
     def _update(self, g, w, m, v, clip: float, decay: float) -> None:
@@ -102,16 +108,20 @@ class AdamW:
 
         over_row_blocks(rows, g, w, m, v)
 
-    def _decay_parts(self) -> list[tuple[slice, float]]:
-        """The flat buffer in pieces of equal decay."""
-        parts: list[tuple[slice, float]] = []
-        for offset, shape in sorted(self.model.parameters.layout.values()):
+    def _pieces(self) -> list[tuple[slice, np.ndarray, float]]:
+        """What trains in pieces of equal decay that lie in one: where in the moments, the weights,
+        the decay."""
+        parameters = self.model.parameters
+        pieces: list[tuple[slice, slice, float]] = []
+        for name, (offset, shape) in sorted(self.layout.items(), key=lambda item: item[1][0]):
+            size, start = math.prod(shape), parameters.layout[name][0]
+            part, place = slice(offset, offset + size), slice(start, start + size)
             decay = self.weight_decay if len(shape) >= 2 else 0.0
-            start, stop = offset, offset + math.prod(shape)
-            if parts and parts[-1][1] == decay:
-                start = parts.pop()[0].start
-            parts.append((slice(start, stop), decay))
-        return parts
+            if pieces and pieces[-1][2] == decay and pieces[-1][1].stop == start:
+                before, before_place, _ = pieces.pop()
+                part, place = slice(before.start, part.stop), slice(before_place.start, place.stop)
+            pieces.append((part, place, decay))
+        return [(part, parameters.flat[place], decay) for part, place, decay in pieces]
 
 
 def gradient_norm(flat: np.ndarray) -> float:

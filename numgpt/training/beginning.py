@@ -11,9 +11,10 @@ from pathlib import Path
 
 from numgpt import formats
 from numgpt.files import finish_replacing, replacing_together
+from numgpt.formats.families import FAMILIES
 from numgpt.formats.huggingface import WEIGHTS_FILE, model_files
 from numgpt.messages import quoted, shown
-from numgpt.models import GPT, GPTConfig, LanguageModel, Llama, LlamaConfig
+from numgpt.models import LanguageModel
 from numgpt.runtime import physical_memory
 from numgpt.tokenizer import BaseTokenizer, CharTokenizer, Tokenizer
 from numgpt.tokenizer.base import tokenizer_files
@@ -30,7 +31,6 @@ from numgpt.training.corpus import (
 )
 from numgpt.training.log import CURVE_FILE, DAMAGED_LOG_FILE, LOG_FILE
 
-INNER_MULTIPLE = 32  # a Llama's feed-forward width is rounded up to one
 RUN_FILES = (CHECKPOINT_FILE, TOKENS_FILE, LOG_FILE, DAMAGED_LOG_FILE, CURVE_FILE)
 
 
@@ -105,7 +105,7 @@ def _fit_context(config: TrainConfig, model: LanguageModel) -> None:
     if config.block_size > model.context_length:
         raise ValueError(
             f"block_size={config.block_size} is more than the"
-            f" {model.context_field}={model.context_length} of {config.init_from}: lower it"
+            f" {model.config.context_field}={model.context_length} of {config.init_from}: lower it"
         )
 
 
@@ -120,29 +120,18 @@ def new_model(config: TrainConfig, tokenizer: BaseTokenizer) -> LanguageModel:
             f" to train, this machine has {physical_memory() / 1e9:,.0f} GB: choose a smaller one"
         )
     end_of_text = tokenizer.eos_token_id
-    common = {"vocab_size": tokenizer.vocab_size, "eos_token_id": end_of_text}
-    common["bos_token_id"] = end_of_text
-    if config.arch == "gpt2":
-        gpt_config = GPTConfig(
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            n_embd=config.n_embd,
-            n_positions=config.block_size,
-            **common,
-        )
-        return GPT(gpt_config, seed=config.seed)
-    llama_config = LlamaConfig(
-        num_hidden_layers=config.n_layer,
-        num_attention_heads=config.n_head,
-        num_key_value_heads=config.n_kv_head or config.n_head,
-        hidden_size=config.n_embd,
-        # Three matrices of 8/3 C have the parameters of GPT-2's two of 4 C.
-        intermediate_size=-(-8 * config.n_embd // 3 // INNER_MULTIPLE) * INNER_MULTIPLE,
-        max_position_embeddings=config.block_size,
-        tie_word_embeddings=True,
-        **common,
+    family = FAMILIES[config.arch]
+    model_config = family.model.config_class.of_sizes(
+        config.arch,
+        tokenizer.vocab_size,
+        config.block_size,
+        config.n_layer,
+        config.n_head,
+        config.n_kv_head,
+        config.n_embd,
     )
-    return Llama(llama_config, seed=config.seed)
+    model_config.bos_token_id = model_config.eos_token_id = end_of_text
+    return family.model(model_config, seed=config.seed)
 
 
 def make_tokenizer(config: TrainConfig, documents: Documents) -> BaseTokenizer:

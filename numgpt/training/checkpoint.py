@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from numgpt.files import finish_replacing
+from numgpt.formats.families import FAMILIES
 from numgpt.formats.huggingface import WEIGHTS_FILE
 from numgpt.formats.safetensors import read_safetensors, write_safetensors
-from numgpt.formats.source import FAMILIES, family_of
 from numgpt.formats.tensors import StoredTensor
 from numgpt.messages import one_line, quoted, shown
 from numgpt.models import LanguageModel
@@ -74,7 +74,6 @@ def save_checkpoint(directory: Path, state: RunState) -> None:
         "generator": state.rng.bit_generator.state,
         "options": dataclasses.asdict(state.config),
         "tokens": dataclasses.asdict(state.tokens),
-        "family": family_of(state.model).MODEL_TYPE,
         "model": dataclasses.asdict(state.model.config),
         "layout": parameters.layout,
     }
@@ -124,20 +123,19 @@ def _restore(saved: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> RunS
     flat, m, v = (_vector(name, tensors) for name in ARRAYS)
     if not len(flat) == len(m) == len(v):
         raise ValueError("weights and moments have different sizes")
-    family = FAMILIES.get(str(saved["family"]))
+    kind = saved["model"].get("model_type", saved.get("family"))  # as earlier versions had it
+    family = FAMILIES.get(str(kind))
     if family is None:
-        raise ValueError(f"family={shown(saved['family'])} is not one of {', '.join(FAMILIES)}")
-    model_config = family.MODEL.config_class(**saved["model"])
+        raise ValueError(f"model_type={shown(kind)} is not one of {', '.join(FAMILIES)}")
+    model_config = family.model.config_class(**saved["model"])
     model_config.validate()
     layout = {name: (offset, tuple(shape)) for name, (offset, shape) in saved["layout"].items()}
-    if getattr(model_config, family.LAYERS_FIELD) > len(layout):
-        raise ValueError(f"{family.LAYERS_FIELD} is more than the layout has names")
-    _check_layout(layout, family.MODEL.shapes(model_config), len(flat))
-    if config.block_size is None or config.block_size > getattr(
-        model_config, family.MODEL.context_field
-    ):
+    if model_config.layers > len(layout):
+        raise ValueError(f"{model_config.layers_field} is more than the layout has names")
+    _check_layout(layout, family.model.shapes(model_config), len(flat))
+    if config.block_size is None or config.block_size > model_config.context_length:
         raise ValueError(f"block_size={config.block_size} is not within the model's context")
-    model = family.MODEL(model_config, parameters=Parameters(np.array(flat), layout))
+    model = family.model(model_config, parameters=Parameters(np.array(flat), layout))
     state = RunState.new(config, model, tokens_file_from(saved["tokens"]))
     state.optimizer.m[:], state.optimizer.v[:] = m, v
     state.optimizer.steps = _count("step", saved["step"])
@@ -186,22 +184,22 @@ def _number(name: str, value: Any) -> float:
 
 def checkpoint_bytes(model: LanguageModel) -> int:
     """The size of a checkpoint: weights and two moments."""
-    return 3 * model.parameters.flat.nbytes
+    return 3 * model.parameters.nbytes
 
 
 def check_fits(directory: Path, config: TrainConfig, model: LanguageModel) -> None:
     """Raises ValueError where a batch can't fit into memory, OSError where the disk is too small
     for the checkpoints, the old beside the new."""
-    width, (layers, *_) = model.parameters[model.head].shape[1], model.cache_shape
     # At the least the residual stream of every block.
-    batch = config.batch_size * config.block_size * layers * width * model.parameters.flat.itemsize
+    numbers = config.batch_size * config.block_size * model.config.layers * model.config.width
+    batch = numbers * model.parameters.dtype.itemsize
     if batch > physical_memory():
         raise ValueError(
             f"batch_size={config.batch_size} of block_size={config.block_size} tokens needs"
             f" {batch / 1e9:,.0f} GB, this machine has {physical_memory() / 1e9:,.0f} GB: choose a"
             " smaller one, and perhaps more grad_accum"
         )
-    needed = 2 * (checkpoint_bytes(model) + model.parameters.flat.nbytes)  # and the best weights
+    needed = 2 * (checkpoint_bytes(model) + model.parameters.nbytes)  # and the best weights
     for path in (directory / CHECKPOINT_FILE, directory / WEIGHTS_FILE):
         needed -= path.stat().st_size if path.is_file() else 0
     free = shutil.disk_usage(directory).free

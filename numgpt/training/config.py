@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from numgpt.formats.families import FAMILIES
 from numgpt.messages import shown
 
 # Options whose default depends on where the weights come from: at random, or from another model.
@@ -42,11 +43,11 @@ class TrainConfig:
     )
     vocab_size: int = _option(1024, "size of the vocabulary that --tokenizer bpe learns", "data")
 
-    arch: str = _option("gpt2", "family of the model: gpt2 or llama", "model")
+    arch: str = _option("gpt2", f"family of the model: {' or '.join(FAMILIES)}", "model")
     n_layer: int = _option(4, "blocks", "model")
     n_head: int = _option(4, "attention heads a block", "model")
     n_kv_head: int = _option(
-        0, "key heads that they share, with --arch llama; 0: one for each", "model"
+        0, "KV heads that they share, where the family can; 0: one for each", "model"
     )
     n_embd: int = _option(128, "width of the residual stream", "model")
     block_size: int | None = _option(None, "context length in tokens", "model", int)
@@ -115,22 +116,19 @@ class TrainConfig:
     def _validate_sizes(self) -> None:
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
-        if self.arch not in ARCHITECTURES:
-            raise ValueError(f"arch={shown(self.arch)}: expected {' or '.join(ARCHITECTURES)}")
-        if self.n_kv_head and self.arch != "llama":
-            raise ValueError(f"n_kv_head={self.n_kv_head} needs arch=llama")
-        if self.n_kv_head and self.n_head % self.n_kv_head:
+        if self.arch not in FAMILIES:
+            raise ValueError(f"arch={shown(self.arch)}: expected {' or '.join(FAMILIES)}")
+        sizes = (self.n_layer, self.n_head, self.n_kv_head, self.n_embd)
+        try:
+            config_class = FAMILIES[self.arch].model.config_class
+            config_class.of_sizes(self.arch, 1, 1, *sizes).validate()
+        except ValueError as error:
             raise ValueError(
-                f"n_head={self.n_head} is not a multiple of n_kv_head={self.n_kv_head}"
-            )
-        if self.arch == "llama" and self.n_embd // self.n_head % 2:
-            raise ValueError(
-                f"n_embd={self.n_embd} and n_head={self.n_head} make heads of size"
-                f" {self.n_embd // self.n_head}, which arch=llama cannot rotate: it must be even"
-            )
+                f"arch={self.arch}, n_head={self.n_head}, n_kv_head={self.n_kv_head},"
+                f" n_embd={self.n_embd}: {error}"
+            ) from None
 
 
-ARCHITECTURES = ("gpt2", "llama")
 _AT_LEAST_ONE = ("vocab_size", "n_layer", "n_head", "n_embd", "block_size", "steps", "batch_size")
 _AT_LEAST_ONE += ("grad_accum", "log_every", "eval_every", "eval_batches", "save_every")
 _AT_LEAST_ZERO = ("warmup", "weight_decay", "grad_clip", "seed", "sample_every", "min_lr")

@@ -60,7 +60,7 @@ def sliding_window_loss(
     stride = max(1, context // 2) if stride is None else stride
     if not 1 <= context <= longest:
         raise ValueError(
-            f"context={context}: expected 1 to the model's {model.context_field}={longest}"
+            f"context={context}: expected 1 to the model's {model.config.context_field}={longest}"
         )
     if not 1 <= stride <= context:
         raise ValueError(f"stride={stride}: expected 1 to the context of {context}")
@@ -79,7 +79,6 @@ def sliding_window_loss(
         targets = np.full(inputs.shape, IGNORE_INDEX)
         for row, (start, done, stop) in zip(targets, batch, strict=True):
             row[done - start : stop - start] = ids[done + 1 : stop + 1]
-        counted = batch[-1][2] - batch[0][1]
-        total += model.loss(inputs, targets) * counted
+        total += model.loss(inputs, targets, weights=1.0)
         progress(batch[-1][2])
     return total / scored

@@ -211,17 +211,15 @@ class Trainer:
     def step(self) -> tuple[float, float, float]:
         """One optimizer step.  -> mean loss of its batches, gradient norm, learning rate."""
         config, done = self.config, self.optimizer.steps
-        loss = 0.0
-        for number in range(config.grad_accum):
+        rng = self.state.rng if config.dropout else None
+        count = config.grad_accum * config.batch_size * config.block_size  # of targets
+        loss, gradients = 0.0, None
+        for _ in range(config.grad_accum):
             ids, targets = self.corpus.batch(self.state.rng, config.batch_size, config.block_size)
-            batch_loss, _ = self.model.loss_and_grads(
-                ids,
-                targets,
-                self.state.rng if config.dropout else None,
-                accumulate=number > 0,
-                scale=1 / config.grad_accum,
+            part, gradients = self.model.loss_and_grads(
+                ids, targets, rng, weights=1 / count, add_to=gradients
             )
-            loss += batch_loss / config.grad_accum
+            loss += part
         lr = learning_rate(done, config.steps, config.lr, config.lowest_lr, config.warmup)
         self.optimizer.lr = lr
         norm = self.optimizer.step(config.grad_clip or None)
@@ -239,7 +237,8 @@ class Trainer:
         batches = self.corpus.validation_batches(
             config.eval_batches, config.batch_size, config.block_size
         )
-        val_loss = float(np.mean([self.model.loss(ids, targets) for ids, targets in batches]))
+        count = config.eval_batches * config.batch_size * config.block_size  # of targets
+        val_loss = sum(self.model.loss(ids, targets, 1 / count) for ids, targets in batches)
         if val_loss < self.best_loss:
             self.lock.check()
             self.state.best_loss = val_loss

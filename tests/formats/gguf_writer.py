@@ -180,7 +180,7 @@ def tensors_of(model: LanguageModel, kind: str = "F32") -> list[Tensor]:
                 array = array.T
         else:
             stored = llama_cpp_name(name, LLAMA_NAMES)
-            heads = {"attn_q": config.num_attention_heads, "attn_k": config.key_heads}
+            heads = {"attn_q": config.num_attention_heads, "attn_k": config.kv_heads}
             part = stored.split(".")[-2]
             llama = architecture_of(model) == "llama"  # Qwen2's rows stay in their order
             if part in heads and llama and not config.rope_interleave:
@@ -214,7 +214,7 @@ def metadata_of(model: LanguageModel) -> Metadata:
         f"{family}.embedding_length": ("u32", c.hidden_size),
         f"{family}.feed_forward_length": ("u32", c.intermediate_size),
         f"{family}.attention.head_count": ("u32", c.num_attention_heads),
-        f"{family}.attention.head_count_kv": ("u32", c.key_heads),
+        f"{family}.attention.head_count_kv": ("u32", c.kv_heads),
         f"{family}.attention.key_length": ("u32", c.head_size),
         f"{family}.attention.value_length": ("u32", c.head_size),
         f"{family}.attention.layer_norm_rms_epsilon": ("f32", c.rms_norm_eps),

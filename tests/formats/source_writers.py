@@ -11,9 +11,9 @@ import numpy as np
 from formats.gguf_writer import as_type
 from formats.tensorflow_writer import write_bundle
 from formats.test_pytorch import Tensor, pickled, write_archive
-from models.references import NAMES
 
 from numgpt import GPT
+from numgpt.formats.families import family_of
 from numgpt.formats.tensors import c_order
 from numgpt.models import LanguageModel
 from numgpt.tokenizer import Tokenizer
@@ -42,7 +42,7 @@ def save_torch(path: Path, value: object, write=write_archive, **options) -> Pat
 
 def state_of(model: LanguageModel, dtype=np.float32) -> dict[str, np.ndarray]:
     """A state_dict of transformers."""
-    names = NAMES[type(model)]
+    names = family_of(model)
     return {
         names.stored_name(name): names.stored_array(name, array, model.config).astype(dtype)
         for name, array in model.parameters.items()
@@ -53,7 +53,7 @@ def write_pickled_directory(
     directory: Path, model: LanguageModel, dtype=np.float32, write=write_archive
 ) -> Path:
     """config.json and pytorch_model.bin -> the latter."""
-    fields = NAMES[type(model)].config_fields(model.config)
+    fields = family_of(model).config_fields(model.config)
     (directory / "config.json").write_text(json.dumps(fields))
     return save_torch(directory / "pytorch_model.bin", state_of(model, dtype), write)
 

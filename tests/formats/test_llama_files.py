@@ -161,7 +161,7 @@ def test_what_older_configs_leave_out_has_the_familys_defaults(saved):
     np.testing.assert_array_equal(loaded(ids), model(ids))
     small_model("llama").save_pretrained(saved)  # as many key heads as heads
     change(saved, ["num_key_value_heads"])
-    assert load_model(saved).config.key_heads == 4
+    assert load_model(saved).config.kv_heads == 4
 
 
 def test_names_without_prefix_frequencies_and_a_tied_head_load(saved):

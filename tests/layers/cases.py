@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from numgpt import layers
+from numgpt.runtime import Accumulator
 
 Arrays = dict[str, np.ndarray]
 
@@ -62,8 +63,7 @@ def draw_linear(rng, rows, width_in, width_out):
 
 def our_linear(a, with_bias=True):
     y, cache = layers.linear_forward(a["x"], a["weight"], a["bias"] if with_bias else None)
-    dweight, dbias = np.zeros_like(a["weight"]), np.zeros_like(a["bias"])
-    dx, _, _ = layers.linear_backward(a["dy"], cache, dweight, dbias if with_bias else None)
+    dx, dweight, dbias = layers.linear_backward(a["dy"], cache)
     return {"y": y, "dx": dx, "dweight": dweight} | ({"dbias": dbias} if with_bias else {})
 
 
@@ -88,8 +88,7 @@ def draw_embedding(rng, rows, vocabulary, width):
 
 def our_embedding(a):
     y, cache = layers.embedding_forward(a["ids"], a["weight"])
-    dweight = np.zeros_like(a["weight"])
-    layers.embedding_backward(a["dy"], cache, dweight)
+    dweight = layers.embedding_backward(a["dy"], cache)
     return {"y": y, "dweight": dweight}
 
 
@@ -111,8 +110,7 @@ def draw_layernorm(rng, rows, width):
 
 def our_layernorm(a):
     y, cache = layers.layernorm_forward(a["x"], a["weight"], a["bias"], 1e-3)
-    dweight, dbias = np.zeros_like(a["weight"]), np.zeros_like(a["bias"])
-    dx, _, _ = layers.layernorm_backward(a["dy"], cache, dweight, dbias)
+    dx, dweight, dbias = layers.layernorm_backward(a["dy"], cache)
     return {"y": y, "dx": dx, "dweight": dweight, "dbias": dbias}
 
 
@@ -135,8 +133,7 @@ def draw_rmsnorm(rng, rows, width):
 
 def our_rmsnorm(a):
     y, cache = layers.rmsnorm_forward(a["x"], a["weight"], 1e-3)
-    dweight = np.zeros_like(a["weight"])
-    dx, _ = layers.rmsnorm_backward(a["dy"], cache, dweight)
+    dx, dweight = layers.rmsnorm_backward(a["dy"], cache)
     return {"y": y, "dx": dx, "dweight": dweight}
 
 
@@ -298,18 +295,6 @@ def draw_cross_entropy(rng, rows, vocabulary):
     }
 
 
-def our_cross_entropy(a):
-    loss, cache = layers.cross_entropy_forward(a["x"], a["targets"])
-    y = np.asarray(loss, dtype=a["x"].dtype)
-    return {"y": y, "dx": layers.cross_entropy_backward(float(a["dy"]), cache)}
-
-
-def their_cross_entropy(a):
-    return torch_results(
-        a, ("x",), lambda x, targets: functional().cross_entropy(x, targets, ignore_index=-100)
-    )
-
-
 def draw_linear_cross_entropy(rng, rows, vocabulary, width):
     a = draw_cross_entropy(rng, rows, vocabulary)
     a["x"] = rng.normal(size=(rows, width))
@@ -318,14 +303,15 @@ def draw_linear_cross_entropy(rng, rows, vocabulary, width):
 
 
 def our_linear_cross_entropy(a):
-    dweight = np.zeros_like(a["weight"])
-    loss, dx = layers.linear_cross_entropy(
-        a["x"], a["weight"], a["targets"], dweight=dweight, scale=float(a["dy"])
-    )
-    alone, nothing = layers.linear_cross_entropy(a["x"], a["weight"], a["targets"])
+    """With the weights dy/n: those of dy times the mean."""
+    x, weight, targets = a["x"], a["weight"], a["targets"]
+    weights = layers.mean_weights(targets, x.dtype)
+    dweight = Accumulator.like(weight)
+    loss, nothing = layers.linear_cross_entropy(x, weight, targets)
     assert nothing is None
-    assert alone == loss
-    return {"y": np.asarray(loss, dtype=a["x"].dtype), "dx": dx, "dweight": dweight}
+    scaled, dx = layers.linear_cross_entropy(x, weight, targets, a["dy"] * weights, dweight)
+    np.testing.assert_allclose(scaled, float(a["dy"]) * loss, rtol=1e-5)
+    return {"y": np.asarray(loss, dtype=x.dtype), "dx": dx, "dweight": dweight.out}
 
 
 def their_linear_cross_entropy(a):
@@ -333,6 +319,26 @@ def their_linear_cross_entropy(a):
         a,
         ("x", "weight"),
         lambda x, weight, targets: functional().cross_entropy(x @ weight.T, targets),
+    )
+
+
+def draw_log_probs(rng, rows, vocabulary, width):
+    return draw_linear_cross_entropy(rng, rows, vocabulary, width) | {"dy": rng.normal(size=rows)}
+
+
+def our_log_probs(a):
+    y, cache = layers.linear_log_probs_forward(a["x"], a["weight"], a["targets"])
+    dx, dweight = layers.linear_log_probs_backward(a["dy"], cache)
+    return {"y": y, "dx": dx, "dweight": dweight}
+
+
+def their_log_probs(a):
+    return torch_results(
+        a,
+        ("x", "weight"),
+        lambda x, weight, targets: (
+            -functional().cross_entropy(x @ weight.T, targets, reduction="none")
+        ),
     )
 
 
@@ -448,20 +454,20 @@ CASES = {
         ("q", "k", "v"),
         largest=4,
     ),
-    "cross_entropy": Case(
-        ("rows", "vocabulary"),
-        [(1, 2), (7, 11), (20, 257)],
-        draw_cross_entropy,
-        our_cross_entropy,
-        their_cross_entropy,
-        ("x",),
-    ),
     "linear_cross_entropy": Case(
         ("rows", "vocabulary", "width"),
         [(1, 2, 1), (7, 11, 5), (20, 257, 16)],
         draw_linear_cross_entropy,
         our_linear_cross_entropy,
         their_linear_cross_entropy,
+        ("x", "weight"),
+    ),
+    "linear_log_probs": Case(
+        ("rows", "vocabulary", "width"),
+        [(1, 2, 1), (7, 11, 5), (20, 257, 16)],
+        draw_log_probs,
+        our_log_probs,
+        their_log_probs,
         ("x", "weight"),
     ),
 }

@@ -8,6 +8,7 @@ import pytest
 from support import assert_close
 
 from numgpt import layers
+from numgpt.runtime import NOWHERE, Accumulator
 
 RNG = np.random.default_rng(0)
 X, DY = RNG.normal(size=(2, 3, 4)), RNG.normal(size=(2, 3, 5))
@@ -21,9 +22,13 @@ def test_linear_by_itself():
     assert_close(dx, DY @ WEIGHT.T)
     assert_close(dweight, np.einsum("bti,bto->io", X, DY))
     assert_close(dbias, DY.sum((0, 1)))
-    again = layers.linear_backward(DY, cache, dweight.copy(), dbias.copy())
-    assert_close(again[1], 2 * dweight)
-    assert_close(again[2], 2 * dbias)
+    sums = Accumulator.like(dweight), Accumulator.like(dbias)
+    layers.linear_backward(DY, cache, *sums)
+    _, twice, twice_bias = layers.linear_backward(DY, cache, *sums)
+    assert_close(twice, 2 * dweight)
+    assert_close(twice_bias, 2 * dbias)
+    dx_alone, *_ = layers.linear_backward(DY, cache._replace(x=None), NOWHERE, NOWHERE)
+    assert_close(dx_alone, dx)
     _, cache = layers.linear_forward(X, WEIGHT)
     assert layers.linear_backward(DY, cache)[2] is None
 
@@ -45,12 +50,12 @@ def test_norms_take_leading_axes_and_make_their_gradients(name):
     assert_close(y, flat.reshape(X.shape))
     dy = RNG.normal(size=X.shape)
     dx, *made = backward(dy, cache)
-    given = [np.zeros_like(parameter) for parameter in parameters]
+    given = [Accumulator.like(parameter) for parameter in parameters]
     flat_dx, *same = backward(dy.reshape(6, 4), flat_cache, *given)
     assert_close(dx, flat_dx.reshape(X.shape))
     assert len(made) == len(parameters)
     for ours, theirs, array in zip(made, same, given, strict=True):
-        assert theirs is array
+        assert theirs is array.out
         assert_close(ours, theirs)
 
 

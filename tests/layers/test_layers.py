@@ -90,8 +90,9 @@ def test_dtype_follows_the_input(name, dtype):
 
 
 @pytest.mark.parametrize("name", ["linear", "embedding", "layernorm", "rmsnorm"])
-def test_gradients_are_added_to_what_is_there(name):
+def test_gradients_are_added_to_the_sums_that_are_handed_over(name):
     from numgpt import layers
+    from numgpt.runtime import Accumulator
 
     case = CASES[name]
     inputs = golden_inputs(name, case.shapes[1], np.float64)
@@ -99,12 +100,18 @@ def test_gradients_are_added_to_what_is_there(name):
     forward = getattr(layers, f"{name}_forward")
     backward = getattr(layers, f"{name}_backward")
     arguments = [inputs[key] for key in ("x", "ids", "weight", "bias") if key in inputs]
-    gradients = {key: np.full_like(once[key], 3.0) for key in ("dweight", "dbias") if key in once}
-    backward(inputs["dy"], forward(*arguments)[1], *gradients.values())
-    if "norm" not in name:  # whose cases have an epsilon of their own
-        for key, gradient in gradients.items():
-            assert_close(gradient, once[key] + 3, key)
-    written = {key: np.full_like(gradient, np.nan) for key, gradient in gradients.items()}
-    backward(inputs["dy"], forward(*arguments)[1], *written.values(), accumulate=False)
-    for key, gradient in written.items():
-        assert_close(gradient, gradients[key] - 3, key)
+    keys = [key for key in ("dweight", "dbias") if key in once]
+    sums = [Accumulator(np.full_like(once[key], np.nan)) for key in keys]  # the first is written
+
+    def gradients(*sums):
+        results = backward(inputs["dy"], forward(*arguments)[1], *sums)
+        return (results,) if name == "embedding" else results[1 : 1 + len(keys)]
+
+    fresh = gradients()
+    for times in (1, 2, 3):
+        given = gradients(*sums)
+        for key, total, alone, array in zip(keys, sums, fresh, given, strict=True):
+            assert array is total.out
+            assert_close(total.out, times * alone, key)
+            if "norm" not in name:  # whose cases have an epsilon of their own
+                assert_close(alone, once[key], key)

@@ -9,7 +9,7 @@ from layers.cases import CASES, golden_inputs
 from layers.test_layers import EVERY_SHAPE, test_equals_recorded_pytorch
 from support import assert_close
 
-from numgpt import layers
+from numgpt import layers, runtime
 from numgpt.layers import attention, cross_entropy
 from numgpt.runtime import blocks, products
 
@@ -145,20 +145,48 @@ def test_padding_is_as_if_it_were_not_there():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("offset", [1e4, -1e4])
-def test_cross_entropy_is_safe_at_extreme_logits(offset, dtype):
+def test_log_probs_are_safe_at_extreme_logits(offset, dtype):
     logits = np.array([[offset, 0, 1], [0, offset, 0], [offset, offset, offset]], dtype)
-    loss, cache = layers.cross_entropy_forward(logits, np.array([1, 1, 0]))
     exact = [1e4, 0, np.log(3)] if offset > 0 else [np.log(1 + np.e), 1e4 + np.log(2), np.log(3)]
+    targets, identity = np.array([1, 1, 0]), np.eye(3, dtype=dtype)
+    dweight = runtime.Accumulator.like(identity)
+    loss, dlogits = layers.linear_cross_entropy(logits, identity, targets, dweight=dweight)
     assert loss == pytest.approx(np.mean(exact), rel=1e-6)
-    dlogits = layers.cross_entropy_backward(1.0, cache)
     assert np.isfinite(dlogits).all()
     np.testing.assert_allclose(dlogits.sum(axis=1), 0, atol=1e-6)
+    logp, cache = layers.linear_log_probs_forward(logits, identity, targets)
+    np.testing.assert_allclose(-logp, exact, rtol=1e-6, atol=2e-3 if dtype == np.float32 else 1e-11)
+    again, _ = layers.linear_log_probs_backward(np.full(3, -1 / 3, dtype), cache)
+    np.testing.assert_allclose(again, dlogits, atol=1e-3 if dtype == np.float32 else 1e-11)
 
 
-def test_cross_entropy_without_any_target_is_zero():
-    loss, cache = layers.cross_entropy_forward(np.ones((2, 3)), np.array([-100, -100]))
+def test_without_any_target_all_is_zero():
+    x, weight, targets = np.ones((2, 3)), np.ones((5, 3)), np.array([-100, -100])
+    dweight = runtime.Accumulator.like(weight)
+    loss, dx = layers.linear_cross_entropy(x, weight, targets, dweight=dweight)
     assert loss == 0
-    assert not layers.cross_entropy_backward(1.0, cache).any()
+    assert not dx.any()
+    assert not dweight.out.any()
+    logp, cache = layers.linear_log_probs_forward(x, weight, targets)
+    assert not logp.any()
+    for gradient in layers.linear_log_probs_backward(np.ones(2), cache):
+        assert not gradient.any()
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 500, 1 << 26])
+def test_chunks_of_rows_give_what_all_at_once_gives(monkeypatch, chunk_bytes):
+    monkeypatch.setattr(cross_entropy, "CHUNK_BYTES", chunk_bytes)
+    inputs = golden_inputs("linear_log_probs", (20, 257, 16), np.float64)
+    results = CASES["linear_log_probs"].ours(inputs)
+    logits = inputs["x"] @ inputs["weight"].T
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    rows = np.flatnonzero(inputs["targets"] != -100)
+    assert_close(results["y"][rows], log_p[rows, inputs["targets"][rows]])
+    dlogits = np.zeros_like(logits)
+    dlogits[rows] = -np.exp(log_p[rows]) * inputs["dy"][rows, None]
+    dlogits[rows, inputs["targets"][rows]] += inputs["dy"][rows]
+    assert_close(results["dx"], dlogits @ inputs["weight"])
+    assert_close(results["dweight"], dlogits.T @ inputs["x"])
 
 
 def test_a_repeated_id_collects_all_its_gradients():

@@ -8,7 +8,8 @@ import dataclasses
 import numpy as np
 
 from numgpt import GPT, GPTConfig, Llama, LlamaConfig
-from numgpt.formats import gpt2, llama
+from numgpt.formats import llama
+from numgpt.formats.families import family_of
 from numgpt.models import LanguageModel
 
 SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 24, "vocab_size": 37}
@@ -51,6 +52,7 @@ LLAMA_CONFIGS = {
         "tie_word_embeddings": True,
     },
     "llama_qwen2": {
+        "model_type": "qwen2",
         "num_key_value_heads": 2,
         "attention_bias": True,
         "attention_output_bias": False,
@@ -59,7 +61,6 @@ LLAMA_CONFIGS = {
     "llama_neighbours": {"num_key_value_heads": 2, "rope_interleave": True},
 }
 BATCHES = {"wide": (3, 11), "one_token": (2, 1)}
-NAMES = {GPT: gpt2, Llama: llama}
 EVERY_CONFIG = [*CONFIGS, *LLAMA_CONFIGS]
 TRAINED = ["default", "llama_grouped"]
 TRAINING_STEPS = 20
@@ -94,23 +95,24 @@ def to_transformers(model: LanguageModel):
 
     transformers.logging.set_verbosity_error()
     fields = {n: v for n, v in dataclasses.asdict(model.config).items() if not n.endswith("pdrop")}
+    del fields["model_type"]
     if isinstance(model, GPT):
         config = transformers.GPT2Config(
             **fields, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, use_cache=False
         )
         theirs = transformers.GPT2LMHeadModel(_eager(config))
     else:
-        fields = llama.config_fields(model.config) | {"use_cache": False}
+        fields = family_of(model).config_fields(model.config) | {"use_cache": False}
         family = "Qwen2" if fields["model_type"] == "qwen2" else "Llama"
         config = getattr(transformers, f"{family}Config")(**fields)
         theirs = getattr(transformers, f"{family}ForCausalLM")(_eager(config))
-    names = NAMES[type(model)]
+    names = family_of(model)
     state = {
         names.stored_name(name): torch.tensor(names.stored_array(name, array, model.config))
         for name, array in model.parameters.items()
     }
     if model.config.tie_word_embeddings:
-        state["lm_head.weight"] = state[names.stored_name(model.head)]
+        state["lm_head.weight"] = state[names.stored_name(model.unembedding)]
     theirs.to(next(iter(state.values())).dtype)
     theirs.load_state_dict(state, strict=True)
     return theirs
@@ -133,7 +135,7 @@ def their_results(
     model: LanguageModel, ids: np.ndarray, targets: np.ndarray
 ) -> dict[str, np.ndarray]:
     """logits, loss and every gradient under our names."""
-    theirs, names = to_transformers(model), NAMES[type(model)]
+    theirs, names = to_transformers(model), family_of(model)
     logits, loss = their_loss(theirs, ids, targets)
     loss.backward()
     results = {"logits": logits.detach().numpy(), "loss": loss.detach().numpy()}

@@ -124,12 +124,19 @@ def test_gradient_with_dropout_is_the_numerical_derivative(name):
 def test_accumulated_gradients_equal_those_of_the_whole_batch(name):
     model = small_model(name, np.float64)
     ids, targets = np.random.default_rng(0).integers(37, size=(2, 6, 9))
-    _, whole = model.loss_and_grads(ids, targets)
-    whole = whole.flat.copy()
+    targets[0, 2:] = targets[3] = -100  # the parts have 11, 9 and 18 targets that count
+    loss, whole = model.loss_and_grads(ids, targets)
+    gradients, losses = None, []
     for part in range(3):
         rows = slice(2 * part, 2 * part + 2)
-        model.loss_and_grads(ids[rows], targets[rows], accumulate=part > 0, scale=1 / 3)
-    assert_close(model.gradients.flat, whole)
+        part_loss, gradients = model.loss_and_grads(
+            ids[rows], targets[rows], weights=1 / 38, add_to=gradients
+        )
+        losses.append(part_loss)
+    assert sum(losses) == pytest.approx(loss, rel=1e-12)
+    assert model.gradients is gradients
+    largest = np.abs(whole.flat).max()
+    np.testing.assert_allclose(gradients.flat, whole.flat, rtol=0, atol=1e-12 * largest)
 
 
 def share_among(threads, monkeypatch):
@@ -144,14 +151,16 @@ def test_shares_of_a_batch_give_what_the_whole_gives(threads, monkeypatch):
     first, whole = model.loss_and_grads(ids, targets)
     whole = whole.flat.copy()
     share_among(threads, monkeypatch)
-    assert len(data_parallel.cut_batch(1, targets)) == min(threads, 5)
+    assert len(data_parallel.cut_batch(1, targets.shape)) == min(threads, 5)
     loss, gradients = model.loss_and_grads(ids, targets)
     assert type(loss) is float
     assert loss == pytest.approx(first, rel=1e-12)
     assert model.loss(ids, targets) == pytest.approx(first, rel=1e-12)
-    assert_close(gradients.flat, whole)
-    model.loss_and_grads(ids, targets, accumulate=True, scale=2)
-    assert_close(model.gradients.flat, 3 * whole)
+    largest = np.abs(whole).max()
+    np.testing.assert_allclose(gradients.flat, whole, rtol=0, atol=1e-12 * largest)
+    counted = np.count_nonzero(targets != -100)
+    model.loss_and_grads(ids, targets, weights=2 / counted, add_to=gradients)
+    np.testing.assert_allclose(gradients.flat, 3 * whole, rtol=0, atol=3e-12 * largest)
     loss, gradients = model.loss_and_grads(ids, np.full_like(targets, -100))
     assert loss == 0
     assert not gradients.flat.any()
@@ -170,7 +179,7 @@ def test_dropout_draws_one_number_however_many_shares_there_are(monkeypatch):
     assert states[0] == states[1] == states[2]
     np.testing.assert_array_equal(gradients[1], gradients[3])
     assert not np.array_equal(gradients[0], gradients[1])
-    shares = data_parallel.cut_batch(1, ids, np.random.default_rng(0))
+    shares = data_parallel.cut_batch(1, ids.shape, np.random.default_rng(0))
     assert shares[0].rng.random() != shares[1].rng.random()
 
 
@@ -188,14 +197,15 @@ def test_an_error_on_the_way_leaves_no_gradients(monkeypatch):
             raise MemoryError("no room")
         return forward(*arguments, **more)
 
-    for accumulate in (False, True):
+    for adds in (False, True):
+        add_to = model.loss_and_grads(ids, targets)[1] if adds else None
         calls.clear()
         monkeypatch.setattr(GPT, "forward", failing)
         with pytest.raises(MemoryError):
-            model.loss_and_grads(ids, targets, accumulate=accumulate)
+            model.loss_and_grads(ids, targets, add_to=add_to)
         assert model.gradients is None
         monkeypatch.setattr(GPT, "forward", forward)
-        model.loss_and_grads(ids, targets, accumulate=accumulate)
+        model.loss_and_grads(ids, targets, add_to=add_to)
         assert_close(model.gradients.flat, whole)
 
 
@@ -344,5 +354,11 @@ def test_projections_together_give_what_each_gives(name, monkeypatch):
     assert np.shares_memory(p.joined(q, k, v), p.flat)
     assert p.joined(q, v) is p.joined(k, q) is None  # not one behind the other
     together = model(ids)
+    targets = np.roll(ids, -1, axis=1)
+    _, gradients = model.loss_and_grads(ids, targets)
+    assert len(model.blocks[1].qkv.products) == len(model.blocks[1].gate_up.products) == 1
     monkeypatch.setattr(type(p), "joined", lambda self, *names: None)
+    model.build()
+    assert len(model.blocks[1].qkv.products) == 3
     assert_close(model(ids), together)
+    assert_close(model.loss_and_grads(ids, targets)[1].flat, gradients.flat)

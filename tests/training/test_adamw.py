@@ -11,7 +11,7 @@ from support import GOLDENS, assert_close
 from training import adamw_reference as reference
 
 from numgpt import GPT, AdamW, GPTConfig
-from numgpt.models.parameters import Parameters
+from numgpt.models.parameters import Gradients
 from numgpt.training import learning_rate
 from numgpt.training.adamw import gradient_norm
 
@@ -21,7 +21,8 @@ def run_ours() -> tuple[GPT, list[float]]:
     optimizer = AdamW(model, **reference.HYPERPARAMETERS)
     norms = []
     for step in range(reference.STEPS):
-        model.gradients = Parameters(reference.gradients(model, step), model.parameters.layout)
+        model.gradients = Gradients(model.trained, model.parameters.dtype)
+        model.gradients.flat[:] = reference.gradients(model, step)
         norms.append(optimizer.step(grad_clip=1.0 if step % 2 else None))
     return model, norms
 
@@ -46,7 +47,7 @@ def test_equals_pytorch_over_50_steps():
 def test_decays_matrices_only():
     model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8, n_positions=4, vocab_size=5), seed=0)
     before = {name: array.copy() for name, array in model.parameters.items()}
-    model.gradients = Parameters(np.zeros_like(model.parameters.flat), model.parameters.layout)
+    model.gradients = Gradients(model.trained, model.parameters.dtype)
     AdamW(model, lr=0.1, weight_decay=0.5).step()
     for name, array in model.parameters.items():
         expected = before[name] * (0.95 if array.ndim == 2 else 1)
@@ -56,7 +57,7 @@ def test_decays_matrices_only():
 def test_a_norm_that_is_not_finite_changes_nothing():
     model = reference.model()
     before = model.parameters.flat.copy()
-    model.gradients = Parameters(np.zeros_like(model.parameters.flat), model.parameters.layout)
+    model.gradients = Gradients(model.trained, model.parameters.dtype)
     model.gradients.flat[3] = np.nan
     optimizer = AdamW(model)
     assert math.isnan(optimizer.step(grad_clip=1.0))

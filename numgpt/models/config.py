@@ -1,0 +1,71 @@
+"""What the configs of all families share: each size under one name."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class Config:
+    """The fields of a Hugging Face config.json that change the numbers; families add their own."""
+
+    layers_field: ClassVar[str]  # the family's name for the number of blocks, …
+    context_field: ClassVar[str]  # … and for the most tokens that the model sees at once
+
+    model_type: str  # which family it is, and which of its members
+    vocab_size: int
+    tie_word_embeddings: bool  # the unembedding is the embedding
+    bos_token_id: int | None
+    eos_token_id: int | list[int] | None  # ends a generated sequence
+
+    @classmethod
+    def of_sizes(
+        cls,
+        model_type: str,
+        vocab_size: int,
+        context_length: int,
+        layers: int,
+        heads: int,
+        kv_heads: int,
+        width: int,
+    ) -> Config:
+        """A config for training from nothing; kv_heads=0 is as many as heads.  Raises ValueError
+        for sizes that the family can't have."""
+        raise NotImplementedError
+
+    def validate(self) -> None:
+        """Raises ValueError naming the field that is invalid."""
+        raise NotImplementedError
+
+    def set_dropout(self, p: float) -> None:
+        """The same dropout wherever the family has any."""
+        raise NotImplementedError
+
+    @property
+    def layers(self) -> int:
+        """How many blocks there are."""
+        return getattr(self, self.layers_field)
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens that the model sees at once."""
+        return getattr(self, self.context_field)
+
+    @property
+    def width(self) -> int:
+        """C, of the residual stream."""
+        raise NotImplementedError
+
+    @property
+    def projected_width(self) -> int:
+        """How many numbers a token's projections read in a block, but for attention's output."""
+        raise NotImplementedError
+
+    @property
+    def kv_heads(self) -> int:
+        """K, the heads that keys and values have."""
+        raise NotImplementedError
+
+    @property
+    def head_size(self) -> int:
+        """D."""
+        raise NotImplementedError

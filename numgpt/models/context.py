@@ -1,0 +1,60 @@
+"""What all blocks of one pass share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from numgpt.models.kv_cache import KVTurn
+from numgpt.models.modules import Input
+
+Cache = TypeVar("Cache")
+
+
+@dataclass
+class Context:
+    """One pass of ids (B, T) through a model."""
+
+    batch: int  # B
+    rng: np.random.Generator | None = None  # switches dropout on
+    kv: KVTurn | None = None  # keys and values of earlier positions, which takes in the new ones
+    keeps_caches: bool = False  # a backward follows
+    keeps_inputs: bool = False  # it finds what the projections read, instead of computing it again
+    last_only: bool = False  # of the last layer, only what each sequence's last token needs
+
+    def keep(self, y: np.ndarray, again: Callable[[Cache], np.ndarray], cache: Cache) -> Input:
+        """What gives y (N, …) to the backward: y itself, or the function that computes it again
+        from what its layer has kept anyway."""
+        return (lambda: y) if self.keeps_inputs else functools.partial(again, cache)
+
+    def positions(self, ids: np.ndarray, context_length: int) -> np.ndarray:
+        """(B, T): the place of each token in its sequence; of padding on the right some place."""
+        times = np.arange(ids.shape[1])
+        if self.kv is None:
+            return np.broadcast_to(times, ids.shape)
+        return np.minimum(self.kv.lengths[:, None] + times, context_length - 1)
+
+    def keys_and_values(
+        self, layer: int, k: np.ndarray, v: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """k, v (B, K, T, D) -> those of all positions so far (B, K, S, D), and where they count
+        (B, S)."""
+        return (k, v, None) if self.kv is None else self.kv.append(layer, k, v)
+
+    def last_of(self, q: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """q (B, H, T, D), x (N, C) -> of each sequence's last token alone, (B, H, 1, D), (B, C)."""
+        x = x.reshape(self.batch, -1, x.shape[1])
+        time = x.shape[1]
+        if self.kv is None or (self.kv.counts == time).all():
+            return q[:, :, -1:], x[:, -1]
+        rows, last = np.arange(self.batch), self.kv.counts - 1
+        return q[rows, :, last][:, :, None], x[rows, last]
+
+    def advance(self) -> None:
+        """The new keys and values are complete."""
+        if self.kv is not None:
+            self.kv.advance()

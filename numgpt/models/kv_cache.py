@@ -1,0 +1,136 @@
+"""KV cache: keys and values of all positions so far, so that a new token costs one position.
+
+A position's key and value depend on earlier tokens only (the mask is causal), so they never change
+once computed. Each sequence has a slot, filled from the front, with a length of its own: sequences
+of unequal lengths, some that join later and some that leave are all the same thing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from numgpt.runtime import empty
+
+if TYPE_CHECKING:
+    from numgpt.models.language_model import LanguageModel
+
+
+class KVCache:
+    """Keys and values, each (layers, slots, K, capacity, D); of slot b the first lengths[b]
+    positions are filled."""
+
+    def __init__(self, model: LanguageModel, batch: int, capacity: int):
+        config = model.config
+        shape = (config.layers, batch, config.kv_heads, capacity, config.head_size)
+        self.keys = empty(shape, model.parameters.dtype)
+        self.values = empty(shape, model.parameters.dtype)
+        self.lengths = np.zeros(batch, np.int64)
+
+    def __repr__(self) -> str:
+        _, slots, _, capacity, _ = self.keys.shape
+        return f"<KVCache: {self.length} of {capacity} positions, {slots} sequences>"
+
+    @property
+    def length(self) -> int:
+        """How many positions the longest sequence fills."""
+        return int(self.lengths.max(initial=0))
+
+    def turn(self, counts: np.ndarray | int = 1, first: int = 0, stop: int | None = None) -> KVTurn:
+        """One pass over the slots from `first` up to `stop`, of counts new tokens each."""
+        slots = slice(first, len(self.lengths) if stop is None else stop)
+        return KVTurn(self, slots, np.broadcast_to(counts, len(self.lengths[slots])))
+
+    def truncate(self, length: int, slot: int | None = None) -> None:
+        """Forget all but the first positions, of one slot or of all."""
+        if length < 0:
+            raise ValueError(f"a KV cache can't be cut to length={length}: expected 0 or more")
+        slots = slice(None) if slot is None else slice(slot, slot + 1)
+        np.minimum(self.lengths[slots], length, out=self.lengths[slots])
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for so many positions, where there is less."""
+        layers, slots, heads, present, size = self.keys.shape
+        if capacity <= present:
+            return
+        shape = (layers, slots, heads, max(capacity, 2 * present), size)
+        # Both or neither, should the memory not suffice.
+        keys, values = (empty(shape, self.keys.dtype) for _ in range(2))
+        filled = slice(0, self.length)
+        keys[:, :, :, filled] = self.keys[:, :, :, filled]
+        values[:, :, :, filled] = self.values[:, :, :, filled]
+        self.keys, self.values = keys, values
+
+    def repeat(self, times: int) -> KVCache:
+        """A cache that holds each sequence `times` times: one prompt, several continuations."""
+        if times == 1:
+            return self
+        copy = KVCache.__new__(KVCache)
+        layers, slots, *rest = self.keys.shape
+        filled = slice(0, self.length)
+        copy.lengths = np.repeat(self.lengths, times)
+        copy.keys = empty((layers, slots * times, *rest), self.keys.dtype)
+        copy.values = empty((layers, slots * times, *rest), self.keys.dtype)
+        for source, target in ((self.keys, copy.keys), (self.values, copy.values)):
+            for number in range(times):
+                target[:, number::times, :, filled] = source[:, :, :, filled]
+        return copy
+
+    def move(self, source: int, target: int) -> None:
+        """Put a slot's sequence into another slot, in place of the one there."""
+        length = self.lengths[target] = self.lengths[source]
+        for array in (self.keys, self.values):
+            array[:, target, :, :length] = array[:, source, :, :length]
+
+
+class KVTurn(NamedTuple):
+    """What one pass reads and fills: neighbouring slots of a cache, with counts (B,) of new tokens.
+
+    A pass takes either several tokens of sequences that are equally long so far, padded on the
+    right where counts differ, or one token of each. (Slots are a slice, so that what is indexed by
+    them is a view: indexing by a list would give a copy.)
+    """
+
+    cache: KVCache
+    slots: slice
+    counts: np.ndarray  # (B,)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(B,): the positions that were filled before."""
+        return self.cache.lengths[self.slots]
+
+    def append(
+        self, layer: int, k: np.ndarray, v: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Take in a layer's new k, v (B, K, T, D) -> all so far, (B, K, S, D), as views, and where
+        they are filled, (B, S); None where they are everywhere."""
+        batch, _, time, _ = k.shape
+        lengths, capacity = self.lengths, self.cache.keys.shape[3]
+        longest = int(lengths.max())
+        stop = longest + time
+        if stop > capacity or batch != len(lengths):
+            raise ValueError(
+                f"the KV cache has room for {capacity} positions of {len(lengths)} sequences,"
+                f" needed are {stop} of {batch}: make it larger (reserve)"
+            )
+        keys = self.cache.keys[layer, self.slots, :, :stop]
+        values = self.cache.values[layer, self.slots, :, :stop]
+        if (lengths == longest).all():
+            keys[:, :, longest:], values[:, :, longest:] = k, v
+        elif time == 1:
+            for row, length in enumerate(lengths):
+                keys[row, :, length], values[row, :, length] = k[row, :, 0], v[row, :, 0]
+        else:
+            raise ValueError(
+                f"{time} tokens after sequences of lengths {lengths.tolist()}: several tokens at"
+                " once need equal lengths"
+            )
+        ends = lengths + self.counts
+        mask = None if (ends == stop).all() else np.arange(stop) < ends[:, None]
+        return keys, values, mask
+
+    def advance(self) -> None:
+        """Called once all layers have appended their part for these tokens."""
+        self.cache.lengths[self.slots] += self.counts

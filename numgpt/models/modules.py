@@ -1,0 +1,165 @@
+"""What has parameters: Linear, Embedding, LayerNorm, RMSNorm.
+
+A module knows its parameters' names. It calls the layer's functions on the arrays, and has the
+gradients added to the sums of those names; what is frozen has none. Its `forward` gives y, and what
+`backward` needs beside dy, as the functions in layers do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from numgpt.layers import (
+    LinearCache,
+    embedding_backward,
+    embedding_forward,
+    layernorm_backward,
+    layernorm_forward,
+    linear_backward,
+    linear_forward,
+    rmsnorm_backward,
+    rmsnorm_forward,
+)
+from numgpt.layers.embedding import Cache as EmbeddingCache
+from numgpt.layers.layernorm import Cache as LayerNormCache
+from numgpt.layers.rmsnorm import Cache as RMSNormCache
+from numgpt.models.parameters import Gradients, Parameters
+from numgpt.runtime import Accumulator, add_into, empty
+
+Input = Callable[[], np.ndarray]  # gives what a layer has read, kept or computed again
+
+
+class Product(NamedTuple):
+    """A matrix that the input is multiplied by: one parameter, or several side by side."""
+
+    columns: slice  # of y, that it makes
+    weight: np.ndarray  # (I, O)
+    bias: np.ndarray | None  # (O,)
+    weights: tuple[str, ...]  # the parameters' names
+    biases: tuple[str, ...]
+
+
+class Linear:
+    """y = x W + b.
+
+    Of several names, x's products stand side by side, y = (x W₁ + b₁, x W₂ + b₂, …). They are one
+    product where the weights lie one after another in memory: few large products read weights
+    faster than many small ones.
+    """
+
+    def __init__(self, parameters: Parameters, *names: str, transposed: bool = False):
+        """The parameters of each name are name.weight, (I, O) or transposed (O, I), and name.bias
+        (O,), if there is one."""
+        self.transposed = transposed
+        self.parts: list[Product] = []
+        start = 0
+        for name in names:
+            weight = parameters[f"{name}.weight"]
+            weight = weight.T if transposed else weight
+            bias = parameters.get(f"{name}.bias")
+            columns = slice(start, start + weight.shape[1])
+            biases = () if bias is None else (f"{name}.bias",)
+            self.parts.append(Product(columns, weight, bias, (f"{name}.weight",), biases))
+            start = columns.stop
+        self.width = start  # of y
+        whole = self.parts[0] if len(self.parts) == 1 else self._joined(parameters)
+        self.products = self.parts if whole is None else [whole]
+
+    def _joined(self, parameters: Parameters) -> Product | None:
+        """All parts as one, where they lie so."""
+        weights = tuple(name for part in self.parts for name in part.weights)
+        biases = tuple(name for part in self.parts for name in part.biases)
+        if not self.transposed or len(biases) not in (0, len(weights)):
+            return None
+        weight = parameters.joined(*weights)
+        bias = parameters.joined(*biases) if biases else None
+        if weight is None or (biases and bias is None):
+            return None
+        return Product(slice(0, self.width), weight.T, bias, weights, biases)
+
+    def forward(self, x: np.ndarray) -> np.ndarray:
+        """x (N, I) -> y (N, O).  What backward needs of it is x."""
+        if len(self.products) == 1:
+            return linear_forward(x, self.products[0].weight, self.products[0].bias)[0]
+        y = empty((len(x), self.width), x.dtype)
+        for product in self.products:
+            y[:, product.columns] = linear_forward(x, product.weight, product.bias)[0]
+        return y
+
+    def backward(self, dy: np.ndarray, x: Input, g: Gradients) -> np.ndarray:
+        """dy (N, O) -> dx (N, I).  x is asked for only where a weight trains."""
+        products = self.products
+        if any(self._sums(product, g) is None for product in products):
+            products = self.parts  # of what lies side by side, some is frozen
+        trains = any(name in g for product in products for name in product.weights)
+        x = x() if trains else None
+        dx = None
+        for product in products:
+            cache = LinearCache(x, product.weight, product.bias is not None)
+            sums = self._sums(product, g)
+            part, _, _ = linear_backward(dy[:, product.columns], cache, *sums)
+            if dx is None:
+                dx = part
+            else:
+                add_into(dx, part)
+        return dx
+
+    def _sums(self, product: Product, g: Gradients) -> tuple[Accumulator, Accumulator] | None:
+        """Where the gradients of weight and bias go; None where not to one place."""
+        weight = g.joined(product.weights)
+        bias = g.joined(product.biases)
+        if weight is None or bias is None:
+            return None
+        return weight.T if self.transposed else weight, bias
+
+
+class Embedding:
+    """y_n = weight[ids_n]."""
+
+    def __init__(self, parameters: Parameters, name: str):
+        self.name = name
+        self.weight = parameters[name]
+
+    def forward(self, ids: np.ndarray) -> tuple[np.ndarray, EmbeddingCache]:
+        """ids (N,) -> y (N, C), cache."""
+        return embedding_forward(ids, self.weight)
+
+    def backward(self, dy: np.ndarray, cache: EmbeddingCache, g: Gradients) -> None:
+        """dy (N, C).  Ids have no gradient."""
+        embedding_backward(dy, cache, g.sum(self.name))
+
+
+class LayerNorm:
+    """y = weight · x̂ + bias."""
+
+    def __init__(self, parameters: Parameters, name: str, eps: float):
+        self.name, self.eps = name, eps
+        self.weight, self.bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
+
+    def forward(self, x: np.ndarray) -> tuple[np.ndarray, LayerNormCache]:
+        """x (N, C) -> y (N, C), cache."""
+        return layernorm_forward(x, self.weight, self.bias, self.eps)
+
+    def backward(self, dy: np.ndarray, cache: LayerNormCache, g: Gradients) -> np.ndarray:
+        """dy (N, C) -> dx (N, C)."""
+        sums = g.sum(f"{self.name}.weight"), g.sum(f"{self.name}.bias")
+        return layernorm_backward(dy, cache, *sums)[0]
+
+
+class RMSNorm:
+    """y = weight · x̂."""
+
+    def __init__(self, parameters: Parameters, name: str, eps: float):
+        self.name, self.eps = name, eps
+        self.weight = parameters[f"{name}.weight"]
+
+    def forward(self, x: np.ndarray) -> tuple[np.ndarray, RMSNormCache]:
+        """x (N, C) -> y (N, C), cache."""
+        return rmsnorm_forward(x, self.weight, self.eps)
+
+    def backward(self, dy: np.ndarray, cache: RMSNormCache, g: Gradients) -> np.ndarray:
+        """dy (N, C) -> dx (N, C)."""
+        return rmsnorm_backward(dy, cache, g.sum(f"{self.name}.weight"))[0]

@@ -1,0 +1,93 @@
+"""Sums that grow in place: the first contribution is written, the ones after it are added.
+
+A parameter's gradient is a sum over everything that uses the parameter: over micro-batches, over
+threads, and for a tied embedding over its two uses. Whoever contributes need not know who came
+before, and nobody has to clear the memory first, which for a large model is half a gigabyte a step.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from numgpt.runtime.blocks import add_into
+from numgpt.runtime.products import add_matmul, matmul
+
+
+class Accumulator:
+    """Σ of contributions, in the array `out`, which is undefined before the first.
+
+    `names` are what the sum is a part of, `written` those that have got a contribution.
+    """
+
+    wanted = True  # False: contributions go nowhere, so that they need not be computed
+
+    def __init__(
+        self, out: np.ndarray, names: tuple[str, ...] = ("",), written: set[str] | None = None
+    ):
+        self.out = out
+        self.names = names
+        self.written: set[str] = set() if written is None else written
+
+    @classmethod
+    def like(cls, array: np.ndarray) -> Accumulator:
+        """An empty sum of arrays of this shape."""
+        return cls(np.empty(array.shape, array.dtype))
+
+    @property
+    def T(self) -> Accumulator:  # noqa: N802 (as arrays have it)
+        """The same sum, seen transposed."""
+        return Accumulator(self.out.T, self.names, self.written)
+
+    def add(self, term: np.ndarray) -> None:
+        """out += term."""
+        if self._is_first():
+            np.copyto(self.out, term)
+        else:
+            add_into(self.out, term)
+
+    def add_product(self, a: np.ndarray, b: np.ndarray) -> None:
+        """out += a @ b, straight into its place."""
+        if self._is_first():
+            matmul(a, b, out=self.out)
+        else:
+            add_matmul(self.out, a, b)
+
+    def add_rows(self, ids: np.ndarray, rows: np.ndarray) -> None:
+        """out[ids_n] += rows_n for all n, where ids may repeat.  ids (N,), rows (N, C)."""
+        if self._is_first():
+            self.out.fill(0)
+        # Sorting brings equal ids together: each sum runs over consecutive rows.
+        order = np.argsort(ids, kind="stable")
+        places, starts = np.unique(ids[order], return_index=True)
+        self.out[places] += np.add.reduceat(rows[order], starts, axis=0)
+
+    def _is_first(self) -> bool:
+        """Whether nothing has been written yet; from now on it has."""
+        first = self.written.isdisjoint(self.names)
+        self.written.update(self.names)
+        return first
+
+
+class _Nowhere(Accumulator):
+    """Takes contributions to what isn't trained, and drops them."""
+
+    wanted = False
+
+    def __init__(self) -> None:
+        super().__init__(np.empty(0))
+
+    @property
+    def T(self) -> Accumulator:  # noqa: N802
+        return self
+
+    def add(self, term: np.ndarray) -> None:
+        pass
+
+    def add_product(self, a: np.ndarray, b: np.ndarray) -> None:
+        pass
+
+    def add_rows(self, ids: np.ndarray, rows: np.ndarray) -> None:
+        pass
+
+
+NOWHERE = _Nowhere()

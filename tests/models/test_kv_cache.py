@@ -1,0 +1,141 @@
+"""The KV cache: slots of unequal lengths, sequences that join and leave, each as if alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from models.references import small_model
+from support import assert_close
+
+from numgpt import KVCache
+from numgpt.models.context import Context
+
+FAMILIES = ["default", "llama_grouped"]
+
+
+def step(model, cache, rows, first=0, last_only=True):
+    """New tokens for the slots from `first` on -> the logits after each."""
+    counts = np.array([len(row) for row in rows])
+    ids = np.zeros((len(rows), counts.max()), np.int64)
+    for target, row in zip(ids, rows, strict=True):
+        target[: len(row)] = row
+    turn = cache.turn(counts, first, first + len(rows))
+    hidden, _ = model.forward(ids, Context(len(rows), kv=turn, last_only=last_only))
+    return model.logits(hidden)
+
+
+def alone(model, tokens):
+    """The logits after the last of a sequence's tokens, from nothing."""
+    return model([tokens])[0, -1]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_third_sequence_joins_two_that_run(name):
+    """Two prompts of unequal length, a third in two chunks: each equals itself alone."""
+    model = small_model(name, np.float64)
+    rng = np.random.default_rng(0)
+    tokens = [rng.integers(37, size=size).tolist() for size in (5, 8, 7)]
+    cache = KVCache(model, 3, 20)
+    said = [tokens[0][:], tokens[1][:]]
+    check(step(model, cache, said), [alone(model, said[0]), alone(model, said[1])])
+    check(
+        step(model, cache, [[1], [2]]), [alone(model, said[0] + [1]), alone(model, said[1] + [2])]
+    )
+    said = [said[0] + [1], said[1] + [2]]
+    step(model, cache, [tokens[2][:4]], first=2)
+    check(step(model, cache, [tokens[2][4:]], first=2), [alone(model, tokens[2])])
+    said.append(tokens[2])
+    for newest in ([3, 4, 5], [6, 7, 8]):
+        said = [[*row, token] for row, token in zip(said, newest, strict=True)]
+        logits = step(model, cache, [[token] for token in newest])
+        check(logits, [alone(model, row) for row in said])
+    assert cache.lengths.tolist() == [8, 11, 9]
+    # The first leaves: the last moves into its slot.
+    cache.move(2, 0)
+    said = [[*said[2], 9], [*said[1], 10]]
+    logits = step(model, cache, [[9], [10]])
+    check(logits, [alone(model, row) for row in said])
+
+
+def check(actual, expected):
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert np.abs(ours - theirs).max() <= 1e-12 * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_right_padded_prompts_give_all_their_logits(name):
+    model = small_model(name, np.float64)
+    rows = [[1, 2, 3, 4], [5], [6, 7]]
+    cache = KVCache(model, 3, 6)
+    logits = step(model, cache, rows, last_only=False).reshape(3, 4, -1)
+    for row, ours in zip(rows, logits, strict=True):
+        assert_close(ours[: len(row)], model([row])[0])
+    assert cache.lengths.tolist() == [4, 1, 2]
+    assert cache.length == 4
+    cache.truncate(2)
+    assert cache.lengths.tolist() == [2, 1, 2]
+    cache.truncate(0, slot=2)
+    assert cache.lengths.tolist() == [2, 1, 0]
+    cache.reserve(30)
+    assert cache.keys.shape[3] >= 30
+    check(step(model, cache, [[9]] * 3), [alone(model, row) for row in ([1, 2, 9], [5, 9], [9])])
+    twice = cache.repeat(2)
+    assert twice.lengths.tolist() == [3, 3, 2, 2, 1, 1]
+    logits = step(model, twice, [[8]] * 6)
+    check(logits[::2], [alone(model, row) for row in ([1, 2, 9, 8], [5, 9, 8], [9, 8])])
+    np.testing.assert_array_equal(logits[::2], logits[1::2])
+
+
+def test_what_a_cache_does_not_take_is_told():
+    model = small_model("default")
+    cache = KVCache(model, 2, 5)
+    with pytest.raises(ValueError, match="room for 5 positions of 2 sequences, needed are 6 of 2"):
+        step(model, cache, [[1] * 6] * 2)
+    step(model, cache, [[1, 2], [3]])
+    with pytest.raises(ValueError, match=r"2 tokens after sequences of lengths \[2, 1\]"):
+        step(model, cache, [[1, 2], [3, 4]])
+    with pytest.raises(ValueError, match="length=-1"):
+        cache.truncate(-1)
+    assert cache.lengths.tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("slide", [False, True])
+def test_a_batch_of_unequal_prompts_is_each_alone(name, slide):
+    """With ends at different times, and contexts that are full at different times."""
+    model = small_model(name, np.float64)
+    model.parameters.flat[:] *= 2  # clearer choices
+    prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [10, 11], [4, 4, 4]]
+    options = {"eos_token_id": 7, "pad_token_id": 0, "slide": slide}
+    options |= {"max_new_tokens": 60 if slide else 19}
+    together = model.generate(prompts, **options)
+    for ours, prompt in zip(together, prompts, strict=True):
+        ours = ours[5 - len(prompt) :]
+        theirs = model.generate([prompt], **options)[0]
+        shorter = min(len(ours), len(theirs))
+        assert ours[:shorter].tolist() == theirs[:shorter].tolist()
+        assert not ours[shorter:].any()
+
+
+def test_who_leaves_changes_nothing_for_the_others(monkeypatch):
+    """A row that has ended is not computed any more."""
+    model = small_model("default", np.float64)
+    sizes = []
+    forward = type(model).forward
+
+    def counting(self, ids, ctx):
+        sizes.append(len(ids))
+        return forward(self, ids, ctx)
+
+    monkeypatch.setattr(type(model), "forward", counting)
+    options = {"do_sample": True, "seed": 1, "top_k": 0, "max_new_tokens": 15, "pad_token_id": 0}
+    whole = model.generate([[1, 2]] * 6, eos_token_id=[], **options)
+    assert set(sizes) == {6}
+    sizes.clear()
+    stopped = model.generate([[1, 2]] * 6, eos_token_id=list(range(0, 37, 6)), **options)
+    assert min(sizes) < max(sizes) == 6
+    assert sizes == sorted(sizes, reverse=True)
+    for ours, theirs in zip(stopped, whole, strict=True):
+        end = next((i for i, id in enumerate(theirs[2:], 2) if id % 6 == 0), len(theirs) - 1)
+        assert ours[: end + 1].tolist() == theirs[: end + 1].tolist()
+        assert not ours[end + 1 :].any()
