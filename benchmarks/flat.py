@@ -1,10 +1,10 @@
-"""Resident memory over 1000 training steps: it must not grow."""
+"""Resident memory over 1000 training steps, then over 300 loads and generations: it must stay."""
 
 from __future__ import annotations
 
 from benchmarks.harness import resident_memory
 
-STEPS = 1000
+STEPS, LOADS = 1000, 300
 
 
 def main(threads: int) -> None:
@@ -17,4 +17,11 @@ def main(threads: int) -> None:
     for number in range(1, STEPS + 1):
         step()
         if number in (1, 10) or number % 100 == 0:
+            print(f"| {number} | {resident_memory():.1f} |", flush=True)
+    print("| loads and generations | resident MB |\n| --- | --- |")
+    for number in range(1, LOADS + 1):
+        model, tokenizer = numgpt.load("shakespeare")
+        prompts = [tokenizer.encode("To be, or"), tokenizer.encode("A")]
+        model.generate(prompts, max_new_tokens=20, do_sample=True, seed=number)
+        if number in (1, 10) or number % 50 == 0:
             print(f"| {number} | {resident_memory():.1f} |", flush=True)

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from numgpt.runtime import empty
-
 if TYPE_CHECKING:
     from numgpt.models.language_model import LanguageModel
 
@@ -24,8 +22,9 @@ class KVCache:
     def __init__(self, model: LanguageModel, batch: int, capacity: int):
         config = model.config
         shape = (config.layers, batch, config.kv_heads, capacity, config.head_size)
-        self.keys = empty(shape, model.parameters.dtype)
-        self.values = empty(shape, model.parameters.dtype)
+        # Zeros, as what a mask hides is multiplied by 0, and must be a number for that.
+        self.keys = np.zeros(shape, model.parameters.dtype)
+        self.values = np.zeros(shape, model.parameters.dtype)
         self.lengths = np.zeros(batch, np.int64)
 
     def __repr__(self) -> str:
@@ -56,7 +55,7 @@ class KVCache:
             return
         shape = (layers, slots, heads, max(capacity, 2 * present), size)
         # Both or neither, should the memory not suffice.
-        keys, values = (empty(shape, self.keys.dtype) for _ in range(2))
+        keys, values = (np.zeros(shape, self.keys.dtype) for _ in range(2))
         filled = slice(0, self.length)
         keys[:, :, :, filled] = self.keys[:, :, :, filled]
         values[:, :, :, filled] = self.values[:, :, :, filled]
@@ -70,8 +69,8 @@ class KVCache:
         layers, slots, *rest = self.keys.shape
         filled = slice(0, self.length)
         copy.lengths = np.repeat(self.lengths, times)
-        copy.keys = empty((layers, slots * times, *rest), self.keys.dtype)
-        copy.values = empty((layers, slots * times, *rest), self.keys.dtype)
+        copy.keys = np.zeros((layers, slots * times, *rest), self.keys.dtype)
+        copy.values = np.zeros((layers, slots * times, *rest), self.keys.dtype)
         for source, target in ((self.keys, copy.keys), (self.values, copy.values)):
             for number in range(times):
                 target[:, number::times, :, filled] = source[:, :, :, filled]

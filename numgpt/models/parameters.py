@@ -56,12 +56,22 @@ def _joined(flat: np.ndarray, layout: Layout, names: tuple[str, ...]) -> np.ndar
 
 
 class Parameters(Mapping[str, np.ndarray]):
-    """A read-only mapping from names to arrays; the arrays are writable views on `flat`."""
+    """A read-only mapping from names to arrays.
 
-    def __init__(self, flat: np.ndarray, layout: Layout):
+    The arrays are writable views on `flat`, in the places that `layout` gives; or each is in memory
+    of its own, and flat is None.
+    """
+
+    def __init__(self, flat: np.ndarray | None, layout: Layout, arrays: dict | None = None):
         self.flat = flat
         self.layout = layout
-        self._arrays = _views(flat, layout)
+        self._arrays: dict[str, np.ndarray] = arrays if flat is None else _views(flat, layout)
+
+    @classmethod
+    def separate(cls, arrays: Mapping[str, np.ndarray]) -> Parameters:
+        """Parameters that are arrays of their own; the layout is what gradients will have."""
+        layout = layout_of({name: array.shape for name, array in arrays.items()})
+        return cls(None, layout, dict(arrays))
 
     @classmethod
     def empty(cls, layout: Layout, dtype: np.typing.DTypeLike) -> Parameters:
@@ -80,11 +90,29 @@ class Parameters(Mapping[str, np.ndarray]):
 
     def joined(self, *names: str) -> np.ndarray | None:
         """Matrices (O_1, I), (O_2, I), … as one, (ΣO, I), where they lie one after another."""
-        return _joined(self.flat, self.layout, names)
+        return None if self.flat is None else _joined(self.flat, self.layout, names)
 
-    def __reduce__(self) -> tuple[type[Parameters], tuple[np.ndarray, Layout]]:
+    def pieces(self, layout: Layout) -> Iterator[tuple[slice, np.ndarray, int]]:
+        """What a layout of some of the parameters has: where on it, the weights as a vector, their
+        number of axes. Neighbours of one kind, on both, come as one."""
+        start = stop = place = end = axes = 0  # of what is collected so far
+        for name, (offset, shape) in sorted(layout.items(), key=lambda item: item[1][0]):
+            size, at = math.prod(shape), self.layout[name][0]
+            if self.flat is None:
+                yield slice(offset, offset + size), self[name].reshape(-1), len(shape)
+            elif (offset, at, len(shape)) == (stop, end, axes):
+                stop, end = stop + size, end + size
+            else:
+                if stop > start:
+                    yield slice(start, stop), self.flat[place:end], axes
+                start, stop, place, end = offset, offset + size, at, at + size
+                axes = len(shape)
+        if stop > start:
+            yield slice(start, stop), self.flat[place:end], axes
+
+    def __reduce__(self) -> tuple[type[Parameters], tuple]:
         # A copy, or what pickle restores, has views on a buffer of its own.
-        return Parameters, (self.flat, self.layout)
+        return Parameters, (self.flat, self.layout, None if self.flat is not None else self._arrays)
 
     def __repr__(self) -> str:
         count = sum(array.size for array in self.values())

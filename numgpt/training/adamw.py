@@ -79,7 +79,8 @@ class AdamW:
             return norm
         self.steps += 1
         clip = min(1.0, grad_clip / (norm + 1e-6)) if grad_clip else 1.0
-        for part, w, decay in self._pieces():
+        for part, w, axes in self.model.parameters.pieces(self.layout):
+            decay = self.weight_decay if axes >= 2 else 0.0
             self._update(g[part], w, self.m[part], self.v[part], clip, decay)
         return norm
 
@@ -107,21 +108,6 @@ class AdamW:
             w -= update
 
         over_row_blocks(rows, g, w, m, v)
-
-    def _pieces(self) -> list[tuple[slice, np.ndarray, float]]:
-        """What trains in pieces of equal decay that lie in one: where in the moments, the weights,
-        the decay."""
-        parameters = self.model.parameters
-        pieces: list[tuple[slice, slice, float]] = []
-        for name, (offset, shape) in sorted(self.layout.items(), key=lambda item: item[1][0]):
-            size, start = math.prod(shape), parameters.layout[name][0]
-            part, place = slice(offset, offset + size), slice(start, start + size)
-            decay = self.weight_decay if len(shape) >= 2 else 0.0
-            if pieces and pieces[-1][2] == decay and pieces[-1][1].stop == start:
-                before, before_place, _ = pieces.pop()
-                part, place = slice(before.start, part.stop), slice(before_place.start, place.stop)
-            pieces.append((part, place, decay))
-        return [(part, parameters.flat[place], decay) for part, place, decay in pieces]
 
 
 def gradient_norm(flat: np.ndarray) -> float:

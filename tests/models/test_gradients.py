@@ -14,7 +14,7 @@ from models.references import batch, small_model, to_transformers
 from support import assert_close
 
 from numgpt import GPT, AdamW, GPTConfig
-from numgpt.models import Gradients, data_parallel
+from numgpt.models import Gradients, Parameters, data_parallel
 
 FAMILIES = ["default", "untied", "llama_grouped", "llama_biases"]
 
@@ -236,6 +236,29 @@ def test_a_frozen_models_step_is_that_of_the_whole_for_what_trains():
                     model.parameters[name][...] = models[1].parameters[name]
     for name in models[1].parameters:
         assert_close(models[1].parameters[name], models[0].parameters[name], name)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_parameters_need_not_lie_on_one_buffer(name):
+    """As weights in fewer bits won't."""
+    whole = small_model(name, np.float64)
+    arrays = {parameter: array.copy() for parameter, array in whole.parameters.items()}
+    apart = type(whole)(whole.config, parameters=Parameters.separate(arrays))
+    assert apart.parameters.flat is None
+    assert apart.parameters.nbytes == whole.parameters.nbytes
+    ids, targets = batch(whole.config, (3, 7))
+    for model in (whole, apart):
+        model.freeze(*PATTERNS[name])
+        optimizer = AdamW(model, lr=0.01)
+        for _ in range(2):
+            model.loss_and_grads(ids, targets)
+            optimizer.step(grad_clip=1.0)
+    for model in (apart, copy.deepcopy(apart)):
+        for parameter, array in whole.parameters.items():
+            assert_close(model.parameters[parameter], array, parameter)
+    assert apart.generate([1, 2], max_new_tokens=3).tolist() == (
+        whole.generate([1, 2], max_new_tokens=3).tolist()
+    )
 
 
 def test_freezing_by_names_patterns_and_all():

@@ -7,7 +7,7 @@ import pytest
 from models.references import small_model
 from support import assert_close
 
-from numgpt import KVCache
+from numgpt import KVCache, runtime
 from numgpt.models.context import Context
 
 FAMILIES = ["default", "llama_grouped"]
@@ -84,6 +84,24 @@ def test_right_padded_prompts_give_all_their_logits(name):
     logits = step(model, twice, [[8]] * 6)
     check(logits[::2], [alone(model, row) for row in ([1, 2, 9, 8], [5, 9, 8], [9, 8])])
     np.testing.assert_array_equal(logits[::2], logits[1::2])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_not_filled_reaches_no_result(name):
+    """Memory that was used before may hold anything, and 0 · NaN is NaN."""
+    model = small_model(name)
+    config = model.config
+    shape = (config.layers, 2, config.kv_heads, 10, config.head_size)
+    for size in range(1, 40):
+        for array in [runtime.empty((size, *shape), np.float32) for _ in range(3)]:
+            array.fill(np.nan)
+    del array
+    for _ in range(3):
+        cache = KVCache(model, 2, 10)
+        step(model, cache, [[1, 2, 3, 4], [5]])
+        cache.reserve(30)
+        assert np.isfinite(step(model, cache, [[1], [2]])).all()
+        assert np.isfinite(step(model, cache.repeat(2), [[1]] * 4)).all()
 
 
 def test_what_a_cache_does_not_take_is_told():
