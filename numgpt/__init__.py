@@ -7,6 +7,7 @@ if launch.is_program():
     launch.warn_in_one_line()
 
 from numgpt import runtime  # isort: skip  (first: it chooses NumPy's kernels before NumPy loads)
+from numgpt.layers import gradcheck
 from numgpt.lazy import lazy_names
 from numgpt.models import GPT, GPTConfig, KVCache, Llama, LlamaConfig
 from numgpt.runtime import set_num_threads
@@ -27,6 +28,7 @@ __all__ = [
     "Llama",
     "LlamaConfig",
     "Tokenizer",
+    "gradcheck",
     "load",
     "runtime",
     "set_num_threads",

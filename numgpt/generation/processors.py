@@ -12,6 +12,7 @@ from collections.abc import Collection
 import numpy as np
 
 from numgpt.generation.options import GenerationOptions
+from numgpt.layers import softmax_forward
 
 GROUP = 64  # logits in a group of kth_largest
 
@@ -112,7 +113,7 @@ def top_p(logits: np.ndarray, p: float) -> None:
         possible = np.flatnonzero(row > -np.inf)
         ascending = possible[np.argsort(row[possible], kind="stable")]
         tail = np.cumsum(
-            softmax(row[ascending])
+            softmax_forward(row[ascending])[0]
         )  # the probability of a token and all less likely ones
         removed = tail <= 1 - p
         removed[-1] = False
@@ -122,15 +123,8 @@ def top_p(logits: np.ndarray, p: float) -> None:
 def min_p(logits: np.ndarray, p: float) -> None:
     """Keep tokens at least p times as probable as the most likely one (Nguyen et al. 2024,
     arXiv:2407.01082)."""
-    probabilities = softmax(logits)
+    probabilities, _ = softmax_forward(logits)
     logits[probabilities < p * probabilities.max(axis=1, keepdims=True)] = -np.inf
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities along the last axis."""
-    p = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    p /= p.sum(axis=-1, keepdims=True)
-    return p
 
 
 def choose(logits: np.ndarray, levels: np.ndarray | None) -> np.ndarray:
@@ -141,7 +135,7 @@ def choose(logits: np.ndarray, levels: np.ndarray | None) -> np.ndarray:
     chosen = np.empty(len(logits), np.int64)
     for index, (row, level) in enumerate(zip(logits, levels, strict=True)):
         possible = np.flatnonzero(row > -np.inf)
-        cumulative = np.cumsum(softmax(row[possible].astype(np.float64)))
+        cumulative = np.cumsum(softmax_forward(row[possible].astype(np.float64))[0])
         place = np.searchsorted(cumulative, level * cumulative[-1], side="right")
         chosen[index] = possible[min(place, len(possible) - 1)]
     return chosen

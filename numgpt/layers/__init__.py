@@ -27,6 +27,7 @@ from numgpt.layers.gelu import (
     gelu_tanh_backward,
     gelu_tanh_forward,
 )
+from numgpt.layers.gradcheck import gradcheck
 from numgpt.layers.layernorm import layernorm_backward, layernorm_forward, layernorm_output
 from numgpt.layers.linear import Cache as LinearCache
 from numgpt.layers.linear import linear_backward, linear_forward
@@ -39,6 +40,7 @@ from numgpt.layers.rope import (
     rope_frequencies,
     rope_rotation,
 )
+from numgpt.layers.softmax import softmax_backward, softmax_forward
 from numgpt.layers.swiglu import swiglu_backward, swiglu_forward
 
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "gelu_erf_forward",
     "gelu_tanh_backward",
     "gelu_tanh_forward",
+    "gradcheck",
     "layernorm_backward",
     "layernorm_forward",
     "layernorm_output",
@@ -73,6 +76,8 @@ __all__ = [
     "rope_forward",
     "rope_frequencies",
     "rope_rotation",
+    "softmax_backward",
+    "softmax_forward",
     "swiglu_backward",
     "swiglu_forward",
 ]

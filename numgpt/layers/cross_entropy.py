@@ -29,6 +29,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numgpt.layers.checks import floats, ids
+from numgpt.layers.softmax import exponentials
 from numgpt.runtime import Accumulator, empty, empty_like, matmul, over_row_blocks
 
 IGNORE_INDEX = -100
@@ -72,15 +73,13 @@ def linear_cross_entropy(
     def rows(z: np.ndarray, targets: np.ndarray, w: np.ndarray) -> float:
         counted = np.flatnonzero(targets != ignore_index)
         targets, w = targets[counted], w[counted]
-        z -= z.max(axis=1, keepdims=True)
-        log_p = z[counted, targets]
-        np.exp(z, out=z)
-        total = z @ np.ones(z.shape[1], z.dtype)
-        log_p -= np.log(total[counted])
+        chosen = z[counted, targets]
+        dz, highest, total = exponentials(z)  # dz is to be
+        log_p = chosen - highest[counted, 0] - np.log(total[counted, 0])
         factor = np.zeros_like(total)
-        factor[counted] = w / total[counted]
-        z *= factor[:, None]
-        z[counted, targets] -= w  # dz
+        factor[counted, 0] = w / total[counted, 0]
+        dz *= factor  # w p
+        dz[counted, targets] -= w
         return -float(w.astype(np.float64) @ log_p.astype(np.float64))
 
     for part, z in _logits_in_chunks(x, weight):
@@ -102,11 +101,9 @@ def linear_log_probs_forward(
 
     def rows(z: np.ndarray, targets: np.ndarray, logp: np.ndarray, logsumexp: np.ndarray) -> None:
         counted = np.flatnonzero(targets != ignore_index)
-        highest = z.max(axis=1)
         chosen = z[counted, targets[counted]]
-        z -= highest[:, None]
-        np.exp(z, out=z)
-        logsumexp[:] = highest + np.log(z @ np.ones(z.shape[1], z.dtype))
+        _, highest, total = exponentials(z)
+        logsumexp[:] = (highest + np.log(total))[:, 0]
         logp[counted] = chosen - logsumexp[counted]
 
     for part, z in _logits_in_chunks(x, weight):
@@ -127,10 +124,11 @@ def linear_log_probs_backward(
         counted = np.flatnonzero(targets != ignore_index)
         d = np.zeros_like(logsumexp)
         d[counted] = dlogp[counted]
-        z -= logsumexp[:, None]
-        np.exp(z, out=z)  # p
-        z *= -d[:, None]
-        z[counted, targets[counted]] += d[counted]  # dz
+        dz = z  # in its memory
+        dz -= logsumexp[:, None]
+        np.exp(dz, out=dz)  # p
+        dz *= -d[:, None]
+        dz[counted, targets[counted]] += d[counted]
 
     for part, z in _logits_in_chunks(x, weight):
         over_row_blocks(rows, z, targets[part], logsumexp[part], dlogp[part])

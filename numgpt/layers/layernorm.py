@@ -2,15 +2,16 @@
 
     x̂ = (x - mean(x)) / sqrt(var(x) + eps)        y = weight · x̂ + bias        over the last axis
 
-Backward. Let g = dy · weight be the gradient at x̂ and rstd = 1 / sqrt(var + eps). x reaches x̂
-along three paths:
+Backward. Let g = dy · weight be the gradient at x̂ and rstd = 1 / sqrt(var + eps), so that x̂ =
+(x - mean) · rstd. x reaches x̂ along three paths, each with its contribution to ∂x̂_i/∂x_j:
 
-    directly                              ∂x̂_i/∂x_j = rstd · δ_ij
-    through the mean                      ∂x̂_i/∂x_j = -rstd / C
-    through the variance                  ∂x̂_i/∂x_j = -rstd · x̂_i · x̂_j / C
+    directly                     rstd · δ_ij
+    through the mean             -rstd / C
+    through rstd                 (x_i - mean) · ∂rstd/∂x_j = -rstd · x̂_i · x̂_j / C
 
-(for the last: ∂rstd/∂x_j = -rstd³ (x_j - mean) / C = -rstd² x̂_j / C). Multiplying by g_i and
-summing over i,
+For the last, var = mean((x - mean)²) has ∂var/∂x_j = 2 (x_j - mean) / C: its own path through the
+mean vanishes, as Σ_k (x_k - mean) = 0. So ∂rstd/∂x_j = -½ rstd³ ∂var/∂x_j = -rstd² x̂_j / C.
+Multiplying the sum of the three by g_i and adding up over i,
 
     dx = rstd · (g - mean(g) - x̂ · mean(g · x̂))
     dweight = Σ_rows dy · x̂            dbias = Σ_rows dy
@@ -19,14 +20,20 @@ summing over i,
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import numpy as np
 
 from numgpt.layers.checks import rows as as_rows
 from numgpt.layers.checks import vector
-from numgpt.runtime import Accumulator, empty, empty_like, mean_product, over_row_blocks
+from numgpt.runtime import Accumulator, empty, empty_like, mean_product, over_row_blocks, sum_rows
 
-Cache = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # x̂, rstd, weight, bias
+
+class Cache(NamedTuple):
+    x_hat: np.ndarray  # x̂ (N, C)
+    rstd: np.ndarray  # (N, 1)
+    weight: np.ndarray  # (C,)
+    bias: np.ndarray  # (C,)
 
 
 def layernorm_forward(
@@ -35,29 +42,34 @@ def layernorm_forward(
     """Normalise each row of x.  x (N, C), weight (C,), bias (C,) -> y (N, C), cache.
 
     Further axes before the last are rows too.
+
+    >>> x, weight, bias = np.random.default_rng(0).normal(size=(3, 2, 5))
+    >>> x_hat = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+    >>> y, _ = layernorm_forward(x, weight[0], bias[0])
+    >>> np.allclose(y, weight[0] * x_hat + bias[0])
+    True
     """
     x_rows = as_rows("x", x, len(vector("weight", weight)))
-    shape, x = x.shape, x_rows
-    x_hat, y, rstd = empty_like(x), empty_like(x), empty((len(x), 1), x.dtype)
+    x_hat, y, rstd = empty_like(x_rows), empty_like(x_rows), empty((len(x_rows), 1), x.dtype)
 
-    def rows(x, x_hat, y, rstd):
-        np.subtract(x, _mean(x), out=x_hat)
+    def rows(x: np.ndarray, x_hat: np.ndarray, y: np.ndarray, rstd: np.ndarray) -> None:
+        centred = x - _mean(x)
         # The mean is rounded to the size of x. What that leaves is as large as x̂'s own mean, which
         # counts where a row hardly varies.
-        x_hat -= _mean(x_hat)
-        rstd[:] = 1 / np.sqrt(mean_product(x_hat, x_hat) + x.dtype.type(eps))
-        x_hat *= rstd
-        _scale_and_shift(x_hat, weight, bias, out=y)
+        centred -= _mean(centred)
+        rstd[:] = 1 / np.sqrt(mean_product(centred, centred) + eps)
+        np.multiply(centred, rstd, out=x_hat)
+        np.add(weight * x_hat, bias, out=y)
 
-    over_row_blocks(rows, x, x_hat, y, rstd)
-    return y.reshape(shape), (x_hat, rstd, weight, bias)
+    over_row_blocks(rows, x_rows, x_hat, y, rstd)
+    return y.reshape(x.shape), Cache(x_hat, rstd, weight, bias)
 
 
 def layernorm_output(cache: Cache) -> np.ndarray:
     """y (N, C) of the forward, computed again from x̂: so a model need not keep both."""
     x_hat, _, weight, bias = cache
     y = empty_like(x_hat)
-    over_row_blocks(lambda x_hat, y: _scale_and_shift(x_hat, weight, bias, out=y), x_hat, y)
+    over_row_blocks(lambda x_hat, y: np.add(weight * x_hat, bias, out=y), x_hat, y)
     return y
 
 
@@ -75,30 +87,22 @@ def layernorm_backward(
     dweight = Accumulator.like(weight) if dweight is None else dweight
     dbias = Accumulator.like(weight) if dbias is None else dbias
     dy_rows = as_rows("dy", dy, len(weight), len(x_hat))
-    shape, dy = dy.shape, dy_rows
     dx = empty_like(x_hat)
 
-    def rows(dy, x_hat, rstd, dx):
-        ones = np.ones(len(dy), dy.dtype)
-        np.multiply(dy, x_hat, out=dx)  # borrowed for the product under dweight's sum
-        dweight_part = ones @ dx
-        g = np.multiply(dy, weight, out=empty_like(dy))
-        np.multiply(x_hat, mean_product(g, x_hat), out=dx)
-        np.subtract(g, dx, out=dx)
-        dx -= _mean(g)
-        dx *= rstd
-        return dweight_part, ones @ dy
+    def rows(
+        dy: np.ndarray, x_hat: np.ndarray, rstd: np.ndarray, dx: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        # from y = weight · x̂ + bias:
+        dweight, dbias = sum_rows(dy * x_hat), sum_rows(dy)
+        g = dy * weight
+        # from x̂ = (x - mean(x)) · rstd:
+        np.multiply(rstd, g - _mean(g) - x_hat * mean_product(g, x_hat), out=dx)
+        return dweight, dbias
 
-    parts = over_row_blocks(rows, dy, x_hat, rstd, dx)
+    parts = over_row_blocks(rows, dy_rows, x_hat, rstd, dx)
     dweight.add(sum(part for part, _ in parts))
     dbias.add(sum(part for _, part in parts))
-    return dx.reshape(shape), dweight.out, dbias.out
-
-
-def _scale_and_shift(x_hat, weight, bias, out: np.ndarray) -> None:
-    """weight · x̂ + bias, into `out`."""
-    np.multiply(x_hat, weight, out=out)
-    out += bias
+    return dx.reshape(dy.shape), dweight.out, dbias.out
 
 
 def _mean(x: np.ndarray) -> np.ndarray:

@@ -15,13 +15,19 @@ directly, ∂x̂_i/∂x_j = rstd · δ_ij, and through rstd, ∂rstd/∂x_j = -r
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from numgpt.layers.checks import rows as as_rows
 from numgpt.layers.checks import vector
-from numgpt.runtime import Accumulator, empty, empty_like, mean_product, over_row_blocks
+from numgpt.runtime import Accumulator, empty, empty_like, mean_product, over_row_blocks, sum_rows
 
-Cache = tuple[np.ndarray, np.ndarray, np.ndarray]  # x̂, rstd, weight
+
+class Cache(NamedTuple):
+    x_hat: np.ndarray  # x̂ (N, C)
+    rstd: np.ndarray  # (N, 1)
+    weight: np.ndarray  # (C,)
 
 
 def rmsnorm_forward(
@@ -30,18 +36,22 @@ def rmsnorm_forward(
     """Normalise each row of x.  x (N, C), weight (C,) -> y (N, C), cache.
 
     Further axes before the last are rows too.
+
+    >>> x, weight = np.random.default_rng(0).normal(size=(2, 2, 5))
+    >>> x_hat = x / np.sqrt((x * x).mean(1, keepdims=True) + 1e-6)
+    >>> np.allclose(rmsnorm_forward(x, weight[0])[0], weight[0] * x_hat)
+    True
     """
     x_rows = as_rows("x", x, len(vector("weight", weight)))
-    shape, x = x.shape, x_rows
-    x_hat, y, rstd = empty_like(x), empty_like(x), empty((len(x), 1), x.dtype)
+    x_hat, y, rstd = empty_like(x_rows), empty_like(x_rows), empty((len(x_rows), 1), x.dtype)
 
-    def rows(x, x_hat, y, rstd):
-        rstd[:] = 1 / np.sqrt(mean_product(x, x) + x.dtype.type(eps))
+    def rows(x: np.ndarray, x_hat: np.ndarray, y: np.ndarray, rstd: np.ndarray) -> None:
+        rstd[:] = 1 / np.sqrt(mean_product(x, x) + eps)
         np.multiply(x, rstd, out=x_hat)
         np.multiply(x_hat, weight, out=y)
 
-    over_row_blocks(rows, x, x_hat, y, rstd)
-    return y.reshape(shape), (x_hat, rstd, weight)
+    over_row_blocks(rows, x_rows, x_hat, y, rstd)
+    return y.reshape(x.shape), Cache(x_hat, rstd, weight)
 
 
 def rmsnorm_output(cache: Cache) -> np.ndarray:
@@ -60,18 +70,15 @@ def rmsnorm_backward(
     x_hat, rstd, weight = cache
     dweight = Accumulator.like(weight) if dweight is None else dweight
     dy_rows = as_rows("dy", dy, len(weight), len(x_hat))
-    shape, dy = dy.shape, dy_rows
     dx = empty_like(x_hat)
 
-    def rows(dy, x_hat, rstd, dx):
-        np.multiply(dy, x_hat, out=dx)  # borrowed for the product under dweight's sum
-        dweight_part = np.ones(len(dy), dy.dtype) @ dx
-        g = np.multiply(dy, weight, out=empty_like(dy))
-        np.multiply(x_hat, mean_product(g, x_hat), out=dx)
-        np.subtract(g, dx, out=dx)
-        dx *= rstd
-        return dweight_part
+    def rows(dy: np.ndarray, x_hat: np.ndarray, rstd: np.ndarray, dx: np.ndarray) -> np.ndarray:
+        # from y = weight · x̂:
+        dweight = sum_rows(dy * x_hat)
+        g = dy * weight
+        # from x̂ = x · rstd:
+        np.multiply(rstd, g - x_hat * mean_product(g, x_hat), out=dx)
+        return dweight
 
-    parts = over_row_blocks(rows, dy, x_hat, rstd, dx)
-    dweight.add(sum(parts))
-    return dx.reshape(shape), dweight.out
+    dweight.add(sum(over_row_blocks(rows, dy_rows, x_hat, rstd, dx)))
+    return dx.reshape(dy.shape), dweight.out

@@ -14,28 +14,35 @@ The backward computes σ again from gate: that is cheaper than keeping an array 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from numgpt.layers.checks import floats, like
 from numgpt.runtime import empty_like, over_row_blocks
 
-Cache = tuple[np.ndarray, np.ndarray]  # gate, up
+
+class Cache(NamedTuple):
+    gate: np.ndarray  # (N, F)
+    up: np.ndarray  # (N, F)
 
 
 def swiglu_forward(gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, Cache]:
-    """gate and up (N, F) -> y (N, F), cache."""
+    """gate and up (N, F) -> y (N, F), cache.
+
+    >>> gate, up = np.random.default_rng(0).normal(size=(2, 3, 4))
+    >>> np.allclose(swiglu_forward(gate, up)[0], gate / (1 + np.exp(-gate)) * up)
+    True
+    """
     if floats("gate", gate).shape != floats("up", up).shape:
         raise ValueError(f"gate has shape {gate.shape}, up {up.shape}: they must be equal")
     y = empty_like(gate)
 
-    def rows(gate, up, y):
-        _sigmoid(gate, out=y)
-        y *= gate
-        y *= up
+    def rows(gate: np.ndarray, up: np.ndarray, y: np.ndarray) -> None:
+        np.multiply(gate * _sigmoid(gate), up, out=y)
 
     over_row_blocks(rows, gate, up, y)
-    return y, (gate, up)
+    return y, Cache(gate, up)
 
 
 def swiglu_backward(
@@ -46,25 +53,18 @@ def swiglu_backward(
     like("dy", dy, gate.shape)
     dgate, dup = (empty_like(dy), empty_like(dy)) if out is None else out
 
-    def rows(dy, gate, up, dgate, dup):
-        sigma = _sigmoid(gate, out=empty_like(gate))
-        np.subtract(1, sigma, out=dgate)
-        dgate *= gate
-        dgate += 1
-        dgate *= sigma
-        dgate *= up
-        dgate *= dy
-        np.multiply(sigma, gate, out=dup)
-        dup *= dy
+    def rows(
+        dy: np.ndarray, gate: np.ndarray, up: np.ndarray, dgate: np.ndarray, dup: np.ndarray
+    ) -> None:
+        s = _sigmoid(gate)
+        np.multiply(dy * up, s * (1 + gate * (1 - s)), out=dgate)
+        np.multiply(dy, gate * s, out=dup)
 
     over_row_blocks(rows, dy, gate, up, dgate, dup)
     return dgate, dup
 
 
-def _sigmoid(z: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """σ(z), into `out`; where exp(-z) is too large for a number it is infinite, and σ 0."""
-    np.negative(z, out=out)
+def _sigmoid(z: np.ndarray) -> np.ndarray:
+    """σ(z); where exp(-z) is too large for a number it is infinite, and σ 0."""
     with np.errstate(over="ignore"):
-        np.exp(out, out=out)
-    out += 1
-    return np.reciprocal(out, out=out)
+        return 1 / (1 + np.exp(-z))

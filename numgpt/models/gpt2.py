@@ -106,8 +106,8 @@ class GPTConfig(Config):
         kv_heads: int,
         width: int,
     ) -> GPTConfig:
-        if kv_heads not in (0, heads):
-            raise ValueError(f"n_kv_head={kv_heads}: GPT-2's query heads share no keys")
+        if kv_heads:
+            raise ValueError(f"n_kv_head={kv_heads}: GPT-2's heads share no keys; leave it out")
         sizes = {"n_layer": layers, "n_head": heads, "n_embd": width}
         return cls(vocab_size=vocab_size, n_positions=context_length, **sizes)
 

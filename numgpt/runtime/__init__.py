@@ -8,7 +8,7 @@ large array.
 
 from numgpt.runtime import kernels  # first: this import chooses the kernels and then loads NumPy
 from numgpt.runtime.accumulator import NOWHERE, Accumulator
-from numgpt.runtime.blocks import add_into, mean_product, over_row_blocks, square, sum_rows
+from numgpt.runtime.blocks import add_into, mean_product, over_row_blocks, sum_rows
 from numgpt.runtime.kernels import physical_memory
 from numgpt.runtime.memory import ALLOCATOR
 from numgpt.runtime.products import add_matmul, matmul
@@ -37,7 +37,6 @@ __all__ = [
     "physical_memory",
     "release_scratch",
     "set_num_threads",
-    "square",
     "sum_rows",
     "worthwhile_threads",
 ]

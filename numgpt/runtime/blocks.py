@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from numgpt.runtime.scratch import empty_like
 from numgpt.runtime.threads import parallel_for
 
 BLOCK_BYTES = 1 << 21  # of all arrays of a block together: a few blocks fit the L3 cache
@@ -47,11 +46,6 @@ def over_row_blocks(body: Callable[..., Any], *arrays: np.ndarray) -> list[Any]:
 def add_into(total: np.ndarray, term: np.ndarray) -> None:
     """total += term, for arrays with rows of equal size."""
     over_row_blocks(lambda total, term: np.add(total, term, out=total), total, term)
-
-
-def square(x: np.ndarray) -> np.ndarray:
-    """x · x, in scratch memory."""
-    return np.multiply(x, x, out=empty_like(x))
 
 
 def mean_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -3,11 +3,15 @@
 
     m ← β₁ m + (1 - β₁) g              m̂ = m / (1 - β₁ᵗ)      (the moments start at 0)
     v ← β₂ v + (1 - β₂) g²             v̂ = v / (1 - β₂ᵗ)
-    w ← w - lr · λ · w - lr · m̂ / (√v̂ + eps)
+    w ← w - lr · λ · w - lr · m̂ / (√v̂ + eps)           t = 1 in the first step, 2 in the second, …
+
+As m starts at 0, after t steps it is (1 - β₁) Σ_s β₁^(t-s) g_s, whose weights sum up to 1 - β₁ᵗ: of
+gradients with the mean E[g] it has the mean (1 - β₁ᵗ) E[g], too small at first. m̂ has E[g] itself,
+and v̂ likewise E[g²].
 
 Decay λ applies to matrices (and embeddings) only, not to biases and the gains of layer norms.
 Before the step, the gradients can be clipped by their global norm (Pascanu et al. 2013,
-arXiv:1211.5063): g ← g · min(1, clip / ‖g‖).
+arXiv:1211.5063): g ← g · min(1, clip / (‖g‖ + 10⁻⁶)), the 10⁻⁶ as in PyTorch, against a norm of 0.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import numpy as np
 
 from numgpt.models.language_model import LanguageModel
 from numgpt.models.parameters import size_of
-from numgpt.runtime import empty_like, over_row_blocks
+from numgpt.runtime import over_row_blocks
 
 SMALLEST_SQUARES = 1e-30  # a sum of squares below it may have lost some of them to underflow
 
@@ -84,28 +88,25 @@ class AdamW:
             self._update(g[part], w, self.m[part], self.v[part], clip, decay)
         return norm
 
-    def _update(self, g, w, m, v, clip: float, decay: float) -> None:
+    def _update(
+        self, g: np.ndarray, w: np.ndarray, m: np.ndarray, v: np.ndarray, clip: float, decay: float
+    ) -> None:
         beta_1, beta_2 = self.betas
+        # m̂ and v̂ differ from m and v by one factor each: dividing the whole arrays would be two
+        # more walks through memory.
         step_size = self.lr / (1 - beta_1**self.steps)
         root_correction = 1 / math.sqrt(1 - beta_2**self.steps)
+        root_share = math.sqrt(1 - beta_2) * clip
 
-        def rows(g, w, m, v):
-            # Scaled before it is squared: what is clipped may be too large for its own square.
-            update = np.multiply(g, math.sqrt(1 - beta_2) * clip, out=empty_like(g))
-            update *= update
-            v *= beta_2
-            v += update
-            np.multiply(g, (1 - beta_1) * clip, out=update)
+        def rows(g: np.ndarray, w: np.ndarray, m: np.ndarray, v: np.ndarray) -> None:
             m *= beta_1
-            m += update
-            np.sqrt(v, out=update)
-            update *= root_correction
-            update += self.eps
-            np.divide(m, update, out=update)
-            update *= step_size
+            m += (1 - beta_1) * clip * g
+            scaled = root_share * g  # before it is squared: g² may be too large for a number
+            v *= beta_2
+            v += scaled * scaled
             if decay:
                 w *= 1 - self.lr * decay
-            w -= update
+            w -= step_size * (m / (root_correction * np.sqrt(v) + self.eps))
 
         over_row_blocks(rows, g, w, m, v)
 

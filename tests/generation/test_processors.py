@@ -10,7 +10,8 @@ from models.references import CONFIGS, small_model, to_transformers
 from support import assert_close, clear_model
 
 from numgpt.generation import GenerationOptions, process_logits
-from numgpt.generation.processors import kth_largest, softmax
+from numgpt.generation.processors import kth_largest
+from numgpt.layers import softmax_forward
 
 OPTIONS = st.fixed_dictionaries(
     {},
@@ -65,7 +66,7 @@ def test_probabilities_equal_transformers(options, seed, time):
     ours = process_logits(
         logits, ids, GenerationOptions(do_sample=True, **({"top_k": None} | options)), [36]
     )
-    probabilities = softmax(ours)
+    probabilities = softmax_forward(ours)[0]
     assert_close(probabilities, their_processed(logits, ids, options))
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-12)
 

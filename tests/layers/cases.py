@@ -145,6 +145,22 @@ def their_rmsnorm(a):
     )
 
 
+# --- softmax ---
+
+
+def draw_softmax(rng, rows, vocabulary):
+    return {"x": 4 * rng.normal(size=(rows, vocabulary)), "dy": rng.normal(size=(rows, vocabulary))}
+
+
+def our_softmax(a):
+    y, cache = layers.softmax_forward(a["x"])
+    return {"y": y, "dx": layers.softmax_backward(a["dy"], cache)}
+
+
+def their_softmax(a):
+    return torch_results(a, ("x",), lambda x: functional().softmax(x, -1))
+
+
 # --- rotary position embedding ---
 
 SCALING = {
@@ -453,6 +469,14 @@ CASES = {
         their_attention,
         ("q", "k", "v"),
         largest=4,
+    ),
+    "softmax": Case(
+        ("rows", "vocabulary"),
+        [(1, 2), (7, 11), (20, 257)],
+        draw_softmax,
+        our_softmax,
+        their_softmax,
+        ("x",),
     ),
     "linear_cross_entropy": Case(
         ("rows", "vocabulary", "width"),
