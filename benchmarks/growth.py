@@ -128,7 +128,7 @@ def numgpt_decode(context: int) -> Callable[[], object]:
 
     def run() -> object:
         cache.lengths[:] = context - 1
-        x, _ = model.forward(ids, Context(len(ids), kv=cache.turn(ids.shape[1]), last_only=True))
+        x, _ = model.forward(ids, Context(len(ids), kv=cache.view(ids.shape[1]), last_only=True))
         return model.logits(x)
 
     return run

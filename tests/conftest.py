@@ -46,3 +46,7 @@ def shakespeare() -> str:
 @pytest.fixture
 def small_model() -> GPT:
     return clear_model()
+
+
+# Scripts that record answers, and need what only they need.
+collect_ignore_glob = ["goldens/*"]

@@ -15,6 +15,7 @@ import numpy as np
 
 from numgpt.generation.options import DEFAULT_NEW_TOKENS, GenerationOptions
 from numgpt.generation.processors import choose, process_logits
+from numgpt.messages import shown
 from numgpt.models.context import Context
 from numgpt.models.kv_cache import KVCache
 from numgpt.models.language_model import Ids, LanguageModel
@@ -112,8 +113,12 @@ class _Request:
                 )
         else:
             longest = self.prompt_length + DEFAULT_NEW_TOKENS
-        self.max_length = longest if options.slide else min(longest, model.context_length)
-        self.cut_by_context = longest > self.max_length
+        self.longest = longest
+        # Each sequence ends where its own tokens fill the context.
+        shortest = min(map(len, self.prompts))
+        room = self.prompt_length + model.context_length - shortest
+        self.max_length = longest if options.slide else min(longest, room)
+        self.cut_by_context = False
         if options.slide and kv_cache is not None:
             raise ValueError("slide=True cannot be combined with kv_cache, which has one context")
         if not options.do_sample and options.num_return_sequences > 1:
@@ -126,9 +131,9 @@ class _Request:
             raise ValueError(
                 f"kv_cache is for {len(kv_cache.lengths)} sequences, there are {len(self.prompts)}"
             )
-        if kv_cache is not None and not kv_cache.length < self.prompt_length:
+        if kv_cache is not None and not kv_cache.length < shortest:
             raise ValueError(
-                f"kv_cache holds {kv_cache.length} positions, the prompt has {self.prompt_length}"
+                f"kv_cache holds {kv_cache.length} positions, the prompt has {shortest}"
                 " tokens: at least the last must be new (truncate the cache)"
             )
         self.model = model
@@ -145,7 +150,11 @@ class _Request:
         logits = np.repeat(logits, times, axis=0)
         self._make_room(times)
         rows = np.arange(len(self.ids))  # which sequence is in which slot
+        rows = self._leave(rows, [self._is_full(row, 0) for row in rows])
+        logits = logits[rows]
         for length in range(self.prompt_length, self.max_length):
+            if not len(rows):
+                break
             processed = process_logits(
                 logits,
                 self.occurred[rows, :length],
@@ -164,14 +173,12 @@ class _Request:
             self.ends[rows] = length + 1
             yield newest
             rows = self._leave(rows, [self._has_ended(row) for row in rows])
-            if not len(rows):
-                return
-            if length + 1 < self.max_length:
+            if len(rows) and length + 1 < self.max_length:
                 logits = self._read(rows)
         if self.cut_by_context:
             warnings.warn(
-                f"the text ends here because it fills the model's context of {self.max_length}"
-                f" tokens ({self.model.config.context_field})",
+                "the text ends here because it fills the model's context of"
+                f" {self.model.context_length} tokens ({self.model.config.context_field})",
                 LengthWarning,
                 stacklevel=3,
             )
@@ -205,7 +212,8 @@ class _Request:
         cache, full = self.cache, self.cache.lengths[: len(rows)] == self.model.context_length
         for slot in np.flatnonzero(full):  # what stays is computed again
             cache.truncate(0, slot)
-            kept = self.occurred[rows[slot], : self.ends[rows[slot]]][-self._kept : -1]
+            seen = self.occurred[rows[slot], : self.ends[rows[slot]]]
+            kept = seen[seen >= 0][-self._kept : -1]
             if len(kept):
                 self._pass(cache, [kept], int(slot))
         newest = [self.ids[row, -1:] for row in rows]
@@ -217,8 +225,8 @@ class _Request:
         ids = np.zeros((len(tokens), counts.max()), np.int64)
         for row, new in zip(ids, tokens, strict=True):
             row[: len(new)] = new
-        turn = cache.turn(counts, first, first + len(tokens))
-        hidden, _ = self.model.forward(ids, Context(len(ids), kv=turn, last_only=True))
+        view = cache.view(counts, first, first + len(tokens))
+        hidden, _ = self.model.forward(ids, Context(len(ids), kv=view, last_only=True))
         return self.model.logits(hidden)
 
     @property
@@ -227,9 +235,19 @@ class _Request:
         return max(1, self.model.context_length // 2)
 
     def _has_ended(self, row: int) -> bool:
-        if int(self.ids[row, -1]) in self.eos_token_ids:
+        made = self.ids[row, self.prompt_length :]
+        if int(made[-1]) in self.eos_token_ids:
             return True
-        return bool(self.options.stop_strings) and self._stops(self.ids[row, self.prompt_length :])
+        if self.options.stop_strings and self._stops(made):
+            return True
+        return self._is_full(row, len(made))
+
+    def _is_full(self, row: int, made: int) -> bool:
+        """Whether a sequence ends here because its tokens fill the context."""
+        prompt = self.prompts[row // self.options.num_return_sequences]
+        full = len(prompt) + made >= self.model.context_length and not self.options.slide
+        self.cut_by_context |= full and made < self.longest - self.prompt_length
+        return full
 
     def _leave(self, rows: np.ndarray, ended: list[bool]) -> np.ndarray:
         """Take ended sequences out of their slots: the last slot's moves into the hole."""
@@ -263,6 +281,8 @@ def _pad_left(ids: Ids, attention_mask: Ids | None, pad_token_id: int) -> tuple[
     for number, row in enumerate(ids):
         if len(row) == 0:
             raise ValueError(f"prompt {number} is empty: give at least one token")
+        if np.asarray(row).dtype.kind not in "iu":
+            raise ValueError(f"prompt {number} is {shown(row)}: token ids are integers")
     width = max(map(len, ids))
     padded = np.full((len(ids), width), pad_token_id, np.int64)
     mask = np.zeros((len(ids), width), bool)

@@ -17,7 +17,7 @@ The logits are a GPT's largest activation by far (1024 tokens x 50257 words in f
 A row's gradient needs that row's logits only, so a chunk of rows at a time goes through product,
 softmax and the backward's two products, and the next one uses its memory again. What has to see all
 log-probabilities before it knows their gradients (`linear_log_probs_forward`, then `_backward`)
-keeps the log Σ exp of each row, and computes the chunk's logits a second time.
+keeps M and Σ exp of each row, and computes the chunk's logits a second time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numgpt.layers.checks import floats, ids
+from numgpt.layers.checks import floats, ids, like
 from numgpt.layers.softmax import exponentials
 from numgpt.runtime import Accumulator, empty, empty_like, matmul, over_row_blocks
 
@@ -40,7 +40,8 @@ class LogProbsCache(NamedTuple):
     x: np.ndarray  # (N, C)
     weight: np.ndarray  # (V, C)
     targets: np.ndarray  # (N,)
-    logsumexp: np.ndarray  # (N,)
+    highest: np.ndarray  # M (N, 1)
+    total: np.ndarray  # Σ exp(z - M) (N, 1)
     ignore_index: int
 
 
@@ -67,6 +68,7 @@ def linear_cross_entropy(
     """
     _check(x, weight, targets, ignore_index)
     weights = mean_weights(targets, x.dtype, ignore_index) if weights is None else weights
+    like("weights", weights, x.shape[:1])
     dx = None if dweight is None else empty_like(x)
     loss = 0.0
 
@@ -97,18 +99,23 @@ def linear_log_probs_forward(
     """log p_n[target_n] of the logits x weightᵀ.  x (N, C), weight (V, C), targets (N,) -> logp
     (N,), cache."""
     _check(x, weight, targets, ignore_index)
-    logp, logsumexp = np.zeros(len(x), x.dtype), np.empty(len(x), x.dtype)
+    logp, highest, total = np.zeros(len(x), x.dtype), *np.empty((2, len(x), 1), x.dtype)
 
-    def rows(z: np.ndarray, targets: np.ndarray, logp: np.ndarray, logsumexp: np.ndarray) -> None:
+    def rows(
+        z: np.ndarray,
+        targets: np.ndarray,
+        logp: np.ndarray,
+        highest: np.ndarray,
+        total: np.ndarray,
+    ) -> None:
         counted = np.flatnonzero(targets != ignore_index)
         chosen = z[counted, targets[counted]]
-        _, highest, total = exponentials(z)
-        logsumexp[:] = (highest + np.log(total))[:, 0]
-        logp[counted] = chosen - logsumexp[counted]
+        _, highest[:], total[:] = exponentials(z)
+        logp[counted] = chosen - highest[counted, 0] - np.log(total[counted, 0])
 
     for part, z in _logits_in_chunks(x, weight):
-        over_row_blocks(rows, z, targets[part], logp[part], logsumexp[part])
-    return logp, LogProbsCache(x, weight, targets, logsumexp, ignore_index)
+        over_row_blocks(rows, z, targets[part], logp[part], highest[part], total[part])
+    return logp, LogProbsCache(x, weight, targets, highest, total, ignore_index)
 
 
 def linear_log_probs_backward(
@@ -116,22 +123,27 @@ def linear_log_probs_backward(
 ) -> tuple[np.ndarray, np.ndarray]:
     """dlogp (N,) -> dx (N, C), dweight (V, C): a new array, or added to the sum that is handed
     over."""
-    x, weight, targets, logsumexp, ignore_index = cache
+    x, weight, targets, highest, total, ignore_index = cache
+    like("dlogp", dlogp, x.shape[:1])
     dweight = Accumulator.like(weight) if dweight is None else dweight
     dx = empty_like(x)
 
-    def rows(z: np.ndarray, targets: np.ndarray, logsumexp: np.ndarray, dlogp: np.ndarray) -> None:
+    def rows(
+        z: np.ndarray,
+        targets: np.ndarray,
+        dlogp: np.ndarray,
+        highest: np.ndarray,
+        total: np.ndarray,
+    ) -> None:
         counted = np.flatnonzero(targets != ignore_index)
-        d = np.zeros_like(logsumexp)
-        d[counted] = dlogp[counted]
-        dz = z  # in its memory
-        dz -= logsumexp[:, None]
-        np.exp(dz, out=dz)  # p
-        dz *= -d[:, None]
-        dz[counted, targets[counted]] += d[counted]
+        d = np.zeros_like(total)
+        d[counted, 0] = dlogp[counted]
+        dz = np.exp(np.subtract(z, highest, out=z), out=z)  # to be, in the memory of z
+        dz *= -d / total  # -dlogp p
+        dz[counted, targets[counted]] += d[counted, 0]
 
     for part, z in _logits_in_chunks(x, weight):
-        over_row_blocks(rows, z, targets[part], logsumexp[part], dlogp[part])
+        over_row_blocks(rows, z, targets[part], dlogp[part], highest[part], total[part])
         matmul(z, weight, out=dx[part])  # (n, V) -> (n, C)
         if dweight.wanted:
             dweight.add_product(z.T, x[part])

@@ -25,24 +25,24 @@ from numgpt.runtime import Accumulator
 
 class Cache(NamedTuple):
     ids: np.ndarray  # (N,)
-    vocabulary: int  # V
+    shape: tuple[int, int]  # (V, C)
 
 
 def embedding_forward(ids: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, Cache]:
     """ids (N,) integers in [0, V), weight (V, C) -> y (N, C), cache.  Ids of another shape give
     rows of that shape."""
     floats("weight", weight, "V, C")
-    return weight[checks.ids("ids", ids, len(weight))], Cache(ids, len(weight))
+    return weight[checks.ids("ids", ids, len(weight))], Cache(ids, weight.shape)
 
 
 def embedding_backward(
     dy: np.ndarray, cache: Cache, dweight: Accumulator | None = None
 ) -> np.ndarray:
     """dy (N, C) -> dweight (V, C): a new array, or added to the sum that is handed over."""
-    ids, vocabulary = cache
-    checks.like("dy", dy, (*ids.shape, dy.shape[-1] if np.ndim(dy) else 0))
+    ids, (vocabulary, width) = cache
+    checks.like("dy", dy, (*ids.shape, width))
     if dweight is None:
-        dweight = Accumulator(np.empty((vocabulary, dy.shape[-1]), dy.dtype))
+        dweight = Accumulator(np.empty((vocabulary, width), dy.dtype))
     if dweight.wanted:
-        dweight.add_rows(ids.ravel(), dy.reshape(-1, dy.shape[-1]))
+        dweight.add_rows(ids.ravel(), dy.reshape(-1, width))
     return dweight.out

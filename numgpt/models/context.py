@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from numgpt.models.kv_cache import KVTurn
+from numgpt.models.kv_cache import KVView
 from numgpt.models.modules import Input
 
 Cache = TypeVar("Cache")
@@ -21,9 +21,9 @@ class Context:
 
     batch: int  # B
     rng: np.random.Generator | None = None  # switches dropout on
-    kv: KVTurn | None = None  # keys and values of earlier positions, which takes in the new ones
+    kv: KVView | None = None  # keys and values of earlier positions, which takes in the new ones
     keeps_caches: bool = False  # a backward follows
-    keeps_inputs: bool = False  # it finds what the projections read, instead of computing it again
+    keeps_inputs: bool = False  # of projections, for it; else it computes them again
     last_only: bool = False  # of the last layer, only what each sequence's last token needs
 
     def keep(self, y: np.ndarray, again: Callable[[Cache], np.ndarray], cache: Cache) -> Input:
@@ -32,7 +32,7 @@ class Context:
         return (lambda: y) if self.keeps_inputs else functools.partial(again, cache)
 
     def positions(self, ids: np.ndarray, context_length: int) -> np.ndarray:
-        """(B, T): the place of each token in its sequence; of padding on the right some place."""
+        """(B, T): the place of each token in its sequence; padding on the right has any."""
         times = np.arange(ids.shape[1])
         if self.kv is None:
             return np.broadcast_to(times, ids.shape)

@@ -214,8 +214,10 @@ class Block:
         y = self.mlp_proj.forward(y)  # (N, F) -> (N, C)
         y, dropout_2 = dropout_forward(y, config.resid_pdrop, ctx.rng)
         add_into(x, y)
-        cache = (ln_1, ln_1_out, attention, dropout_1, ln_2, ln_2_out, pre, post, dropout_2)
-        return x, BlockCache(*cache)
+        cache = BlockCache(
+            ln_1, ln_1_out, attention, dropout_1, ln_2, ln_2_out, pre, post, dropout_2
+        )
+        return x, cache
 
     def backward(self, dx: np.ndarray, cache: BlockCache, ctx: Context, g: Gradients) -> np.ndarray:
         """dx (N, C), the gradient of the residual stream, is added to in place -> dx."""

@@ -36,17 +36,19 @@ class KVCache:
         """How many positions the longest sequence fills."""
         return int(self.lengths.max(initial=0))
 
-    def turn(self, counts: np.ndarray | int = 1, first: int = 0, stop: int | None = None) -> KVTurn:
+    def view(self, counts: np.ndarray | int = 1, first: int = 0, stop: int | None = None) -> KVView:
         """One pass over the slots from `first` up to `stop`, of counts new tokens each."""
         slots = slice(first, len(self.lengths) if stop is None else stop)
-        return KVTurn(self, slots, np.broadcast_to(counts, len(self.lengths[slots])))
+        return KVView(self, slots, np.broadcast_to(counts, len(self.lengths[slots])))
 
     def truncate(self, length: int, slot: int | None = None) -> None:
         """Forget all but the first positions, of one slot or of all."""
         if length < 0:
             raise ValueError(f"a KV cache can't be cut to length={length}: expected 0 or more")
-        slots = slice(None) if slot is None else slice(slot, slot + 1)
-        np.minimum(self.lengths[slots], length, out=self.lengths[slots])
+        if slot is None:
+            np.minimum(self.lengths, length, out=self.lengths)
+        else:
+            self.lengths[slot] = min(self.lengths[slot], length)
 
     def reserve(self, capacity: int) -> None:
         """Make room for so many positions, where there is less."""
@@ -83,7 +85,7 @@ class KVCache:
             array[:, target, :, :length] = array[:, source, :, :length]
 
 
-class KVTurn(NamedTuple):
+class KVView(NamedTuple):
     """What one pass reads and fills: neighbouring slots of a cache, with counts (B,) of new tokens.
 
     A pass takes either several tokens of sequences that are equally long so far, padded on the
@@ -119,8 +121,8 @@ class KVTurn(NamedTuple):
         if (lengths == longest).all():
             keys[:, :, longest:], values[:, :, longest:] = k, v
         elif time == 1:
-            for row, length in enumerate(lengths):
-                keys[row, :, length], values[row, :, length] = k[row, :, 0], v[row, :, 0]
+            rows = np.arange(batch)
+            keys[rows, :, lengths], values[rows, :, lengths] = k[:, :, 0], v[:, :, 0]
         else:
             raise ValueError(
                 f"{time} tokens after sequences of lengths {lengths.tolist()}: several tokens at"

@@ -62,18 +62,31 @@ class LanguageModel(Generic[ConfigT, CacheT]):
             parameters = Parameters.empty(self.layout(config), dtype)
             self.initialise(parameters, np.random.default_rng(seed))
         self.parameters = parameters
+
+    @property
+    def parameters(self) -> Parameters:
+        """The weights, by name."""
+        return self._parameters
+
+    @parameters.setter
+    def parameters(self, parameters: Parameters) -> None:
+        self._parameters = parameters
         self.gradients: Gradients | None = None
         self.trained: Layout = parameters.layout  # of the gradients: what is not frozen
+        self._build()
+
+    def _build(self) -> None:
+        before = set(self.__dict__)
         self.build()
+        self._built = set(self.__dict__) - before
 
     def __getstate__(self) -> dict[str, object]:
         # What is built holds views on the parameters: a copy builds its own.
-        names = ("config", "parameters", "gradients", "trained")
-        return {name: getattr(self, name) for name in names}
+        return {name: value for name, value in self.__dict__.items() if name not in self._built}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        self.build()
+        self._build()
 
     def __repr__(self) -> str:
         config = self.config
@@ -231,6 +244,7 @@ class LanguageModel(Generic[ConfigT, CacheT]):
         ids: Ids,
         targets: Ids,
         rng: np.random.Generator | None = None,
+        *,
         weights: np.typing.ArrayLike | None = None,
         add_to: Gradients | None = None,
     ) -> tuple[float, Gradients]:
@@ -241,6 +255,7 @@ class LanguageModel(Generic[ConfigT, CacheT]):
         targets of all parts that count, gives the gradient of the whole. They are also kept as
         `model.gradients`, for the optimizer. An error on the way leaves none.
         """
+        self._forget_gradients(add_to)
         ids, targets = self._check(ids, targets)
         weights = self._check_weights(weights, targets)
 
@@ -253,7 +268,7 @@ class LanguageModel(Generic[ConfigT, CacheT]):
                 self.parameters[self.unembedding],
                 targets[rows].ravel(),
                 weights[rows].ravel(),
-                g.sum(self.unembedding),
+                g.accumulator(self.unembedding),
             )
             del hidden
             self.backward(dhidden, cache, ctx, g)
@@ -269,6 +284,7 @@ class LanguageModel(Generic[ConfigT, CacheT]):
         targets: Ids,
         objective: Objective,
         rng: np.random.Generator | None = None,
+        *,
         add_to: Gradients | None = None,
     ) -> tuple[float, Gradients, dict[str, float]]:
         """Value, gradients and metrics of an objective that sees all log-probabilities before it
@@ -277,6 +293,7 @@ class LanguageModel(Generic[ConfigT, CacheT]):
         objective(logp (B, T)) -> loss, dlogp (B, T), metrics, with logp as `log_probs` gives it.
         The rest is as in `loss_and_grads`.
         """
+        self._forget_gradients(add_to)
         ids, targets = self._check(ids, targets)
         parts = cut_batch(self.num_parameters(), ids.shape, rng)
         logp = np.empty(ids.shape, self.parameters.dtype)
@@ -303,7 +320,7 @@ class LanguageModel(Generic[ConfigT, CacheT]):
         def part_backward(part: Part, g: Gradients) -> None:
             ctx, cache, logp_cache = kept[part.index]
             dhidden, _ = linear_log_probs_backward(
-                dlogp[part.sequences].ravel(), logp_cache, g.sum(self.unembedding)
+                dlogp[part.sequences].ravel(), logp_cache, g.accumulator(self.unembedding)
             )
             self.backward(dhidden, cache, ctx, g)
 
@@ -317,6 +334,15 @@ class LanguageModel(Generic[ConfigT, CacheT]):
         keeps_inputs = numbers * self.parameters.dtype.itemsize <= KEPT_BYTES
         return Context(len(ids), rng, keeps_caches=True, keeps_inputs=keeps_inputs)
 
+    def _forget_gradients(self, add_to: Gradients | None) -> None:
+        """Without add_to, this gives the memory of the last ones back, for the new ones to take."""
+        self.gradients = None
+        if add_to is not None and add_to.layout != self.trained:
+            raise ValueError(
+                "add_to holds gradients of other parameters than those that train now: call"
+                " loss_and_grads without it first"
+            )
+
     def _over_parts(self, body: Callable[[Part], ResultT], parts: list[Part]) -> list[ResultT]:
         return parallel_for(lambda index: body(parts[index]), len(parts))
 
@@ -328,13 +354,6 @@ class LanguageModel(Generic[ConfigT, CacheT]):
     ) -> tuple[list[ResultT], Gradients]:
         """body(part, gradients) for all parts of a batch -> results, and the sum of the
         gradients."""
-        if add_to is not None and add_to.layout != self.trained:
-            raise ValueError(
-                "add_to holds gradients of other parameters than those that train now: call"
-                " loss_and_grads without it first"
-            )
-        # Without add_to, this gives the memory of the last ones back, for the new ones to take.
-        self.gradients = None
         total = Gradients(self.trained, self.parameters.dtype) if add_to is None else add_to
         others = [Gradients(self.trained, self.parameters.dtype) for _ in parts[1:]]
         gradients = [total, *others]
@@ -437,8 +456,8 @@ def _integers(name: str, values: Ids) -> np.ndarray:
         raise ValueError(
             f"{name} have rows of different lengths: pad them, or pass one at a time"
         ) from None
-    if array.size and array.dtype.kind not in "iu":
-        raise ValueError(f"{name} have dtype {array.dtype}: token ids are integers")
+    if array.size and (array.dtype.kind not in "iu" or array.dtype == np.uint64):
+        raise ValueError(f"{name} have dtype {array.dtype}: token ids are integers (int64)")
     if array.ndim not in (1, 2):
         raise ValueError(f"{name} have shape {array.shape}: expected (T,) or (B, T)")
     return np.atleast_2d(array).astype(np.int64, copy=False)

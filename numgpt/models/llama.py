@@ -245,8 +245,7 @@ class Block:
         y, swiglu = swiglu_forward(gate, up)
         post = ctx.keep(y, _gated, swiglu)
         add_into(x, self.down_proj.forward(y))  # (N, F) -> (N, C)
-        cache = (norm_1, norm_1_out, attention, norm_2, norm_2_out, swiglu, post)
-        return x, BlockCache(*cache)
+        return x, BlockCache(norm_1, norm_1_out, attention, norm_2, norm_2_out, swiglu, post)
 
     def backward(
         self, dx: np.ndarray, cache: BlockCache, rotation: Rotation, ctx: Context, g: Gradients

@@ -108,7 +108,7 @@ class Linear:
         return dx
 
     def _sums(self, product: Product, g: Gradients) -> tuple[Accumulator, Accumulator] | None:
-        """Where the gradients of weight and bias go; None where not to one place."""
+        """Where the gradients of weight and bias go; None where they have no common place."""
         weight = g.joined(product.weights)
         bias = g.joined(product.biases)
         if weight is None or bias is None:
@@ -129,7 +129,7 @@ class Embedding:
 
     def backward(self, dy: np.ndarray, cache: EmbeddingCache, g: Gradients) -> None:
         """dy (N, C).  Ids have no gradient."""
-        embedding_backward(dy, cache, g.sum(self.name))
+        embedding_backward(dy, cache, g.accumulator(self.name))
 
 
 class LayerNorm:
@@ -145,7 +145,7 @@ class LayerNorm:
 
     def backward(self, dy: np.ndarray, cache: LayerNormCache, g: Gradients) -> np.ndarray:
         """dy (N, C) -> dx (N, C)."""
-        sums = g.sum(f"{self.name}.weight"), g.sum(f"{self.name}.bias")
+        sums = g.accumulator(f"{self.name}.weight"), g.accumulator(f"{self.name}.bias")
         return layernorm_backward(dy, cache, *sums)[0]
 
 
@@ -162,4 +162,4 @@ class RMSNorm:
 
     def backward(self, dy: np.ndarray, cache: RMSNormCache, g: Gradients) -> np.ndarray:
         """dy (N, C) -> dx (N, C)."""
-        return rmsnorm_backward(dy, cache, g.sum(f"{self.name}.weight"))[0]
+        return rmsnorm_backward(dy, cache, g.accumulator(f"{self.name}.weight"))[0]

@@ -71,7 +71,7 @@ class Parameters(Mapping[str, np.ndarray]):
     def separate(cls, arrays: Mapping[str, np.ndarray]) -> Parameters:
         """Parameters that are arrays of their own; the layout is what gradients will have."""
         layout = layout_of({name: array.shape for name, array in arrays.items()})
-        return cls(None, layout, dict(arrays))
+        return cls(None, layout, {n: np.ascontiguousarray(array) for n, array in arrays.items()})
 
     @classmethod
     def empty(cls, layout: Layout, dtype: np.typing.DTypeLike) -> Parameters:
@@ -93,22 +93,23 @@ class Parameters(Mapping[str, np.ndarray]):
         return None if self.flat is None else _joined(self.flat, self.layout, names)
 
     def pieces(self, layout: Layout) -> Iterator[tuple[slice, np.ndarray, int]]:
-        """What a layout of some of the parameters has: where on it, the weights as a vector, their
-        number of axes. Neighbours of one kind, on both, come as one."""
-        start = stop = place = end = axes = 0  # of what is collected so far
+        """The parameters of a layout, piece by piece: its slice of the layout, the weights as a
+        vector, their number of axes. Parameters of as many axes that are neighbours both there and
+        here are one piece."""
+        if self.flat is None:
+            for name, (offset, shape) in layout.items():
+                yield slice(offset, offset + math.prod(shape)), self[name].reshape(-1), len(shape)
+            return
+        pieces: list[tuple[slice, slice, int]] = []  # there, here, axes
         for name, (offset, shape) in sorted(layout.items(), key=lambda item: item[1][0]):
-            size, at = math.prod(shape), self.layout[name][0]
-            if self.flat is None:
-                yield slice(offset, offset + size), self[name].reshape(-1), len(shape)
-            elif (offset, at, len(shape)) == (stop, end, axes):
-                stop, end = stop + size, end + size
-            else:
-                if stop > start:
-                    yield slice(start, stop), self.flat[place:end], axes
-                start, stop, place, end = offset, offset + size, at, at + size
-                axes = len(shape)
-        if stop > start:
-            yield slice(start, stop), self.flat[place:end], axes
+            size, start = math.prod(shape), self.layout[name][0]
+            there, here = slice(offset, offset + size), slice(start, start + size)
+            if pieces and pieces[-1][1:] == (slice(pieces[-1][1].start, start), len(shape)):
+                before = pieces.pop()
+                there, here = slice(before[0].start, there.stop), slice(before[1].start, here.stop)
+            pieces.append((there, here, len(shape)))
+        for there, here, axes in pieces:
+            yield there, self.flat[here], axes
 
     def __reduce__(self) -> tuple[type[Parameters], tuple]:
         # A copy, or what pickle restores, has views on a buffer of its own.
@@ -141,15 +142,15 @@ class Gradients(Mapping[str, np.ndarray]):
         self._arrays = _views(self._flat, layout)
         self._written: set[str] = set()
 
-    def sum(self, name: str) -> Accumulator:
+    def accumulator(self, name: str) -> Accumulator:
         """Where contributions to a parameter's gradient go: nowhere, if it is frozen."""
         if name not in self._arrays:
             return NOWHERE
         return Accumulator(self._arrays[name], (name,), self._written)
 
     def joined(self, names: tuple[str, ...]) -> Accumulator | None:
-        """The sums of parameters that lie one after another, as one, (ΣO, I); None where they
-        don't, or where not all of them stand alike."""
+        """The accumulators of parameters that lie one after another as one, (ΣO, I).  None where
+        they lie elsewhere, or only some are frozen, or have got a contribution already."""
         trained = [name for name in names if name in self._arrays]
         if not trained:
             return NOWHERE
@@ -180,7 +181,7 @@ class Gradients(Mapping[str, np.ndarray]):
             add_into(self._flat, other._flat)
             return
         for name in other._written:
-            self.sum(name).add(other._arrays[name])
+            self.accumulator(name).add(other._arrays[name])
 
     def _fill(self) -> None:
         """Write the zeros of what has got no contribution."""

@@ -74,7 +74,7 @@ class _Nowhere(Accumulator):
     wanted = False
 
     def __init__(self) -> None:
-        super().__init__(np.empty(0))
+        self.out = None  # type: ignore[assignment]
 
     @property
     def T(self) -> Accumulator:  # noqa: N802

@@ -64,8 +64,11 @@ class RunState:
 
 
 def save_checkpoint(directory: Path, state: RunState) -> None:
-    """Replace directory/checkpoint.safetensors."""
+    """Replace directory/checkpoint.safetensors.  Raises ValueError for a model of which parts are
+    frozen, or that has no common buffer: it would not be restored."""
     parameters, optimizer = state.model.parameters, state.optimizer
+    if parameters.flat is None or state.model.trained != parameters.layout:
+        raise ValueError("a checkpoint holds a model that trains as a whole: unfreeze() it first")
     tensors = {"weights": parameters.flat, "m": optimizer.m, "v": optimizer.v}
     saved = {
         "step": optimizer.steps,

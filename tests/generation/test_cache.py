@@ -18,7 +18,7 @@ IDS = st.lists(st.integers(0, 39), min_size=2, max_size=20)
 
 def through(ids, cache):
     """A pass of ids (B, T) that goes on in a cache."""
-    return Context(len(ids), kv=cache.turn(np.shape(ids)[1]))
+    return Context(len(ids), kv=cache.view(np.shape(ids)[1]))
 
 
 @pytest.fixture(params=MODELS, ids=lambda family: family.__name__)

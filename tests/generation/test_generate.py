@@ -33,7 +33,7 @@ def test_cached_logits_equal_the_full_forward(cuts, seed):
     for cut in cuts:
         piece = ids[:, start : start + cut]
         if piece.shape[1]:
-            x, _ = small_model.forward(piece, Context(2, kv=cache.turn(piece.shape[1])))
+            x, _ = small_model.forward(piece, Context(2, kv=cache.view(piece.shape[1])))
             pieces.append(small_model.logits(x).reshape(*piece.shape, -1))
         start += cut
     assert_close(np.concatenate(pieces, axis=1), small_model(ids))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from generation import processor_reference as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models.references import CONFIGS, small_model, to_transformers
-from support import assert_close, clear_model
+from support import GOLDENS, assert_close, clear_model
 
 from numgpt.generation import GenerationOptions, process_logits
-from numgpt.generation.processors import kth_largest
+from numgpt.generation.processors import choose, kth_largest
 from numgpt.layers import softmax_forward
 
 OPTIONS = st.fixed_dictionaries(
@@ -29,31 +30,24 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
-def their_processed(logits, ids, options):
-    import torch
-    from transformers import LogitsProcessorList, generation
+def our_probabilities(logits, ids, options):
+    options = GenerationOptions(do_sample=True, **({"top_k": None} | options))
+    return softmax_forward(process_logits(logits, ids, options, [reference.END]))[0]
 
-    processors = LogitsProcessorList()
-    if "repetition_penalty" in options:
-        processors.append(
-            generation.RepetitionPenaltyLogitsProcessor(options["repetition_penalty"])
-        )
-    if "bad_words_ids" in options:
-        processors.append(
-            generation.NoBadWordsLogitsProcessor(options["bad_words_ids"], torch.tensor([36]))
-        )
-    if options.get("min_length"):
-        processors.append(generation.MinLengthLogitsProcessor(options["min_length"], 36))
-    for name, warper in (
-        ("temperature", generation.TemperatureLogitsWarper),
-        ("top_k", generation.TopKLogitsWarper),
-        ("top_p", generation.TopPLogitsWarper),
-        ("min_p", generation.MinPLogitsWarper),
-    ):
-        if name in options and not (name == "top_p" and options[name] == 1.0):
-            processors.append(warper(options[name]))
-    scores = processors(torch.tensor(ids), torch.tensor(logits))
-    return torch.softmax(scores, dim=-1).numpy()
+
+@pytest.mark.parametrize("name", reference.CASES)
+def test_probabilities_equal_recorded_transformers(name):
+    ours = our_probabilities(*reference.inputs(name), reference.CASES[name])
+    with np.load(GOLDENS / "processors.npz") as goldens:
+        assert_close(ours, goldens[name])
+
+
+def test_a_choice_is_where_the_added_probabilities_pass_the_level():
+    logits = np.log(np.array([[0.1, 0.2, 0.3, 0.4]] * 6))
+    logits[5, 3] = -np.inf
+    levels = np.array([0.0, 0.0999, 0.1001, 0.5999, 0.9999, 0.9999])
+    assert choose(logits, levels).tolist() == [0, 0, 1, 2, 3, 2]
+    assert choose(logits, None).tolist() == [3, 3, 3, 3, 3, 2]
 
 
 @pytest.mark.torch
@@ -63,11 +57,8 @@ def test_probabilities_equal_transformers(options, seed, time):
     rng = np.random.default_rng(seed)
     logits = rng.normal(scale=3, size=(3, 37))
     ids = rng.integers(37, size=(3, time))
-    ours = process_logits(
-        logits, ids, GenerationOptions(do_sample=True, **({"top_k": None} | options)), [36]
-    )
-    probabilities = softmax_forward(ours)[0]
-    assert_close(probabilities, their_processed(logits, ids, options))
+    probabilities = our_probabilities(logits, ids, options)
+    assert_close(probabilities, reference.their_probabilities(logits, ids, options))
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-12)
 
 

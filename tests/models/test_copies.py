@@ -18,7 +18,7 @@ WAYS = {"deepcopy": copy.deepcopy, "pickle": lambda thing: pickle.loads(pickle.d
 
 def through(ids, cache):
     """A pass of ids (B, T) that goes on in a cache."""
-    return Context(len(ids), kv=cache.turn(np.shape(ids)[1]))
+    return Context(len(ids), kv=cache.view(np.shape(ids)[1]))
 
 
 @pytest.fixture(params=WAYS)

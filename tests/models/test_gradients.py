@@ -13,7 +13,7 @@ import pytest
 from models.references import batch, small_model, to_transformers
 from support import assert_close
 
-from numgpt import GPT, AdamW, GPTConfig
+from numgpt import GPT, AdamW, GPTConfig, layers
 from numgpt.models import Gradients, Parameters, data_parallel
 
 FAMILIES = ["default", "untied", "llama_grouped", "llama_biases"]
@@ -242,7 +242,7 @@ def test_a_frozen_models_step_is_that_of_the_whole_for_what_trains():
 def test_parameters_need_not_lie_on_one_buffer(name):
     """As weights in fewer bits won't."""
     whole = small_model(name, np.float64)
-    arrays = {parameter: array.copy() for parameter, array in whole.parameters.items()}
+    arrays = {name: array.copy(order="F") for name, array in whole.parameters.items()}
     apart = type(whole)(whole.config, parameters=Parameters.separate(arrays))
     assert apart.parameters.flat is None
     assert apart.parameters.nbytes == whole.parameters.nbytes
@@ -313,16 +313,16 @@ def test_a_frozen_model_needs_no_memory_of_its_own(tmp_path):
 
 def test_gradients_are_sums_of_contributions():
     gradients = Gradients({"a": (0, (2, 3)), "b": (6, (3,)), "c": (9, (2, 3))}, np.float64)
-    gradients.sum("a").add(np.ones((2, 3)))
-    gradients.sum("a").add(np.ones((2, 3)))
-    gradients.sum("b").T.add(np.arange(3.0))
+    gradients.accumulator("a").add(np.ones((2, 3)))
+    gradients.accumulator("a").add(np.ones((2, 3)))
+    gradients.accumulator("b").T.add(np.arange(3.0))
     assert "z" not in gradients
-    gradients.sum("z").add(np.ones(5))  # frozen: goes nowhere
+    gradients.accumulator("z").add(np.ones(5))  # frozen: goes nowhere
     assert (gradients["a"] == 2).all()
     assert (gradients["c"] == 0).all()
     np.testing.assert_array_equal(gradients.flat[6:9], np.arange(3))
     other = Gradients(gradients.layout, np.float64)
-    other.sum("c").add_product(np.ones((2, 1)), np.ones((1, 3)))
+    other.accumulator("c").add_product(np.ones((2, 1)), np.ones((1, 3)))
     other.merge(gradients)
     assert (other["a"] == 2).all()
     assert (other["c"] == 1).all()
@@ -353,3 +353,36 @@ def test_copies_build_on_their_own_parameters(name, copied):
     optimizer.step()
     np.testing.assert_array_equal(model(ids), before)
     assert np.abs(other(ids) - before).max() > 1e-3
+
+
+def test_an_error_before_anything_is_computed_leaves_no_gradients_either():
+    model = small_model("default")
+    for call in (
+        lambda: model.loss_and_grads([99], [1]),
+        lambda: model.value_and_grads([1], [1], lambda logp: 1 / 0),
+    ):
+        model.loss_and_grads([1, 2], [2, 3])
+        with pytest.raises((ValueError, ZeroDivisionError)):
+            call()
+        assert model.gradients is None
+
+
+def test_other_parameters_are_taken_whole():
+    one, other = small_model("default"), small_model("default")
+    one.note = "mine"
+    other.parameters.flat[:] *= 0.5
+    one.freeze("wte")
+    one.parameters = other.parameters
+    np.testing.assert_array_equal(one([1, 2]), other([1, 2]))
+    assert one.trained == one.parameters.layout
+    assert copy.deepcopy(one).note == "mine"
+
+
+@pytest.mark.parametrize("shape", [(5,), (1,), (), (3, 1)])
+def test_weights_and_gradients_of_other_shapes_are_refused_by_the_layer(shape):
+    x, weight, targets = np.ones((3, 4)), np.ones((5, 4)), np.array([0, 1, 2])
+    with pytest.raises(ValueError, match="weights has shape"):
+        layers.linear_cross_entropy(x, weight, targets, np.ones(shape))
+    _, cache = layers.linear_log_probs_forward(x, weight, targets)
+    with pytest.raises(ValueError, match="dlogp has shape"):
+        layers.linear_log_probs_backward(np.ones(shape), cache)

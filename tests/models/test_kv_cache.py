@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from models.references import small_model
 from support import assert_close
 
 from numgpt import KVCache, runtime
+from numgpt.generation.decode import LengthWarning
 from numgpt.models.context import Context
 
 FAMILIES = ["default", "llama_grouped"]
@@ -19,7 +22,7 @@ def step(model, cache, rows, first=0, last_only=True):
     ids = np.zeros((len(rows), counts.max()), np.int64)
     for target, row in zip(ids, rows, strict=True):
         target[: len(row)] = row
-    turn = cache.turn(counts, first, first + len(rows))
+    turn = cache.view(counts, first, first + len(rows))
     hidden, _ = model.forward(ids, Context(len(rows), kv=turn, last_only=last_only))
     return model.logits(hidden)
 
@@ -125,14 +128,19 @@ def test_a_batch_of_unequal_prompts_is_each_alone(name, slide):
     model.parameters.flat[:] *= 2  # clearer choices
     prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [10, 11], [4, 4, 4]]
     options = {"eos_token_id": 7, "pad_token_id": 0, "slide": slide}
-    options |= {"max_new_tokens": 60 if slide else 19}
+    options |= {"max_new_tokens": 60}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LengthWarning)
+        check_alone(model, prompts, options)
+
+
+def check_alone(model, prompts, options):
     together = model.generate(prompts, **options)
     for ours, prompt in zip(together, prompts, strict=True):
         ours = ours[5 - len(prompt) :]
         theirs = model.generate([prompt], **options)[0]
-        shorter = min(len(ours), len(theirs))
-        assert ours[:shorter].tolist() == theirs[:shorter].tolist()
-        assert not ours[shorter:].any()
+        assert ours[: len(theirs)].tolist() == theirs.tolist()
+        assert not ours[len(theirs) :].any()
 
 
 def test_who_leaves_changes_nothing_for_the_others(monkeypatch):
@@ -157,3 +165,24 @@ def test_who_leaves_changes_nothing_for_the_others(monkeypatch):
         end = next((i for i, id in enumerate(theirs[2:], 2) if id % 6 == 0), len(theirs) - 1)
         assert ours[: end + 1].tolist() == theirs[: end + 1].tolist()
         assert not ours[end + 1 :].any()
+
+
+def test_holes_in_a_mask_are_no_tokens():
+    model = small_model("default", np.float64)
+    ids = np.array([[0, 1, 0, 2, 0, 3], [4, 5, 6, 7, 8, 9]])
+    mask = np.array([[0, 1, 0, 1, 0, 1], [1] * 6])
+    together = model.generate(ids, attention_mask=mask, max_new_tokens=40, slide=True)
+    for row, prompt in zip(together, ([1, 2, 3], ids[1].tolist()), strict=True):
+        alone = model.generate([prompt], max_new_tokens=40, slide=True)[0]
+        assert row[6:].tolist() == alone[len(prompt) :].tolist()
+
+
+def test_a_cache_may_hold_the_start_of_a_padded_prompt():
+    model = small_model("default", np.float64)
+    options = {"attention_mask": [[0, 0, 1, 1]], "max_new_tokens": 3}
+    expected = list(model.stream([[0, 0, 5, 6]], **options))
+    cache = KVCache(model, 1, 10)
+    step(model, cache, [[5]])
+    assert list(model.stream([[0, 0, 5, 6]], kv_cache=cache, **options)) == expected
+    with pytest.raises(ValueError, match="holds 4 positions, the prompt has 2 tokens"):
+        model.stream([[0, 0, 5, 6]], kv_cache=cache, **options)

@@ -1,0 +1,162 @@
+"""Small faults, planted one at a time, that the default run must catch without PyTorch.
+
+Each is a piece of the source that is changed in a copy of the package; the tests named beside it
+must then fail. It is the tests that are tested here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import numgpt
+
+PACKAGE, TESTS = Path(numgpt.__file__).parent, Path(__file__).parent
+LAYERS = "layers/test_layers.py"
+# What is changed: file, the text, what it becomes; and which tests must see it.
+FAULTS = {
+    "linear: dx by W": (
+        "layers/linear.py",
+        "matmul(dy_rows, weight.T)",
+        "-matmul(dy_rows, weight.T)",
+    ),
+    "linear: the bias's gradient": (
+        "layers/linear.py",
+        "sum_rows(dy_rows))",
+        "-sum_rows(dy_rows))",
+    ),
+    "layernorm: the path through rstd": (
+        "layers/layernorm.py",
+        "- x_hat * mean_product(g, x_hat)",
+        "+ x_hat * mean_product(g, x_hat)",
+    ),
+    "layernorm: the path through the mean": ("layers/layernorm.py", "g - _mean(g)", "g + _mean(g)"),
+    "rmsnorm: the path through rstd": (
+        "layers/rmsnorm.py",
+        "g - x_hat * mean_product",
+        "g + x_hat * mean_product",
+    ),
+    "gelu (tanh): the slope": ("layers/gelu.py", "(1 - t * t)", "(1 + t * t)"),
+    "gelu (erf): the density": ("layers/gelu.py", "+ x * density", "- x * density"),
+    "relu: the slope at 0 and below": ("layers/relu.py", "dy, y > 0", "dy, y < 0"),
+    "swiglu: the slope of silu": ("layers/swiglu.py", "1 + gate * (1 - s)", "1 - gate * (1 - s)"),
+    "softmax: the sum over dp p": (
+        "layers/softmax.py",
+        "dp - (dp * p)",
+        "dp + (dp * p)",
+    ),
+    "rope: backward turns back": (
+        "layers/rope.py",
+        "cos, -sin, interleaved",
+        "cos, sin, interleaved",
+    ),
+    "attention: dy · y": ("layers/attention.py", "(dp - np.vecdot", "(dp + np.vecdot"),
+    "attention: the scale of dq": ("layers/attention.py", "dq = scale *", "dq = -scale *"),
+    "attention: the mask off by one": (
+        "layers/attention.py",
+        "(size, size), -np.inf, np.float32), -1)",
+        "(size, size), -np.inf, np.float32), 0)",
+    ),
+    "embedding: repeated ids": (
+        "runtime/accumulator.py",
+        "np.add.reduceat(rows",
+        "-np.add.reduceat(rows",
+    ),
+    "loss: onehot": (
+        "layers/cross_entropy.py",
+        "dz[counted, targets] -= w",
+        "dz[counted, targets] += w",
+    ),
+    "log-probabilities: onehot - p": (
+        "layers/cross_entropy.py",
+        "dz *= -d[:, None]",
+        "dz *= d[:, None]",
+    ),
+    "dropout: the scale": (
+        "layers/dropout.py",
+        "LEVELS / (LEVELS - dropped)",
+        "1.0",
+        "layers/test_layers.py layers/test_special_cases.py layers/test_by_hand.py",
+    ),
+    "attention: the scale of dropout": (
+        "layers/attention.py",
+        "* cache.q.dtype.type(cache.keep_scale)",
+        "* cache.q.dtype.type(1)",
+        "layers/test_special_cases.py layers/test_by_hand.py layers/test_layers.py",
+    ),
+    "adamw: the first moment's correction": (
+        "training/adamw.py",
+        "self.lr / (1 - beta_1**self.steps)",
+        "self.lr",
+        "training/test_adamw.py",
+    ),
+    "adamw: the second moment's correction": (
+        "training/adamw.py",
+        "1 / math.sqrt(1 - beta_2**self.steps)",
+        "1.0",
+        "training/test_adamw.py",
+    ),
+    "processors: the repetition penalty": (
+        "generation/processors.py",
+        "np.where(seen < 0, seen * penalty, seen / penalty)",
+        "seen",
+        "generation/test_processors.py",
+    ),
+    "processors: top-k": (
+        "generation/processors.py",
+        "top_k(logits, options.top_k)",
+        "pass",
+        "generation/test_processors.py",
+    ),
+    "processors: top-p": (
+        "generation/processors.py",
+        "tail <= 1 - p",
+        "tail <= p",
+        "generation/test_processors.py",
+    ),
+    "processors: min-p": (
+        "generation/processors.py",
+        "min_p(logits, options.min_p)",
+        "pass",
+        "generation/test_processors.py",
+    ),
+    "gradients: the second contribution": (
+        "runtime/accumulator.py",
+        "add_into(self.out, term)",
+        "np.copyto(self.out, term)",
+        "models/test_gradients.py",
+    ),
+    "KV cache: where a token goes": (
+        "models/kv_cache.py",
+        "k[:, :, 0], v[:, :, 0]",
+        "k[:1, :, 0], v[:1, :, 0]",
+        "models/test_kv_cache.py",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_caught(name, tmp_path):
+    file, text, wrong, *tests = FAULTS[name]
+    shutil.copytree(PACKAGE, tmp_path / "numgpt", ignore=shutil.ignore_patterns("__pycache__"))
+    source = (tmp_path / "numgpt" / file).read_text(encoding="utf-8")
+    assert source.count(text) >= 1, f"{file} does not say {text!r} any more"
+    (tmp_path / "numgpt" / file).write_text(source.replace(text, wrong), encoding="utf-8")
+    chosen = [str(TESTS / test) for test in (tests[0] if tests else LAYERS).split()]
+    options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not torch"]
+    options += [f"--rootdir={TESTS.parent}", f"--config-file={TESTS.parent / 'pyproject.toml'}"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *chosen],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert run.returncode == 1, f"nothing noticed it:\n{run.stdout[-2000:]}"
+    assert "ImportError" not in run.stdout
