@@ -15,6 +15,7 @@ from numgpt.layers.attention import attention_backward, attention_forward
 from numgpt.layers.cross_entropy import (
     IGNORE_INDEX,
     linear_cross_entropy,
+    linear_cross_entropy_and_grads,
     linear_log_probs_backward,
     linear_log_probs_forward,
     mean_weights,
@@ -62,6 +63,7 @@ __all__ = [
     "layernorm_output",
     "linear_backward",
     "linear_cross_entropy",
+    "linear_cross_entropy_and_grads",
     "linear_forward",
     "linear_log_probs_backward",
     "linear_log_probs_forward",

@@ -58,18 +58,39 @@ def linear_cross_entropy(
     weight: np.ndarray,
     targets: np.ndarray,
     weights: np.ndarray | None = None,
-    dweight: Accumulator | None = None,
     ignore_index: int = IGNORE_INDEX,
-) -> tuple[float, np.ndarray | None]:
+) -> float:
     """Σ_n w_n · (-log p_n[target_n]) of the logits x weightᵀ, a chunk of rows at a time.
 
-    x (N, C), weight (V, C), targets (N,), weights (N,), without any the mean's -> loss, and dx
-    (N, C) where a sum for dweight (V, C) is handed over, else None.
+    x (N, C), weight (V, C), targets (N,), weights (N,), without any the mean's -> loss.
+
+    >>> x, weight = np.random.default_rng(0).normal(size=(2, 4, 3))
+    >>> z = x @ weight.T
+    >>> log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    >>> exact = -np.mean(log_p[[0, 1, 2, 3], [0, 3, 1, 1]])
+    >>> np.allclose(linear_cross_entropy(x, weight, np.array([0, 3, 1, 1])), exact)
+    True
+    """
+    logp, _ = linear_log_probs_forward(x, weight, targets, ignore_index)
+    weights = _weights(weights, x, targets, ignore_index)
+    return -float(weights.astype(np.float64) @ logp.astype(np.float64))
+
+
+def linear_cross_entropy_and_grads(
+    x: np.ndarray,
+    weight: np.ndarray,
+    targets: np.ndarray,
+    weights: np.ndarray | None = None,
+    dweight: Accumulator | None = None,
+    ignore_index: int = IGNORE_INDEX,
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Forward and backward in one, as the logits of a chunk are there: what `linear_cross_entropy`
+    takes -> loss, dx (N, C), dweight (V, C): a new array, or added to the sum that is handed over.
     """
     _check(x, weight, targets, ignore_index)
-    weights = mean_weights(targets, x.dtype, ignore_index) if weights is None else weights
-    like("weights", weights, x.shape[:1])
-    dx = None if dweight is None else empty_like(x)
+    weights = _weights(weights, x, targets, ignore_index)
+    dweight = Accumulator.like(weight) if dweight is None else dweight
+    dx = empty_like(x)
     loss = 0.0
 
     def rows(z: np.ndarray, targets: np.ndarray, w: np.ndarray) -> float:
@@ -86,11 +107,10 @@ def linear_cross_entropy(
 
     for part, z in _logits_in_chunks(x, weight):
         loss += sum(over_row_blocks(rows, z, targets[part], weights[part]))
-        if dweight is not None:
-            matmul(z, weight, out=dx[part])  # (n, V) -> (n, C)
-            if dweight.wanted:
-                dweight.add_product(z.T, x[part])
-    return float(loss), dx
+        matmul(z, weight, out=dx[part])  # dz (n, V) -> (n, C)
+        if dweight.wanted:
+            dweight.add_product(z.T, x[part])
+    return loss, dx, dweight.out
 
 
 def linear_log_probs_forward(
@@ -159,6 +179,15 @@ def _logits_in_chunks(x: np.ndarray, weight: np.ndarray) -> Iterator[tuple[slice
     for start, stop in pairwise(edges):
         z = memory[: stop - start]
         yield slice(start, stop), matmul(x[start:stop], weight.T, out=z)  # (n, C) -> (n, V)
+
+
+def _weights(
+    weights: np.ndarray | None, x: np.ndarray, targets: np.ndarray, ignore_index: int
+) -> np.ndarray:
+    """One weight a row.  Raises as `like` does."""
+    if weights is None:
+        return mean_weights(targets, x.dtype, ignore_index)
+    return like("weights", weights, x.shape[:1])
 
 
 def _check(x: np.ndarray, weight: np.ndarray, targets: np.ndarray, ignore_index: int) -> None:

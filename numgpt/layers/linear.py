@@ -55,7 +55,7 @@ def linear_backward(
     if dbias is None and has_bias:
         dbias = Accumulator.like(weight[0])
     dy_rows = rows("dy", dy, weight.shape[1], None if x is None else len(x))
-    if dweight.wanted:
+    if x is not None and dweight.wanted:
         dweight.add_product(x.T, dy_rows)
     if dbias is not None and dbias.wanted:
         dbias.add(sum_rows(dy_rows))

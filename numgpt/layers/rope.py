@@ -50,7 +50,7 @@ def llama3_frequencies(
     factor: float,
     low_freq_factor: float,
     high_freq_factor: float,
-    original_max_position_embeddings: int,
+    original_max_position_embeddings: float,
 ) -> np.ndarray:
     """ω (D/2,) -> ω' (D/2,), in the names that Hugging Face's configs give the quantities."""
     turns = original_max_position_embeddings * frequencies / (2 * math.pi)

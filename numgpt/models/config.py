@@ -13,6 +13,7 @@ class Config:
 
     model_type: str  # which family it is, and which of its members
     vocab_size: int
+    initializer_range: float  # the standard deviation of first weights
     tie_word_embeddings: bool  # the unembedding is the embedding
     bos_token_id: int | None
     eos_token_id: int | list[int] | None  # ends a generated sequence

@@ -21,7 +21,7 @@ from numgpt.runtime import worthwhile_threads
 class Part(NamedTuple):
     """Some sequences of a batch."""
 
-    index: int
+    number: int
     sequences: slice
     rng: np.random.Generator | None
 
@@ -44,7 +44,7 @@ def cut_batch(
         Part(
             index,
             slice(start, stop),
-            None if seed is None else np.random.default_rng([seed, index]),
+            None if seed is None else np.random.default_rng([int(seed), index]),
         )
         for index, (start, stop) in enumerate(pairwise(edges))
     ]

@@ -108,8 +108,13 @@ class GPTConfig(Config):
     ) -> GPTConfig:
         if kv_heads:
             raise ValueError(f"n_kv_head={kv_heads}: GPT-2's heads share no keys; leave it out")
-        sizes = {"n_layer": layers, "n_head": heads, "n_embd": width}
-        return cls(vocab_size=vocab_size, n_positions=context_length, **sizes)
+        return cls(
+            n_layer=layers,
+            n_head=heads,
+            n_embd=width,
+            n_positions=context_length,
+            vocab_size=vocab_size,
+        )
 
     def validate(self) -> None:
         """Raises ValueError naming the field that is invalid."""
@@ -298,7 +303,7 @@ class GPT(LanguageModel[GPTConfig, GPTCache]):
     @staticmethod
     def shapes(config: GPTConfig) -> dict[str, tuple[int, ...]]:
         width, inner = config.n_embd, config.inner_width
-        block = {
+        block: dict[str, tuple[int, ...]] = {
             "ln_1.weight": (width,),
             "ln_1.bias": (width,),
             "attn.c_attn.weight": (width, 3 * width),
@@ -312,7 +317,8 @@ class GPT(LanguageModel[GPTConfig, GPTCache]):
             "mlp.c_proj.weight": (inner, width),
             "mlp.c_proj.bias": (width,),
         }
-        shapes = {"wte": (config.vocab_size, width), "wpe": (config.n_positions, width)}
+        shapes: dict[str, tuple[int, ...]] = {"wte": (config.vocab_size, width)}
+        shapes["wpe"] = (config.n_positions, width)
         for layer in range(config.n_layer):
             shapes |= {f"h.{layer}.{name}": shape for name, shape in block.items()}
         shapes |= {"ln_f.weight": (width,), "ln_f.bias": (width,)}

@@ -19,6 +19,7 @@ import numpy as np
 from numgpt.layers import (
     IGNORE_INDEX,
     linear_cross_entropy,
+    linear_cross_entropy_and_grads,
     linear_log_probs_backward,
     linear_log_probs_forward,
     mean_weights,
@@ -229,13 +230,12 @@ class LanguageModel(Generic[ConfigT, CacheT]):
         def part_loss(part: Part) -> float:
             rows = part.sequences
             hidden, _ = self.forward(ids[rows], Context(len(ids[rows])))
-            loss, _ = linear_cross_entropy(
+            return linear_cross_entropy(
                 hidden,
                 self.parameters[self.unembedding],
                 targets[rows].ravel(),
                 weights[rows].ravel(),
             )
-            return loss
 
         return sum(self._over_parts(part_loss, cut_batch(self.num_parameters(), ids.shape)))
 
@@ -263,7 +263,7 @@ class LanguageModel(Generic[ConfigT, CacheT]):
             rows = part.sequences
             ctx = self._training_context(ids[rows], part.rng)
             hidden, cache = self.forward(ids[rows], ctx)
-            loss, dhidden = linear_cross_entropy(
+            loss, dhidden, _ = linear_cross_entropy_and_grads(
                 hidden,
                 self.parameters[self.unembedding],
                 targets[rows].ravel(),
@@ -318,7 +318,7 @@ class LanguageModel(Generic[ConfigT, CacheT]):
             )
 
         def part_backward(part: Part, g: Gradients) -> None:
-            ctx, cache, logp_cache = kept[part.index]
+            ctx, cache, logp_cache = kept[part.number]
             dhidden, _ = linear_log_probs_backward(
                 dlogp[part.sequences].ravel(), logp_cache, g.accumulator(self.unembedding)
             )
@@ -438,14 +438,14 @@ class LanguageModel(Generic[ConfigT, CacheT]):
         ids."""
         from numgpt import generation
 
-        return generation.generate(self, ids, **options)
+        return generation.generate(self, ids, **options)  # type: ignore[arg-type]
 
     def stream(self, ids: Ids, **options: object) -> Iterator[int]:
         """Continue one prompt and yield each token as it is made; the options are those of
         `generate`."""
         from numgpt import generation
 
-        return generation.stream(self, ids, **options)
+        return generation.stream(self, ids, **options)  # type: ignore[arg-type]
 
 
 def _integers(name: str, values: Ids) -> np.ndarray:

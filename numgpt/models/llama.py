@@ -155,7 +155,7 @@ class LlamaConfig(Config):
             value = scaling.get(name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
                 raise ValueError(f"rope_scaling: {name}={shown(value)}, expected a number above 0")
-        if not scaling["low_freq_factor"] < scaling["high_freq_factor"]:
+        if not float(scaling["low_freq_factor"]) < float(scaling["high_freq_factor"]):
             raise ValueError("rope_scaling: low_freq_factor is not below high_freq_factor")
 
     @property
@@ -185,8 +185,8 @@ class LlamaConfig(Config):
         frequencies = rope_frequencies(self.head_size, self.rope_theta)
         if self.rope_scaling is None:
             return frequencies
-        scaling = {name: self.rope_scaling[name] for name in LLAMA3_SCALING}
-        return llama3_frequencies(frequencies, **scaling)
+        factor, low, high, length = (float(self.rope_scaling[name]) for name in LLAMA3_SCALING)
+        return llama3_frequencies(frequencies, factor, low, high, length)
 
     def set_dropout(self, p: float) -> None:
         """The family knows dropout of the attention's probabilities only."""

@@ -91,29 +91,34 @@ class Linear:
 
     def backward(self, dy: np.ndarray, x: Input, g: Gradients) -> np.ndarray:
         """dy (N, O) -> dx (N, I).  x is asked for only where a weight trains."""
-        products = self.products
-        if any(self._sums(product, g) is None for product in products):
-            products = self.parts  # of what lies side by side, some is frozen
-        trains = any(name in g for product in products for name in product.weights)
-        x = x() if trains else None
-        dx = None
-        for product in products:
-            cache = LinearCache(x, product.weight, product.bias is not None)
-            sums = self._sums(product, g)
-            part, _, _ = linear_backward(dy[:, product.columns], cache, *sums)
+        products = self._with_sums(self.products, g)
+        if products is None:  # of what lies side by side, some is frozen
+            products = self._with_sums(self.parts, g) or []
+        trains = any(name in g for product in self.parts for name in product.weights)
+        read = x() if trains else None
+        dx: np.ndarray | None = None
+        for product, dweight, dbias in products:
+            cache = LinearCache(read, product.weight, product.bias is not None)
+            part, _, _ = linear_backward(dy[:, product.columns], cache, dweight, dbias)
             if dx is None:
                 dx = part
             else:
                 add_into(dx, part)
+        assert dx is not None  # there is a product
         return dx
 
-    def _sums(self, product: Product, g: Gradients) -> tuple[Accumulator, Accumulator] | None:
-        """Where the gradients of weight and bias go; None where they have no common place."""
-        weight = g.joined(product.weights)
-        bias = g.joined(product.biases)
-        if weight is None or bias is None:
-            return None
-        return weight.T if self.transposed else weight, bias
+    def _with_sums(
+        self, products: list[Product], g: Gradients
+    ) -> list[tuple[Product, Accumulator, Accumulator]] | None:
+        """Each product with where the gradients of its weight and bias go; None where one's have no
+        common place."""
+        found = []
+        for product in products:
+            weight, bias = g.joined(product.weights), g.joined(product.biases)
+            if weight is None or bias is None:
+                return None
+            found.append((product, weight.T if self.transposed else weight, bias))
+        return found
 
 
 class Embedding:

@@ -62,10 +62,12 @@ class Parameters(Mapping[str, np.ndarray]):
     of its own, and flat is None.
     """
 
-    def __init__(self, flat: np.ndarray | None, layout: Layout, arrays: dict | None = None):
+    def __init__(
+        self, flat: np.ndarray | None, layout: Layout, arrays: dict[str, np.ndarray] | None = None
+    ):
         self.flat = flat
         self.layout = layout
-        self._arrays: dict[str, np.ndarray] = arrays if flat is None else _views(flat, layout)
+        self._arrays = (arrays or {}) if flat is None else _views(flat, layout)
 
     @classmethod
     def separate(cls, arrays: Mapping[str, np.ndarray]) -> Parameters:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from numgpt.messages import shown
-from numgpt.runtime.kernels import OPENBLAS
+from numgpt.runtime.kernels import OPENBLAS, OpenBLAS
 from numgpt.runtime.scratch import after_fork_in_child
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ _inside = threading.local()
 class _SingleThreadedBLAS:
     """A re-entrant, shared `with`: OpenBLAS at one thread from the first entry to the last exit."""
 
-    def __init__(self) -> None:
+    def __init__(self, openblas: OpenBLAS):
+        self.openblas = openblas
         self.lock = threading.Lock()
         self.entered = 0
         self.before = 1
@@ -44,26 +45,28 @@ class _SingleThreadedBLAS:
         self.lock = threading.Lock()
         if self.entered:
             self.entered = 0
-            OPENBLAS.set_num_threads(self.before)
+            self.openblas.set_num_threads(self.before)
 
     # `entered` is above 0 whenever OpenBLAS may be at one thread: a fork can come at any point.
 
     def __enter__(self) -> None:
         with self.lock:
             if self.entered == 0:
-                self.before = OPENBLAS.get_num_threads()
+                self.before = self.openblas.get_num_threads()
             self.entered += 1
             if self.entered == 1:
-                OPENBLAS.set_num_threads(1)
+                self.openblas.set_num_threads(1)
 
     def __exit__(self, *_: object) -> None:
         with self.lock:
             if self.entered == 1:
-                OPENBLAS.set_num_threads(self.before)
+                self.openblas.set_num_threads(self.before)
             self.entered -= 1
 
 
-single_threaded_blas = contextlib.nullcontext() if OPENBLAS is None else _SingleThreadedBLAS()
+single_threaded_blas = (
+    contextlib.nullcontext() if OPENBLAS is None else _SingleThreadedBLAS(OPENBLAS)
+)
 
 
 def _default_num_threads() -> int:

@@ -9,8 +9,9 @@ from layers.cases import CASES, golden_inputs
 from layers.test_layers import EVERY_SHAPE, test_equals_recorded_pytorch
 from support import assert_close
 
-from numgpt import layers, runtime
+from numgpt import layers
 from numgpt.layers import attention, cross_entropy
+from numgpt.layers.dropout import dropout_mask
 from numgpt.runtime import blocks, products
 
 
@@ -127,6 +128,20 @@ def test_attention_options_equal_pytorch(name):
         assert_close(a, b.numpy(), name)
 
 
+@pytest.mark.parametrize("p", [0.25, 0.6])
+def test_attentions_dropout_is_the_textbooks(p):
+    q, k, v, _ = draw_attention(past=2)
+    y, _ = layers.attention_forward(q, k, v, dropout=p, rng=np.random.default_rng(5))
+    batch, heads, queries, size = q.shape
+    keys = k.shape[2]
+    mask, scale = dropout_mask((batch, heads, keys, 1, queries), p, np.random.default_rng(5))
+    m = scale * mask[:, :, :, 0].swapaxes(2, 3)  # (B, H, T, S)
+    s = q @ k.swapaxes(2, 3) / np.sqrt(size)
+    s[..., ~np.tri(queries, keys, keys - queries, dtype=bool)] = -np.inf
+    assert_close(y, (layers.softmax_forward(s)[0] * m) @ v)
+    assert scale == pytest.approx(1 / (1 - p), rel=1e-4)
+
+
 def test_padding_is_as_if_it_were_not_there():
     q, k, v, dy = draw_attention()
     mask = np.arange(7) >= np.array([[4], [4]])
@@ -149,8 +164,7 @@ def test_log_probs_are_safe_at_extreme_logits(offset, dtype):
     logits = np.array([[offset, 0, 1], [0, offset, 0], [offset, offset, offset]], dtype)
     exact = [1e4, 0, np.log(3)] if offset > 0 else [np.log(1 + np.e), 1e4 + np.log(2), np.log(3)]
     targets, identity = np.array([1, 1, 0]), np.eye(3, dtype=dtype)
-    dweight = runtime.Accumulator.like(identity)
-    loss, dlogits = layers.linear_cross_entropy(logits, identity, targets, dweight=dweight)
+    loss, dlogits, _ = layers.linear_cross_entropy_and_grads(logits, identity, targets)
     assert loss == pytest.approx(np.mean(exact), rel=1e-6)
     assert np.isfinite(dlogits).all()
     np.testing.assert_allclose(dlogits.sum(axis=1), 0, atol=1e-6)
@@ -162,11 +176,10 @@ def test_log_probs_are_safe_at_extreme_logits(offset, dtype):
 
 def test_without_any_target_all_is_zero():
     x, weight, targets = np.ones((2, 3)), np.ones((5, 3)), np.array([-100, -100])
-    dweight = runtime.Accumulator.like(weight)
-    loss, dx = layers.linear_cross_entropy(x, weight, targets, dweight=dweight)
-    assert loss == 0
+    loss, dx, dweight = layers.linear_cross_entropy_and_grads(x, weight, targets)
+    assert loss == layers.linear_cross_entropy(x, weight, targets) == 0
     assert not dx.any()
-    assert not dweight.out.any()
+    assert not dweight.any()
     logp, cache = layers.linear_log_probs_forward(x, weight, targets)
     assert not logp.any()
     for gradient in layers.linear_log_probs_backward(np.ones(2), cache):
