@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import numgpt
+from numgpt.evaluation.perplexity import sliding_window_loss
 from numgpt.formats import resolve
-from numgpt.training.evaluation import sliding_window_loss
 
 pytestmark = pytest.mark.real_weights
 

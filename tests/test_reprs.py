@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from numgpt import GPT, AdamW, CharTokenizer, Chat, GPTConfig, KVCache, Llama, LlamaConfig, load
-from numgpt.training.evaluation import Evaluation
+from numgpt.evaluation.perplexity import Evaluation
 
 MODEL = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=8, n_positions=16, vocab_size=99))
 LLAMA = Llama(

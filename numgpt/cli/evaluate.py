@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from numgpt.cli.common import add_command, add_model, add_threads, whole
+from numgpt.data.corpus import find_files
+from numgpt.evaluation.perplexity import Evaluation, sliding_window_loss
 from numgpt.formats import load
 from numgpt.messages import tell
 from numgpt.tokenizer.reading import read_text
-from numgpt.training.corpus import find_files
-from numgpt.training.evaluation import Evaluation, sliding_window_loss
 
 
 def register(subparsers: Any) -> None:

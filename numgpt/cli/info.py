@@ -100,8 +100,8 @@ def _on_disk(source: Source) -> dict[str, str]:
     for _, tensor in source.tensors:
         stored[tensor.dtype] += math.prod(tensor.shape)
     total = sum(stored.values())
-    shares = (f"{dtype} {count / total:.1%}" for dtype, count in stored.most_common())
-    facts = {"stored as": ", ".join(shares)}
+    fractions = (f"{dtype} {count / total:.1%}" for dtype, count in stored.most_common())
+    facts = {"stored as": ", ".join(fractions)}
     try:
         facts["chat format"] = ChatTemplate(source.read_tokenizer()).format.name
     except (FileNotFoundError, ValueError) as error:

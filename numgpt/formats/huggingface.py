@@ -16,7 +16,7 @@ from numgpt.files import naming, replacing_together
 from numgpt.formats.families import FAMILIES, family_of
 from numgpt.formats.pytorch import read_pytorch
 from numgpt.formats.safetensors import read_safetensors, storage_dtype, write_safetensors
-from numgpt.formats.source import Arrangement, Source, is_finite
+from numgpt.formats.source import Source, WeightMapping, is_finite
 from numgpt.formats.tensors import StoredTensor, read_json
 from numgpt.messages import quoted, shown
 from numgpt.models.language_model import LanguageModel
@@ -73,7 +73,7 @@ def open_directory(directory: Path, named: Path | None = None) -> Source:
         family,
         config,
         tensors,
-        Arrangement(family, config),
+        WeightMapping(family, config),
         lambda: load_tokenizer(directory),
     )
 

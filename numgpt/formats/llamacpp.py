@@ -15,7 +15,7 @@ import numpy as np
 
 from numgpt.formats import gpt2, llama
 from numgpt.formats.gguf import read_gguf
-from numgpt.formats.source import Arrangement, Source
+from numgpt.formats.source import Source, WeightMapping
 from numgpt.formats.tensors import StoredTensor
 from numgpt.layers import llama3_frequencies, rope_frequencies
 from numgpt.messages import shown
@@ -84,7 +84,7 @@ def open_file(path: Path) -> Source:
             f"{path}: general.architecture={shown(architecture)} is not supported, only"
             f" {', '.join(_CONFIGS)}"
         )
-    family, arrangement, config_from = _CONFIGS[architecture]
+    family, mapping, config_from = _CONFIGS[architecture]
     if "token_embd.weight" not in tensors:
         raise ValueError(f"{path}: the weights lack 'token_embd.weight'")
     if not tensors["token_embd.weight"].shape:
@@ -104,7 +104,7 @@ def open_file(path: Path) -> Source:
         family,
         config,
         list(tensors.items()),
-        arrangement(family, config),
+        mapping(family, config),
         lambda: read_tokenizer(path, metadata),
     )
 
@@ -235,7 +235,7 @@ def _scaling_of(stored: StoredTensor, config: LlamaConfig) -> dict[str, Any]:
     return scaling
 
 
-class GGUFArrangement(Arrangement):
+class GGUFWeightMapping(WeightMapping):
     """llama.cpp's names; a family adds which there are."""
 
     in_order = False
@@ -260,7 +260,7 @@ class GGUFArrangement(Arrangement):
         return f"blk.{layer}.{stored}.{kind}"
 
 
-class GPT2Arrangement(GGUFArrangement):
+class GPT2WeightMapping(GGUFWeightMapping):
     transposes_linear = True
     prefix = "h"
     layers: ClassVar = {
@@ -280,7 +280,7 @@ class GPT2Arrangement(GGUFArrangement):
     }
 
 
-class Qwen2Arrangement(GGUFArrangement):
+class Qwen2WeightMapping(GGUFWeightMapping):
     prefix = "layers"
     layers: ClassVar = {
         "attn_norm": "input_layernorm",
@@ -300,7 +300,7 @@ class Qwen2Arrangement(GGUFArrangement):
     }
 
 
-class LlamaArrangement(Qwen2Arrangement):
+class LlamaWeightMapping(Qwen2WeightMapping):
     """The same names; what is rotated pairs neighbours."""
 
     def as_stored(self, name: str, array: np.ndarray) -> np.ndarray:
@@ -310,7 +310,7 @@ class LlamaArrangement(Qwen2Arrangement):
 
 
 _CONFIGS = {
-    "gpt2": (gpt2.FAMILY, GPT2Arrangement, _gpt2_config),
-    "llama": (llama.LLAMA, LlamaArrangement, _llama_config),
-    "qwen2": (llama.QWEN2, Qwen2Arrangement, _llama_config),
+    "gpt2": (gpt2.FAMILY, GPT2WeightMapping, _gpt2_config),
+    "llama": (llama.LLAMA, LlamaWeightMapping, _llama_config),
+    "qwen2": (llama.QWEN2, Qwen2WeightMapping, _llama_config),
 }

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from numgpt.formats import gpt2
-from numgpt.formats.nanogpt import NanoGPTArrangement
+from numgpt.formats.nanogpt import NanoGPTWeightMapping
 from numgpt.formats.source import Source
 from numgpt.formats.tensors import DTYPES, StoredTensor
 from numgpt.models.gpt2 import GPT, GPTConfig
@@ -71,23 +71,23 @@ def open_checkpoint(path: Path) -> Source:
         )
     config.bos_token_id = config.eos_token_id = gpt2.end_of_text_id(vocabulary)
     _check_size(path, config, padded, VERSIONS[version])
-    arrangement = NanoGPTArrangement(gpt2.FAMILY, config, has_biases=True)
-    tensors = _tensors(path, config, padded, VERSIONS[version], arrangement)
+    mapping = NanoGPTWeightMapping(gpt2.FAMILY, config, has_biases=True)
+    tensors = _tensors(path, config, padded, VERSIONS[version], mapping)
     return Source(
-        path, path, gpt2.FAMILY, config, tensors, arrangement, lambda: _tokenizer(path.parent)
+        path, path, gpt2.FAMILY, config, tensors, mapping, lambda: _tokenizer(path.parent)
     )
 
 
 def _tensors(
-    path: Path, config: GPTConfig, padded: int, dtype: str, arrangement: NanoGPTArrangement
+    path: Path, config: GPTConfig, padded: int, dtype: str, mapping: NanoGPTWeightMapping
 ) -> list[tuple[str, StoredTensor]]:
     shapes, itemsize = GPT.shapes(config), DTYPES[dtype].itemsize
     tensors, offset = [], HEADER_BYTES
     for kind in PARAMETERS:
         names = [kind] if kind in shapes else [f"h.{n}.{kind}" for n in range(config.n_layer)]
         for name in names:
-            shape = arrangement.stored_shape(name, shapes[name])
-            stored = arrangement.stored_name(name)
+            shape = mapping.stored_shape(name, shapes[name])
+            stored = mapping.stored_name(name)
             tensors.append((stored, StoredTensor(path, stored, dtype, shape, offset)))
             rows = padded if name == "wte" else shape[0]  # the padding's rows are left out
             offset += rows * math.prod(shape[1:]) * itemsize

@@ -14,7 +14,7 @@ from numgpt.formats.family import Family
 from numgpt.formats.huggingface import state_dict
 from numgpt.formats.pickles import read_pickle
 from numgpt.formats.pytorch import read_pytorch
-from numgpt.formats.source import Arrangement, Source
+from numgpt.formats.source import Source, WeightMapping
 from numgpt.messages import shown
 from numgpt.models.gpt2 import GPTConfig
 from numgpt.tokenizer import BaseTokenizer, CharTokenizer, load_tokenizer
@@ -49,14 +49,14 @@ def open_checkpoint(path: Path) -> Source:
     except ValueError as error:
         raise ValueError(f"{path}: model_args: {error}") from None
     config.eos_token_id = gpt2.end_of_text_id(config.vocab_size)
-    arrangement = NanoGPTArrangement(gpt2.FAMILY, config, has_biases=has_biases)
+    mapping = NanoGPTWeightMapping(gpt2.FAMILY, config, has_biases=has_biases)
     tensors = state_dict(path, saved["model"])
     return Source(
-        path, path, gpt2.FAMILY, config, tensors, arrangement, lambda: _tokenizer(path.parent)
+        path, path, gpt2.FAMILY, config, tensors, mapping, lambda: _tokenizer(path.parent)
     )
 
 
-class NanoGPTArrangement(Arrangement):
+class NanoGPTWeightMapping(WeightMapping):
     in_order = False
     transposes_linear = True
 

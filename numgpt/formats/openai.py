@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from numgpt.formats import gpt2
-from numgpt.formats.source import Arrangement, Source
+from numgpt.formats.source import Source, WeightMapping
 from numgpt.formats.tensorflow import read_bundle
 from numgpt.formats.tensors import read_json
 from numgpt.messages import shown
@@ -43,19 +43,19 @@ def open_bundle(directory: Path, prefix: Path) -> Source:
         raise ValueError(f"{path}: {error}") from None
     config.bos_token_id = config.eos_token_id = gpt2.end_of_text_id(config.vocab_size)
     tensors = list(read_bundle(prefix).items())
-    arrangement = OpenAIArrangement(gpt2.FAMILY, config)
+    mapping = OpenAIWeightMapping(gpt2.FAMILY, config)
     return Source(
         directory,
         path,
         gpt2.FAMILY,
         config,
         tensors,
-        arrangement,
+        mapping,
         lambda: load_tokenizer(directory),
     )
 
 
-class OpenAIArrangement(Arrangement):
+class OpenAIWeightMapping(WeightMapping):
     in_order = False
 
     def our_name(self, stored: str) -> str | None:

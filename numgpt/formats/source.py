@@ -1,7 +1,7 @@
 """A model in files of any format: found, checked, and brought into one flat buffer.
 
-Each format has its own names for the parameters, and lays some of them out differently. An
-arrangement says how; what is done with it is the same for all.
+Each format has its own names for the parameters, and lays some of them out differently. A weight
+mapping says how; what is done with it is the same for all.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numgpt.models.parameters import Parameters
 from numgpt.tokenizer import BaseTokenizer
 
 
-class Arrangement:
+class WeightMapping:
     """How a format names and lays out the parameters of a model.  This one: as Hugging Face."""
 
     in_order = True  # every tensor is laid out as our parameter is
@@ -63,7 +63,7 @@ class Source:
     family: Family
     config: Config
     tensors: Iterable[tuple[str, StoredTensor]]  # under the names in the files
-    arrangement: Arrangement
+    mapping: WeightMapping
     read_tokenizer: Callable[[], BaseTokenizer]
 
 
@@ -85,7 +85,7 @@ def read_parameters(
             for name, array in parameters.items():
                 report(name)
                 if name in found:
-                    found[name].read_into(source.arrangement.as_stored(name, array))
+                    found[name].read_into(source.mapping.as_stored(name, array))
                 else:
                     array.fill(0)
         _check_finite(parameters, found)
@@ -94,7 +94,7 @@ def read_parameters(
 
 def _find(source: Source) -> dict[str, StoredTensor]:
     """Our names -> the stored tensors, all of them, of the right shapes, without a surplus."""
-    stored, arrangement = list(source.tensors), source.arrangement
+    stored, mapping = list(source.tensors), source.mapping
     layers = source.config.layers
     if layers > len(stored):  # absurd sizes are refused before anything of that size is made
         raise ValueError(
@@ -104,7 +104,7 @@ def _find(source: Source) -> dict[str, StoredTensor]:
     shapes = source.family.model.shapes(source.config)
     found: dict[str, StoredTensor] = {}
     for stored_name, tensor in stored:
-        name = arrangement.our_name(stored_name)
+        name = mapping.our_name(stored_name)
         if name is None:
             continue
         what = f"{tensor.path}: tensor {shown(stored_name)}"
@@ -112,7 +112,7 @@ def _find(source: Source) -> dict[str, StoredTensor]:
             raise ValueError(f"{what} has no place in this model")
         if name in found:
             raise ValueError(f"{what} is there twice")
-        expected = arrangement.stored_shape(name, shapes[name])
+        expected = mapping.stored_shape(name, shapes[name])
         if tensor.shape != expected:
             raise ValueError(
                 f"{what} has shape {list(tensor.shape)}, {source.config_path.name} asks for"
@@ -123,10 +123,10 @@ def _find(source: Source) -> dict[str, StoredTensor]:
                 f"{what} is stored as {tensor.dtype}, weights are F32, F16, BF16 or quantised"
             )
         found[name] = tensor
-    missing = [name for name in shapes if name not in found and not arrangement.may_lack(name)]
+    missing = [name for name in shapes if name not in found and not mapping.may_lack(name)]
     if missing:
         raise ValueError(
-            f"{source.path}: the weights lack {shown(arrangement.stored_name(missing[0]))}"
+            f"{source.path}: the weights lack {shown(mapping.stored_name(missing[0]))}"
             + (f" and {len(missing) - 1} more tensors" if len(missing) > 1 else "")
         )
     return found
@@ -135,7 +135,7 @@ def _find(source: Source) -> dict[str, StoredTensor]:
 def _mapped(source: Source, found: Mapping[str, StoredTensor]) -> Parameters | None:
     """The parameters as one mapped piece of the file, where they lie there as we want them."""
     tensors = sorted(found.values(), key=lambda tensor: tensor.offset)
-    if os.name == "nt" or not source.arrangement.in_order:
+    if os.name == "nt" or not source.mapping.in_order:
         return None  # on Windows a mapped file could not be replaced
     if any(tensor.dtype != "F32" or tensor.strides is not None for tensor in tensors):
         return None

@@ -148,7 +148,7 @@ class _Request:
         self.cache, logits = self._read_prompts()
         self.cache = self.cache.repeat(times)
         logits = np.repeat(logits, times, axis=0)
-        self._make_room(times)
+        self._allocate(times)
         rows = np.arange(len(self.ids))  # which sequence is in which slot
         rows = self._leave(rows, [self._is_full(row, 0) for row in rows])
         logits = logits[rows]
@@ -194,7 +194,7 @@ class _Request:
         new = [prompt[cache.length :] for prompt in prompts]
         return cache, self._pass(cache, new, 0)
 
-    def _make_room(self, times: int) -> None:
+    def _allocate(self, times: int) -> None:
         """Arrays for whole sequences: each step fills a column, and memory that is never reached is
         never taken."""
         count = len(self.ids) * times

@@ -6,16 +6,22 @@ Every layer is a pair of functions,
 
 where dx means ∂loss/∂x. A layer with parameters returns their gradients as well, (dx, dweight, …):
 new arrays, or the sums (runtime.Accumulator) that the caller hands over, which they are added to.
-The dtype follows the input: float32
-for work, float64 for numerical checks. Shapes use fixed letters: B batch, T time, C width, H heads,
-K key heads, D head size, F feed-forward width, V vocabulary, N = B·T rows.
+The dtype follows the input: float32 for work, float64 for numerical checks.
+
+One notation is used everywhere:
+
+    B  batch                 C  width of the residual stream      x, y   input and output
+    T  queries               F  feed-forward width                p      probabilities
+    S  keys, S >= T          V  vocabulary                        m      dropout mask, scaled
+    H  (attention) heads     N  rows, B · T                       x̂      normalised input
+    K  KV heads              D  head size                         g      gradient at x̂
+    G  query heads a KV head, H/K                                 dx     ∂loss/∂x
 """
 
 from numgpt.layers.attention import attention_backward, attention_forward
 from numgpt.layers.cross_entropy import (
     IGNORE_INDEX,
     linear_cross_entropy,
-    linear_cross_entropy_and_grads,
     linear_log_probs_backward,
     linear_log_probs_forward,
     mean_weights,
@@ -63,7 +69,6 @@ __all__ = [
     "layernorm_output",
     "linear_backward",
     "linear_cross_entropy",
-    "linear_cross_entropy_and_grads",
     "linear_forward",
     "linear_log_probs_backward",
     "linear_log_probs_forward",

@@ -218,7 +218,7 @@ def _tile_queries(queries: int) -> int:
 
 
 def _over_heads(body: Callable[[Heads], None], q: np.ndarray, k: np.ndarray) -> None:
-    """Call body for slices of batch and key heads whose tiles of scores fit the cache, on all
+    """Call body for slices of batch and KV heads whose tiles of scores fit the cache, on all
     cores."""
     batch, heads, group, queries, _ = q.shape
     matrices = max(1, TILE_ELEMENTS // (group * _tile_queries(queries) * k.shape[2]))

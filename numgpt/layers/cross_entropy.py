@@ -58,37 +58,28 @@ def linear_cross_entropy(
     weight: np.ndarray,
     targets: np.ndarray,
     weights: np.ndarray | None = None,
+    dweight: Accumulator | None = None,
     ignore_index: int = IGNORE_INDEX,
-) -> float:
-    """Σ_n w_n · (-log p_n[target_n]) of the logits x weightᵀ, a chunk of rows at a time.
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Σ_n w_n · (-log p_n[target_n]) of the logits x weightᵀ, forward and backward in one, as the
+    logits of a chunk are there.
 
-    x (N, C), weight (V, C), targets (N,), weights (N,), without any the mean's -> loss.
+    x (N, C), weight (V, C), targets (N,), weights (N,), without any the mean's -> loss, dx (N, C),
+    dweight (V, C): a new array, or added to the sum that is handed over.
 
     >>> x, weight = np.random.default_rng(0).normal(size=(2, 4, 3))
     >>> z = x @ weight.T
     >>> log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
-    >>> exact = -np.mean(log_p[[0, 1, 2, 3], [0, 3, 1, 1]])
-    >>> np.allclose(linear_cross_entropy(x, weight, np.array([0, 3, 1, 1])), exact)
+    >>> loss, dx, dweight = linear_cross_entropy(x, weight, np.array([0, 3, 1, 1]))
+    >>> np.allclose(loss, -np.mean(log_p[[0, 1, 2, 3], [0, 3, 1, 1]]))
+    True
+    >>> dz = (np.exp(log_p) - np.eye(4)[[0, 3, 1, 1]]) / 4
+    >>> np.allclose(dx, dz @ weight) and np.allclose(dweight, dz.T @ x)
     True
     """
-    logp, _ = linear_log_probs_forward(x, weight, targets, ignore_index)
-    weights = _weights(weights, x, targets, ignore_index)
-    return -float(weights.astype(np.float64) @ logp.astype(np.float64))
-
-
-def linear_cross_entropy_and_grads(
-    x: np.ndarray,
-    weight: np.ndarray,
-    targets: np.ndarray,
-    weights: np.ndarray | None = None,
-    dweight: Accumulator | None = None,
-    ignore_index: int = IGNORE_INDEX,
-) -> tuple[float, np.ndarray, np.ndarray]:
-    """Forward and backward in one, as the logits of a chunk are there: what `linear_cross_entropy`
-    takes -> loss, dx (N, C), dweight (V, C): a new array, or added to the sum that is handed over.
-    """
     _check(x, weight, targets, ignore_index)
-    weights = _weights(weights, x, targets, ignore_index)
+    weights = mean_weights(targets, x.dtype, ignore_index) if weights is None else weights
+    like("weights", weights, x.shape[:1])
     dweight = Accumulator.like(weight) if dweight is None else dweight
     dx = empty_like(x)
     loss = 0.0
@@ -179,15 +170,6 @@ def _logits_in_chunks(x: np.ndarray, weight: np.ndarray) -> Iterator[tuple[slice
     for start, stop in pairwise(edges):
         z = memory[: stop - start]
         yield slice(start, stop), matmul(x[start:stop], weight.T, out=z)  # (n, C) -> (n, V)
-
-
-def _weights(
-    weights: np.ndarray | None, x: np.ndarray, targets: np.ndarray, ignore_index: int
-) -> np.ndarray:
-    """One weight a row.  Raises as `like` does."""
-    if weights is None:
-        return mean_weights(targets, x.dtype, ignore_index)
-    return like("weights", weights, x.shape[:1])
 
 
 def _check(x: np.ndarray, weight: np.ndarray, targets: np.ndarray, ignore_index: int) -> None:

@@ -19,7 +19,6 @@ import numpy as np
 from numgpt.layers import (
     IGNORE_INDEX,
     linear_cross_entropy,
-    linear_cross_entropy_and_grads,
     linear_log_probs_backward,
     linear_log_probs_forward,
     mean_weights,
@@ -224,20 +223,9 @@ class LanguageModel(Generic[ConfigT, CacheT]):
         With weights (B, T), or what broadcasts to it: Σ weights · (-log p), not divided by
         anything, for instance by 1/n for n targets in several batches.
         """
-        ids, targets = self._check(ids, targets)
-        weights = self._check_weights(weights, targets)
-
-        def part_loss(part: Part) -> float:
-            rows = part.sequences
-            hidden, _ = self.forward(ids[rows], Context(len(ids[rows])))
-            return linear_cross_entropy(
-                hidden,
-                self.parameters[self.unembedding],
-                targets[rows].ravel(),
-                weights[rows].ravel(),
-            )
-
-        return sum(self._over_parts(part_loss, cut_batch(self.num_parameters(), ids.shape)))
+        logp = self.log_probs(ids, targets)
+        weights = self._check_weights(weights, np.atleast_2d(np.asarray(targets)))
+        return -float(np.vdot(weights.astype(np.float64), logp.astype(np.float64)))
 
     def loss_and_grads(
         self,
@@ -263,7 +251,7 @@ class LanguageModel(Generic[ConfigT, CacheT]):
             rows = part.sequences
             ctx = self._training_context(ids[rows], part.rng)
             hidden, cache = self.forward(ids[rows], ctx)
-            loss, dhidden, _ = linear_cross_entropy_and_grads(
+            loss, dhidden, _ = linear_cross_entropy(
                 hidden,
                 self.parameters[self.unembedding],
                 targets[rows].ravel(),

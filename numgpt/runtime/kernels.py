@@ -78,7 +78,7 @@ def choose_kernels() -> str:
 
 
 class OpenBLAS:
-    """The few entry points of a loaded OpenBLAS that this room needs, through ctypes."""
+    """The few entry points of a loaded OpenBLAS that are needed here, through ctypes."""
 
     def __init__(self, library: ctypes.CDLL, prefix: str, suffix: str):
         def entry(name: str):

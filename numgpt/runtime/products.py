@@ -72,11 +72,11 @@ def _in_panels(a: np.ndarray, b: np.ndarray, out: np.ndarray, width: int) -> np.
     panels = b[:, :whole].reshape(len(b), count, width).swapaxes(0, 1)  # (count, K, width)
     results = out[:, :whole].reshape(len(a), count, width).swapaxes(0, 1)  # (count, M, width)
 
-    def share(index: int) -> None:
+    def some(index: int) -> None:
         part = slice(count * index // threads, count * (index + 1) // threads)
         np.matmul(a, panels[part], out=results[part])
 
-    parallel_for(share, threads)
+    parallel_for(some, threads)
     if whole < b.shape[1]:
         np.matmul(a, b[:, whole:], out=out[:, whole:])
     return out

@@ -1,10 +1,9 @@
-"""DATA -> BETTER WEIGHTS. Corpus and batches, AdamW, schedule, loop, checkpoints, log."""
+"""DATA -> BETTER WEIGHTS. AdamW, schedule, loop, checkpoints, log."""
 
 from numgpt.lazy import lazy_names
 
 _MODULES = {
     "AdamW": "adamw",
-    "Corpus": "corpus",
     "TrainConfig": "config",
     "Trainer": "loop",
     "TrainingError": "loop",

@@ -10,6 +10,15 @@ import sys
 from pathlib import Path
 
 from numgpt import formats
+from numgpt.data.corpus import (
+    TOKENS_FILE,
+    Documents,
+    absolute,
+    check_length,
+    encode_corpus,
+    find_documents,
+    read_documents,
+)
 from numgpt.files import finish_replacing, replacing_together
 from numgpt.formats.families import FAMILIES
 from numgpt.formats.huggingface import WEIGHTS_FILE, model_files
@@ -20,15 +29,6 @@ from numgpt.tokenizer import BaseTokenizer, CharTokenizer, Tokenizer
 from numgpt.tokenizer.base import tokenizer_files
 from numgpt.training.checkpoint import CHECKPOINT_FILE, RunState, check_fits, save_checkpoint
 from numgpt.training.config import MOST_CONTEXT, TrainConfig
-from numgpt.training.corpus import (
-    TOKENS_FILE,
-    Documents,
-    absolute,
-    check_length,
-    encode_corpus,
-    find_documents,
-    read_documents,
-)
 from numgpt.training.log import CURVE_FILE, DAMAGED_LOG_FILE, LOG_FILE
 
 RUN_FILES = (CHECKPOINT_FILE, TOKENS_FILE, LOG_FILE, DAMAGED_LOG_FILE, CURVE_FILE)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from numgpt.data.corpus import CHECKPOINT_FILE, TokensFile, tokens_file_from
 from numgpt.files import finish_replacing
 from numgpt.formats.families import FAMILIES
 from numgpt.formats.huggingface import WEIGHTS_FILE
@@ -30,7 +31,6 @@ from numgpt.models.parameters import Parameters
 from numgpt.runtime import physical_memory
 from numgpt.training.adamw import AdamW
 from numgpt.training.config import OPTIONS, TrainConfig
-from numgpt.training.corpus import CHECKPOINT_FILE, TokensFile, tokens_file_from
 
 ARRAYS = ("weights", "m", "v")
 

@@ -36,7 +36,7 @@ class TrainConfig:
         None, "text: files, directories or globs; none: the Python language reference", "data", str
     )
     val_fraction: float = _option(
-        0.1, "share of the tokens, at the end, held out for validation", "data"
+        0.1, "fraction of the tokens, at the end, held out for validation", "data"
     )
     tokenizer: str = _option(
         "bpe", "bpe (learnt from the text), char, or a directory that holds one", "data"
@@ -52,7 +52,7 @@ class TrainConfig:
     n_embd: int = _option(128, "width of the residual stream", "model")
     block_size: int | None = _option(None, "context length in tokens", "model", int)
     dropout: float = _option(
-        0.0, "share of activations dropped in training; of attention only in a Llama", "model"
+        0.0, "fraction of activations dropped in training; of attention only in a Llama", "model"
     )
     init_from: str | None = _option(
         None, "model to fine-tune: a directory or a name; brings tokenizer and sizes", "model", str

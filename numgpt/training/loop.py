@@ -19,6 +19,15 @@ from typing import Any
 import numpy as np
 
 from numgpt import formats
+from numgpt.data.corpus import (
+    TOKENS_FILE,
+    Corpus,
+    absolute,
+    encode_corpus,
+    find_documents,
+    hash_tokenizer,
+    open_corpus,
+)
 from numgpt.files import DirectoryLock, sweep
 from numgpt.messages import shown, tell
 from numgpt.models import LanguageModel
@@ -32,15 +41,6 @@ from numgpt.training.checkpoint import (
     save_checkpoint,
 )
 from numgpt.training.config import OPTIONS, TrainConfig
-from numgpt.training.corpus import (
-    TOKENS_FILE,
-    Corpus,
-    absolute,
-    encode_corpus,
-    find_documents,
-    hash_tokenizer,
-    open_corpus,
-)
 from numgpt.training.log import Log
 from numgpt.training.schedule import learning_rate
 

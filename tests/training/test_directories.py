@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from numgpt import GPT, CharTokenizer, GPTConfig, Tokenizer, cli, formats
+from numgpt.data.corpus import find_files
 from numgpt.files import LOCK_FILE, DirectoryLock
 from numgpt.training import TrainConfig, Trainer
 from numgpt.training.checkpoint import load_checkpoint
-from numgpt.training.corpus import find_files
 
 TEXT = "The quick brown fox jumps over the lazy dog; the dog sleeps on.\n" * 30
 TINY = ["--n-layer=1", "--n-head=2", "--n-embd=8", "--block-size=8", "--batch-size=2"]

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from numgpt import GPT, CharTokenizer, GPTConfig, formats
+from numgpt.data.corpus import encode_corpus, find_documents, find_files, open_corpus
+from numgpt.evaluation.perplexity import sliding_window_loss
 from numgpt.files import TEMPORARY
 from numgpt.training import TrainConfig, Trainer, TrainingError, beginning
 from numgpt.training.checkpoint import CHECKPOINT_FILE, load_checkpoint
 from numgpt.training.config import OPTIONS, read_toml
-from numgpt.training.corpus import encode_corpus, find_documents, find_files, open_corpus
-from numgpt.training.evaluation import sliding_window_loss
 
 TEXT = "The quick brown fox jumps over the lazy dog; the dog sleeps on.\n" * 60
 TINY = {

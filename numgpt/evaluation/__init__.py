@@ -1,0 +1,8 @@
+"""HOW GOOD IT IS. Loss, perplexity and bits per byte of a text of any length."""
+
+from numgpt.lazy import lazy_names
+
+_MODULES = {"Evaluation": "perplexity", "sliding_window_loss": "perplexity"}
+
+__all__ = list(_MODULES)
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)
