@@ -30,7 +30,12 @@ class Cache(NamedTuple):
 
 def embedding_forward(ids: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, Cache]:
     """ids (N,) integers in [0, V), weight (V, C) -> y (N, C), cache.  Ids of another shape give
-    rows of that shape."""
+    rows of that shape.
+
+    >>> weight, ids = np.arange(6.0).reshape(3, 2), np.array([2, 0, 2])
+    >>> np.array_equal(embedding_forward(ids, weight)[0], np.eye(3)[ids] @ weight)
+    True
+    """
     floats("weight", weight, "V, C")
     return weight[checks.ids("ids", ids, len(weight))], Cache(ids, weight.shape)
 

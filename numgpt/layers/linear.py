@@ -32,6 +32,10 @@ def linear_forward(
     """x (N, I), weight (I, O), bias (O,) or None -> y (N, O), cache.
 
     Further axes before the last are rows too: (B, T, I) -> (B, T, O).
+
+    >>> x, weight, bias = np.ones((3, 2)), np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([0.5, 0.0])
+    >>> linear_forward(x, weight, bias)[0][0]
+    array([4.5, 6. ])
     """
     x_rows = rows("x", x, len(floats("weight", weight, "I, O")))
     y = matmul(x_rows, weight)  # (N, I) -> (N, O)

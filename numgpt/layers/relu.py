@@ -15,7 +15,11 @@ from numgpt.runtime import empty_like, over_row_blocks
 
 
 def relu_forward(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """x (N, F) -> y (N, F), cache."""
+    """x (N, F) -> y (N, F), cache.
+
+    >>> relu_forward(np.array([[-1.0, 2.0]]))[0]
+    array([[0., 2.]])
+    """
     y = empty_like(floats("x", x))
     over_row_blocks(lambda x, y: np.maximum(x, 0, out=y), x, y)
     return y, y

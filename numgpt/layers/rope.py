@@ -31,13 +31,19 @@ which turn more than `high` times, stay; between the two it is interpolated,
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 from numgpt.layers.checks import floats
 from numgpt.runtime import empty
 
-Rotation = tuple[np.ndarray, np.ndarray]  # cos and sin, each (B, 1, T, D/2)
+
+class Rotation(NamedTuple):
+    """By what each pair is turned."""
+
+    cos: np.ndarray  # (B, 1, T, D/2)
+    sin: np.ndarray  # (B, 1, T, D/2)
 
 
 def rope_frequencies(size: int, base: float = 10000.0) -> np.ndarray:
@@ -63,7 +69,7 @@ def rope_rotation(
 ) -> Rotation:
     """positions (B, T), frequencies (D/2,) -> what turns each pair, for all heads and layers."""
     angles = positions[:, None, :, None] * frequencies
-    return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
+    return Rotation(np.cos(angles).astype(dtype), np.sin(angles).astype(dtype))
 
 
 def rope_forward(
@@ -73,6 +79,12 @@ def rope_forward(
 
     The pairs are halves, or with `interleaved` neighbours. The memory of y is laid out as
     (B, T, H, D).
+
+    >>> x, angles = np.random.default_rng(0).normal(size=(1, 1, 5, 4)), np.arange(5)[:, None] * 0.1
+    >>> rotation = rope_rotation(np.arange(5)[None], np.array([0.1, 0.1]), np.float64)
+    >>> z = (x[0, 0, :, :2] + 1j * x[0, 0, :, 2:]) * np.exp(1j * angles)  # pairs as complex numbers
+    >>> np.allclose(rope_forward(x, rotation)[0], np.concatenate([z.real, z.imag], axis=-1))
+    True
     """
     cos, sin = rotation
     return _turned(floats("x", x, "B, H, T, D"), cos, sin, interleaved), rotation
@@ -88,10 +100,8 @@ def _turned(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, interleaved: bool) 
     batch, heads, time, size = x.shape
     y = empty((batch, time, heads, size), x.dtype).transpose(0, 2, 1, 3)
     (x_1, x_2), (y_1, y_2) = _pairs(x, interleaved), _pairs(y, interleaved)
-    np.multiply(x_1, cos, out=y_1)
-    y_1 -= x_2 * sin
-    np.multiply(x_1, sin, out=y_2)
-    y_2 += x_2 * cos
+    np.subtract(x_1 * cos, x_2 * sin, out=y_1)
+    np.add(x_1 * sin, x_2 * cos, out=y_2)
     return y
 
 
