@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import re
 import signal
@@ -61,10 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a character shows a ? for it
-        stream.reconfigure(errors="replace")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     # of NumPy, where a training diverges: it is said
     warnings.simplefilter("ignore", RuntimeWarning)
-    warnings.showwarning = lambda message, *_: tell(f"numgpt: note: {message}")
+    warnings.showwarning = lambda message, *_, **__: tell(f"numgpt: note: {message}")
     options = argparse.Namespace()
     try:
         _parser().parse_args(arguments, options)
@@ -90,7 +92,7 @@ def _fail(error: object, status: int) -> int:
         if where is None:  # what writes a file names it
             where = "standard output"
         where = where if where is None or len(str(where)) < 300 else f"{str(where)[:300]}…"
-        mend = MENDS.get(error.errno)
+        mend = MENDS.get(error.errno or 0)
         error = ": ".join(str(part) for part in (where, error.strerror, mend) if part is not None)
     tell(f"numgpt: error: {one_line(error)}")
     return status

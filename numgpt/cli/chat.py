@@ -9,7 +9,8 @@ import math
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,11 +185,11 @@ class _Terminal:
                     self.obey(command, argument.strip())
                 else:
                     text = line.removeprefix("/") if line.startswith("//") else line
-                    self.answer(lambda text=text: self.chat.ask(text, seed=self.next_seed()))
+                    self.answer(partial(self.say, text))
 
     def read(self) -> str | None:
         """A message, or None at the end."""
-        lines = []
+        lines: list[str] = []
         try:
             with self.interrupts.heard():
                 while True:
@@ -231,7 +232,10 @@ class _Terminal:
         except OSError as error:
             _say(f"/{command} {argument}: {error.strerror or error}")
 
-    def answer(self, ask: Callable[[], Iterator[str]]) -> None:
+    def say(self, text: str) -> Generator[str, None, None]:
+        return self.chat.ask(text, seed=self.next_seed())
+
+    def answer(self, ask: Callable[[], Generator[str, None, None]]) -> None:
         pieces, wrap = None, WordWrap(shutil.get_terminal_size().columns)
         try:
             with self.interrupts.heard():

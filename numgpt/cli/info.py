@@ -90,8 +90,8 @@ def run(options: argparse.Namespace) -> None:
         **numgpt.runtime.kernels.describe(),
         "allocator": numgpt.runtime.ALLOCATOR,
     }
-    for name, value in (facts | {"threads": numgpt.runtime.num_threads()}).items():
-        print(f"  {name:<10}{value}")
+    for name, fact in (facts | {"threads": str(numgpt.runtime.num_threads())}).items():
+        print(f"  {name:<10}{fact}")
 
 
 def _on_disk(source: Source) -> dict[str, str]:

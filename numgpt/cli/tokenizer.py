@@ -27,7 +27,7 @@ LONGEST_ID = 30  # digits
 
 
 def register(subparsers: Any) -> None:
-    parser = add_command(
+    parser: argparse.ArgumentParser = add_command(
         subparsers,
         "tokenizer",
         "train a BPE tokenizer, encode text, decode ids",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+from collections.abc import Callable
 from typing import Any
 
 from numgpt.cli.common import add_command, add_threads, check_directory_name, number, whole
@@ -15,7 +16,11 @@ from numgpt.training.log import can_plot
 
 # What a model that is fine-tuned has already.
 GIVEN_BY_MODEL = ("arch", "n_layer", "n_head", "n_kv_head", "n_embd", "tokenizer", "vocab_size")
-KINDS = {int: (whole, "N"), float: (number, "X"), str: (str, "S")}
+KINDS: dict[type, tuple[Callable[[str], Any], str]] = {
+    int: (whole, "N"),
+    float: (number, "X"),
+    str: (str, "S"),
+}
 
 
 def register(subparsers: Any) -> None:

@@ -197,7 +197,7 @@ def encode_corpus(
                         stacklevel=2,
                     )
                 spelt.update(specials.findall(part))
-                write(tokenizer.encode(part))
+                write(list(tokenizer.encode(part)))
     if spelt:
         token, times = spelt.most_common(1)[0]
         warnings.warn(

@@ -33,8 +33,8 @@ _SHARD = re.compile(r"(model-\d+-of-\d+\.safetensors|pytorch_model-\d+-of-\d+\.b
 
 def model_files(directory: Path) -> list[str]:
     """The names of the files in a directory that belong to a model in this layout."""
-    names = (CONFIG_FILE, GENERATION_FILE, WEIGHTS_FILE, INDEX_FILE)
-    names += (PICKLED_FILE, PICKLED_INDEX_FILE)
+    names = {CONFIG_FILE, GENERATION_FILE, WEIGHTS_FILE, INDEX_FILE}
+    names |= {PICKLED_FILE, PICKLED_INDEX_FILE}
     there = sorted(os.listdir(directory)) if directory.is_dir() else []
     return [name for name in there if name in names or _SHARD.fullmatch(name)]
 

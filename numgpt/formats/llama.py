@@ -65,7 +65,7 @@ def config_from(fields: dict[str, Any]) -> LlamaConfig:
             raise ValueError("partial_rotary_factor is not supported")
         # Without a type it is the default only if there is nothing else either.
         unsaid = None if scaling.keys() - {"partial_rotary_factor"} else "default"
-        kind = scaling.get("rope_type", scaling.get("type", unsaid))
+        kind = scaling.get("rope_type", scaling.get("type", unsaid or ""))
         config.rope_scaling = None if kind == "default" else scaling | {"rope_type": kind}
     return config
 

@@ -226,7 +226,7 @@ def _scaling_of(stored: StoredTensor, config: LlamaConfig) -> dict[str, Any]:
     factors = np.empty(stored.shape, np.float32)
     stored.read_into(factors)
     scaling = LLAMA3 | {"factor": float(factors.max())}
-    numbers = {name: value for name, value in scaling.items() if name != "rope_type"}
+    numbers = {n: float(value) for n, value in scaling.items() if isinstance(value, (int, float))}
     if not np.isfinite(factors).all() or factors.min() <= 0:
         raise ValueError(f"{FREQUENCY_FACTORS} holds what is no factor")
     ours = frequencies / llama3_frequencies(frequencies, **numbers)

@@ -50,6 +50,10 @@ class RefusedError(ValueError):
     """A sentence that lacks only the file's name."""
 
 
+# Left out of the stubs that describe the module.
+_OPCODES: dict[str, Any] = vars(pickletools)["code2op"]
+
+
 class _UnknownNameError(RefusedError):
     """The pickle refers to a class or function that plain data does not need."""
 
@@ -106,7 +110,7 @@ class Machine:
             name = ""
             while name != "STOP":
                 place = file.tell()
-                opcode = pickletools.code2op[file.read(1).decode("latin-1")]
+                opcode = _OPCODES[file.read(1).decode("latin-1")]
                 name, argument = opcode.name, opcode.arg
                 # pickletools undoes escapes in lines of text, slowly and with warnings.  Of the
                 # instructions that have such arguments, all but GLOBAL are refused anyhow.
@@ -210,7 +214,9 @@ class Machine:
 
     def storage(self, identity: Any) -> _Storage:
         """The storage that a persistent id names."""
-        kind = key = numel = None
+        kind: Any = None
+        key: Any = None
+        numel: Any = None
         if type(identity) is tuple and len(identity) in (5, 6) and identity[0] == "storage":
             _, kind, key, _, numel = identity[:5]
         known = type(kind) is _Global and type(key) is str and _is_count(numel)

@@ -291,10 +291,12 @@ def _message(data: bytes) -> dict[int, list[int | bytes]]:
         kind = tag & 7
         if kind not in (0, 1, 2, 5):
             raise _RefusedError(f"has a field of the unknown kind {kind}")
+        value: int | bytes
+        size = {1: 8, 5: 4}.get(kind, 0)
         if kind in (0, 2):
-            (value,), at = _varints(data, at, 1)
+            (size,), at = _varints(data, at, 1)
+            value = size
         if kind != 0:
-            size = {1: 8, 5: 4}.get(kind) or value
             value = data[at : at + size]
             at += size
         fields.setdefault(tag >> 3, []).append(value)
@@ -316,7 +318,7 @@ def _bytes(fields: dict[int, list[int | bytes]], number: int) -> bytes:
 
 
 def _all_bytes(fields: dict[int, list[int | bytes]], number: int) -> list[bytes]:
-    values = fields.get(number, [])
-    if not all(isinstance(value, bytes) for value in values):
+    values = [value for value in fields.get(number, []) if isinstance(value, bytes)]
+    if len(values) != len(fields.get(number, [])):
         raise _RefusedError(f"has a number in field {number} instead of bytes")
     return values

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 # By the names that safetensors gives them.
-DTYPES = {
+DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),

@@ -139,7 +139,7 @@ class Chat:
         invalid."""
         self.options = self._checked(options)
 
-    def ask(self, text: str, **options: Any) -> Iterator[str]:
+    def ask(self, text: str, **options: Any) -> Generator[str, None, None]:
         """Say something; yields the answer in pieces, as they are made.
 
         The conversation takes in question and answer when the answer ends, also where its reader
@@ -154,7 +154,7 @@ class Chat:
         self._stop_speaking()
         return self._answer({"role": "user", "content": text}, len(self._turns), options)
 
-    def retry(self, **options: Any) -> Iterator[str]:
+    def retry(self, **options: Any) -> Generator[str, None, None]:
         """Answer the last question anew."""
         options = self._checked(options)
         self._stop_speaking()
@@ -204,7 +204,7 @@ class Chat:
 
     def _answer(
         self, question: dict[str, Any], place: int, options: dict[str, Any]
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """Answer a question that stands, with its answer, at a place among the turns."""
         most = options["max_new_tokens"]
         ids, dropped = self._fit(question, place, most)
@@ -271,6 +271,7 @@ class Chat:
         finally:
             first = time.perf_counter() if first is None else first
             cache = self._cache
+            assert cache is not None  # _answer has made it
             self._cached_ids = (ids + made)[: cache.length]
             cache.truncate(len(self._cached_ids))
             if made or complete:  # one that was stopped before its first token was never asked for

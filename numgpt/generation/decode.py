@@ -150,7 +150,7 @@ class _Request:
         logits = np.repeat(logits, times, axis=0)
         self._allocate(times)
         rows = np.arange(len(self.ids))  # which sequence is in which slot
-        rows = self._leave(rows, [self._is_full(row, 0) for row in rows])
+        rows = self._leave(rows, [self._is_full(row, 0) for row in rows.tolist()])
         logits = logits[rows]
         for length in range(self.prompt_length, self.max_length):
             if not len(rows):
@@ -172,7 +172,7 @@ class _Request:
             self.ids = self.sequences[:, : length + 1]
             self.ends[rows] = length + 1
             yield newest
-            rows = self._leave(rows, [self._has_ended(row) for row in rows])
+            rows = self._leave(rows, [self._has_ended(row) for row in rows.tolist()])
             if len(rows) and length + 1 < self.max_length:
                 logits = self._read(rows)
         if self.cut_by_context:
@@ -210,12 +210,12 @@ class _Request:
     def _read(self, rows: np.ndarray) -> np.ndarray:
         """Take in the newest token of each sequence -> logits (n, V) after it."""
         cache, full = self.cache, self.cache.lengths[: len(rows)] == self.model.context_length
-        for slot in np.flatnonzero(full):  # what stays is computed again
+        for slot in np.flatnonzero(full).tolist():  # what stays is computed again
             cache.truncate(0, slot)
             seen = self.occurred[rows[slot], : self.ends[rows[slot]]]
             kept = seen[seen >= 0][-self._kept : -1]
             if len(kept):
-                self._pass(cache, [kept], int(slot))
+                self._pass(cache, [kept], slot)
         newest = [self.ids[row, -1:] for row in rows]
         return self._pass(cache, newest, 0)
 
@@ -262,34 +262,39 @@ class _Request:
 
     def _stops(self, new_ids: np.ndarray) -> bool:
         """Whether the newest token completed a stop string."""
+        tokenizer = self.options.tokenizer
+        assert tokenizer is not None  # validate() has seen to it
         longest = max(len(stop.encode()) for stop in self.options.stop_strings)
-        tail = self.options.tokenizer.decode(new_ids[-(longest + STOP_WINDOW) :])
+        tail = tokenizer.decode(new_ids[-(longest + STOP_WINDOW) :])
         return any(stop in tail for stop in self.options.stop_strings)
 
 
 def _pad_left(ids: Ids, attention_mask: Ids | None, pad_token_id: int) -> tuple[Ids, Ids | None]:
     """Prompts of unequal length -> rows of equal length and the mask of what is no padding."""
-    rows = (
-        isinstance(ids, Sequence) and len(ids) > 0 and all(hasattr(row, "__len__") for row in ids)
-    )
-    if not rows or len({len(row) for row in ids}) == 1:
+    rows = [row for row in ids if isinstance(row, (Sequence, np.ndarray))] if _is_rows(ids) else []
+    if len({len(row) for row in rows}) < 2:
         return ids, attention_mask
     if attention_mask is not None:
         raise ValueError(
             "attention_mask goes with prompts of equal length; unequal ones are padded by generate"
         )
-    for number, row in enumerate(ids):
+    for number, row in enumerate(rows):
         if len(row) == 0:
             raise ValueError(f"prompt {number} is empty: give at least one token")
         if np.asarray(row).dtype.kind not in "iu":
             raise ValueError(f"prompt {number} is {shown(row)}: token ids are integers")
-    width = max(map(len, ids))
-    padded = np.full((len(ids), width), pad_token_id, np.int64)
-    mask = np.zeros((len(ids), width), bool)
-    for target, real, row in zip(padded, mask, ids, strict=True):
+    width = max(map(len, rows))
+    padded = np.full((len(rows), width), pad_token_id, np.int64)
+    mask = np.zeros((len(rows), width), bool)
+    for target, real, row in zip(padded, mask, rows, strict=True):
         target[width - len(row) :] = row
         real[width - len(row) :] = True
     return padded, mask
+
+
+def _is_rows(ids: Ids) -> bool:
+    """Whether these are several prompts, in a list."""
+    return isinstance(ids, Sequence) and all(hasattr(row, "__len__") for row in ids)
 
 
 def _check_mask(mask: Ids | None, ids: np.ndarray) -> np.ndarray:

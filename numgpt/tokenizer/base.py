@@ -94,12 +94,12 @@ class BaseTokenizer:
     @property
     def bos_token_id(self) -> int | None:
         """The id of the token that begins a text, where there is one."""
-        return self.special_tokens.get(self.bos_token)
+        return None if self.bos_token is None else self.special_tokens.get(self.bos_token)
 
     @property
     def eos_token_id(self) -> int | None:
         """The id of the token that ends a text, where there is one."""
-        return self.special_tokens.get(self.eos_token)
+        return None if self.eos_token is None else self.special_tokens.get(self.eos_token)
 
     def encode(
         self,
@@ -133,13 +133,14 @@ class BaseTokenizer:
             raise ValueError(
                 f"allowed_special names {shown(min(unknown))}: the special tokens are {known}"
             )
-        ids = [self.bos_token_id] if add_special_tokens and self.add_bos_token else []
+        beginning = self.bos_token_id if add_special_tokens and self.add_bos_token else None
+        ids = [] if beginning is None else [beginning]
         # Splitting on a group keeps what was matched: ordinary and special text take turns.
         searched = frozenset(specials).union(self.added_tokens)
         pieces = any_of(searched).split(text) if searched else [text]
         for index, piece in enumerate(pieces):
             if index % 2:
-                ids.append(self.special_tokens.get(piece, self.added_tokens.get(piece)))
+                ids.append((self.added_tokens | self.special_tokens)[piece])
             elif piece:
                 ids.extend(self.encode_ordinary(piece))
         return ids if return_tensors is None else np.array([ids], dtype=np.int64)
@@ -148,7 +149,7 @@ class BaseTokenizer:
         self, texts: Iterable[str], allowed_special: Literal["all"] | Collection[str] = ()
     ) -> list[list[int]]:
         """Ids of several texts."""
-        return [self.encode(text, allowed_special) for text in texts]
+        return [list(self.encode(text, allowed_special)) for text in texts]
 
     def apply_chat_template(
         self,

@@ -116,7 +116,7 @@ class Tokenizer(BaseTokenizer):
 
     def encode_ordinary(self, text: str) -> list[int]:
         if self.normalizer is not None:
-            text = unicodedata.normalize(self.normalizer, text)
+            text = unicodedata.normalize("NFC", text)  # the only one that is supported
         pieces = map(self._pieces.__getitem__, self.pattern.split(text))
         return list(itertools.chain.from_iterable(pieces))
 

@@ -192,12 +192,14 @@ class ChatTemplate:
             if message["role"] == "user":
                 parts += self._token(self.tokenizer.bos_token)
                 content = self._content(message)
-                content = ("\n\n" + content).rstrip() if system else content.strip()
+                content = f"\n\n{content}".rstrip() if system else str(content).strip()
                 parts += [*begin, " ", *system, content, " ", *end]
                 system = []
             else:
                 content, made = self._content(message), _is_made(message)
-                parts += [content] if made else [" ", content.strip(), " "]  # made with the space
+                parts += (
+                    [content] if made else [" ", str(content).strip(), " "]
+                )  # made with the space
                 parts += self._token(self.tokenizer.eos_token)
         return parts
 
@@ -283,7 +285,7 @@ def _joined(parts: Iterable[Part]) -> list[Part]:
         plain = isinstance(part, str) and not isinstance(part, Marker)
         before = joined[-1] if joined else None
         if plain and isinstance(before, str) and not isinstance(before, Marker):
-            joined[-1] = before + part
+            joined[-1] = before + str(part)
         else:
             joined.append(part)
     return joined

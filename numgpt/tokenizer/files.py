@@ -88,9 +88,9 @@ def build_bpe(
     reachable = _is_printable if options.get("ignore_merges") else made.__contains__
     ordinary = {t: id for t, id in vocabulary.items() if t not in special and t not in added}
     special = special | {t: i for t, i in ordinary.items() if len(t) > 1 and not reachable(t)}
-    ordinary = {from_printable(t): id for t, id in ordinary.items() if t not in special}
-    merges = [(from_printable(left), from_printable(right)) for left, right in pairs]
-    return Tokenizer(ordinary, merges, special, added_tokens=added, **options)
+    tokens = {from_printable(t): id for t, id in ordinary.items() if t not in special}
+    made_of = [(from_printable(left), from_printable(right)) for left, right in pairs]
+    return Tokenizer(tokens, made_of, special, added_tokens=added, **options)
 
 
 def save_bpe(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:
@@ -100,16 +100,15 @@ def save_bpe(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:
     merges = [f"{to_printable(left)} {to_printable(right)}" for left, right in tokenizer.merges]
     special, added = tokenizer.special_tokens, tokenizer.added_tokens
     in_order = dict(sorted((vocabulary | special | added).items(), key=lambda item: item[1]))
-    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
+    model: dict[str, Any] = {"type": "BPE", "dropout": None}
+    model |= {"unk_token": None, "continuing_subword_prefix": None}
     model |= {"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False}
     model |= {"ignore_merges": tokenizer.ignore_merges, "vocab": in_order, "merges": merges}
     whole = sections.WHOLE | {
         "added_tokens": sections.added_token_entries(special, added),
         "normalizer": tokenizer.normalizer and {"type": tokenizer.normalizer},
         "pre_tokenizer": sections.pre_tokenizer(tokenizer.pattern.name),
-        "post_processor": sections.post_processor(tokenizer.bos_token, tokenizer.bos_token_id)
-        if tokenizer.add_bos_token
-        else None,
+        "post_processor": _beginning(tokenizer),
         "decoder": sections.DECODER,
         "model": model,
     }
@@ -133,6 +132,14 @@ def save_bpe(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:
         texts["vocab.json"] = json.dumps(in_order, ensure_ascii=False)
         texts["merges.txt"] = "\n".join(["#version: 0.2", *merges, ""])
     _save(texts, directory)
+
+
+def _beginning(tokenizer: Tokenizer) -> dict[str, Any] | None:
+    """The post_processor of a tokenizer that begins each text with a token."""
+    token, id = tokenizer.bos_token, tokenizer.bos_token_id
+    if not tokenizer.add_bos_token or token is None or id is None:
+        return None
+    return sections.post_processor(token, id)
 
 
 def save_characters(tokenizer: CharTokenizer, directory: str | os.PathLike) -> None:

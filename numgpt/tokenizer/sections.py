@@ -74,9 +74,9 @@ def pre_tokenizer(name: str) -> dict[str, Any]:
     if name == "gpt2":
         return _BYTE_LEVEL | {"use_regex": True}
     if name == "smollm":
-        digits = {"type": "Digits", "individual_digits": True}
+        digits: dict[str, Any] = {"type": "Digits", "individual_digits": True}
         return _sequence(digits, _BYTE_LEVEL | {"use_regex": True})
-    split = {"type": "Split", "pattern": {"Regex": PATTERNS[name]}}
+    split: dict[str, Any] = {"type": "Split", "pattern": {"Regex": PATTERNS[name]}}
     split |= {"behavior": "Isolated", "invert": False}
     return _sequence(split, _BYTE_LEVEL | {"use_regex": False})
 

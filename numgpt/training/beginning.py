@@ -53,8 +53,8 @@ def begin_run(config: TrainConfig, out: Path, overwrite: bool = False) -> None:
         documents = find_documents(config.data)
         check_not_replaced(documents, out, run_files(out))
         if config.init_from is not None:
-            config.init_from = beside(config.init_from)
-            model, tokenizer = formats.load(config.init_from)
+            origin = config.init_from = absolute_model(config.init_from)
+            model, tokenizer = formats.load(origin)
             _fit_context(config, model)
         else:
             tokenizer = make_tokenizer(config, documents)
@@ -62,7 +62,7 @@ def begin_run(config: TrainConfig, out: Path, overwrite: bool = False) -> None:
         check_fits(out, config, model)
         tokenizer.save_pretrained(staged)
         tokens = encode_corpus(documents, tokenizer, staged)
-        check_length(tokens, config.val_fraction, config.block_size)
+        check_length(tokens, config.val_fraction, config.context)
         save_checkpoint(staged, RunState.new(config, model, tokens))
 
 
@@ -87,9 +87,9 @@ def check_not_replaced(documents: Documents, out: Path, names: list[str]) -> Non
             )
 
 
-def beside(init_from: str | None) -> str | None:
+def absolute_model(name: str) -> str:
     """The same model from whatever working directory a run is resumed."""
-    return os.path.abspath(init_from) if init_from and os.path.exists(init_from) else init_from
+    return os.path.abspath(name) if os.path.exists(name) else name
 
 
 def run_files(directory: Path) -> list[str]:
@@ -111,7 +111,7 @@ def _fit_context(config: TrainConfig, model: LanguageModel) -> None:
 
 def new_model(config: TrainConfig, tokenizer: BaseTokenizer) -> LanguageModel:
     """A model of the family and sizes that the options give, with random weights."""
-    vectors = 12 * config.n_layer * config.n_embd + tokenizer.vocab_size + config.block_size
+    vectors = 12 * config.n_layer * config.n_embd + tokenizer.vocab_size + config.context
     needed = 16 * vectors * config.n_embd  # bytes: float32 weights, gradients and two moments
     if needed > physical_memory():
         raise ValueError(
@@ -124,7 +124,7 @@ def new_model(config: TrainConfig, tokenizer: BaseTokenizer) -> LanguageModel:
     model_config = family.model.config_class.of_sizes(
         config.arch,
         tokenizer.vocab_size,
-        config.block_size,
+        config.context,
         config.n_layer,
         config.n_head,
         config.n_kv_head,

@@ -194,7 +194,7 @@ def check_fits(directory: Path, config: TrainConfig, model: LanguageModel) -> No
     """Raises ValueError where a batch can't fit into memory, OSError where the disk is too small
     for the checkpoints, the old beside the new."""
     # At the least the residual stream of every block.
-    numbers = config.batch_size * config.block_size * model.config.layers * model.config.width
+    numbers = config.batch_size * config.context * model.config.layers * model.config.width
     batch = numbers * model.parameters.dtype.itemsize
     if batch > physical_memory():
         raise ValueError(

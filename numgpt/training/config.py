@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,12 @@ class TrainConfig:
                 setattr(self, name, value)
 
     @property
+    def context(self) -> int:
+        """block_size, once the model has decided what None stands for."""
+        assert self.block_size is not None
+        return self.block_size
+
+    @property
     def lowest_lr(self) -> float:
         """The learning rate at the end of the cosine."""
         return self.lr / 10 if self.min_lr is None else self.min_lr
@@ -94,10 +102,10 @@ class TrainConfig:
         """Raises ValueError naming the option that is invalid."""
         for field in dataclasses.fields(self):
             _check_type(field, getattr(self, field.name))
-        for name in _AT_LEAST_ONE:
+        for name in sorted(_AT_LEAST_ONE):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}={shown(value)}: expected 1 or more")
-        for name in _AT_LEAST_ZERO:
+        for name in sorted(_AT_LEAST_ZERO):
             if (value := getattr(self, name)) is not None and not value >= 0:
                 raise ValueError(f"{name}={shown(value)}: expected 0 or more")
         if not self.lr > 0:
@@ -129,10 +137,10 @@ class TrainConfig:
             ) from None
 
 
-_AT_LEAST_ONE = ("vocab_size", "n_layer", "n_head", "n_embd", "block_size", "steps", "batch_size")
-_AT_LEAST_ONE += ("grad_accum", "log_every", "eval_every", "eval_batches", "save_every")
-_AT_LEAST_ZERO = ("warmup", "weight_decay", "grad_clip", "seed", "sample_every", "min_lr")
-_AT_LEAST_ZERO += ("n_kv_head",)
+_AT_LEAST_ONE = {"vocab_size", "n_layer", "n_head", "n_embd", "block_size", "steps", "batch_size"}
+_AT_LEAST_ONE |= {"grad_accum", "log_every", "eval_every", "eval_batches", "save_every"}
+_AT_LEAST_ZERO = {"warmup", "weight_decay", "grad_clip", "seed", "sample_every", "min_lr"}
+_AT_LEAST_ZERO |= {"n_kv_head"}
 _MAY_BE_NONE = ("data", "init_from", "min_lr", "block_size")
 LARGEST_FILE = 1 << 20  # bytes of options
 LARGEST = 1 << 53  # whole numbers above it are no option's
@@ -169,12 +177,9 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """The options in a TOML file.  Raises ValueError for what is not TOML, or no option, by
     name."""
     try:
-        import tomllib
-    except ImportError:  # Python 3.10
-        try:
-            import tomli as tomllib
-        except ImportError:
-            raise ValueError("--config needs Python 3.11 or later, or: pip install tomli") from None
+        tomllib = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+    except ImportError:
+        raise ValueError("--config needs Python 3.11 or later, or: pip install tomli") from None
     try:
         with open(path, "rb") as file:
             text = file.read(LARGEST_FILE + 1)

@@ -33,7 +33,7 @@ from numgpt.messages import shown, tell
 from numgpt.models import LanguageModel
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.training.adamw import AdamW
-from numgpt.training.beginning import begin_run, beside
+from numgpt.training.beginning import absolute_model, begin_run
 from numgpt.training.checkpoint import (
     RunState,
     check_fits,
@@ -48,8 +48,8 @@ SAMPLE_TOKENS = 200
 SAMPLE_PROMPT = 8  # tokens of validation text before a sample
 # What decides on the tokens, the sizes and the batches of a run; the rest may change when it is
 # resumed.
-FIXED = ("data", "val_fraction", "tokenizer", "vocab_size", "arch", "n_layer", "n_head")
-FIXED += ("n_kv_head", "n_embd", "block_size", "init_from", "seed")
+FIXED = {"data", "val_fraction", "tokenizer", "vocab_size", "arch", "n_layer", "n_head"}
+FIXED |= {"n_kv_head", "n_embd", "block_size", "init_from", "seed"}
 
 
 class TrainingError(RuntimeError):
@@ -143,7 +143,8 @@ class Trainer:
             if name not in OPTIONS:
                 raise ValueError(f"{name}={shown(value)} is not an option of training")
             value = absolute(value) if name == "data" else value
-            value = beside(value) if name == "init_from" else value
+            if name == "init_from" and isinstance(value, str):
+                value = absolute_model(value)
             if name in FIXED and _listed(value) != _listed(getattr(config, name)):
                 raise ValueError(
                     f"{name}={shown(value)}: the run in {out} began with"
@@ -163,7 +164,7 @@ class Trainer:
             )
         if not (out / TOKENS_FILE).exists():
             encode_corpus(find_documents(config.data), tokenizer, out)
-        corpus = open_corpus(out, state.tokens, config.val_fraction, config.block_size)
+        corpus = open_corpus(out, state.tokens, config.val_fraction, config.context)
         return cls(state, out, tokenizer, corpus, lock)
 
     def run(self) -> None:
@@ -192,7 +193,7 @@ class Trainer:
             if val_loss is not None or step % config.log_every == 0 or step == 1:
                 seconds = pause - began - elsewhere
                 tokens = (
-                    (step - first_step) * config.grad_accum * config.batch_size * config.block_size
+                    (step - first_step) * config.grad_accum * config.batch_size * config.context
                 )
                 loss = state.unreported_loss / state.unreported_steps
                 state.unreported_loss, state.unreported_steps = 0.0, 0
@@ -212,10 +213,10 @@ class Trainer:
         """One optimizer step.  -> mean loss of its batches, gradient norm, learning rate."""
         config, done = self.config, self.optimizer.steps
         rng = self.state.rng if config.dropout else None
-        count = config.grad_accum * config.batch_size * config.block_size  # of targets
+        count = config.grad_accum * config.batch_size * config.context  # of targets
         loss, gradients = 0.0, None
         for _ in range(config.grad_accum):
-            ids, targets = self.corpus.batch(self.state.rng, config.batch_size, config.block_size)
+            ids, targets = self.corpus.batch(self.state.rng, config.batch_size, config.context)
             part, gradients = self.model.loss_and_grads(
                 ids, targets, rng, weights=1 / count, add_to=gradients
             )
@@ -235,9 +236,9 @@ class Trainer:
         """Mean loss on the validation batches; keeps the weights if they are the best so far."""
         config = self.config
         batches = self.corpus.validation_batches(
-            config.eval_batches, config.batch_size, config.block_size
+            config.eval_batches, config.batch_size, config.context
         )
-        count = config.eval_batches * config.batch_size * config.block_size  # of targets
+        count = config.eval_batches * config.batch_size * config.context  # of targets
         val_loss = sum(self.model.loss(ids, targets, 1 / count) for ids, targets in batches)
         if val_loss < self.best_loss:
             self.lock.check()
