@@ -35,7 +35,7 @@ RUN_FILES = (CHECKPOINT_FILE, TOKENS_FILE, LOG_FILE, DAMAGED_LOG_FILE, CURVE_FIL
 
 
 def begin_run(config: TrainConfig, out: Path, overwrite: bool = False) -> None:
-    """Write a new run into the directory `out`: tokenizer, tokens, and a checkpoint of step 0.
+    """Write a new run into the directory `out`: tokenizer, tokens, model, a checkpoint of step 0.
 
     With `overwrite` it takes the place of the run or model that is there, in the same moment.
     Raises ValueError or OSError for what is known to fail later, and for a directory that holds
@@ -61,6 +61,8 @@ def begin_run(config: TrainConfig, out: Path, overwrite: bool = False) -> None:
             model = new_model(config, tokenizer)
         check_fits(out, config, model)
         tokenizer.save_pretrained(staged)
+        # From here on all names of the run are its own: what it replaces later it has written.
+        model.save_pretrained(staged)
         tokens = encode_corpus(documents, tokenizer, staged)
         check_length(tokens, config.val_fraction, config.context)
         save_checkpoint(staged, RunState.new(config, model, tokens))

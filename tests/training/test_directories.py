@@ -121,6 +121,17 @@ def test_files_that_come_meanwhile_are_not_replaced(call, text, tmp_path, monkey
     assert content(out) == {"tokenizer.json": b"precious"}
 
 
+def test_all_files_of_a_run_are_its_own_from_the_beginning(text, tmp_path):
+    """So that whatever it replaces later is what it has written."""
+    config = TrainConfig(data=text, n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=280)
+    config.steps, config.eval_batches, config.sample_every = 2, 1, 0
+    trainer = Trainer.start(config, tmp_path / "run")
+    before = set(content(tmp_path / "run")) - {LOCK_FILE}
+    assert formats.load(tmp_path / "run")[0].num_parameters() == trainer.model.num_parameters()
+    trainer.run()
+    assert set(content(tmp_path / "run")) - {"loss.png"} == before
+
+
 def test_files_that_are_not_in_the_way_stay(call, text, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
