@@ -241,7 +241,7 @@ class Block:
 
         y, norm_2 = self.norm_2.forward(x)
         norm_2_out = ctx.keep(y, rmsnorm_output, norm_2)
-        gate, up = np.split(self.gate_up.forward(y), 2, axis=1)  # (N, C) -> twice (N, F)
+        gate, up = _halves(self.gate_up.forward(y))  # (N, C) -> twice (N, F)
         y, swiglu = swiglu_forward(gate, up)
         post = ctx.keep(y, _gated, swiglu)
         add_into(x, self.down_proj.forward(y))  # (N, F) -> (N, C)
@@ -254,7 +254,7 @@ class Block:
         config = self.config
         dy = self.down_proj.backward(dx, cache.post, g)  # (N, C) -> (N, F)
         dgate_up = empty((len(dx), self.gate_up.width), dx.dtype)
-        swiglu_backward(dy, cache.swiglu, out=np.split(dgate_up, 2, axis=1))
+        swiglu_backward(dy, cache.swiglu, out=_halves(dgate_up))
         dy = self.gate_up.backward(dgate_up, cache.norm_2_out, g)  # (N, 2F) -> (N, C)
         add_into(dx, self.norm_2.backward(dy, cache.norm_2, g))
 
@@ -273,7 +273,13 @@ class Block:
         """(N, (H + 2K) · D) -> views (B, H, T, D), (B, K, T, D), (B, K, T, D)."""
         heads, kv_heads = self.config.num_attention_heads, self.config.kv_heads
         (x,) = split_heads(qkv, ctx.batch, heads + 2 * kv_heads)
-        return tuple(np.split(x, (heads, heads + kv_heads), axis=1))
+        return x[:, :heads], x[:, heads : heads + kv_heads], x[:, heads + kv_heads :]
+
+
+def _halves(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 2F) -> two views (N, F)."""
+    middle = x.shape[1] // 2
+    return x[:, :middle], x[:, middle:]
 
 
 def _gated(cache: SwiGLUCache) -> np.ndarray:
