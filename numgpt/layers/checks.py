@@ -31,10 +31,9 @@ def rows(name: str, x: np.ndarray, width: int, count: int | None = None) -> np.n
 
 
 def like(name: str, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """x itself.  Raises as `floats` does, and ValueError for another shape than what it belongs
-    to."""
+    """x itself.  Raises as `floats` does, and ValueError for another shape."""
     if floats(name, x).shape != shape:
-        raise ValueError(f"{name} has shape {x.shape}: expected {shape}, as the forward's result")
+        raise ValueError(f"{name} has shape {x.shape}: expected {shape}")
     return x
 
 
