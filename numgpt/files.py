@@ -84,13 +84,13 @@ def replacing_together(
 
     Those of the names in `remove` that are not among them are deleted at the same moment. An error
     leaves everything as it was; so does one that `check` raises, which is called at the last moment
-    before the change. `directory` is created where it is missing. Raises OSError where nothing can
-    be written into it.
+    before the change. `directory` is created where it is missing, and locked meanwhile. Raises
+    BlockingIOError naming the process that works in it, OSError where nothing can be written.
     """
     if not os.fspath(directory):
         raise ValueError('directory="": name a directory')
     directory = Path(directory)
-    with _making(directory):
+    with _making(directory), _locked(directory):
         finish_replacing(directory)
         suffix = f".{os.getpid()}{TEMPORARY}"
         staged = Path(tempfile.mkdtemp(prefix=".", suffix=suffix, dir=directory))
@@ -103,7 +103,7 @@ def replacing_together(
                 where = str(error.filename).replace(str(staged), str(directory))
                 raise type(error)(error.errno, error.strerror, where) from None
             raise
-    finish_replacing(directory)
+        finish_replacing(directory)
 
 
 def _complete(staged: Path, remove: Collection[str], check: Callable[[], object]) -> None:
@@ -189,6 +189,16 @@ def sweep(directory: Path) -> None:
                 path.unlink()
 
 
+_locked_here: set[str] = set()  # the directories that this process has locked
+
+
+def _locked(directory: Path) -> contextlib.AbstractContextManager[object]:
+    """The lock of a directory, for as long as it is written into; this process may have it."""
+    if os.path.realpath(directory) in _locked_here:
+        return contextlib.nullcontext()
+    return DirectoryLock(directory)
+
+
 class DirectoryLock:
     """One process at a time works in a directory.
 
@@ -231,6 +241,8 @@ class DirectoryLock:
             _unmake(self._made)
             raise
         self._file = file
+        self._place = os.path.realpath(self.directory)
+        _locked_here.add(self._place)
         with contextlib.suppress(OSError):  # a full disk: then the lock holds without a name
             file.truncate(0)
             command = shlex.join(sys.orig_argv)
@@ -249,6 +261,7 @@ class DirectoryLock:
         if self._file is None:
             return
         file, self._file = self._file, None
+        _locked_here.discard(self._place)
         if os.name == "posix" and _is_file_at(
             file, self.path
         ):  # while it is held: nobody else has it

@@ -185,3 +185,29 @@ def test_only_temporaries_of_the_dead_are_swept(tmp_path):
     sweep(tmp_path)
     if os.name == "posix":
         assert sorted(content(tmp_path)) == sorted(kept)
+
+
+def test_what_is_saved_into_a_directory_waits_for_nobody(tmp_path):
+    """A directory in which another process works is refused, whoever saves, and stays as it is."""
+    code = (
+        "import sys; from numgpt.files import DirectoryLock\n"
+        "with DirectoryLock(sys.argv[1]): print('locked', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout.readline() == "locked\n"
+        with (
+            pytest.raises(BlockingIOError, match=f"in use by process {other.pid}"),
+            replacing_together(tmp_path) as staged,
+        ):
+            (staged / "a").write_text("new")
+        assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
+        other.stdin.close()
+        other.wait(10)
+    with DirectoryLock(tmp_path), replacing_together(tmp_path) as staged:  # by who has the lock
+        (staged / "a").write_text("new")
+    assert content(tmp_path) == {"a": "new"}

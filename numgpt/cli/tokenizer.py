@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -22,6 +23,7 @@ from numgpt.tokenizer import Tokenizer
 from numgpt.tokenizer.base import END_OF_TEXT, TOKENIZER_FILES, tokenizer_files
 from numgpt.tokenizer.pattern import PATTERNS
 from numgpt.training.beginning import check_not_replaced
+from numgpt.training.checkpoint import CHECKPOINT_FILE
 
 LONGEST_ID = 30  # digits
 
@@ -142,6 +144,11 @@ def _train_into(options: argparse.Namespace, special: list[str]) -> Tokenizer:
 
 def _check_free(options: argparse.Namespace) -> None:
     """Raises ValueError where the directory holds a tokenizer that is not to be replaced."""
+    if os.path.lexists(os.path.join(options.out, CHECKPOINT_FILE)):
+        raise ValueError(
+            f"{options.out} holds a training run ({CHECKPOINT_FILE}), which goes on with its own"
+            " tokenizer only: name another --out"
+        )
     if not options.overwrite and (there := tokenizer_files(options.out)):
         raise ValueError(
             f"{options.out} holds a tokenizer already ({there[0]}): name another --out, or replace"

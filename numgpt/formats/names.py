@@ -26,6 +26,8 @@ def resolve(name_or_path: str | os.PathLike) -> Path:
     Raises FileNotFoundError saying what to install or where to put the files, HubError where the
     hub fails.
     """
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise TypeError(f"the model is {shown(name_or_path)}: name a directory, a file or a model")
     name = os.fspath(name_or_path)
     if not name:
         raise FileNotFoundError('the model is "": name a directory, a file or a model')

@@ -66,6 +66,12 @@ class Chat:
         Raises ValueError where the tokenizer's chat template is of no known format, or an option
         can't be.
         """
+        if not isinstance(model, LanguageModel) or not isinstance(tokenizer, BaseTokenizer):
+            given = f"{type(model).__name__} and {type(tokenizer).__name__}"
+            raise TypeError(
+                f"a chat is made of a model and its tokenizer, not of {given}:"
+                " model, tokenizer = numgpt.load(…)"
+            )
         self.model = model
         self.tokenizer = tokenizer
         self.template = ChatTemplate(tokenizer)

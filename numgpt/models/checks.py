@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import sys
 
 from numgpt.messages import shown
@@ -26,10 +27,12 @@ def require_number(
     """Numbers above 0, or from `least` up, and below `below`."""
     for name in names:
         value = getattr(config, name)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
         enough = number and (value > 0 if least is None else value >= least)
         if not enough or not value < below:
-            expected = "a number above 0" if least is None else f"{least} <= {name} < {below}"
+            expected = "a number above 0" if least is None else f"{least} or more"
+            if below < sys.float_info.max:
+                expected = f"{least} <= {name} < {below}"
             raise ValueError(f"{name}={shown(value)}: expected {expected}")
 
 

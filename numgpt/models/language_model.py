@@ -56,6 +56,11 @@ class LanguageModel(Generic[ConfigT, CacheT]):
     ):
         """Random weights drawn with `seed`, unless `parameters` are given.  Raises ValueError for a
         bad config."""
+        if not isinstance(config, self.config_class):
+            kind = self.config_class.__name__
+            raise TypeError(
+                f"{type(self).__name__} is made of a {kind}, not of {shown(config)}: pass {kind}(…)"
+            )
         config.validate()
         self.config = config
         if parameters is None:

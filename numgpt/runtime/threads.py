@@ -8,6 +8,7 @@ gets its own count back afterwards.
 from __future__ import annotations
 
 import contextlib
+import numbers
 import os
 import threading
 import warnings
@@ -107,12 +108,12 @@ def worthwhile_threads(work: int, extra: int) -> int:
 def set_num_threads(count: int) -> None:
     """Compute on `count` threads from now on (also in OpenBLAS).  Raises ValueError below 1."""
     global _num_threads
-    if not 1 <= count <= MOST_THREADS:
+    if not isinstance(count, numbers.Integral) or not 1 <= count <= MOST_THREADS:
         raise ValueError(
             f"set_num_threads({shown(count)}): at least one thread is needed, {MOST_THREADS} at"
             " most"
         )
-    _num_threads = count
+    _num_threads = int(count)
     if OPENBLAS is not None:
         OPENBLAS.set_num_threads(count)
     _forget_pool()

@@ -176,7 +176,10 @@ class BaseTokenizer:
         self, ids: Iterable[int] | np.ndarray, skip_special_tokens: bool = False
     ) -> bytes:
         """The bytes of a sequence of ids; they need not be valid UTF-8."""
-        array = np.asarray(ids if hasattr(ids, "__len__") else list(ids))
+        try:
+            array = np.asarray(ids if hasattr(ids, "__len__") else list(ids))
+        except (TypeError, ValueError):
+            raise ValueError(f"decode takes a sequence of ids, not {shown(ids)}") from None
         if array.ndim != 1:
             raise ValueError(
                 f"decode takes one sequence of ids, not shape {array.shape}: decode row by row"

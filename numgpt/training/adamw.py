@@ -17,9 +17,12 @@ arXiv:1211.5063): g ← g · min(1, clip / (‖g‖ + 10⁻⁶)), the 10⁻⁶ a
 from __future__ import annotations
 
 import math
+import numbers
 
 import numpy as np
 
+from numgpt.messages import shown
+from numgpt.models.checks import require_number
 from numgpt.models.language_model import LanguageModel
 from numgpt.models.parameters import size_of
 from numgpt.runtime import over_row_blocks
@@ -39,19 +42,12 @@ class AdamW:
         weight_decay: float = 0.1,
     ):
         """Raises ValueError for a hyperparameter out of its range."""
-        if not lr >= 0:
-            raise ValueError(f"lr={lr}: expected 0 or more")
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas={betas}: expected two numbers in [0, 1)")
-        if not eps > 0:
-            raise ValueError(f"eps={eps}: expected a number above 0")
-        if not weight_decay >= 0:
-            raise ValueError(f"weight_decay={weight_decay}: expected 0 or more")
         self.model = model
         self.lr = lr
         self.betas = betas
         self.eps = eps
         self.weight_decay = weight_decay
+        self._check()
         self.steps = 0
         self.layout = model.trained
         self.m = np.zeros(size_of(self.layout), model.parameters.dtype)
@@ -75,6 +71,7 @@ class AdamW:
             )
         if self.model.gradients is None:
             raise RuntimeError("no gradients: call model.loss_and_grads before optimizer.step")
+        self._check()
         if grad_clip is not None and not grad_clip >= 0:
             raise ValueError(f"grad_clip={grad_clip}: expected 0 (no clipping) or more")
         g = self.model.gradients.flat
@@ -87,6 +84,16 @@ class AdamW:
             decay = self.weight_decay if axes >= 2 else 0.0
             self._update(g[part], w, self.m[part], self.v[part], clip, decay)
         return norm
+
+    def _check(self) -> None:
+        """Raises ValueError for a hyperparameter out of its range."""
+        require_number(self, "lr", "weight_decay", least=0)
+        require_number(self, "eps")
+        betas = self.betas
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise ValueError(f"betas={shown(betas)}: expected two numbers in [0, 1)")
+        if not all(isinstance(beta, numbers.Real) and 0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas={shown(betas)}: expected two numbers in [0, 1)")
 
     def _update(
         self, g: np.ndarray, w: np.ndarray, m: np.ndarray, v: np.ndarray, clip: float, decay: float

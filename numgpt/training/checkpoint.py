@@ -208,6 +208,6 @@ def check_fits(directory: Path, config: TrainConfig, model: LanguageModel) -> No
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise OSError(
-            f"{directory} has {free / 1e6:.1f} MB free, the checkpoints of this model need"
-            f" {needed / 1e6:.1f} MB: free some space or choose another --out"
+            f"{directory} has {free / 1e6:,.3f} MB free, the checkpoints of this model need"
+            f" {needed / 1e6:,.3f} MB: free some space or choose another --out"
         )

@@ -234,6 +234,11 @@ def test_a_directory_in_use_is_refused_and_left_alone(call, text, tmp_path):
     assert content(out) == before
     staged.unlink()
     live.run()
+    before = content(out)
+    status, err = call("tokenizer", "train", text, "--vocab-size=300", "--out", out, "--overwrite")
+    assert status == 2
+    assert "holds a training run" in err
+    assert content(out) == before
     assert call("train", "--resume", out)[0] == 0
     assert not (out / LOCK_FILE).exists()
 
