@@ -52,7 +52,7 @@ def config_fields(config: GPTConfig) -> dict[str, Any]:
 
 
 def is_linear(name: str) -> bool:
-    """Whether a parameter is the matrix of a linear layer: PyTorch's own have them as (out, in)."""
+    """Whether a parameter is the matrix of a linear layer: all of them are (in, out)."""
     return name.startswith("h.") and name.endswith(
         ("c_attn.weight", "c_proj.weight", "c_fc.weight")
     )
@@ -63,4 +63,6 @@ def end_of_text_id(vocab_size: int) -> int | None:
     return END_OF_TEXT_ID if vocab_size > END_OF_TEXT_ID else None
 
 
-FAMILY = Family("gpt2", GPT, config_from, config_fields, stored_name, our_name)
+FAMILY = Family(
+    "gpt2", GPT, config_from, config_fields, stored_name, our_name, is_transposed=is_linear
+)

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from numgpt.formats import gpt2
 from numgpt.formats.family import Family
 from numgpt.formats.tensors import StoredTensor
 from numgpt.messages import shown
@@ -27,7 +26,7 @@ class WeightMapping:
     """How a format names and lays out the parameters of a model.  This one: as Hugging Face."""
 
     in_order = True  # every tensor is laid out as our parameter is
-    transposes_linear = False  # GPT-2's linear layers are (out, in), as PyTorch's own
+    transposes_linear = False  # linear layers that are (in, out) here are (out, in) there
 
     def __init__(self, family: Family, config: Any):
         self.family = family
@@ -43,11 +42,11 @@ class WeightMapping:
 
     def stored_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape in the file of a parameter of this shape."""
-        return shape[::-1] if self.transposes_linear and gpt2.is_linear(name) else shape
+        return shape[::-1] if self.transposes_linear and self.family.is_transposed(name) else shape
 
     def as_stored(self, name: str, array: np.ndarray) -> np.ndarray:
         """A view of our array whose C order is the file's."""
-        return array.T if self.transposes_linear and gpt2.is_linear(name) else array
+        return array.T if self.transposes_linear and self.family.is_transposed(name) else array
 
     def may_lack(self, name: str) -> bool:
         """Whether the file leaves this parameter out where it is 0."""

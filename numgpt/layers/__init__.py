@@ -19,6 +19,12 @@ One notation is used everywhere:
 """
 
 from numgpt.layers.attention import attention_backward, attention_forward
+from numgpt.layers.attention_pattern import (
+    attention_pattern,
+    pattern_backward,
+    pattern_forward,
+    scores_backward,
+)
 from numgpt.layers.cross_entropy import (
     IGNORE_INDEX,
     linear_cross_entropy,
@@ -55,6 +61,7 @@ __all__ = [
     "LinearCache",
     "attention_backward",
     "attention_forward",
+    "attention_pattern",
     "dropout_backward",
     "dropout_forward",
     "embedding_backward",
@@ -74,6 +81,8 @@ __all__ = [
     "linear_log_probs_forward",
     "llama3_frequencies",
     "mean_weights",
+    "pattern_backward",
+    "pattern_forward",
     "relu_backward",
     "relu_forward",
     "rmsnorm_backward",
@@ -83,6 +92,7 @@ __all__ = [
     "rope_forward",
     "rope_frequencies",
     "rope_rotation",
+    "scores_backward",
     "softmax_backward",
     "softmax_forward",
     "swiglu_backward",

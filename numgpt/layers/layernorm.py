@@ -91,13 +91,14 @@ def layernorm_backward(
 
     def rows(
         dy: np.ndarray, x_hat: np.ndarray, rstd: np.ndarray, dx: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray | float, np.ndarray | float]:
         # from y = weight · x̂ + bias:
-        dweight, dbias = sum_rows(dy * x_hat), sum_rows(dy)
+        of_weight = sum_rows(dy * x_hat) if dweight.wanted else 0.0
+        of_bias = sum_rows(dy) if dbias.wanted else 0.0
         g = dy * weight
         # from x̂ = (x - mean(x)) · rstd:
         np.multiply(rstd, g - _mean(g) - x_hat * mean_product(g, x_hat), out=dx)
-        return dweight, dbias
+        return of_weight, of_bias
 
     parts = over_row_blocks(rows, dy_rows, x_hat, rstd, dx)
     dweight.add(sum(part for part, _ in parts))

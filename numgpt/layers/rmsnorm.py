@@ -72,13 +72,15 @@ def rmsnorm_backward(
     dy_rows = as_rows("dy", dy, len(weight), len(x_hat))
     dx = empty_like(x_hat)
 
-    def rows(dy: np.ndarray, x_hat: np.ndarray, rstd: np.ndarray, dx: np.ndarray) -> np.ndarray:
+    def rows(
+        dy: np.ndarray, x_hat: np.ndarray, rstd: np.ndarray, dx: np.ndarray
+    ) -> np.ndarray | float:
         # from y = weight · x̂:
-        dweight = sum_rows(dy * x_hat)
+        of_weight = sum_rows(dy * x_hat) if dweight.wanted else 0.0
         g = dy * weight
         # from x̂ = x · rstd:
         np.multiply(rstd, g - x_hat * mean_product(g, x_hat), out=dx)
-        return dweight
+        return of_weight
 
     dweight.add(sum(over_row_blocks(rows, dy_rows, x_hat, rstd, dx)))
     return dx.reshape(dy.shape), dweight.out

@@ -9,8 +9,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from numgpt.models.hooks import NO_HOOKS, Hooks
 from numgpt.models.kv_cache import KVView
 from numgpt.models.modules import Input
+from numgpt.runtime import add_into
 
 Cache = TypeVar("Cache")
 
@@ -25,6 +27,21 @@ class Context:
     keeps_caches: bool = False  # a backward follows
     keeps_inputs: bool = False  # of projections, for it; else it computes them again
     last_only: bool = False  # of the last layer, only what each sequence's last token needs
+    lowest: int = 0  # the blocks below this one, and the embeddings, need no backward
+    hooks: Hooks = NO_HOOKS  # on activations
+    grad_hooks: Hooks = NO_HOOKS  # on their gradients
+    in_place: bool = True  # False: who looks on may hold any array, so that none is added to
+
+    def keeps(self, layer: int) -> bool:
+        """Whether a backward needs the cache of this layer's block."""
+        return self.keeps_caches and layer >= self.lowest
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """x + y, in the memory of x where that may be: y is what a branch adds to the stream x."""
+        if not self.in_place:
+            return x + y
+        add_into(x, y)
+        return x
 
     def keep(self, y: np.ndarray, again: Callable[[Cache], np.ndarray], cache: Cache) -> Input:
         """What gives y (N, …) to the backward: y itself, or the function that computes it again

@@ -10,12 +10,16 @@ the sum over the parts is the sum over the batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from numgpt.runtime import worthwhile_threads
+from numgpt.models.parameters import Gradients
+from numgpt.runtime import parallel_for, worthwhile_threads
+
+ResultT = TypeVar("ResultT")
 
 
 class Part(NamedTuple):
@@ -27,17 +31,20 @@ class Part(NamedTuple):
 
 
 def cut_batch(
-    parameters: int, shape: tuple[int, int], rng: np.random.Generator | None = None
+    parameters: int,
+    shape: tuple[int, int],
+    rng: np.random.Generator | None = None,
+    most: int | None = None,
 ) -> list[Part]:
     """The parts of a batch (B, T), as even as can be: one for each thread that pays for a model
-    with so many parameters.
+    with so many parameters, and no more than `most`.
 
     One number is drawn from rng, however many parts there are; their dropout depends on it and on
     their number.
     """
     batch, time = shape
     work = parameters * batch * time
-    count = min(batch, worthwhile_threads(work=work, extra=parameters))
+    count = min(batch, most or batch, worthwhile_threads(work=work, extra=parameters))
     edges = [batch * index // count for index in range(count + 1)]
     seed = None if rng is None else rng.integers(1 << 63)
     return [
@@ -48,3 +55,25 @@ def cut_batch(
         )
         for index, (start, stop) in enumerate(pairwise(edges))
     ]
+
+
+def over_parts(body: Callable[[Part], ResultT], parts: list[Part]) -> list[ResultT]:
+    """body(part) for all parts of a batch, on all cores."""
+    return parallel_for(lambda index: body(parts[index]), len(parts))
+
+
+def with_gradients(
+    body: Callable[[Part, Gradients], ResultT], parts: list[Part], total: Gradients
+) -> tuple[list[ResultT], Gradients]:
+    """body(part, gradients) for all parts of a batch -> results, and `total`, which has got the
+    gradients of all of them. An error on the way clears it."""
+    others = [Gradients(total.layout, total.dtype) for _ in parts[1:]]
+    gradients = [total, *others]
+    try:
+        results = over_parts(lambda part: body(part, gradients[part.number]), parts)
+    except BaseException:
+        total.clear()  # some of a batch's gradients would look like all of them
+        raise
+    for other in others:
+        total.merge(other)
+    return results, total

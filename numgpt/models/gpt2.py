@@ -32,8 +32,6 @@ from typing import NamedTuple
 import numpy as np
 
 from numgpt.layers import (
-    attention_backward,
-    attention_forward,
     dropout_backward,
     dropout_forward,
     gelu_erf_backward,
@@ -44,19 +42,19 @@ from numgpt.layers import (
     relu_backward,
     relu_forward,
 )
-from numgpt.layers.attention import Cache as AttentionCache
 from numgpt.layers.dropout import Cache as DropoutCache
 from numgpt.layers.embedding import Cache as EmbeddingCache
 from numgpt.layers.layernorm import Cache as LayerNormCache
 from numgpt.messages import shown
+from numgpt.models.base import BaseBlock
 from numgpt.models.checks import require_booleans, require_ids, require_number, require_whole
 from numgpt.models.config import Config
 from numgpt.models.context import Context
-from numgpt.models.heads import merge_heads, split_heads
+from numgpt.models.heads import HeadsCache, attend, attend_backward, split_heads
 from numgpt.models.language_model import LanguageModel
 from numgpt.models.modules import Embedding, Input, LayerNorm, Linear
 from numgpt.models.parameters import Gradients, Parameters
-from numgpt.runtime import add_into, empty
+from numgpt.runtime import empty
 
 # By Hugging Face's names for them. The cache of each is an input that gives its output again: x, or
 # for ReLU y itself.
@@ -172,7 +170,7 @@ class BlockCache(NamedTuple):
 
     ln_1: LayerNormCache
     ln_1_out: Input
-    attention: AttentionCache
+    heads: HeadsCache
     dropout_1: DropoutCache
     ln_2: LayerNormCache
     ln_2_out: Input
@@ -181,13 +179,20 @@ class BlockCache(NamedTuple):
     dropout_2: DropoutCache
 
 
-class Block:
+class Block(BaseBlock):
     """x + attention(ln_1(x)), and to that + mlp(ln_2(·))."""
+
+    hook_names = (
+        *("hook_resid_pre", "ln1.hook_normalized"),
+        *("attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_pattern", "attn.hook_z"),
+        *("hook_attn_out", "hook_resid_mid", "ln2.hook_normalized"),
+        *("mlp.hook_pre", "mlp.hook_post", "hook_mlp_out", "hook_resid_post"),
+    )
 
     def __init__(self, parameters: Parameters, config: GPTConfig, layer: int):
         name, eps = f"h.{layer}", config.layer_norm_epsilon
+        super().__init__(name, layer)
         self.config = config
-        self.layer = layer
         self.ln_1 = LayerNorm(parameters, f"{name}.ln_1", eps)
         self.c_attn = Linear(parameters, f"{name}.attn.c_attn")
         self.attn_proj = Linear(parameters, f"{name}.attn.c_proj")
@@ -197,51 +202,59 @@ class Block:
         self.act_forward, self.act_backward = ACTIVATIONS[config.activation_function]
 
     def forward(self, x: np.ndarray, ctx: Context) -> tuple[np.ndarray, BlockCache]:
-        """x (N, C), the residual stream, is added to in place -> x, cache."""
-        config = self.config
-        y, ln_1 = self.ln_1.forward(x)
+        """x (N, C), the residual stream, may be added to in place -> x, cache."""
+        config, hook = self.config, ctx.hooks.under(self.hooks)
+        x = hook.rows("hook_resid_pre", x)
+        y, ln_1 = self.ln_1.forward(x, hook.under("ln1."))
         ln_1_out = ctx.keep(y, layernorm_output, ln_1)
         y = self.c_attn.forward(y)  # (N, C) -> (N, 3C)
         q, k, v = split_heads(y, ctx.batch, config.n_head, parts=3)  # each (B, H, T, D)
-        k, v, key_mask = ctx.keys_and_values(self.layer, k, v)  # (B, H, S, D), all so far
+        q, k = hook.heads("attn.hook_q", q), hook.heads("attn.hook_k", k)
+        k, v, key_mask = ctx.keys_and_values(self.layer, k, hook.heads("attn.hook_v", v))  # T -> S
         if ctx.last_only and self.layer == config.n_layer - 1:
             q, x = ctx.last_of(q, x)  # T = 1, N = B
         scale = config.attention_scale(self.layer)
-        z, attention = attention_forward(q, k, v, scale, key_mask, config.attn_pdrop, ctx.rng)
-        y = self.attn_proj.forward(merge_heads(z))  # (B, H, T, D) -> (N, C)
+        z, heads = attend(q, k, v, key_mask, ctx, hook, config.attn_pdrop, scale)  # (N, C)
+        y = self.attn_proj.forward(z)
         y, dropout_1 = dropout_forward(y, config.resid_pdrop, ctx.rng)
-        add_into(x, y)
+        x = ctx.add(x, hook.rows("hook_attn_out", y))
 
-        y, ln_2 = self.ln_2.forward(x)
+        x = hook.rows("hook_resid_mid", x)
+        y, ln_2 = self.ln_2.forward(x, hook.under("ln2."))
         ln_2_out = ctx.keep(y, layernorm_output, ln_2)
-        y, pre = self.act_forward(self.c_fc.forward(y))  # (N, C) -> (N, F)
+        y = hook.rows("mlp.hook_pre", self.c_fc.forward(y))  # (N, C) -> (N, F)
+        y, pre = self.act_forward(y)
+        y = hook.rows("mlp.hook_post", y)
         post = ctx.keep(y, self._activated, pre)
         y = self.mlp_proj.forward(y)  # (N, F) -> (N, C)
         y, dropout_2 = dropout_forward(y, config.resid_pdrop, ctx.rng)
-        add_into(x, y)
-        cache = BlockCache(
-            ln_1, ln_1_out, attention, dropout_1, ln_2, ln_2_out, pre, post, dropout_2
-        )
+        x = ctx.add(x, hook.rows("hook_mlp_out", y))
+        x = hook.rows("hook_resid_post", x)
+        cache = BlockCache(ln_1, ln_1_out, heads, dropout_1, ln_2, ln_2_out, pre, post, dropout_2)
         return x, cache
 
     def backward(self, dx: np.ndarray, cache: BlockCache, ctx: Context, g: Gradients) -> np.ndarray:
-        """dx (N, C), the gradient of the residual stream, is added to in place -> dx."""
-        config = self.config
-        dy = dropout_backward(dx, cache.dropout_2)
+        """dx (N, C), the gradient of the residual stream, may be added to in place -> dx."""
+        config, hook = self.config, ctx.grad_hooks.under(self.hooks)
+        dx = hook.rows("hook_resid_post", dx)
+        dy = dropout_backward(hook.rows("hook_mlp_out", dx), cache.dropout_2)
         dy = self.mlp_proj.backward(dy, cache.post, g)  # (N, C) -> (N, F)
-        dy = self.act_backward(dy, cache.pre)
+        dy = self.act_backward(hook.rows("mlp.hook_post", dy), cache.pre)
+        dy = hook.rows("mlp.hook_pre", dy)
         dy = self.c_fc.backward(dy, cache.ln_2_out, g)  # (N, F) -> (N, C)
-        add_into(dx, self.ln_2.backward(dy, cache.ln_2, g))
+        dx = ctx.add(dx, self.ln_2.backward(dy, cache.ln_2, g, hook.under("ln2.")))
+        dx = hook.rows("hook_resid_mid", dx)
 
-        dy = dropout_backward(dx, cache.dropout_1)
-        dy = self.attn_proj.backward(dy, lambda: merge_heads(cache.attention.y), g)
-        (dz,) = split_heads(dy, ctx.batch, config.n_head)  # (N, C) -> (B, H, T, D)
+        dy = dropout_backward(hook.rows("hook_attn_out", dx), cache.dropout_1)
+        dz = self.attn_proj.backward(dy, cache.heads.merged, g)
         dqkv = empty((len(dx), 3 * config.n_embd), dx.dtype)
         dq, dk, dv = split_heads(dqkv, ctx.batch, config.n_head, parts=3)
-        attention_backward(dz, cache.attention, out=(dq, dk, dv))
+        attend_backward(dz, cache.heads, ctx, hook, out=(dq, dk, dv))
+        for name, gradient in (("attn.hook_q", dq), ("attn.hook_k", dk), ("attn.hook_v", dv)):
+            hook.heads_into(name, gradient)
         dy = self.c_attn.backward(dqkv, cache.ln_1_out, g)  # (N, 3C) -> (N, C)
-        add_into(dx, self.ln_1.backward(dy, cache.ln_1, g))
-        return dx
+        dx = ctx.add(dx, self.ln_1.backward(dy, cache.ln_1, g, hook.under("ln1.")))
+        return hook.rows("hook_resid_pre", dx)
 
     def _activated(self, pre: np.ndarray) -> np.ndarray:
         return self.act_forward(pre)[0]
@@ -258,7 +271,10 @@ class GPTCache(NamedTuple):
 class GPT(LanguageModel[GPTConfig, GPTCache]):
     """GPT-2: `model(ids)` gives logits, `loss_and_grads` the hand-derived gradients."""
 
+    blocks: list[Block]
     config_class = GPTConfig
+    embeddings = ("wte", "wpe")
+    embedding_hooks = ("hook_embed", "hook_pos_embed")
 
     def build(self) -> None:
         parameters, config = self.parameters, self.config
@@ -270,24 +286,27 @@ class GPT(LanguageModel[GPTConfig, GPTCache]):
         positions = ctx.positions(ids, self.config.n_positions)
         x, wte = self.wte.forward(ids.ravel())  # (B, T) -> (N, C)
         position, wpe = self.wpe.forward(positions.ravel())
-        add_into(x, position)
+        x = ctx.hooks.rows("hook_embed", x)
+        x = ctx.add(x, ctx.hooks.rows("hook_pos_embed", position))
         x, dropout = dropout_forward(x, self.config.embd_pdrop, ctx.rng)
         caches = []
         for block in self.blocks:
             x, cache = block.forward(x, ctx)
-            if ctx.keeps_caches:
+            if ctx.keeps(block.layer):
                 caches.append(cache)
         ctx.advance()
-        y, ln_f = self.ln_f.forward(x)
+        y, ln_f = self.ln_f.forward(x, ctx.hooks.under("ln_final."))
         return y, GPTCache(wte, wpe, dropout, caches, ln_f)
 
     def backward(self, dy: np.ndarray, cache: GPTCache, ctx: Context, g: Gradients) -> None:
-        dx = self.ln_f.backward(dy, cache.ln_f, g)
-        for block in reversed(self.blocks):
+        dx = self.ln_f.backward(dy, cache.ln_f, g, ctx.grad_hooks.under("ln_final."))
+        for block in reversed(self.blocks[ctx.lowest :]):
             dx = block.backward(dx, cache.blocks.pop(), ctx, g)
+        if ctx.lowest:
+            return  # nothing below trains
         dx = dropout_backward(dx, cache.dropout)
-        self.wpe.backward(dx, cache.wpe, g)
-        self.wte.backward(dx, cache.wte, g)
+        self.wpe.backward(ctx.grad_hooks.rows("hook_pos_embed", dx), cache.wpe, g)
+        self.wte.backward(ctx.grad_hooks.rows("hook_embed", dx), cache.wte, g)
 
     @property
     def unembedding(self) -> str:

@@ -20,6 +20,10 @@ class KVCache:
     positions are filled."""
 
     def __init__(self, model: LanguageModel, batch: int, capacity: int):
+        if batch < 1 or capacity < 1:
+            raise ValueError(
+                f"a KV cache of {batch} sequences of {capacity} positions: expected 1 or more"
+            )
         config = model.config
         shape = (config.layers, batch, config.kv_heads, capacity, config.head_size)
         # Zeros, as what a mask hides is multiplied by 0, and must be a number for that.
@@ -39,6 +43,8 @@ class KVCache:
     def view(self, counts: np.ndarray | int = 1, first: int = 0, stop: int | None = None) -> KVView:
         """One pass over the slots from `first` up to `stop`, of counts new tokens each."""
         slots = slice(first, len(self.lengths) if stop is None else stop)
+        if not len(self.lengths[slots]):
+            raise ValueError(f"slots {first} to {slots.stop} are none: the pass would be empty")
         return KVView(self, slots, np.broadcast_to(counts, len(self.lengths[slots])))
 
     def truncate(self, length: int, slot: int | None = None) -> None:

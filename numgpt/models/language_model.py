@@ -1,196 +1,38 @@
-"""What every language model offers, whatever its layers: logits, loss, gradients, text, files.
+"""What every language model is asked for: logits, loss, gradients, activations, text, files.
 
-A family (gpt2.py, llama.py) subclasses LanguageModel and supplies the two pages of layer calls,
-`forward` and `backward`. The conveniences at the end of the class call upwards, to the packages
-`formats` and `generation`; they import them when called, so that a model by itself stays a matter
-of layers.
+The conveniences at the end of the class call upwards, to the packages `formats` and `generation`;
+they import them when called, so that a model by itself stays a matter of layers.
 """
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar, Generic, TypeVar
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
 from numgpt.layers import (
-    IGNORE_INDEX,
     linear_cross_entropy,
     linear_log_probs_backward,
     linear_log_probs_forward,
-    mean_weights,
 )
 from numgpt.layers.cross_entropy import LogProbsCache
-from numgpt.messages import shown
-from numgpt.models.config import Config
+from numgpt.models.base import BaseModel, CacheT, ConfigT
 from numgpt.models.context import Context
-from numgpt.models.data_parallel import Part, cut_batch
-from numgpt.models.parameters import Gradients, Layout, Parameters, layout_of
-from numgpt.runtime import matmul, parallel_for
+from numgpt.models.data_parallel import Part, cut_batch, over_parts, with_gradients
+from numgpt.models.hooks import Hook, Hooks, NamesFilter, check_names, chosen_names
+from numgpt.models.inputs import Ids, ids_array, targets_array, weights_array
+from numgpt.models.parameters import Gradients
+from numgpt.runtime import matmul
 
-Ids = Sequence[int] | Sequence[Sequence[int]] | np.ndarray
 # logp (B, T) -> loss, dlogp (B, T), metrics
 Objective = Callable[[np.ndarray], tuple[float, np.ndarray, dict[str, float]]]
-
-ConfigT = TypeVar("ConfigT", bound=Config)  # of a family
-CacheT = TypeVar("CacheT")  # what its backward needs
-ResultT = TypeVar("ResultT")
 
 KEPT_BYTES = 1 << 24  # of what projections read, up to which it is kept for the backward
 
 
-class LanguageModel(Generic[ConfigT, CacheT]):
+class LanguageModel(BaseModel[ConfigT, CacheT]):
     """Token ids in, logits over the next token out."""
-
-    config_class: ClassVar[type[Config]]
-
-    def __init__(
-        self,
-        config: ConfigT,
-        seed: int = 0,
-        dtype: np.typing.DTypeLike = np.float32,
-        parameters: Parameters | None = None,
-    ):
-        """Random weights drawn with `seed`, unless `parameters` are given.  Raises ValueError for a
-        bad config."""
-        if not isinstance(config, self.config_class):
-            kind = self.config_class.__name__
-            raise TypeError(
-                f"{type(self).__name__} is made of a {kind}, not of {shown(config)}: pass {kind}(…)"
-            )
-        config.validate()
-        self.config = config
-        if parameters is None:
-            parameters = Parameters.empty(self.layout(config), dtype)
-            self.initialise(parameters, np.random.default_rng(seed))
-        self.parameters = parameters
-
-    @property
-    def parameters(self) -> Parameters:
-        """The weights, by name."""
-        return self._parameters
-
-    @parameters.setter
-    def parameters(self, parameters: Parameters) -> None:
-        self._parameters = parameters
-        self.gradients: Gradients | None = None
-        self.trained: Layout = parameters.layout  # of the gradients: what is not frozen
-        self._build()
-
-    def _build(self) -> None:
-        before = set(self.__dict__)
-        self.build()
-        self._built = set(self.__dict__) - before
-
-    def __getstate__(self) -> dict[str, object]:
-        # What is built holds views on the parameters: a copy builds its own.
-        return {name: value for name, value in self.__dict__.items() if name not in self._built}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        self._build()
-
-    def __repr__(self) -> str:
-        config = self.config
-        return (
-            f"<{type(self).__name__}: {self.num_parameters():,} parameters, {config.layers} layers,"
-            f" {config.kv_heads} KV heads, vocabulary {config.vocab_size}, context"
-            f" {self.context_length}, {self.parameters.dtype}>"
-        )
-
-    # --- what a family supplies ---
-
-    @staticmethod
-    def shapes(config: ConfigT) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of every parameter, in the order of the forward pass."""
-        raise NotImplementedError
-
-    def build(self) -> None:
-        """Make the modules and blocks on the parameters."""
-        raise NotImplementedError
-
-    def init_std(self, name: str) -> float:
-        """The standard deviation that a matrix is drawn with."""
-        return self.config.initializer_range
-
-    def forward(self, ids: np.ndarray, ctx: Context) -> tuple[np.ndarray, CacheT]:
-        """ids (B, T) -> the hidden states that the unembedding reads, (N, C), and the caches for
-        `backward`; with ctx.last_only those of each sequence's last token, (B, C)."""
-        raise NotImplementedError
-
-    def backward(self, dy: np.ndarray, cache: CacheT, ctx: Context, g: Gradients) -> None:
-        """dy (N, C), the gradient at forward's result -> adds to the gradients."""
-        raise NotImplementedError
-
-    @property
-    def unembedding(self) -> str:
-        """The name of the parameter (V, C) that turns hidden states into logits."""
-        raise NotImplementedError
-
-    # --- sizes and first weights ---
-
-    @property
-    def context_length(self) -> int:
-        """The most tokens that the model sees at once."""
-        return self.config.context_length
-
-    def num_parameters(self, trainable: bool = False) -> int:
-        """How many weights there are, or are not frozen; a tied unembedding counts once."""
-        names = self.trained if trainable else self.parameters
-        return sum(self.parameters[name].size for name in names)
-
-    @classmethod
-    def layout(cls, config: ConfigT) -> Layout:
-        """Where each parameter lies on the flat buffer."""
-        return layout_of(cls.shapes(config))
-
-    def initialise(self, parameters: Parameters, rng: np.random.Generator) -> None:
-        """Matrices normal around 0, gains of norms 1, biases 0."""
-        for name, array in parameters.items():
-            if array.ndim == 2:
-                rng.standard_normal(out=array, dtype=array.dtype)
-                array *= self.init_std(name)
-            else:
-                array.fill(1 if name.endswith("weight") else 0)
-
-    # --- what trains ---
-
-    def freeze(self, *patterns: str) -> None:
-        """Leave parameters as they are from now on: those of these names or patterns ("wte",
-        "h.0.*"), without any all of them.
-
-        What is frozen gets no gradient, and has no place in the optimizer's moments: make the
-        optimizer afterwards. Raises ValueError for a pattern that fits no name.
-        """
-        frozen = self._matching(patterns)
-        self._train(name for name in self.trained if name not in frozen)
-
-    def unfreeze(self, *patterns: str) -> None:
-        """Train parameters again: those of these names or patterns, without any all of them."""
-        chosen = self._matching(patterns)
-        self._train(name for name in self.parameters if name in self.trained or name in chosen)
-
-    def _matching(self, patterns: Sequence[str]) -> set[str]:
-        found: set[str] = set()
-        for pattern in patterns or ("*",):
-            names = set(fnmatch.filter(self.parameters, pattern))
-            if not names:
-                near = difflib.get_close_matches(pattern, self.parameters, 3, cutoff=0)
-                raise ValueError(f"no parameter is named {pattern!r}: there are {', '.join(near)}")
-            found |= names
-        return found
-
-    def _train(self, names: Iterator[str]) -> None:
-        layout = self.parameters.layout
-        kept = sorted(names, key=lambda name: layout[name][0])
-        if len(kept) == len(layout):
-            self.trained = layout
-        else:
-            self.trained = layout_of({name: layout[name][1] for name in kept})
-        self.gradients = None
 
     # --- logits, log-probabilities, loss, gradients ---
 
@@ -199,6 +41,11 @@ class LanguageModel(Generic[ConfigT, CacheT]):
         ids = self.check_ids(ids)
         hidden, _ = self.forward(ids, Context(len(ids)))
         return self.logits(hidden).reshape(*ids.shape, -1)
+
+    def check_ids(self, ids: Ids, any_length: bool = False) -> np.ndarray:
+        """ids as (B, T) int64.  Raises ValueError for an empty, ragged, out-of-range or, without
+        any_length, too long input."""
+        return ids_array(ids, self.config, any_length)
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """hidden (N, C) -> (N, V)."""
@@ -218,7 +65,7 @@ class LanguageModel(Generic[ConfigT, CacheT]):
             )
             logp[rows] = values.reshape(logp[rows].shape)
 
-        self._over_parts(part_log_probs, cut_batch(self.num_parameters(), ids.shape))
+        over_parts(part_log_probs, cut_batch(self.num_parameters(), ids.shape))
         return logp
 
     def loss(self, ids: Ids, targets: Ids, weights: np.typing.ArrayLike | None = None) -> float:
@@ -229,7 +76,7 @@ class LanguageModel(Generic[ConfigT, CacheT]):
         anything, for instance by 1/n for n targets in several batches.
         """
         logp = self.log_probs(ids, targets)
-        weights = self._check_weights(weights, np.atleast_2d(np.asarray(targets)))
+        weights = weights_array(weights, np.atleast_2d(np.asarray(targets)), logp.dtype)
         return -float(np.vdot(weights.astype(np.float64), logp.astype(np.float64)))
 
     def loss_and_grads(
@@ -240,6 +87,8 @@ class LanguageModel(Generic[ConfigT, CacheT]):
         *,
         weights: np.typing.ArrayLike | None = None,
         add_to: Gradients | None = None,
+        hooks: Mapping[str, Hook] | None = None,
+        backward_hooks: Mapping[str, Hook] | None = None,
     ) -> tuple[float, Gradients]:
         """Loss as `loss` gives it, and its gradient by every parameter that trains, by name.
 
@@ -247,14 +96,21 @@ class LanguageModel(Generic[ConfigT, CacheT]):
         to those of a call before: one call for each part of a batch, with weights of 1/n for the n
         targets of all parts that count, gives the gradient of the whole. They are also kept as
         `model.gradients`, for the optimizer. An error on the way leaves none.
+
+        hooks={name: function} sees or replaces activations, as in `run_with_hooks`, backward_hooks
+        the gradients by them. A replaced activation has the gradient that it would have had if it
+        had been computed, and hands it on to what it stands for.
         """
         self._forget_gradients(add_to)
         ids, targets = self._check(ids, targets)
-        weights = self._check_weights(weights, targets)
+        hooked = hooks is not None or backward_hooks is not None
+        weights = weights_array(weights, targets, self.parameters.dtype)
 
         def part_loss(part: Part, g: Gradients) -> float:
             rows = part.sequences
             ctx = self._training_context(ids[rows], part.rng)
+            if hooked:
+                self._look_on(ctx, hooks or {}, backward_hooks or {})
             hidden, cache = self.forward(ids[rows], ctx)
             loss, dhidden, _ = linear_cross_entropy(
                 hidden,
@@ -267,9 +123,9 @@ class LanguageModel(Generic[ConfigT, CacheT]):
             self.backward(dhidden, cache, ctx, g)
             return loss
 
-        parts = cut_batch(self.num_parameters(), ids.shape, rng)
-        losses, total = self._with_gradients(part_loss, parts, add_to)
-        return sum(losses), total
+        parts = cut_batch(self.num_parameters(), ids.shape, rng, most=1 if hooked else None)
+        losses, self.gradients = with_gradients(part_loss, parts, self._sums(add_to))
+        return sum(losses), self.gradients
 
     def value_and_grads(
         self,
@@ -301,7 +157,7 @@ class LanguageModel(Generic[ConfigT, CacheT]):
             logp[rows] = values.reshape(logp[rows].shape)
             return ctx, cache, logp_cache
 
-        kept = self._over_parts(part_log_probs, parts)
+        kept = over_parts(part_log_probs, parts)
         loss, dlogp, metrics = objective(logp.copy())
         dlogp = np.asarray(dlogp, logp.dtype)
         if dlogp.shape != logp.shape:
@@ -317,15 +173,29 @@ class LanguageModel(Generic[ConfigT, CacheT]):
             )
             self.backward(dhidden, cache, ctx, g)
 
-        _, total = self._with_gradients(part_backward, parts, add_to)
-        return float(loss), total, metrics
+        _, self.gradients = with_gradients(part_backward, parts, self._sums(add_to))
+        return float(loss), self.gradients, metrics
 
     def _training_context(self, ids: np.ndarray, rng: np.random.Generator | None) -> Context:
         """A pass that a backward follows.  What the projections read is kept where it is little,
         and else computed again: that costs less than the memory."""
         numbers = ids.size * self.config.layers * self.config.projected_width
         keeps_inputs = numbers * self.parameters.dtype.itemsize <= KEPT_BYTES
-        return Context(len(ids), rng, keeps_caches=True, keeps_inputs=keeps_inputs)
+        return Context(
+            len(ids),
+            rng,
+            keeps_caches=True,
+            keeps_inputs=keeps_inputs,
+            lowest=self._lowest_trained(),
+        )
+
+    def _check(self, ids: Ids, targets: Ids) -> tuple[np.ndarray, np.ndarray]:
+        """ids and targets as (B, T) int64."""
+        ids = self.check_ids(ids)
+        return ids, targets_array(targets, ids, self.config)
+
+    def _sums(self, add_to: Gradients | None) -> Gradients:
+        return Gradients(self.trained, self.parameters.dtype) if add_to is None else add_to
 
     def _forget_gradients(self, add_to: Gradients | None) -> None:
         """Without add_to, this gives the memory of the last ones back, for the new ones to take."""
@@ -336,79 +206,57 @@ class LanguageModel(Generic[ConfigT, CacheT]):
                 " loss_and_grads without it first"
             )
 
-    def _over_parts(self, body: Callable[[Part], ResultT], parts: list[Part]) -> list[ResultT]:
-        return parallel_for(lambda index: body(parts[index]), len(parts))
+    # --- hooks ---
 
-    def _with_gradients(
-        self,
-        body: Callable[[Part, Gradients], ResultT],
-        parts: list[Part],
-        add_to: Gradients | None,
-    ) -> tuple[list[ResultT], Gradients]:
-        """body(part, gradients) for all parts of a batch -> results, and the sum of the
-        gradients."""
-        total = Gradients(self.trained, self.parameters.dtype) if add_to is None else add_to
-        others = [Gradients(self.trained, self.parameters.dtype) for _ in parts[1:]]
-        gradients = [total, *others]
-        try:
-            results = parallel_for(lambda index: body(parts[index], gradients[index]), len(parts))
-        except BaseException:
-            total.clear()  # some of a batch's gradients would look like all of them
-            raise
-        for other in others:
-            total.merge(other)
-        self.gradients = total
-        return results, total
+    @property
+    def hook_names(self) -> list[str]:
+        """The places where hooks see activations and gradients, in the order of the forward pass:
+        TransformerLens's names for them."""
+        blocks = [f"blocks.{block.layer}.{n}" for block in self.blocks for n in block.hook_names]
+        return [*self.embedding_hooks, *blocks, "ln_final.hook_normalized"]
 
-    # --- input checks ---
+    def run_with_hooks(self, ids: Ids, hooks: Mapping[str, Hook]) -> np.ndarray:
+        """Logits (B, T, V), with functions called on the activations on the way.
 
-    def check_ids(self, ids: Ids, any_length: bool = False) -> np.ndarray:
-        """ids as (B, T) int64.  Raises ValueError for an empty, ragged, out-of-range or, without
-        any_length, too long input."""
-        array = _integers("ids", ids)
-        if array.shape[1] == 0 or array.shape[0] == 0:
-            raise ValueError("ids are empty: give at least one token")
-        if array.shape[1] > self.context_length and not any_length:
-            raise ValueError(
-                f"{array.shape[1]} tokens are more than the model's"
-                f" {self.config.context_field}={self.context_length}: shorten the input"
-            )
-        self._check_range("ids", array)
-        return array
-
-    def _check(self, ids: Ids, targets: Ids) -> tuple[np.ndarray, np.ndarray]:
-        """ids and targets as (B, T) int64."""
+        hooks[name](activation) sees it as a read-only array and returns a new one, of the same
+        shape and dtype, to go on with, or None. Streams are (B, T, C), q and z (B, T, H, D), k and
+        v (B, T, K, D), patterns (B, H, T, S). Raises ValueError for a name that is not among
+        `hook_names`.
+        """
         ids = self.check_ids(ids)
-        array = _integers("targets", targets)
-        if array.shape != ids.shape:
-            raise ValueError(
-                f"targets have shape {array.shape}, ids {ids.shape}: they must be equal"
-            )
-        self._check_range("targets", array[array != IGNORE_INDEX])
-        return ids, array
+        ctx = Context(len(ids))
+        self._look_on(ctx, hooks, {})
+        hidden, _ = self.forward(ids, ctx)
+        return self.logits(hidden).reshape(*ids.shape, -1)
 
-    def _check_weights(
-        self, weights: np.typing.ArrayLike | None, targets: np.ndarray
-    ) -> np.ndarray:
-        """weights as (B, T); without any, those that make the sum of the losses their mean."""
-        if weights is None:
-            return mean_weights(targets, self.parameters.dtype)
-        try:
-            array = np.asarray(weights, self.parameters.dtype)
-            return np.broadcast_to(array, targets.shape)
-        except (ValueError, TypeError):
-            raise ValueError(
-                f"weights={shown(weights)}: expected numbers, one for each target, {targets.shape}"
-            ) from None
+    def run_with_cache(
+        self, ids: Ids, names_filter: NamesFilter = None
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Logits (B, T, V), and the activations by name: all, or those of a name, of several, or
+        those for which a function of the name is true."""
+        activations: dict[str, np.ndarray] = {}
 
-    def _check_range(self, name: str, array: np.ndarray) -> None:
-        outside = (array < 0) | (array >= self.config.vocab_size)
-        if outside.any():
-            raise ValueError(
-                f"{name} contain {array[outside][0]}, outside the vocabulary of"
-                f" {self.config.vocab_size}:"
-                " was the text encoded with this model's tokenizer?"
-            )
+        def keeper(name: str) -> Hook:
+            def keep(activation: np.ndarray) -> None:
+                activations[name] = activation.copy()
+
+            return keep
+
+        names = chosen_names(names_filter, self.hook_names)
+        return self.run_with_hooks(ids, {name: keeper(name) for name in names}), activations
+
+    def _look_on(
+        self, ctx: Context, hooks: Mapping[str, Hook], backward_hooks: Mapping[str, Hook]
+    ) -> None:
+        """Have functions called in a pass. What they have seen or replaced stays as it is: nothing
+        is added to in place or computed again."""
+        known = self.hook_names
+        check_names("hooks", hooks, known)
+        check_names("backward_hooks", backward_hooks, known)
+        ctx.hooks, ctx.grad_hooks = Hooks(hooks, ctx.batch), Hooks(backward_hooks, ctx.batch)
+        ctx.in_place, ctx.keeps_inputs = False, True
+        if backward_hooks:
+            ctx.lowest = 0
 
     # --- conveniences ---
 
@@ -439,18 +287,3 @@ class LanguageModel(Generic[ConfigT, CacheT]):
         from numgpt import generation
 
         return generation.stream(self, ids, **options)  # type: ignore[arg-type]
-
-
-def _integers(name: str, values: Ids) -> np.ndarray:
-    """(B, T) int64 from a list, (T,) or (B, T)."""
-    try:
-        array = np.asarray(values)
-    except ValueError:
-        raise ValueError(
-            f"{name} have rows of different lengths: pad them, or pass one at a time"
-        ) from None
-    if array.size and (array.dtype.kind not in "iu" or array.dtype == np.uint64):
-        raise ValueError(f"{name} have dtype {array.dtype}: token ids are integers (int64)")
-    if array.ndim not in (1, 2):
-        raise ValueError(f"{name} have shape {array.shape}: expected (T,) or (B, T)")
-    return np.atleast_2d(array).astype(np.int64, copy=False)

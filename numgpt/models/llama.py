@@ -24,8 +24,6 @@ from typing import NamedTuple
 import numpy as np
 
 from numgpt.layers import (
-    attention_backward,
-    attention_forward,
     llama3_frequencies,
     rmsnorm_output,
     rope_backward,
@@ -35,20 +33,20 @@ from numgpt.layers import (
     swiglu_backward,
     swiglu_forward,
 )
-from numgpt.layers.attention import Cache as AttentionCache
 from numgpt.layers.embedding import Cache as EmbeddingCache
 from numgpt.layers.rmsnorm import Cache as RMSNormCache
 from numgpt.layers.rope import Rotation
 from numgpt.layers.swiglu import Cache as SwiGLUCache
 from numgpt.messages import shown
+from numgpt.models.base import BaseBlock
 from numgpt.models.checks import require_booleans, require_ids, require_number, require_whole
 from numgpt.models.config import Config
 from numgpt.models.context import Context
-from numgpt.models.heads import merge_heads, split_heads
+from numgpt.models.heads import HeadsCache, attend, attend_backward, split_heads
 from numgpt.models.language_model import LanguageModel
 from numgpt.models.modules import Embedding, Input, Linear, RMSNorm
 from numgpt.models.parameters import Gradients, Parameters
-from numgpt.runtime import add_into, empty
+from numgpt.runtime import empty
 
 INNER_MULTIPLE = 32  # a feed-forward width that is chosen here is rounded up to one
 LLAMA3_SCALING = (
@@ -198,15 +196,24 @@ class BlockCache(NamedTuple):
 
     norm_1: RMSNormCache
     norm_1_out: Input
-    attention: AttentionCache
+    heads: HeadsCache
     norm_2: RMSNormCache
     norm_2_out: Input
     swiglu: SwiGLUCache
     post: Input  # (N, F), after the activation
 
 
-class Block:
+class Block(BaseBlock):
     """x + attention(norm_1(x)), and to that + swiglu(norm_2(·))."""
+
+    hook_names = (
+        *("hook_resid_pre", "ln1.hook_normalized", "attn.hook_q", "attn.hook_k"),
+        *("attn.hook_rot_q", "attn.hook_rot_k", "attn.hook_v"),
+        *("attn.hook_pattern", "attn.hook_z"),
+        *("hook_attn_out", "hook_resid_mid", "ln2.hook_normalized"),
+        *("mlp.hook_pre", "mlp.hook_pre_linear", "mlp.hook_post"),
+        *("hook_mlp_out", "hook_resid_post"),
+    )
 
     def __init__(self, parameters: Parameters, config: LlamaConfig, layer: int):
         name, eps = f"layers.{layer}", config.rms_norm_eps
@@ -214,8 +221,8 @@ class Block:
         def linear(*names: str) -> Linear:
             return Linear(parameters, *(f"{name}.{part}" for part in names), transposed=True)
 
+        super().__init__(name, layer)
         self.config = config
-        self.layer = layer
         self.norm_1 = RMSNorm(parameters, f"{name}.input_layernorm", eps)
         self.qkv = linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
         self.o_proj = linear("self_attn.o_proj")
@@ -226,48 +233,62 @@ class Block:
     def forward(
         self, x: np.ndarray, rotation: Rotation, ctx: Context
     ) -> tuple[np.ndarray, BlockCache]:
-        """x (N, C), the residual stream, is added to in place -> x, cache."""
-        config = self.config
-        y, norm_1 = self.norm_1.forward(x)
+        """x (N, C), the residual stream, may be added to in place -> x, cache."""
+        config, hook = self.config, ctx.hooks.under(self.hooks)
+        x = hook.rows("hook_resid_pre", x)
+        y, norm_1 = self.norm_1.forward(x, hook.under("ln1."))
         norm_1_out = ctx.keep(y, rmsnorm_output, norm_1)
         q, k, v = self._split(self.qkv.forward(y), ctx)  # (B, H, T, D), twice (B, K, T, D)
+        q, k = hook.heads("attn.hook_q", q), hook.heads("attn.hook_k", k)
         q, _ = rope_forward(q, rotation, config.rope_interleave)
         k, _ = rope_forward(k, rotation, config.rope_interleave)
-        k, v, key_mask = ctx.keys_and_values(self.layer, k, v)  # (B, K, S, D), all so far
+        q, k = hook.heads("attn.hook_rot_q", q), hook.heads("attn.hook_rot_k", k)
+        k, v, key_mask = ctx.keys_and_values(self.layer, k, hook.heads("attn.hook_v", v))  # T -> S
         if ctx.last_only and self.layer == config.num_hidden_layers - 1:
             q, x = ctx.last_of(q, x)  # T = 1, N = B
-        z, attention = attention_forward(q, k, v, None, key_mask, config.attention_dropout, ctx.rng)
-        add_into(x, self.o_proj.forward(merge_heads(z)))  # (B, H, T, D) -> (N, C)
+        z, heads = attend(q, k, v, key_mask, ctx, hook, config.attention_dropout)  # (N, H·D)
+        x = ctx.add(x, hook.rows("hook_attn_out", self.o_proj.forward(z)))
 
-        y, norm_2 = self.norm_2.forward(x)
+        x = hook.rows("hook_resid_mid", x)
+        y, norm_2 = self.norm_2.forward(x, hook.under("ln2."))
         norm_2_out = ctx.keep(y, rmsnorm_output, norm_2)
         gate, up = _halves(self.gate_up.forward(y))  # (N, C) -> twice (N, F)
+        gate, up = hook.rows("mlp.hook_pre", gate), hook.rows("mlp.hook_pre_linear", up)
         y, swiglu = swiglu_forward(gate, up)
+        y = hook.rows("mlp.hook_post", y)
         post = ctx.keep(y, _gated, swiglu)
-        add_into(x, self.down_proj.forward(y))  # (N, F) -> (N, C)
-        return x, BlockCache(norm_1, norm_1_out, attention, norm_2, norm_2_out, swiglu, post)
+        x = ctx.add(x, hook.rows("hook_mlp_out", self.down_proj.forward(y)))  # (N, F) -> (N, C)
+        x = hook.rows("hook_resid_post", x)
+        return x, BlockCache(norm_1, norm_1_out, heads, norm_2, norm_2_out, swiglu, post)
 
     def backward(
         self, dx: np.ndarray, cache: BlockCache, rotation: Rotation, ctx: Context, g: Gradients
     ) -> np.ndarray:
-        """dx (N, C), the gradient of the residual stream, is added to in place -> dx."""
-        config = self.config
-        dy = self.down_proj.backward(dx, cache.post, g)  # (N, C) -> (N, F)
+        """dx (N, C), the gradient of the residual stream, may be added to in place -> dx."""
+        config, hook = self.config, ctx.grad_hooks.under(self.hooks)
+        dx = hook.rows("hook_resid_post", dx)
+        dy = self.down_proj.backward(hook.rows("hook_mlp_out", dx), cache.post, g)  # (N, F)
         dgate_up = empty((len(dx), self.gate_up.width), dx.dtype)
-        swiglu_backward(dy, cache.swiglu, out=_halves(dgate_up))
+        dgate, dup = _halves(dgate_up)
+        swiglu_backward(hook.rows("mlp.hook_post", dy), cache.swiglu, out=(dgate, dup))
+        hook.rows_into("mlp.hook_pre", dgate)
+        hook.rows_into("mlp.hook_pre_linear", dup)
         dy = self.gate_up.backward(dgate_up, cache.norm_2_out, g)  # (N, 2F) -> (N, C)
-        add_into(dx, self.norm_2.backward(dy, cache.norm_2, g))
+        dx = ctx.add(dx, self.norm_2.backward(dy, cache.norm_2, g, hook.under("ln2.")))
+        dx = hook.rows("hook_resid_mid", dx)
 
-        dy = self.o_proj.backward(dx, lambda: merge_heads(cache.attention.y), g)
-        (dz,) = split_heads(dy, ctx.batch, config.num_attention_heads)  # (N, H·D) -> (B, H, T, D)
+        dz = self.o_proj.backward(hook.rows("hook_attn_out", dx), cache.heads.merged, g)
         dqkv = empty((len(dx), self.qkv.width), dx.dtype)
         dq, dk, dv = self._split(dqkv, ctx)
-        attention_backward(dz, cache.attention, out=(dq, dk, dv))
-        dq[...] = rope_backward(dq, rotation, config.rope_interleave)
-        dk[...] = rope_backward(dk, rotation, config.rope_interleave)
+        attend_backward(dz, cache.heads, ctx, hook, out=(dq, dk, dv))
+        for name, gradient in (("q", dq), ("k", dk)):
+            turned = hook.heads(f"attn.hook_rot_{name}", gradient)
+            gradient[...] = rope_backward(turned, rotation, config.rope_interleave)
+            hook.heads_into(f"attn.hook_{name}", gradient)
+        hook.heads_into("attn.hook_v", dv)
         dy = self.qkv.backward(dqkv, cache.norm_1_out, g)
-        add_into(dx, self.norm_1.backward(dy, cache.norm_1, g))
-        return dx
+        dx = ctx.add(dx, self.norm_1.backward(dy, cache.norm_1, g, hook.under("ln1.")))
+        return hook.rows("hook_resid_pre", dx)
 
     def _split(self, qkv: np.ndarray, ctx: Context) -> tuple[np.ndarray, ...]:
         """(N, (H + 2K) · D) -> views (B, H, T, D), (B, K, T, D), (B, K, T, D)."""
@@ -297,7 +318,10 @@ class Llama(LanguageModel[LlamaConfig, LlamaCache]):
     """A model of the Llama family: `model(ids)` gives logits, `loss_and_grads` the hand-derived
     gradients."""
 
+    blocks: list[Block]
     config_class = LlamaConfig
+    embeddings = ("embed_tokens.weight",)
+    embedding_hooks = ("hook_embed",)
 
     def build(self) -> None:
         parameters, config = self.parameters, self.config
@@ -309,20 +333,24 @@ class Llama(LanguageModel[LlamaConfig, LlamaCache]):
     def forward(self, ids: np.ndarray, ctx: Context) -> tuple[np.ndarray, LlamaCache]:
         positions = ctx.positions(ids, self.config.max_position_embeddings)
         x, embed_tokens = self.embed_tokens.forward(ids.ravel())  # (B, T) -> (N, C)
+        x = ctx.hooks.rows("hook_embed", x)
         rotation = rope_rotation(positions, self.config.frequencies(), x.dtype)
         caches = []
         for block in self.blocks:
             x, cache = block.forward(x, rotation, ctx)
-            if ctx.keeps_caches:
+            if ctx.keeps(block.layer):
                 caches.append(cache)
         ctx.advance()
-        y, norm = self.norm.forward(x)
+        y, norm = self.norm.forward(x, ctx.hooks.under("ln_final."))
         return y, LlamaCache(embed_tokens, rotation, caches, norm)
 
     def backward(self, dy: np.ndarray, cache: LlamaCache, ctx: Context, g: Gradients) -> None:
-        dx = self.norm.backward(dy, cache.norm, g)
-        for block in reversed(self.blocks):
+        dx = self.norm.backward(dy, cache.norm, g, ctx.grad_hooks.under("ln_final."))
+        for block in reversed(self.blocks[ctx.lowest :]):
             dx = block.backward(dx, cache.blocks.pop(), cache.rotation, ctx, g)
+        if ctx.lowest:
+            return  # nothing below trains
+        dx = ctx.grad_hooks.rows("hook_embed", dx)
         self.embed_tokens.backward(dx, cache.embed_tokens, g)
 
     @property

@@ -8,7 +8,7 @@ gradients added to the sums of those names; what is frozen has none. Its `forwar
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,16 +18,19 @@ from numgpt.layers import (
     embedding_forward,
     layernorm_backward,
     layernorm_forward,
+    layernorm_output,
     linear_backward,
     linear_forward,
     rmsnorm_backward,
     rmsnorm_forward,
+    rmsnorm_output,
 )
 from numgpt.layers.embedding import Cache as EmbeddingCache
 from numgpt.layers.layernorm import Cache as LayerNormCache
 from numgpt.layers.rmsnorm import Cache as RMSNormCache
+from numgpt.models.hooks import NO_HOOKS, Hooks
 from numgpt.models.parameters import Gradients, Parameters
-from numgpt.runtime import Accumulator, add_into, empty
+from numgpt.runtime import NOWHERE, Accumulator, add_into, empty
 
 Input = Callable[[], np.ndarray]  # gives what a layer has read, kept or computed again
 
@@ -144,14 +147,21 @@ class LayerNorm:
         self.name, self.eps = name, eps
         self.weight, self.bias = parameters[f"{name}.weight"], parameters[f"{name}.bias"]
 
-    def forward(self, x: np.ndarray) -> tuple[np.ndarray, LayerNormCache]:
+    def forward(self, x: np.ndarray, hook: Hooks = NO_HOOKS) -> tuple[np.ndarray, LayerNormCache]:
         """x (N, C) -> y (N, C), cache."""
-        return layernorm_forward(x, self.weight, self.bias, self.eps)
+        y, cache = layernorm_forward(x, self.weight, self.bias, self.eps)
+        return _hooked(y, cache, layernorm_output, hook)
 
-    def backward(self, dy: np.ndarray, cache: LayerNormCache, g: Gradients) -> np.ndarray:
+    def backward(
+        self, dy: np.ndarray, cache: LayerNormCache, g: Gradients, hook: Hooks = NO_HOOKS
+    ) -> np.ndarray:
         """dy (N, C) -> dx (N, C)."""
         sums = g.accumulator(f"{self.name}.weight"), g.accumulator(f"{self.name}.bias")
-        return layernorm_backward(dy, cache, *sums)[0]
+        dx, _, _ = layernorm_backward(dy, cache, *sums)
+        if (dx_hat := _hooked_gradient(dy, cache, hook)) is not None:
+            alone = cache._replace(weight=np.ones_like(self.weight))  # dx_hat has it already
+            dx, _, _ = layernorm_backward(dx_hat, alone, NOWHERE, NOWHERE)
+        return dx
 
 
 class RMSNorm:
@@ -161,10 +171,40 @@ class RMSNorm:
         self.name, self.eps = name, eps
         self.weight = parameters[f"{name}.weight"]
 
-    def forward(self, x: np.ndarray) -> tuple[np.ndarray, RMSNormCache]:
+    def forward(self, x: np.ndarray, hook: Hooks = NO_HOOKS) -> tuple[np.ndarray, RMSNormCache]:
         """x (N, C) -> y (N, C), cache."""
-        return rmsnorm_forward(x, self.weight, self.eps)
+        y, cache = rmsnorm_forward(x, self.weight, self.eps)
+        return _hooked(y, cache, rmsnorm_output, hook)
 
-    def backward(self, dy: np.ndarray, cache: RMSNormCache, g: Gradients) -> np.ndarray:
+    def backward(
+        self, dy: np.ndarray, cache: RMSNormCache, g: Gradients, hook: Hooks = NO_HOOKS
+    ) -> np.ndarray:
         """dy (N, C) -> dx (N, C)."""
-        return rmsnorm_backward(dy, cache, g.accumulator(f"{self.name}.weight"))[0]
+        dx, _ = rmsnorm_backward(dy, cache, g.accumulator(f"{self.name}.weight"))
+        if (dx_hat := _hooked_gradient(dy, cache, hook)) is not None:
+            alone = cache._replace(weight=np.ones_like(self.weight))  # dx_hat has it already
+            dx, _ = rmsnorm_backward(dx_hat, alone, NOWHERE)
+        return dx
+
+
+NormCache = TypeVar("NormCache", LayerNormCache, RMSNormCache)
+
+
+def _hooked(
+    y: np.ndarray, cache: NormCache, output: Callable[[NormCache], np.ndarray], hook: Hooks
+) -> tuple[np.ndarray, NormCache]:
+    """y and cache of a norm, after a hook on x̂."""
+    x_hat = hook.rows("hook_normalized", cache.x_hat)
+    if x_hat is cache.x_hat:
+        return y, cache
+    cache = cache._replace(x_hat=x_hat)
+    return output(cache), cache
+
+
+def _hooked_gradient(dy: np.ndarray, cache: NormCache, hook: Hooks) -> np.ndarray | None:
+    """What a hook puts in the place of the gradient at x̂, if it does."""
+    if not hook.wants("hook_normalized"):
+        return None
+    dx_hat = dy * cache.weight
+    replaced = hook.rows("hook_normalized", dx_hat)
+    return None if replaced is dx_hat else replaced

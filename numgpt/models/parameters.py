@@ -7,8 +7,10 @@ nothing else.
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -29,6 +31,19 @@ def layout_of(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
         offsets[name] = offset
         offset += math.prod(shapes[name])
     return {name: (offsets[name], tuple(shape)) for name, shape in shapes.items()}
+
+
+def matching_names(patterns: Sequence[str], names: Iterable[str]) -> set[str]:
+    """The names that are, or fit, one of the patterns ("wte", "h.0.*"); without any all of them.
+    Raises ValueError for a pattern that fits none."""
+    names, found = list(names), set[str]()
+    for pattern in patterns or ("*",):
+        fitting = fnmatch.filter(names, pattern)
+        if not fitting:
+            near = difflib.get_close_matches(pattern, names, 3, cutoff=0)
+            raise ValueError(f"no parameter is named {pattern!r}: there are {', '.join(near)}")
+        found.update(fitting)
+    return found
 
 
 def size_of(layout: Layout) -> int:
@@ -172,6 +187,10 @@ class Gradients(Mapping[str, np.ndarray]):
     @flat.setter
     def flat(self, values: np.ndarray) -> None:
         self.flat[...] = values
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._flat.dtype
 
     def clear(self) -> None:
         """No contributions: all sums are 0 again."""

@@ -1,0 +1,75 @@
+"""Attention by its whole matrix of probabilities, the pattern, for who wants to see or replace it.
+
+It is attention.py's formulas without tiles, on (T, S) matrices that are all in memory; the notation
+is the same:
+
+    p = exp(s - M) / Z,  s = scale · q kᵀ + mask         y = (m · p) v
+    dv = (m · p)ᵀ dy     dp = m · (dy vᵀ)
+    ds = p · (dp - Σ_k dp_ik p_ik)     dq = scale · ds k     dk = scale · dsᵀ q
+
+Each function is one line of these, so that another p, or another dp, can be put in between.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from numgpt.layers.attention import Cache, mT
+
+
+def attention_pattern(cache: Cache) -> np.ndarray:
+    """p (B, H, T, S) of an attention that was computed, before dropout.
+
+    >>> from numgpt.layers import attention_forward
+    >>> q, k, v = np.random.default_rng(0).normal(size=(3, 1, 2, 5, 4))
+    >>> y, cache = attention_forward(q, k, v)
+    >>> p = attention_pattern(cache)
+    >>> np.allclose(p @ v, y) and np.allclose(p.sum(axis=-1), 1)
+    True
+    """
+    time, keys = cache.q.shape[3], cache.k.shape[2]
+    hidden = ~np.tri(time, keys, keys - time, dtype=bool)
+    if cache.key_mask is not None:
+        hidden = hidden | ~cache.key_mask[:, None, None, None]
+    s = cache.scale * np.matmul(cache.q, mT(cache.k)[:, :, None])  # (B, K, G, T, S)
+    s = np.where(hidden, -np.inf, s).astype(s.dtype)
+    p = np.exp(s - cache.highest[:, :, 0, ..., None]) / cache.total[:, :, 0, ..., None]
+    return _by_head(p)
+
+
+def pattern_forward(p: np.ndarray, cache: Cache) -> np.ndarray:
+    """y = (m · p) v.  p (B, H, T, S) -> y (B, H, T, D)."""
+    return _by_head(np.matmul(_dropped(_by_kv_head(p, cache), cache), cache.v[:, :, None]))
+
+
+def pattern_backward(dy: np.ndarray, p: np.ndarray, cache: Cache) -> tuple[np.ndarray, np.ndarray]:
+    """dy (B, H, T, D), p (B, H, T, S) -> dp (B, H, T, S), dv (B, K, S, D)."""
+    dy_grouped, mp = _by_kv_head(dy, cache), _dropped(_by_kv_head(p, cache), cache)
+    dp = _dropped(np.matmul(dy_grouped, mT(cache.v)[:, :, None]), cache)
+    return _by_head(dp), np.matmul(mT(mp), dy_grouped).sum(axis=2)
+
+
+def scores_backward(dp: np.ndarray, p: np.ndarray, cache: Cache) -> tuple[np.ndarray, np.ndarray]:
+    """dp, p (B, H, T, S) -> dq (B, H, T, D), dk (B, K, S, D)."""
+    ds = _by_kv_head(p * (dp - np.vecdot(dp, p)[..., None]), cache)
+    dq = cache.scale * np.matmul(ds, cache.k[:, :, None])
+    dk = cache.scale * np.matmul(mT(ds), cache.q).sum(axis=2)
+    return _by_head(dq), dk
+
+
+def _dropped(p: np.ndarray, cache: Cache) -> np.ndarray:
+    """m · p.  (B, K, G, T, S) -> the same."""
+    if cache.keep is None:
+        return p
+    m = cache.keep.transpose(0, 1, 3, 4, 2) * p.dtype.type(cache.keep_scale)
+    return p * m
+
+
+def _by_kv_head(x: np.ndarray, cache: Cache) -> np.ndarray:
+    """(B, H, …) -> (B, K, G, …), a view."""
+    return x.reshape(*cache.q.shape[:3], *x.shape[2:])
+
+
+def _by_head(x: np.ndarray) -> np.ndarray:
+    """(B, K, G, …) -> (B, H, …), a view."""
+    return x.reshape(len(x), -1, *x.shape[3:])

@@ -1,0 +1,298 @@
+"""Hooks: what they see, what a replacement does, forward and backward."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from models.references import batch, small_model
+from support import assert_close
+
+from numgpt import set_num_threads
+from numgpt.layers import attention_pattern, pattern_backward, pattern_forward, scores_backward
+from numgpt.layers.attention import attention_backward, attention_forward
+from numgpt.models import data_parallel
+from numgpt.runtime import num_threads
+
+FAMILIES = ["untied", "default", "relu", "llama_grouped", "llama_biases"]
+WITH_DROPOUT = {"untied": 0.4, "llama_grouped": 0.4}
+
+
+@pytest.fixture(params=FAMILIES)
+def model(request):
+    model = small_model(request.param, np.float64)
+    model.config.set_dropout(WITH_DROPOUT.get(request.param, 0.0))
+    return model
+
+
+@pytest.fixture
+def one_thread():
+    before = num_threads()
+    set_num_threads(1)
+    yield
+    set_num_threads(before)
+
+
+def gradients_of(model, **options):
+    """Loss and gradients, with the same dropout each time."""
+    ids, targets = batch(model.config, (2, 7))
+    loss, gradients = model.loss_and_grads(ids, targets, np.random.default_rng(3), **options)
+    return loss, {name: gradients[name].copy() for name in gradients}
+
+
+def kept(model, **options):
+    """Activations and their gradients, by name."""
+    activations, gradients = {}, {}
+    gradients_of(
+        model,
+        hooks={name: keeper(activations, name) for name in model.hook_names},
+        backward_hooks={name: keeper(gradients, name) for name in model.hook_names},
+        **options,
+    )
+    return activations, gradients
+
+
+def keeper(store, name, copy=True):
+    def keep(array):
+        store[name] = array.copy() if copy else array
+
+    return keep
+
+
+def test_the_names_and_shapes_that_hooks_see(model):
+    seen = []
+    hooks = {name: lambda x, name=name: seen.append((name, x.shape)) for name in model.hook_names}
+    ids, _ = batch(model.config, (2, 7))
+    model.run_with_hooks(ids, hooks)
+    assert [name for name, _ in seen] == model.hook_names
+    config, shapes = model.config, dict(seen)
+    size = config.head_size
+    heads = config.width // size
+    for layer in range(config.layers):
+        of_block = f"blocks.{layer}."
+        assert shapes[of_block + "attn.hook_q"] == (2, 7, heads, size)
+        assert shapes[of_block + "attn.hook_v"] == (2, 7, config.kv_heads, size)
+        assert shapes[of_block + "attn.hook_pattern"] == (2, heads, 7, 7)
+        assert shapes[of_block + "hook_resid_post"] == (2, 7, config.width)
+    backward = []
+    gradients_of(
+        model,
+        backward_hooks={name: lambda x, n=name: backward.append(n) for name in seen_names(seen)},
+    )
+    assert sorted(backward) == sorted(model.hook_names)
+    assert backward[0] == "ln_final.hook_normalized"
+
+
+def seen_names(seen):
+    return [name for name, _ in seen]
+
+
+@pytest.mark.parametrize("answer", [lambda x: None, lambda x: x], ids=["None", "itself"])
+def test_who_only_looks_changes_nothing(model, answer, one_thread):
+    ids, _ = batch(model.config, (2, 7))
+    hooks = dict.fromkeys(model.hook_names, answer)
+    np.testing.assert_array_equal(model.run_with_hooks(ids, hooks), model(ids))
+    loss, gradients = gradients_of(model)
+    for options in ({"hooks": hooks}, {"backward_hooks": hooks}, {"hooks": {}}):
+        hooked_loss, hooked = gradients_of(model, **options)
+        assert hooked_loss == loss
+        for name, gradient in gradients.items():
+            np.testing.assert_array_equal(hooked[name], gradient, name)
+
+
+def test_an_equal_copy_changes_nothing(model, one_thread):
+    loss, gradients = gradients_of(model)
+    for name in model.hook_names:
+        copies = {name: lambda x: x.copy()}
+        for options in ({"hooks": copies}, {"backward_hooks": copies}):
+            hooked_loss, hooked = gradients_of(model, **options)
+            assert hooked_loss == pytest.approx(loss, rel=1e-12)
+            for parameter, gradient in gradients.items():
+                assert_close(hooked[parameter], gradient, f"{name}: {parameter}")
+
+
+def fixed(array):
+    return lambda _: array
+
+
+def others(model, activations):
+    """Of each activation another value; a pattern keeps the causal mask."""
+    rng = np.random.default_rng(7)
+    for name, activation in activations.items():
+        other = activation + 0.1 * rng.normal(size=activation.shape)
+        yield name, np.abs(other) * (activation > 0) if "pattern" in name else other
+
+
+def test_gradients_are_those_of_the_loss_by_the_activation(model):
+    """∂loss/∂a along a random direction, where a is what was computed, and where it is replaced."""
+    rng, step = np.random.default_rng(5), 1e-6
+    activations, _ = kept(model)
+    for values in (activations.items(), others(model, activations)):
+        for name, a in values:
+            seen = {}
+            gradients_of(model, hooks={name: fixed(a)}, backward_hooks={name: keeper(seen, name)})
+            direction = rng.normal(size=a.shape) * (a != 0)
+            up, _ = gradients_of(model, hooks={name: fixed(a + step * direction)})
+            down, _ = gradients_of(model, hooks={name: fixed(a - step * direction)})
+            expected = (seen[name] * direction).sum()
+            assert (up - down) / (2 * step) == pytest.approx(expected, rel=1e-5, abs=1e-9), name
+
+
+def test_a_gradient_put_to_zero_is_an_activation_held_fast(model):
+    """∂loss/∂parameters with a replaced by a constant, against a backward that hands on nothing
+    from there: so also what reads the replaced value has its gradients by it."""
+    rng, step = np.random.default_rng(6), 1e-7  # small, so that no ReLU has its kink in between
+    activations, _ = kept(model)
+    direction = {name: rng.normal(size=array.shape) for name, array in model.parameters.items()}
+    for name, other in others(model, activations):
+        hooks = {name: fixed(other)}
+        _, gradients = gradients_of(model, hooks=hooks, backward_hooks={name: np.zeros_like})
+        losses = []
+        for shift in (step, -2 * step):
+            for parameter, d in direction.items():
+                model.parameters[parameter][...] += shift * d
+            losses.append(gradients_of(model, hooks=hooks)[0])
+        for parameter, d in direction.items():
+            model.parameters[parameter][...] += step * d
+        expected = sum((gradients[parameter] * d).sum() for parameter, d in direction.items())
+        slope = (losses[0] - losses[1]) / (2 * step)
+        assert slope == pytest.approx(expected, rel=1e-5), name
+
+
+def test_a_replaced_pattern_is_what_backward_uses(model):
+    """dv and ds, and so dq and dk, of the pattern that a hook returned."""
+    model.config.set_dropout(0.0)
+    activations, _ = kept(model)
+    name = "blocks.0.attn.hook_pattern"
+    pattern = activations[name][..., ::-1].copy()  # no softmax of these scores
+    seen = {}
+    last = ("q", "k") if "blocks.0.attn.hook_rot_q" not in model.hook_names else ("rot_q", "rot_k")
+    names = [f"blocks.0.attn.hook_{part}" for part in ("z", "pattern", "v", *last)]
+    gradients_of(
+        model,
+        hooks={name: lambda _: pattern},
+        backward_hooks={n: keeper(seen, n) for n in names},
+    )
+    dz, dp, dv, dq, dk = (seen[n] for n in names)
+    q, k = (activations[f"blocks.0.attn.hook_{part}"] for part in last)
+    groups = q.shape[2] // k.shape[2]
+    k_of_heads = np.repeat(k, groups, axis=2)
+    ds = pattern * (dp - (dp * pattern).sum(axis=-1, keepdims=True)) / np.sqrt(q.shape[-1])
+
+    def by_kv_head(x):
+        return x.reshape(*x.shape[:2], -1, groups, x.shape[-1]).sum(axis=3)
+
+    assert_close(dv, by_kv_head(np.einsum("bhts,bthd->bshd", pattern, dz)))
+    assert_close(dq, np.einsum("bhts,bshd->bthd", ds, k_of_heads))
+    assert_close(dk, by_kv_head(np.einsum("bhts,bthd->bshd", ds, q)))
+
+
+def test_what_was_kept_or_returned_stays_as_it_is(model):
+    held, copies = {}, {}
+
+    def hold(name, store):
+        def hook(array):
+            answer = array + 0.0
+            store[name, "seen"], store[name, "returned"] = array, answer
+            copies[id(store), name] = array.copy()
+            return answer
+
+        return hook
+
+    forward, backward = {}, {}
+    gradients_of(
+        model,
+        hooks={name: hold(name, forward) for name in model.hook_names},
+        backward_hooks={name: hold(name, backward) for name in model.hook_names},
+    )
+    held = {id(forward): forward, id(backward): backward}
+    for (store, name), copy in copies.items():
+        np.testing.assert_array_equal(held[store][name, "seen"], copy, name)
+        np.testing.assert_array_equal(held[store][name, "returned"], copy, name)
+
+
+def test_the_batch_is_not_cut(monkeypatch):
+    monkeypatch.setattr(data_parallel, "worthwhile_threads", lambda work, extra: 2)
+    model, shapes = small_model("default"), []
+    gradients_of(model, hooks={"hook_embed": lambda x: shapes.append(x.shape)})
+    assert shapes == [(2, 7, 16)]
+
+
+def test_run_with_cache(model):
+    ids, _ = batch(model.config, (2, 7))
+    logits, activations = model.run_with_cache(ids)
+    np.testing.assert_array_equal(logits, model(ids))
+    assert list(activations) == model.hook_names
+    z = "blocks.1.attn.hook_z"
+    for names_filter, names in (
+        (z, [z]),
+        ([z, "hook_embed"], ["hook_embed", z]),
+        (lambda name: name.endswith("hook_z"), ["blocks.0.attn.hook_z", z]),
+    ):
+        _, some = model.run_with_cache(ids, names_filter)
+        assert list(some) == names
+        np.testing.assert_array_equal(some[z], activations[z])
+
+
+def test_frozen_blocks_below_are_not_gone_back_through(model):
+    _, full = gradients_of(model)
+    model.freeze()
+    model.unfreeze(f"{model.blocks[1].name}.*")
+    _, gradients = gradients_of(model)
+    assert set(gradients) == {n for n in full if n.startswith(f"{model.blocks[1].name}.")}
+    for name, gradient in gradients.items():
+        assert_close(gradient, full[name], name)
+    reached = []
+    model.blocks[0].backward = lambda *arguments: reached.append(arguments) or arguments[0]
+    gradients_of(model)
+    assert not reached
+    gradients_of(model, backward_hooks={})
+    assert not reached
+    gradients_of(model, backward_hooks={"hook_embed": lambda x: None})
+    assert reached
+
+
+@pytest.mark.parametrize("kind", ["hooks", "backward_hooks"])
+def test_wrong_hooks_are_told(kind):
+    model = small_model("default")
+    for function, message in (
+        (lambda x: x[:1], r"returned an array of shape \(1, 7, 16\), float32: expected None, or"),
+        (lambda x: x.astype(np.float64), r"\(2, 7, 16\), float64: expected"),
+        (lambda x: 5, "returned 5: expected None"),
+    ):
+        with pytest.raises(ValueError, match=message) as error:
+            gradients_of(model, **{kind: {"blocks.1.hook_resid_mid": function}})
+        assert "blocks.1.hook_resid_mid" in str(error.value)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match=rf"^{kind}: no hook is named 'blocks.1.hook_z'.*attn"):
+        gradients_of(model, **{kind: {"blocks.1.hook_z": lambda x: None}})
+
+
+def test_what_is_seen_is_not_written_to():
+    model = small_model("default")
+
+    def clear(x):
+        x[:] = 0
+
+    with pytest.raises(ValueError, match="read-only"):
+        model.run_with_hooks([1, 2], {"blocks.0.hook_resid_mid": clear})
+    with pytest.raises(ValueError, match="no hook is named 'z'"):
+        model.run_with_cache([1, 2], names_filter="z")
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_pattern_is_attentions(dropout, kv_heads, masked):
+    rng = np.random.default_rng(8)
+    q, dy = rng.normal(size=(2, 2, 4, 5, 6))
+    k, v = rng.normal(size=(2, 2, kv_heads, 7, 6))
+    mask = np.arange(7) >= [[0], [3]] if masked else None
+    y, cache = attention_forward(q, k, v, None, mask, dropout, np.random.default_rng(9))
+    p = attention_pattern(cache)
+    if not masked:
+        assert_close(p.sum(axis=-1), np.ones(p.shape[:-1]))
+    assert_close(pattern_forward(p, cache), y)
+    dp, dv = pattern_backward(dy, p, cache)
+    expected = attention_backward(dy, cache)
+    for actual, gradient in zip((*scores_backward(dp, p, cache), dv), expected, strict=True):
+        assert_close(actual, gradient)
