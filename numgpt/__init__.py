@@ -9,7 +9,7 @@ if launch.is_program():
 from numgpt import runtime  # isort: skip  (first: it chooses NumPy's kernels before NumPy loads)
 from numgpt.layers import gradcheck
 from numgpt.lazy import lazy_names
-from numgpt.models import GPT, GPTConfig, KVCache, Llama, LlamaConfig
+from numgpt.models import GPT, GPTConfig, KVCache, Llama, LlamaConfig, LoRAConfig
 from numgpt.runtime import set_num_threads
 from numgpt.tokenizer import CharTokenizer, Tokenizer
 from numgpt.training import AdamW
@@ -27,6 +27,7 @@ __all__ = [
     "KVCache",
     "Llama",
     "LlamaConfig",
+    "LoRAConfig",
     "Tokenizer",
     "gradcheck",
     "load",

@@ -27,5 +27,7 @@ class Family:
     our_name: Callable[[str, Any], str | None]
     # a parameter, by name -> as it is stored
     stored_array: Callable[[str, np.ndarray, Any], np.ndarray] = lambda name, array, config: array
+    # … and back
+    own_array: Callable[[str, np.ndarray, Any], np.ndarray] = lambda name, array, config: array
     # whether a parameter is a linear layer's matrix as (in, out), where PyTorch's own are (out, in)
     is_transposed: Callable[[str], bool] = lambda name: False

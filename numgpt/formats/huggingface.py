@@ -90,6 +90,11 @@ def save_model(
     other files stay. `report` is called with each tensor's name as its turn comes.
     """
     storage_dtype(dtype)  # refuses a bad one before anything is written
+    if model.adapter is not None and not model.is_merged:
+        raise ValueError(
+            "the model has an adapter: save_adapter(directory) writes that, merge_adapter() first"
+            " makes both one"
+        )
     if not os.fspath(directory):
         raise ValueError('directory="": name a directory')
     family = family_of(model)

@@ -98,6 +98,13 @@ def stored_array(name: str, array: np.ndarray, config: LlamaConfig) -> np.ndarra
     return array
 
 
+def own_array(name: str, array: np.ndarray, config: LlamaConfig) -> np.ndarray:
+    """What is stored, as a parameter."""
+    if config.rope_interleave and is_rotated(name):
+        return in_neighbours(array, config.head_size).reshape(array.shape)
+    return array
+
+
 def is_rotated(name: str) -> bool:
     """Whether a parameter makes queries or keys: the order of its rows depends on the pairing."""
     return ".q_proj." in name or ".k_proj." in name
@@ -115,7 +122,14 @@ def in_neighbours(rows: np.ndarray, size: int) -> np.ndarray:
 
 def _family(model_type: str) -> Family:
     return Family(
-        model_type, Llama, config_from, config_fields, stored_name, our_name, stored_array
+        model_type,
+        Llama,
+        config_from,
+        config_fields,
+        stored_name,
+        our_name,
+        stored_array,
+        own_array,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from numgpt.files import finish_replacing, naming
-from numgpt.formats import huggingface, llamacpp, llmc, nanogpt, openai
+from numgpt.formats import huggingface, llamacpp, llmc, nanogpt, openai, peft
 from numgpt.formats.gguf import is_gguf
 from numgpt.formats.names import resolve
 from numgpt.formats.pytorch import is_pytorch
@@ -17,6 +17,7 @@ from numgpt.messages import quoted
 from numgpt.models.language_model import LanguageModel
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.tokenizer import load_tokenizer as load_tokenizer_files
+from numgpt.tokenizer.base import tokenizer_files
 
 KNOWN = (
     "a directory with config.json and weights (Hugging Face) or hparams.json and model.ckpt"
@@ -24,9 +25,15 @@ KNOWN = (
 )
 
 
-def load(name_or_path: str | os.PathLike, mmap: bool = True) -> tuple[LanguageModel, BaseTokenizer]:
+def load(
+    name_or_path: str | os.PathLike,
+    mmap: bool = True,
+    adapter: str | os.PathLike | None = None,
+) -> tuple[LanguageModel, BaseTokenizer]:
     """A model and its tokenizer: from a directory or file of any known format, by the name of a
-    shipped or downloaded model, or by a hub id.
+    shipped or downloaded model, or by a hub id. With `adapter`, the directory of one in PEFT's
+    layout, that is active on it; a directory that holds an adapter alone can be loaded by itself,
+    where it says which model it is for and that can be found.
 
     Weights that are stored as float32 stay in their file, mapped, and must not be cut short while
     the model is in use: the system would end the process (SIGBUS). mmap=False reads them into
@@ -34,14 +41,25 @@ def load(name_or_path: str | os.PathLike, mmap: bool = True) -> tuple[LanguageMo
 
     Raises FileNotFoundError or ValueError, in one line that names what is wrong and what to do.
     """
-    source = open_model(resolve(name_or_path))
+    path = resolve(name_or_path)
+    if peft.is_adapter(path) and not huggingface.is_model(path):
+        if adapter is not None:
+            raise ValueError(f"{path} is an adapter already: name the model that {adapter} is for")
+        return load(peft.base_of(path), mmap, path)
+    source = open_model(path)
     tokenizer = source.read_tokenizer()  # first: it is quickly found missing
     if tokenizer.vocab_size > source.config.vocab_size:
         raise ValueError(
             f"{source.path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only"
             f" {source.config.vocab_size}: they don't belong together"
         )
-    return read_model(source, mmap=mmap), tokenizer
+    model = read_model(source, mmap=mmap)
+    model.name_or_path = peft.hub_name(os.fspath(name_or_path))
+    if adapter is not None:
+        peft.load_adapter(model, adapter)
+        if tokenizer_files(adapter):  # what was tuned may have a chat format of its own
+            tokenizer = load_tokenizer_files(Path(adapter))
+    return model, tokenizer
 
 
 def load_tokenizer(name_or_path: str | os.PathLike) -> BaseTokenizer:
@@ -66,7 +84,9 @@ def load_model(
         raise ValueError(
             f"{source.path} holds a {source.family.model.__name__}, not a {expected.__name__}"
         )
-    return read_model(source, mmap=mmap)
+    model = read_model(source, mmap=mmap)
+    model.name_or_path = peft.hub_name(os.fspath(name_or_path))
+    return model
 
 
 def read_model(

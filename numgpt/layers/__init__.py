@@ -44,6 +44,7 @@ from numgpt.layers.gradcheck import gradcheck
 from numgpt.layers.layernorm import layernorm_backward, layernorm_forward, layernorm_output
 from numgpt.layers.linear import Cache as LinearCache
 from numgpt.layers.linear import linear_backward, linear_forward
+from numgpt.layers.lora import lora_backward, lora_forward
 from numgpt.layers.relu import relu_backward, relu_forward
 from numgpt.layers.rmsnorm import rmsnorm_backward, rmsnorm_forward, rmsnorm_output
 from numgpt.layers.rope import (
@@ -80,6 +81,8 @@ __all__ = [
     "linear_log_probs_backward",
     "linear_log_probs_forward",
     "llama3_frequencies",
+    "lora_backward",
+    "lora_forward",
     "mean_weights",
     "pattern_backward",
     "pattern_forward",

@@ -4,6 +4,7 @@ from numgpt.models.gpt2 import GPT, GPTConfig
 from numgpt.models.kv_cache import KVCache
 from numgpt.models.language_model import LanguageModel
 from numgpt.models.llama import Llama, LlamaConfig
+from numgpt.models.lora import LoRAConfig
 from numgpt.models.parameters import Gradients, Parameters
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "LanguageModel",
     "Llama",
     "LlamaConfig",
+    "LoRAConfig",
     "Parameters",
 ]

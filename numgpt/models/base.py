@@ -6,7 +6,7 @@ pages of layer calls, `forward` and `backward`. What a model is asked for is in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -14,7 +14,14 @@ import numpy as np
 from numgpt.messages import shown
 from numgpt.models.config import Config
 from numgpt.models.context import Context
-from numgpt.models.parameters import Gradients, Layout, Parameters, layout_of, matching_names
+from numgpt.models.parameters import (
+    Gradients,
+    Layout,
+    Parameters,
+    layout_of,
+    matching_names,
+    size_of,
+)
 
 ConfigT = TypeVar("ConfigT", bound=Config)  # of a family
 CacheT = TypeVar("CacheT")  # what its backward needs
@@ -57,6 +64,7 @@ class BaseModel(Generic[ConfigT, CacheT]):
             )
         config.validate()
         self.config = config
+        self.name_or_path: str | None = None  # where it was loaded from
         if parameters is None:
             parameters = Parameters.empty(self.layout(config), dtype)
             self.initialise(parameters, np.random.default_rng(seed))
@@ -133,8 +141,9 @@ class BaseModel(Generic[ConfigT, CacheT]):
 
     def num_parameters(self, trainable: bool = False) -> int:
         """How many weights there are, or are not frozen; a tied unembedding counts once."""
-        names = self.trained if trainable else self.parameters
-        return sum(self.parameters[name].size for name in names)
+        if trainable:
+            return size_of(self.trained)
+        return sum(array.size for array in self.all_parameters.values())
 
     @classmethod
     def layout(cls, config: ConfigT) -> Layout:
@@ -152,6 +161,19 @@ class BaseModel(Generic[ConfigT, CacheT]):
 
     # --- what trains ---
 
+    @property
+    def all_parameters(self) -> dict[str, np.ndarray]:
+        """The weights by name, and with them what an adapter has."""
+        return {name: array for part in self._parts() for name, array in part.items()}
+
+    def pieces(self, layout: Layout) -> Iterator[tuple[slice, np.ndarray, int]]:
+        """The weights in the places of a layout: see Parameters.pieces."""
+        for part in self._parts():
+            yield from part.pieces({name: place for name, place in layout.items() if name in part})
+
+    def _parts(self) -> list[Parameters]:
+        return [self.parameters]
+
     def freeze(self, *patterns: str) -> None:
         """Leave parameters as they are from now on: those of these names or patterns ("wte",
         "h.0.*"), without any all of them.
@@ -159,21 +181,26 @@ class BaseModel(Generic[ConfigT, CacheT]):
         What is frozen gets no gradient, and has no place in the optimizer's moments: make the
         optimizer afterwards. Raises ValueError for a pattern that fits no name.
         """
-        frozen = matching_names(patterns, self.parameters)
-        self._train(name for name in self.trained if name not in frozen)
+        frozen = matching_names(patterns, self.all_parameters)
+        self.train_only(name for name in self.trained if name not in frozen)
 
     def unfreeze(self, *patterns: str) -> None:
         """Train parameters again: those of these names or patterns, without any all of them."""
-        chosen = matching_names(patterns, self.parameters)
-        self._train(name for name in self.parameters if name in self.trained or name in chosen)
+        chosen = matching_names(patterns, self.all_parameters)
+        self.train_only(n for n in self.all_parameters if n in self.trained or n in chosen)
 
-    def _train(self, names: Iterable[str]) -> None:
-        layout = self.parameters.layout
-        kept = sorted(names, key=lambda name: layout[name][0])
-        if len(kept) == len(layout):
-            self.trained = layout
+    def train_only(self, names: Iterable[str]) -> None:
+        """Train the parameters of these names, and no others."""
+        chosen, shapes = set(names), dict[str, tuple[int, ...]]()
+        for part in self._parts():
+            if chosen == part.layout.keys():
+                self.trained = part.layout
+                break
+            for name, (_, shape) in sorted(part.layout.items(), key=lambda item: item[1][0]):
+                if name in chosen:
+                    shapes[name] = shape
         else:
-            self.trained = layout_of({name: layout[name][1] for name in kept})
+            self.trained = layout_of(shapes)
         self.gradients = None
 
     def _lowest_trained(self) -> int:

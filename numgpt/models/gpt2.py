@@ -52,7 +52,7 @@ from numgpt.models.config import Config
 from numgpt.models.context import Context
 from numgpt.models.heads import HeadsCache, attend, attend_backward, split_heads
 from numgpt.models.language_model import LanguageModel
-from numgpt.models.modules import Embedding, Input, LayerNorm, Linear
+from numgpt.models.modules import Embedding, LayerNorm, Linear, LinearCache
 from numgpt.models.parameters import Gradients, Parameters
 from numgpt.runtime import empty
 
@@ -169,13 +169,14 @@ class BlockCache(NamedTuple):
     """What a block's backward needs, in the order of its forward."""
 
     ln_1: LayerNormCache
-    ln_1_out: Input
+    c_attn: LinearCache
     heads: HeadsCache
+    attn_proj: LinearCache
     dropout_1: DropoutCache
     ln_2: LayerNormCache
-    ln_2_out: Input
+    c_fc: LinearCache
     pre: np.ndarray  # (N, F), before the activation
-    post: Input  # … and after it
+    mlp_proj: LinearCache
     dropout_2: DropoutCache
 
 
@@ -206,8 +207,8 @@ class Block(BaseBlock):
         config, hook = self.config, ctx.hooks.under(self.hooks)
         x = hook.rows("hook_resid_pre", x)
         y, ln_1 = self.ln_1.forward(x, hook.under("ln1."))
-        ln_1_out = ctx.keep(y, layernorm_output, ln_1)
-        y = self.c_attn.forward(y)  # (N, C) -> (N, 3C)
+        again = ctx.keep(y, layernorm_output, ln_1)
+        y, c_attn = self.c_attn.forward(y, again, ctx.rng)  # (N, C) -> (N, 3C)
         q, k, v = split_heads(y, ctx.batch, config.n_head, parts=3)  # each (B, H, T, D)
         q, k = hook.heads("attn.hook_q", q), hook.heads("attn.hook_k", k)
         k, v, key_mask = ctx.keys_and_values(self.layer, k, hook.heads("attn.hook_v", v))  # T -> S
@@ -215,22 +216,25 @@ class Block(BaseBlock):
             q, x = ctx.last_of(q, x)  # T = 1, N = B
         scale = config.attention_scale(self.layer)
         z, heads = attend(q, k, v, key_mask, ctx, hook, config.attn_pdrop, scale)  # (N, C)
-        y = self.attn_proj.forward(z)
+        y, attn_proj = self.attn_proj.forward(z, heads.merged, ctx.rng)
         y, dropout_1 = dropout_forward(y, config.resid_pdrop, ctx.rng)
         x = ctx.add(x, hook.rows("hook_attn_out", y))
 
         x = hook.rows("hook_resid_mid", x)
         y, ln_2 = self.ln_2.forward(x, hook.under("ln2."))
-        ln_2_out = ctx.keep(y, layernorm_output, ln_2)
-        y = hook.rows("mlp.hook_pre", self.c_fc.forward(y))  # (N, C) -> (N, F)
-        y, pre = self.act_forward(y)
+        again = ctx.keep(y, layernorm_output, ln_2)
+        y, c_fc = self.c_fc.forward(y, again, ctx.rng)  # (N, C) -> (N, F)
+        y, pre = self.act_forward(hook.rows("mlp.hook_pre", y))
         y = hook.rows("mlp.hook_post", y)
-        post = ctx.keep(y, self._activated, pre)
-        y = self.mlp_proj.forward(y)  # (N, F) -> (N, C)
+        again = ctx.keep(y, self._activated, pre)
+        y, mlp_proj = self.mlp_proj.forward(y, again, ctx.rng)  # (N, F) -> (N, C)
         y, dropout_2 = dropout_forward(y, config.resid_pdrop, ctx.rng)
         x = ctx.add(x, hook.rows("hook_mlp_out", y))
         x = hook.rows("hook_resid_post", x)
-        cache = BlockCache(ln_1, ln_1_out, heads, dropout_1, ln_2, ln_2_out, pre, post, dropout_2)
+        cache = BlockCache(
+            *(ln_1, c_attn, heads, attn_proj, dropout_1),
+            *(ln_2, c_fc, pre, mlp_proj, dropout_2),
+        )
         return x, cache
 
     def backward(self, dx: np.ndarray, cache: BlockCache, ctx: Context, g: Gradients) -> np.ndarray:
@@ -238,21 +242,21 @@ class Block(BaseBlock):
         config, hook = self.config, ctx.grad_hooks.under(self.hooks)
         dx = hook.rows("hook_resid_post", dx)
         dy = dropout_backward(hook.rows("hook_mlp_out", dx), cache.dropout_2)
-        dy = self.mlp_proj.backward(dy, cache.post, g)  # (N, C) -> (N, F)
+        dy = self.mlp_proj.backward(dy, cache.mlp_proj, g)  # (N, C) -> (N, F)
         dy = self.act_backward(hook.rows("mlp.hook_post", dy), cache.pre)
         dy = hook.rows("mlp.hook_pre", dy)
-        dy = self.c_fc.backward(dy, cache.ln_2_out, g)  # (N, F) -> (N, C)
+        dy = self.c_fc.backward(dy, cache.c_fc, g)  # (N, F) -> (N, C)
         dx = ctx.add(dx, self.ln_2.backward(dy, cache.ln_2, g, hook.under("ln2.")))
         dx = hook.rows("hook_resid_mid", dx)
 
         dy = dropout_backward(hook.rows("hook_attn_out", dx), cache.dropout_1)
-        dz = self.attn_proj.backward(dy, cache.heads.merged, g)
+        dz = self.attn_proj.backward(dy, cache.attn_proj, g)
         dqkv = empty((len(dx), 3 * config.n_embd), dx.dtype)
         dq, dk, dv = split_heads(dqkv, ctx.batch, config.n_head, parts=3)
         attend_backward(dz, cache.heads, ctx, hook, out=(dq, dk, dv))
         for name, gradient in (("attn.hook_q", dq), ("attn.hook_k", dk), ("attn.hook_v", dv)):
             hook.heads_into(name, gradient)
-        dy = self.c_attn.backward(dqkv, cache.ln_1_out, g)  # (N, 3C) -> (N, C)
+        dy = self.c_attn.backward(dqkv, cache.c_attn, g)  # (N, 3C) -> (N, C)
         dx = ctx.add(dx, self.ln_1.backward(dy, cache.ln_1, g, hook.under("ln1.")))
         return hook.rows("hook_resid_pre", dx)
 
@@ -274,6 +278,7 @@ class GPT(LanguageModel[GPTConfig, GPTCache]):
     blocks: list[Block]
     config_class = GPTConfig
     embeddings = ("wte", "wpe")
+    usual_targets = ("c_attn",)
     embedding_hooks = ("hook_embed", "hook_pos_embed")
 
     def build(self) -> None:

@@ -17,11 +17,13 @@ from numgpt.layers import (
     linear_log_probs_forward,
 )
 from numgpt.layers.cross_entropy import LogProbsCache
-from numgpt.models.base import BaseModel, CacheT, ConfigT
+from numgpt.models.adapters import AdaptableModel
+from numgpt.models.base import CacheT, ConfigT
 from numgpt.models.context import Context
 from numgpt.models.data_parallel import Part, cut_batch, over_parts, with_gradients
 from numgpt.models.hooks import Hook, Hooks, NamesFilter, check_names, chosen_names
 from numgpt.models.inputs import Ids, ids_array, targets_array, weights_array
+from numgpt.models.lora import Adapter
 from numgpt.models.parameters import Gradients
 from numgpt.runtime import matmul
 
@@ -31,7 +33,7 @@ Objective = Callable[[np.ndarray], tuple[float, np.ndarray, dict[str, float]]]
 KEPT_BYTES = 1 << 24  # of what projections read, up to which it is kept for the backward
 
 
-class LanguageModel(BaseModel[ConfigT, CacheT]):
+class LanguageModel(AdaptableModel[ConfigT, CacheT]):
     """Token ids in, logits over the next token out."""
 
     # --- logits, log-probabilities, loss, gradients ---
@@ -199,6 +201,7 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
 
     def _forget_gradients(self, add_to: Gradients | None) -> None:
         """Without add_to, this gives the memory of the last ones back, for the new ones to take."""
+        self._check_not_merged()
         self.gradients = None
         if add_to is not None and add_to.layout != self.trained:
             raise ValueError(
@@ -273,6 +276,19 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
         from numgpt import formats
 
         formats.save_model(self, directory, dtype)
+
+    def save_adapter(self, directory: str | os.PathLike, name: str | None = None) -> None:
+        """Write an adapter, the active one where none is named, in PEFT's layout."""
+        from numgpt import formats
+
+        formats.save_adapter(self, directory, name)
+
+    def load_adapter(self, directory: str | os.PathLike, name: str = "default") -> Adapter:
+        """Read an adapter in PEFT's layout, and make it the active one.  It trains: in PEFT it does
+        so only with is_trainable=True."""
+        from numgpt import formats
+
+        return formats.load_adapter(self, directory, name)
 
     def generate(self, ids: Ids, **options: object) -> np.ndarray:
         """Continue the prompt; see numgpt.generation.generate for the options.  Returns (n, T')

@@ -44,7 +44,7 @@ from numgpt.models.config import Config
 from numgpt.models.context import Context
 from numgpt.models.heads import HeadsCache, attend, attend_backward, split_heads
 from numgpt.models.language_model import LanguageModel
-from numgpt.models.modules import Embedding, Input, Linear, RMSNorm
+from numgpt.models.modules import Embedding, Linear, LinearCache, RMSNorm
 from numgpt.models.parameters import Gradients, Parameters
 from numgpt.runtime import empty
 
@@ -195,12 +195,13 @@ class BlockCache(NamedTuple):
     """What a block's backward needs, in the order of its forward."""
 
     norm_1: RMSNormCache
-    norm_1_out: Input
+    qkv: LinearCache
     heads: HeadsCache
+    o_proj: LinearCache
     norm_2: RMSNormCache
-    norm_2_out: Input
+    gate_up: LinearCache
     swiglu: SwiGLUCache
-    post: Input  # (N, F), after the activation
+    down_proj: LinearCache
 
 
 class Block(BaseBlock):
@@ -237,8 +238,8 @@ class Block(BaseBlock):
         config, hook = self.config, ctx.hooks.under(self.hooks)
         x = hook.rows("hook_resid_pre", x)
         y, norm_1 = self.norm_1.forward(x, hook.under("ln1."))
-        norm_1_out = ctx.keep(y, rmsnorm_output, norm_1)
-        q, k, v = self._split(self.qkv.forward(y), ctx)  # (B, H, T, D), twice (B, K, T, D)
+        y, qkv = self.qkv.forward(y, ctx.keep(y, rmsnorm_output, norm_1), ctx.rng)
+        q, k, v = self._split(y, ctx)  # (B, H, T, D), twice (B, K, T, D)
         q, k = hook.heads("attn.hook_q", q), hook.heads("attn.hook_k", k)
         q, _ = rope_forward(q, rotation, config.rope_interleave)
         k, _ = rope_forward(k, rotation, config.rope_interleave)
@@ -247,19 +248,20 @@ class Block(BaseBlock):
         if ctx.last_only and self.layer == config.num_hidden_layers - 1:
             q, x = ctx.last_of(q, x)  # T = 1, N = B
         z, heads = attend(q, k, v, key_mask, ctx, hook, config.attention_dropout)  # (N, H·D)
-        x = ctx.add(x, hook.rows("hook_attn_out", self.o_proj.forward(z)))
+        y, o_proj = self.o_proj.forward(z, heads.merged, ctx.rng)
+        x = ctx.add(x, hook.rows("hook_attn_out", y))
 
         x = hook.rows("hook_resid_mid", x)
         y, norm_2 = self.norm_2.forward(x, hook.under("ln2."))
-        norm_2_out = ctx.keep(y, rmsnorm_output, norm_2)
-        gate, up = _halves(self.gate_up.forward(y))  # (N, C) -> twice (N, F)
+        y, gate_up = self.gate_up.forward(y, ctx.keep(y, rmsnorm_output, norm_2), ctx.rng)
+        gate, up = _halves(y)  # (N, 2F) -> twice (N, F)
         gate, up = hook.rows("mlp.hook_pre", gate), hook.rows("mlp.hook_pre_linear", up)
         y, swiglu = swiglu_forward(gate, up)
         y = hook.rows("mlp.hook_post", y)
-        post = ctx.keep(y, _gated, swiglu)
-        x = ctx.add(x, hook.rows("hook_mlp_out", self.down_proj.forward(y)))  # (N, F) -> (N, C)
+        y, down_proj = self.down_proj.forward(y, ctx.keep(y, _gated, swiglu), ctx.rng)
+        x = ctx.add(x, hook.rows("hook_mlp_out", y))  # (N, F) -> (N, C)
         x = hook.rows("hook_resid_post", x)
-        return x, BlockCache(norm_1, norm_1_out, heads, norm_2, norm_2_out, swiglu, post)
+        return x, BlockCache(norm_1, qkv, heads, o_proj, norm_2, gate_up, swiglu, down_proj)
 
     def backward(
         self, dx: np.ndarray, cache: BlockCache, rotation: Rotation, ctx: Context, g: Gradients
@@ -267,17 +269,17 @@ class Block(BaseBlock):
         """dx (N, C), the gradient of the residual stream, may be added to in place -> dx."""
         config, hook = self.config, ctx.grad_hooks.under(self.hooks)
         dx = hook.rows("hook_resid_post", dx)
-        dy = self.down_proj.backward(hook.rows("hook_mlp_out", dx), cache.post, g)  # (N, F)
+        dy = self.down_proj.backward(hook.rows("hook_mlp_out", dx), cache.down_proj, g)  # (N, F)
         dgate_up = empty((len(dx), self.gate_up.width), dx.dtype)
         dgate, dup = _halves(dgate_up)
         swiglu_backward(hook.rows("mlp.hook_post", dy), cache.swiglu, out=(dgate, dup))
         hook.rows_into("mlp.hook_pre", dgate)
         hook.rows_into("mlp.hook_pre_linear", dup)
-        dy = self.gate_up.backward(dgate_up, cache.norm_2_out, g)  # (N, 2F) -> (N, C)
+        dy = self.gate_up.backward(dgate_up, cache.gate_up, g)  # (N, 2F) -> (N, C)
         dx = ctx.add(dx, self.norm_2.backward(dy, cache.norm_2, g, hook.under("ln2.")))
         dx = hook.rows("hook_resid_mid", dx)
 
-        dz = self.o_proj.backward(hook.rows("hook_attn_out", dx), cache.heads.merged, g)
+        dz = self.o_proj.backward(hook.rows("hook_attn_out", dx), cache.o_proj, g)
         dqkv = empty((len(dx), self.qkv.width), dx.dtype)
         dq, dk, dv = self._split(dqkv, ctx)
         attend_backward(dz, cache.heads, ctx, hook, out=(dq, dk, dv))
@@ -286,7 +288,7 @@ class Block(BaseBlock):
             gradient[...] = rope_backward(turned, rotation, config.rope_interleave)
             hook.heads_into(f"attn.hook_{name}", gradient)
         hook.heads_into("attn.hook_v", dv)
-        dy = self.qkv.backward(dqkv, cache.norm_1_out, g)
+        dy = self.qkv.backward(dqkv, cache.qkv, g)
         dx = ctx.add(dx, self.norm_1.backward(dy, cache.norm_1, g, hook.under("ln1.")))
         return hook.rows("hook_resid_pre", dx)
 
@@ -321,6 +323,7 @@ class Llama(LanguageModel[LlamaConfig, LlamaCache]):
     blocks: list[Block]
     config_class = LlamaConfig
     embeddings = ("embed_tokens.weight",)
+    usual_targets = ("q_proj", "v_proj")
     embedding_hooks = ("hook_embed",)
 
     def build(self) -> None:

@@ -13,7 +13,6 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from numgpt.layers import (
-    LinearCache,
     embedding_backward,
     embedding_forward,
     layernorm_backward,
@@ -27,8 +26,11 @@ from numgpt.layers import (
 )
 from numgpt.layers.embedding import Cache as EmbeddingCache
 from numgpt.layers.layernorm import Cache as LayerNormCache
+from numgpt.layers.linear import Cache as LayerCache
+from numgpt.layers.lora import Cache as LoRACache
 from numgpt.layers.rmsnorm import Cache as RMSNormCache
 from numgpt.models.hooks import NO_HOOKS, Hooks
+from numgpt.models.lora import Adapter, LoRA
 from numgpt.models.parameters import Gradients, Parameters
 from numgpt.runtime import NOWHERE, Accumulator, add_into, empty
 
@@ -45,8 +47,13 @@ class Product(NamedTuple):
     biases: tuple[str, ...]
 
 
+class LinearCache(NamedTuple):
+    x: Input  # what was read
+    adapters: tuple[LoRACache, ...]
+
+
 class Linear:
-    """y = x W + b.
+    """y = x W + b, and what an adapter adds to it.
 
     Of several names, x's products stand side by side, y = (x W₁ + b₁, x W₂ + b₂, …). They are one
     product where the weights lie one after another in memory: few large products read weights
@@ -56,7 +63,9 @@ class Linear:
     def __init__(self, parameters: Parameters, *names: str, transposed: bool = False):
         """The parameters of each name are name.weight, (I, O) or transposed (O, I), and name.bias
         (O,), if there is one."""
+        self.names = names
         self.transposed = transposed
+        self.adapters: list[LoRA] = []
         self.parts: list[Product] = []
         start = 0
         for name in names:
@@ -83,31 +92,51 @@ class Linear:
             return None
         return Product(slice(0, self.width), weight.T, bias, weights, biases)
 
-    def forward(self, x: np.ndarray) -> np.ndarray:
-        """x (N, I) -> y (N, O).  What backward needs of it is x."""
-        if len(self.products) == 1:
-            return linear_forward(x, self.products[0].weight, self.products[0].bias)[0]
-        y = empty((len(x), self.width), x.dtype)
-        for product in self.products:
-            y[:, product.columns] = linear_forward(x, product.weight, product.bias)[0]
-        return y
+    def adapt(self, adapter: Adapter | None) -> None:
+        """Compute with this adapter from now on, where it is for any of the parts."""
+        adapted = set() if adapter is None else set(adapter.names())
+        self.adapters = [
+            LoRA(adapter, name, part.columns)
+            for name, part in zip(self.names, self.parts, strict=True)
+            if adapter is not None and name in adapted
+        ]
 
-    def backward(self, dy: np.ndarray, x: Input, g: Gradients) -> np.ndarray:
+    def forward(
+        self, x: np.ndarray, again: Input | None = None, rng: np.random.Generator | None = None
+    ) -> tuple[np.ndarray, LinearCache]:
+        """x (N, I) -> y (N, O), cache.  `again` gives x to the backward: without it x is kept."""
+        if len(self.products) == 1:
+            y, _ = linear_forward(x, self.products[0].weight, self.products[0].bias)
+        else:
+            y = empty((len(x), self.width), x.dtype)
+            for product in self.products:
+                y[:, product.columns], _ = linear_forward(x, product.weight, product.bias)
+        caches = []
+        for adapter in self.adapters:
+            term, cache = adapter.forward(x, rng)
+            add_into(y[:, adapter.columns], term)
+            caches.append(cache)
+        return y, LinearCache(again or (lambda: x), tuple(caches))
+
+    def backward(self, dy: np.ndarray, cache: LinearCache, g: Gradients) -> np.ndarray:
         """dy (N, O) -> dx (N, I).  x is asked for only where a weight trains."""
         products = self._with_sums(self.products, g)
         if products is None:  # of what lies side by side, some is frozen
             products = self._with_sums(self.parts, g) or []
-        trains = any(name in g for product in self.parts for name in product.weights)
-        read = x() if trains else None
+        weights = [name for part in self.parts for name in part.weights]
+        weights += [name for adapter in self.adapters for name in adapter.weights]
+        read = cache.x() if any(name in g for name in weights) else None
         dx: np.ndarray | None = None
         for product, dweight, dbias in products:
-            cache = LinearCache(read, product.weight, product.bias is not None)
-            part, _, _ = linear_backward(dy[:, product.columns], cache, dweight, dbias)
+            of_layer = LayerCache(read, product.weight, product.bias is not None)
+            part, _, _ = linear_backward(dy[:, product.columns], of_layer, dweight, dbias)
             if dx is None:
                 dx = part
             else:
                 add_into(dx, part)
         assert dx is not None  # there is a product
+        for adapter, of_adapter in zip(self.adapters, cache.adapters, strict=True):
+            add_into(dx, adapter.backward(dy[:, adapter.columns], read, of_adapter, g))
         return dx
 
     def _with_sums(

@@ -80,7 +80,7 @@ class AdamW:
             return norm
         self.steps += 1
         clip = min(1.0, grad_clip / (norm + 1e-6)) if grad_clip else 1.0
-        for part, w, axes in self.model.parameters.pieces(self.layout):
+        for part, w, axes in self.model.pieces(self.layout):
             decay = self.weight_decay if axes >= 2 else 0.0
             self._update(g[part], w, self.m[part], self.v[part], clip, decay)
         return norm

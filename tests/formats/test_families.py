@@ -81,25 +81,25 @@ class Toy(LanguageModel[ToyConfig, ToyCache]):
         x, table = self.table.forward(ids.ravel())
         caches = []
         for layer, linear in enumerate(self.qkv):
-            q, k, v = split_heads(linear.forward(x), ctx.batch, 1, parts=3)
+            y, read = linear.forward(x)
+            q, k, v = split_heads(y, ctx.batch, 1, parts=3)
             k, v, mask = ctx.keys_and_values(layer, k, v)
-            x_in = x
             if ctx.last_only and layer == self.config.depth - 1:
                 q, x = ctx.last_of(q, x)
             z, attention = attention_forward(q, k, v, None, mask)
             x = x + merge_heads(z)
-            caches.append((x_in, attention))
+            caches.append((read, attention))
         ctx.advance()
         y, norm = self.norm.forward(x)
         return y, ToyCache(table, caches, norm)
 
     def backward(self, dy, cache, ctx, g):
         dx = self.norm.backward(dy, cache.norm, g)
-        for linear, (x, attention) in zip(self.qkv[::-1], cache.blocks[::-1], strict=True):
+        for linear, (read, attention) in zip(self.qkv[::-1], cache.blocks[::-1], strict=True):
             (dz,) = split_heads(dx, ctx.batch, 1)
             dqkv = np.empty((len(dx), linear.width), dx.dtype)
             attention_backward(dz, attention, out=split_heads(dqkv, ctx.batch, 1, parts=3))
-            dx = dx + linear.backward(dqkv, lambda x=x: x, g)
+            dx = dx + linear.backward(dqkv, read, g)
         self.table.backward(dx, cache.table, g)
 
 

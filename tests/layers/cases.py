@@ -75,6 +75,29 @@ def their_linear_without_bias(a):
     return torch_results(a, ("x", "weight"), lambda x, weight, bias: x @ weight)
 
 
+# --- lora ---
+
+
+def draw_lora(rng, rows, width_in, width_out, rank):
+    return {
+        "x": rng.normal(size=(rows, width_in)),
+        "a": rng.normal(size=(rank, width_in)),
+        "b": rng.normal(size=(width_out, rank)),
+        "dy": rng.normal(size=(rows, width_out)),
+    }
+
+
+def our_lora(a):
+    y, cache = layers.lora_forward(a["x"], a["a"], a["b"], 0.75)
+    dx, da, db = layers.lora_backward(a["dy"], cache)
+    return {"y": y, "dx": dx, "da": da, "db": db}
+
+
+def their_lora(a):
+    linear = functional().linear
+    return torch_results(a, ("x", "a", "b"), lambda x, a, b: 0.75 * linear(linear(x, a), b))
+
+
 # --- embedding ---
 
 
@@ -376,6 +399,14 @@ CASES = {
         lambda a: our_linear(a, with_bias=False),
         their_linear_without_bias,
         ("x", "weight"),
+    ),
+    "lora": Case(
+        ("rows", "width_in", "width_out", "rank"),
+        [(1, 1, 1, 1), (5, 7, 3, 2), (33, 64, 17, 8)],
+        draw_lora,
+        our_lora,
+        their_lora,
+        ("x", "a", "b"),
     ),
     "embedding": Case(
         ("rows", "vocabulary", "width"),
