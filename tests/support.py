@@ -37,6 +37,20 @@ def shared(*parts: str) -> Path:
     return path
 
 
+def overwrite(path: Path, data: bytes) -> None:
+    """write_bytes for files that are changed a thousand times: one that is emptied first, file
+    systems write out to the disk when it is closed."""
+    with path.open("r+b" if path.exists() else "xb") as file:
+        file.write(data)
+        file.truncate()
+
+
+def examples(few: int, many: int) -> pytest.MarkDecorator:
+    """How many examples a test draws: few by default, many with -m slow."""
+    counts = [few, pytest.param(many, marks=pytest.mark.slow)]
+    return pytest.mark.parametrize("examples", counts)
+
+
 def clear_model() -> GPT:
     """A small random model whose logits differ enough for greedy choices to be clear."""
     config = GPTConfig(n_layer=2, n_head=2, n_embd=16, n_positions=32, vocab_size=61)
