@@ -33,6 +33,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(skip)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def files_may_wait():
+    """A test's files need not outlive a power cut, and `fsync` waits for the disk: it is called and
+    does nothing.  (Commands in processes of their own still wait.)"""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def gpt2_tokenizer() -> BaseTokenizer:
     return load_tokenizer(shared("gpt2"))
