@@ -3,7 +3,7 @@ no result."""
 
 from __future__ import annotations
 
-import gc
+import functools
 import os
 import platform
 import subprocess
@@ -226,6 +226,21 @@ def test_large_products_add_up_panel_by_panel():
     np.testing.assert_allclose(total, 1 + a @ b, rtol=1e-12, atol=1e-12)
 
 
+@functools.cache  # the same for every number of threads, with small kernels and without
+def products_of(rows: int, transposed: bool) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """a, b, and their product in float64."""
+    rng = np.random.default_rng(0)
+    found = []
+    # K decides the width of a panel; N is no multiple of it, or smaller.
+    for inner, columns in ((500, 261), (500, 5), (3000, 70), (70_000, 2)):
+        for dtype in (np.float32, np.float64):
+            a = rng.normal(size=(inner, rows)).astype(dtype).T  # strided, too
+            b = rng.normal(size=(columns, inner) if transposed else (inner, columns)).astype(dtype)
+            b = b.T if transposed else b
+            found.append((a, b, a.astype(np.float64) @ b.astype(np.float64)))
+    return found
+
+
 @pytest.mark.parametrize("small_kernels", [False, True])
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("rows", [2, 3, 4, 7, 16, 17])
@@ -235,24 +250,18 @@ def test_products_of_few_rows(rows, transposed, small_kernels, thread_count, mon
     panels = []
     in_panels = products._in_panels
     monkeypatch.setattr(products, "_in_panels", lambda *a: panels.append(a[3]) or in_panels(*a))
-    rng = np.random.default_rng(0)
-    # K decides the width of a panel; N is no multiple of it, or smaller.
-    for inner, columns in ((500, 261), (500, 5), (3000, 70), (70_000, 2)):
-        for dtype in (np.float32, np.float64):
-            a = rng.normal(size=(inner, rows)).astype(dtype).T  # strided, too
-            b = rng.normal(size=(columns, inner) if transposed else (inner, columns)).astype(dtype)
-            b = b.T if transposed else b
-            exact = a.astype(np.float64) @ b.astype(np.float64)
-            # K terms of size 1 make partial sums of size √K, each rounded; the errors of K such
-            # roundings come to about √K · √K · eps.
-            tolerances = {"rtol": 0, "atol": 4 * inner * np.finfo(dtype).eps}
-            np.testing.assert_allclose(runtime.matmul(a, b), exact, **tolerances)
-            out = np.full((rows, columns + 3), np.nan, dtype)
-            runtime.matmul(a, b, out=out[:, :columns])
-            np.testing.assert_allclose(out[:, :columns], exact, **tolerances)
-            assert np.isnan(out[:, columns:]).all()
-            inside = runtime.parallel_for(lambda _, a=a, b=b: runtime.matmul(a, b), 2)
-            np.testing.assert_allclose(inside, [exact, exact], **tolerances)
+    for a, b, exact in products_of(rows, transposed):
+        (inner, columns), dtype = b.shape, b.dtype
+        # K terms of size 1 make partial sums of size √K, each rounded; the errors of K such
+        # roundings come to about √K · √K · eps.
+        tolerances = {"rtol": 0, "atol": 4 * inner * np.finfo(dtype).eps}
+        np.testing.assert_allclose(runtime.matmul(a, b), exact, **tolerances)
+        out = np.full((rows, columns + 3), np.nan, dtype)
+        runtime.matmul(a, b, out=out[:, :columns])
+        np.testing.assert_allclose(out[:, :columns], exact, **tolerances)
+        assert np.isnan(out[:, columns:]).all()
+        inside = runtime.parallel_for(lambda _, a=a, b=b: runtime.matmul(a, b), 2)
+        np.testing.assert_allclose(inside, [exact, exact], **tolerances)
     reached = small_kernels and rows <= 16 and (transposed or rows > products.VECTOR_ROWS)
     assert bool(panels) == reached
     assert all(products.NARROWEST_PANEL <= width <= products.WIDEST_PANEL for width in panels)
@@ -305,7 +314,6 @@ def test_idle_memory_is_bounded():
     for size in range(1, 60):
         held = [pool.empty((size * 50_000,), np.dtype(np.uint8)) for _ in range(2)]
         del held
-        gc.collect()
         assert pool.idle_bytes <= 2 * pool.peak_bytes
     assert pool.used_bytes == 0
     pool.release()
