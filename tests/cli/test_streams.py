@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -27,6 +28,14 @@ def shell(command: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.fixture(scope="module")
+def begun():
+    """The commands of this file's tests, on all cores: most of their time is Python's start."""
+    with ThreadPoolExecutor() as pool:
+        yield {line: pool.submit(shell, line, **more) for line, more in LINES.items()}
+        pool.shutdown(cancel_futures=True)
+
+
 COMMANDS = {
     "generate Hi --max-new-tokens 3": 0,
     "tokenizer encode Hi": 0,
@@ -36,10 +45,21 @@ COMMANDS = {
 }
 
 
+CLOSED = ["<&-", ">&-", "2>&-", ">&- 2>&-"]
+NOBODY_TOLD = ["generate Hi --max-new-tokens 3", "tokenizer encode Hi"]
+LOST = ["info", "tokenizer encode Hi", "--version", "train --help"]
+THREADS = ["1" * 5000, "x", "0", "-1", "99999999999"]
+LINES = {f"{command} {closed}": {} for command in COMMANDS for closed in CLOSED}
+if os.path.exists("/dev/full"):
+    LINES |= {f"{command} 2>/dev/full": {} for command in NOBODY_TOLD}
+    LINES |= {f"{command} >/dev/full": {} for command in LOST}
+LINES |= {f"tokenizer encode {value}": {"NUMGPT_NUM_THREADS": value} for value in THREADS}
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", ">&- 2>&-"])
-def test_a_closed_descriptor_is_no_traceback(command, closed):
-    done = shell(f"{command} {closed}")
+@pytest.mark.parametrize("closed", CLOSED)
+def test_a_closed_descriptor_is_no_traceback(begun, command, closed):
+    done = begun[f"{command} {closed}"].result()
     assert "Traceback" not in done.stderr
     if ">&-" in closed.replace("2>&-", ""):
         assert done.returncode == 1
@@ -55,8 +75,11 @@ def test_a_closed_descriptor_is_no_traceback(command, closed):
 
 def test_training_needs_no_stream(tmp_path):
     flags = "--steps 2 --n-layer 1 --n-embd 8 --n-head 1 --eval-batches 1 --sample-every 1"
-    for number, closed in enumerate(("<&-", ">&-", ">&- 2>&- <&-")):
-        done = shell(f"train --out {tmp_path}/{number} {flags} {closed}")
+    closed = ("<&-", ">&-", ">&- 2>&- <&-")
+    lines = [f"train --out {tmp_path}/{number} {flags} {c}" for number, c in enumerate(closed)]
+    with ThreadPoolExecutor() as pool:
+        runs = list(pool.map(shell, lines))
+    for number, done in enumerate(runs):
         assert done.returncode == 0, done.stderr
         written = (tmp_path / str(number) / "checkpoint.safetensors").read_bytes()
         assert written[8:9] == b"{"  # what was printed went nowhere else
@@ -97,9 +120,9 @@ def test_a_program_that_imports_numgpt_keeps_its_interrupts():
     assert "KeyboardInterrupt" in done.stderr
 
 
-@pytest.mark.parametrize("value", ["1" * 5000, "x", "0", "-1", "99999999999"])
-def test_an_absurd_number_of_threads_is_told_and_ignored(value):
-    done = shell("tokenizer encode Hi", NUMGPT_NUM_THREADS=value)
+@pytest.mark.parametrize("value", THREADS)
+def test_an_absurd_number_of_threads_is_told_and_ignored(begun, value):
+    done = begun[f"tokenizer encode {value}"].result()
     assert done.returncode == 0
     assert "NUMGPT_NUM_THREADS" in done.stderr
     assert "Traceback" not in done.stderr
@@ -134,17 +157,17 @@ def test_absurd_input_is_one_short_line(tmp_path, capsys, arguments, message):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-@pytest.mark.parametrize("command", ["generate Hi --max-new-tokens 3", "tokenizer encode Hi"])
-def test_what_nobody_can_be_told_stops_nothing(command):
-    done = shell(f"{command} 2>/dev/full")
+@pytest.mark.parametrize("command", NOBODY_TOLD)
+def test_what_nobody_can_be_told_stops_nothing(begun, command):
+    done = begun[f"{command} 2>/dev/full"].result()
     assert done.returncode == 0
     assert done.stdout
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-@pytest.mark.parametrize("command", ["info", "tokenizer encode Hi", "--version", "train --help"])
-def test_a_result_that_can_not_be_written_is_an_error(command):
-    done = shell(f"{command} >/dev/full")
+@pytest.mark.parametrize("command", LOST)
+def test_a_result_that_can_not_be_written_is_an_error(begun, command):
+    done = begun[f"{command} >/dev/full"].result()
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         "numgpt: error: standard output: No space left on device: free some space, or choose"
