@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+import numgpt
 from numgpt import cli
 from numgpt.formats.names import models_directory
 
@@ -31,6 +33,7 @@ def test_python_blocks_run(number, tmp_path, monkeypatch, capsys):
     if "smollm2" in code and not has_smollm2():
         pytest.skip("needs the downloaded model: numgpt download smollm2")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(numgpt, "Chat", functools.partial(numgpt.Chat, max_new_tokens=10))
     exec(compile(code, f"README block {number}", "exec"), {"__name__": "readme"})
     assert capsys.readouterr().out
 
