@@ -43,7 +43,7 @@ EVERY_POINT = pytest.mark.slow
 @pytest.mark.parametrize(
     ("overwrites", "step"),
     [
-        *((False, 2), (True, 5)),
+        *((False, 5), (True, 11)),
         *(pytest.param(overwrites, 1, marks=EVERY_POINT) for overwrites in (False, True)),
     ],
 )
