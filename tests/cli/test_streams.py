@@ -74,7 +74,8 @@ def test_a_closed_descriptor_is_no_traceback(begun, command, closed):
 
 
 def test_training_needs_no_stream(tmp_path):
-    flags = "--steps 2 --n-layer 1 --n-embd 8 --n-head 1 --eval-batches 1 --sample-every 1"
+    flags = "--tokenizer char --steps 2 --n-layer 1 --n-embd 8 --n-head 1"
+    flags += " --eval-batches 1 --sample-every 1"
     closed = ("<&-", ">&-", ">&- 2>&- <&-")
     lines = [f"train --out {tmp_path}/{number} {flags} {c}" for number, c in enumerate(closed)]
     with ThreadPoolExecutor() as pool:
