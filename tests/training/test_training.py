@@ -13,6 +13,7 @@ import time
 
 import numpy as np
 import pytest
+from support import examples
 
 from numgpt import GPT, CharTokenizer, GPTConfig, formats
 from numgpt.data.corpus import encode_corpus, find_documents, find_files, open_corpus
@@ -135,7 +136,8 @@ def run_to(trainer: Trainer, stop: int) -> None:
     assert trainer.optimizer.steps == stop
 
 
-def test_a_killed_run_loses_nothing(text_file, tmp_path):
+@examples(6, 20)
+def test_a_killed_run_loses_nothing(text_file, tmp_path, examples):
     """SIGKILL at random moments, a checkpoint at every step: the state is that of one quiet run."""
     options = HARD | {"steps": 100_000, "save_every": 1, "eval_every": 3}
     out = tmp_path / "killed"
@@ -143,7 +145,7 @@ def test_a_killed_run_loses_nothing(text_file, tmp_path):
     command = [sys.executable, "-m", "numgpt", "train", "--resume", str(out)]
     rng = random.Random(0)
     done = 1
-    for round_number in range(10):
+    for round_number in range(examples):
         process = subprocess.Popen(
             command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
         )
