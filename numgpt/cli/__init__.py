@@ -19,14 +19,14 @@ from typing import Any
 
 import numgpt  # first: chooses NumPy's kernels
 from numgpt import launch
-from numgpt.cli import chat, convert, download, evaluate, generate, info, tokenizer, train
+from numgpt.cli import chat, convert, download, evaluate, generate, info, tokenizer, train, tune
 from numgpt.formats.names import HubError
 from numgpt.messages import one_line, tell
 from numgpt.training import TrainingError
-from numgpt.training.config import OPTIONS
+from numgpt.training.config import options_of
 
 BAD_PATH = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-SUBCOMMANDS = (generate, chat, train, evaluate, tokenizer, download, convert, info)
+SUBCOMMANDS = (generate, chat, train, tune, evaluate, tokenizer, download, convert, info)
 MENDS = {
     errno.ENOSPC: "free some space, or choose another disk",
     errno.EDQUOT: "free some space, or choose another disk",
@@ -109,7 +109,8 @@ def _in_flags(error: Exception, options: argparse.Namespace) -> object:
     """What the library says of its arguments, said of the flags that they came from."""
     if isinstance(error, OSError) and error.strerror is not None:
         return error
-    flags = {*vars(options), *OPTIONS} if "resume" in vars(options) else set(vars(options))
+    config_class = vars(options).get("config_class")
+    flags = {*vars(options), *(options_of(config_class) if config_class else ())}
 
     def flag(match: re.Match[str]) -> str:
         name = match[1] or match[2]

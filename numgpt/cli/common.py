@@ -16,7 +16,7 @@ def add_command(
     subparsers: Any, name: str, help: str, example: str, run: Any
 ) -> argparse.ArgumentParser:
     """A subcommand whose --help ends with an example that works."""
-    parser = subparsers.add_parser(
+    parser: argparse.ArgumentParser = subparsers.add_parser(
         name,
         help=help,
         description=help[0].upper() + help[1:] + ".",

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from numgpt.data.batch import Batch
 from numgpt.files import naming, replacing
 from numgpt.messages import shown
 from numgpt.tokenizer import BaseTokenizer, Tokenizer
@@ -135,18 +136,13 @@ class Corpus:
     train: np.ndarray  # (n,) memory-mapped
     val: np.ndarray
 
-    def batch(
-        self, rng: np.random.Generator, batch_size: int, block_size: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Random windows of the training part.  -> ids (B, T), targets (B, T): the ids one place
-        further."""
+    def batch(self, rng: np.random.Generator, batch_size: int, block_size: int) -> Batch:
+        """Random windows of the training part; targets are the ids one place further."""
         return _windows(
             self.train, rng.integers(len(self.train) - block_size, size=batch_size), block_size
         )
 
-    def validation_batches(
-        self, count: int, batch_size: int, block_size: int
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def validation_batches(self, count: int, batch_size: int, block_size: int) -> Iterator[Batch]:
         """The same `count` batches every time: windows at equal distances over the whole validation
         part."""
         last = len(self.val) - block_size - 1
@@ -156,11 +152,9 @@ class Corpus:
             yield _windows(self.val, starts, block_size)
 
 
-def _windows(
-    tokens: np.ndarray, starts: np.ndarray, block_size: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> Batch:
     windows = tokens[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)  # (B, T + 1)
-    return windows[:, :-1], windows[:, 1:]
+    return Batch(windows[:, :-1], windows[:, 1:], len(starts) * block_size)
 
 
 def encode_corpus(
@@ -192,8 +186,8 @@ def encode_corpus(
                 if documents is not None and place == 0 and _is_json_lines(part):
                     warnings.warn(
                         f"{documents[number]} is JSON, line by line: it is trained on as it"
-                        " stands, with its keys and brackets; for the texts alone, take them out"
-                        " first",
+                        " stands, with its keys and brackets; for texts, prompts with completions"
+                        " or conversations in it: numgpt tune sft",
                         stacklevel=2,
                     )
                 spelt.update(specials.findall(part))
@@ -233,22 +227,28 @@ def open_corpus(
     directory: str | os.PathLike, tokens: TokensFile, val_fraction: float, block_size: int
 ) -> Corpus:
     """Map directory/tokens.bin.  Raises ValueError where it is not the file that is expected."""
-    path, dtype = Path(directory) / TOKENS_FILE, np.dtype(tokens.dtype)
     try:
         held_out = check_length(tokens, val_fraction, block_size)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{Path(directory) / TOKENS_FILE}: {error}") from None
+    mapped = open_tokens(directory, tokens)
+    return Corpus(mapped[: tokens.count - held_out], mapped[tokens.count - held_out :])
+
+
+def open_tokens(directory: str | os.PathLike, tokens: TokensFile) -> np.ndarray:
+    """Map directory/tokens.bin.  Raises ValueError where it is not the file that is expected."""
+    path, dtype = Path(directory) / TOKENS_FILE, np.dtype(tokens.dtype)
     size = path.stat().st_size
     if size != tokens.count * dtype.itemsize:
         wrong = f"has {size} bytes, the run began with {tokens.count * dtype.itemsize}"
     elif _sha256(path) != tokens.sha256:
         wrong = "holds other tokens than the run began with"
     else:
-        mapped = np.memmap(path, dtype, mode="r")
-        return Corpus(mapped[: tokens.count - held_out], mapped[tokens.count - held_out :])
+        return np.memmap(path, dtype, mode="r")
     raise ValueError(
-        f"{path} {wrong}: put that file back, or delete it to encode the text again, which must be"
-        " the same; for another text start a new run with --init-from"
+        f"{path} {wrong}: put that file back, or delete it to encode the data again, which must be"
+        " the same; for other data start a new run, from these weights if you like (train"
+        " --init-from, tune --model)"
     )
 
 

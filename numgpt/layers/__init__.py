@@ -27,6 +27,7 @@ from numgpt.layers.attention_pattern import (
 )
 from numgpt.layers.cross_entropy import (
     IGNORE_INDEX,
+    TokenStatistics,
     linear_cross_entropy,
     linear_log_probs_backward,
     linear_log_probs_forward,
@@ -60,6 +61,7 @@ from numgpt.layers.swiglu import swiglu_backward, swiglu_forward
 __all__ = [
     "IGNORE_INDEX",
     "LinearCache",
+    "TokenStatistics",
     "attention_backward",
     "attention_forward",
     "attention_pattern",

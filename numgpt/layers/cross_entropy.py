@@ -23,6 +23,7 @@ keeps M and Σ exp of each row, and computes the chunk's logits a second time.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -34,6 +35,20 @@ from numgpt.runtime import Accumulator, empty, empty_like, matmul, over_row_bloc
 
 IGNORE_INDEX = -100
 CHUNK_BYTES = 1 << 26  # of logits held at once
+
+
+@dataclass
+class TokenStatistics:
+    """How well targets are predicted, summed over those that count."""
+
+    tokens: int = 0
+    correct: int = 0  # the target is the likeliest
+    entropy: float = 0.0  # of the predicted distributions, in nats
+
+    def add(self, other: TokenStatistics) -> None:
+        self.tokens += other.tokens
+        self.correct += other.correct
+        self.entropy += other.entropy
 
 
 class LogProbsCache(NamedTuple):
@@ -60,12 +75,14 @@ def linear_cross_entropy(
     weights: np.ndarray | None = None,
     dweight: Accumulator | None = None,
     ignore_index: int = IGNORE_INDEX,
+    statistics: TokenStatistics | None = None,
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """Σ_n w_n · (-log p_n[target_n]) of the logits x weightᵀ, forward and backward in one, as the
     logits of a chunk are there.
 
     x (N, C), weight (V, C), targets (N,), weights (N,), without any the mean's -> loss, dx (N, C),
-    dweight (V, C): a new array, or added to the sum that is handed over.
+    dweight (V, C): a new array, or added to the sum that is handed over. What statistics are given
+    is added to.
 
     >>> x, weight = np.random.default_rng(0).normal(size=(2, 4, 3))
     >>> z = x @ weight.T
@@ -80,28 +97,50 @@ def linear_cross_entropy(
     _check(x, weight, targets, ignore_index)
     weights = mean_weights(targets, x.dtype, ignore_index) if weights is None else weights
     like("weights", weights, x.shape[:1])
+    counted = np.flatnonzero(targets != ignore_index)
+    if not len(counted):
+        return 0.0, np.zeros_like(x), np.zeros_like(weight) if dweight is None else dweight.out
     dweight = Accumulator.like(weight) if dweight is None else dweight
+    if len(counted) < len(targets):  # the others have no part in it
+        dx = np.zeros_like(x)
+        loss, dx[counted], total = linear_cross_entropy(
+            *(x[counted], weight, targets[counted], weights[counted], dweight),
+            statistics=statistics,
+        )
+        return loss, dx, total
     dx = empty_like(x)
     loss = 0.0
 
-    def rows(z: np.ndarray, targets: np.ndarray, w: np.ndarray) -> float:
-        counted = np.flatnonzero(targets != ignore_index)
-        targets, w = targets[counted], w[counted]
-        chosen = z[counted, targets]
+    def rows(z: np.ndarray, targets: np.ndarray, w: np.ndarray) -> tuple[float, TokenStatistics]:
+        places = np.arange(len(z))
+        chosen = z[places, targets]
+        seen = TokenStatistics() if statistics is None else _statistics(z, chosen)
         dz, highest, total = exponentials(z)  # dz is to be
-        log_p = chosen - highest[counted, 0] - np.log(total[counted, 0])
-        factor = np.zeros_like(total)
-        factor[counted, 0] = w / total[counted, 0]
-        dz *= factor  # w p
-        dz[counted, targets] -= w
-        return -float(w.astype(np.float64) @ log_p.astype(np.float64))
+        log_p = chosen - highest[:, 0] - np.log(total[:, 0])
+        dz *= w[:, None] / total  # w p
+        dz[places, targets] -= w
+        return -float(w.astype(np.float64) @ log_p.astype(np.float64)), seen
 
     for part, z in _logits_in_chunks(x, weight):
-        loss += sum(over_row_blocks(rows, z, targets[part], weights[part]))
+        for block_loss, seen in over_row_blocks(rows, z, targets[part], weights[part]):
+            loss += block_loss
+            if statistics is not None:
+                statistics.add(seen)
         matmul(z, weight, out=dx[part])  # dz (n, V) -> (n, C)
         if dweight.wanted:
             dweight.add_product(z.T, x[part])
     return loss, dx, dweight.out
+
+
+def _statistics(z: np.ndarray, chosen: np.ndarray) -> TokenStatistics:
+    """Of logits z (n, V), and those of the targets (n,)."""
+    p, highest, total = exponentials(z.copy())
+    # H = log Σ exp(z) - Σ p z, with exp(z - M) for Z p.
+    mean = np.vecdot(p, z - highest) / total[:, 0]
+    entropy = np.log(total[:, 0]) - mean
+    return TokenStatistics(
+        len(z), int(np.count_nonzero(chosen >= highest[:, 0])), float(entropy.sum())
+    )
 
 
 def linear_log_probs_forward(

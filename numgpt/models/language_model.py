@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from numgpt.layers import (
+    TokenStatistics,
     linear_cross_entropy,
     linear_log_probs_backward,
     linear_log_probs_forward,
@@ -91,6 +92,7 @@ class LanguageModel(AdaptableModel[ConfigT, CacheT]):
         add_to: Gradients | None = None,
         hooks: Mapping[str, Hook] | None = None,
         backward_hooks: Mapping[str, Hook] | None = None,
+        statistics: TokenStatistics | None = None,
     ) -> tuple[float, Gradients]:
         """Loss as `loss` gives it, and its gradient by every parameter that trains, by name.
 
@@ -102,6 +104,9 @@ class LanguageModel(AdaptableModel[ConfigT, CacheT]):
         hooks={name: function} sees or replaces activations, as in `run_with_hooks`, backward_hooks
         the gradients by them. A replaced activation has the gradient that it would have had if it
         had been computed, and hands it on to what it stands for.
+
+        statistics are added to: how many targets count, how many are the likeliest token, and the
+        entropy of the predictions.
         """
         self._forget_gradients(add_to)
         ids, targets = self._check(ids, targets)
@@ -120,13 +125,18 @@ class LanguageModel(AdaptableModel[ConfigT, CacheT]):
                 targets[rows].ravel(),
                 weights[rows].ravel(),
                 g.accumulator(self.unembedding),
+                statistics=None if statistics is None else part_statistics[part.number],
             )
             del hidden
             self.backward(dhidden, cache, ctx, g)
             return loss
 
         parts = cut_batch(self.num_parameters(), ids.shape, rng, most=1 if hooked else None)
+        part_statistics = [TokenStatistics() for _ in parts]
         losses, self.gradients = with_gradients(part_loss, parts, self._sums(add_to))
+        if statistics is not None:
+            for seen in part_statistics:
+                statistics.add(seen)
         return sum(losses), self.gradients
 
     def value_and_grads(

@@ -57,6 +57,18 @@ PLAIN = ChatFormat(
 FORMATS = (CHATML, LLAMA3, LLAMA2, ZEPHYR)
 
 
+# Templates for models that have none, or one of a format that is not known; None: plain text.
+CHAT_TEMPLATES: dict[str, str | None] = {
+    "chatml": (
+        "{% for message in messages %}"
+        "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
+    "plain": None,
+}
+
+
 def is_written_by(template: str, form: ChatFormat) -> bool:
     """Whether a template with a format's sign writes that format, and not one of its relatives."""
     if form is CHATML:

@@ -137,6 +137,42 @@ class ChatTemplate:
         parts += write[self.format](messages, add_generation_prompt)
         return parts
 
+    def segments(
+        self, messages: Sequence[Mapping[str, Any]], learnt: Sequence[bool]
+    ) -> list[tuple[list[int], bool]]:
+        """A conversation as runs of tokens, and whether a model is to learn them: of the messages
+        that are marked, what the assistant says and what ends its turn.
+
+        Each answer is tokenised by itself, as a model makes it after the prompt. Where no token
+        ends a turn, the last one ends with that of the text.
+        """
+        space = " " if self.format.begins_with_space else ""
+        made = [
+            {**message, "ids": MadeIds(self.tokenizer.encode_ordinary(space + self._said(message)))}
+            if message["role"] == "assistant"
+            else message
+            for message in messages
+        ]
+        flags = iter([flag for flag, m in zip(learnt, made, strict=True) if _is_made(m)])
+        runs: list[tuple[list[Part], bool]] = [([], False)]
+        ending = False  # the part that follows an answer ends its turn
+        for part in self.parts(made):
+            is_answer = isinstance(part, MadeIds)
+            flag = next(flags) if is_answer else ending and runs[-1][1]
+            if flag != runs[-1][1]:
+                runs.append(([], flag))
+            runs[-1][0].append(part)
+            ending = is_answer
+        segments = [(self.ids(parts), flag) for parts, flag in runs if parts]
+        last = self.tokenizer.eos_token_id
+        if self.format is PLAIN and last is not None and segments and segments[-1][1]:
+            segments[-1][0].append(last)
+        return segments
+
+    def _said(self, message: Mapping[str, Any]) -> str:
+        content = self._content({"role": message["role"], "content": message["content"]})
+        return str(content).strip()
+
     def ids(self, parts: Iterable[Part]) -> list[int]:
         """The tokens of a conversation in parts."""
         ids: list[int] = []

@@ -5,6 +5,7 @@ from numgpt.lazy import lazy_names
 _MODULES = {
     "AdamW": "adamw",
     "TrainConfig": "config",
+    "TuneConfig": "config",
     "Trainer": "loop",
     "TrainingError": "loop",
     "learning_rate": "schedule",

@@ -10,6 +10,7 @@ so its state is the data position.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import shutil
@@ -19,27 +20,33 @@ from typing import Any
 
 import numpy as np
 
+from numgpt import formats
 from numgpt.data.corpus import CHECKPOINT_FILE, TokensFile, tokens_file_from
 from numgpt.files import finish_replacing
 from numgpt.formats.families import FAMILIES
 from numgpt.formats.huggingface import WEIGHTS_FILE
+from numgpt.formats.peft import ADAPTER_FILE
 from numgpt.formats.safetensors import read_safetensors, write_safetensors
 from numgpt.formats.tensors import StoredTensor
+from numgpt.layers import TokenStatistics
 from numgpt.messages import one_line, quoted, shown
 from numgpt.models import LanguageModel
-from numgpt.models.parameters import Parameters
+from numgpt.models.lora import Adapter, LoRAConfig, adapter_shapes
+from numgpt.models.parameters import Layout, Parameters
 from numgpt.runtime import physical_memory
 from numgpt.training.adamw import AdamW
-from numgpt.training.config import OPTIONS, TrainConfig
+from numgpt.training.config import RunConfig, TrainConfig, TuneConfig, options_of
 
 ARRAYS = ("weights", "m", "v")
+KINDS: dict[str, type[RunConfig]] = {kind.kind: kind for kind in (TrainConfig, TuneConfig)}
+FINGERPRINTED = 1 << 10  # values of each parameter
 
 
 @dataclasses.dataclass
 class RunState:
     """What a run has come to."""
 
-    config: TrainConfig
+    config: RunConfig
     model: LanguageModel
     optimizer: AdamW
     rng: np.random.Generator
@@ -48,9 +55,12 @@ class RunState:
     # Of the steps since the last report:
     unreported_loss: float = 0.0  # summed up
     unreported_steps: int = 0
+    statistics: TokenStatistics = dataclasses.field(default_factory=TokenStatistics)
+    batches: int = 0  # that were drawn since the beginning
+    tokens_seen: int = 0
 
     @classmethod
-    def new(cls, config: TrainConfig, model: LanguageModel, tokens: TokensFile) -> RunState:
+    def new(cls, config: RunConfig, model: LanguageModel, tokens: TokensFile) -> RunState:
         """The state before the first step."""
         state = cls(config, model, AdamW(model), np.random.default_rng(config.seed), tokens)
         state.apply_options()
@@ -59,6 +69,8 @@ class RunState:
     def apply_options(self) -> None:
         """Bring what the options may change in a run that goes on into model and optimizer."""
         self.model.config.set_dropout(self.config.dropout)
+        if isinstance(self.config, TuneConfig) and self.model.adapter is not None:
+            self.model.adapter.config.lora_dropout = self.config.lora_dropout
         self.optimizer.betas = (self.optimizer.betas[0], self.config.beta2)
         self.optimizer.weight_decay = self.config.weight_decay
 
@@ -66,20 +78,28 @@ class RunState:
 def save_checkpoint(directory: Path, state: RunState) -> None:
     """Replace directory/checkpoint.safetensors.  Raises ValueError for a model of which parts are
     frozen, or that has no common buffer: it would not be restored."""
-    parameters, optimizer = state.model.parameters, state.optimizer
-    if parameters.flat is None or state.model.trained != parameters.layout:
+    model, optimizer = state.model, state.optimizer
+    parameters = tuned_parameters(model)
+    if parameters.flat is None or model.trained != parameters.layout:
         raise ValueError("a checkpoint holds a model that trains as a whole: unfreeze() it first")
     tensors = {"weights": parameters.flat, "m": optimizer.m, "v": optimizer.v}
     saved = {
         "step": optimizer.steps,
         "best_loss": None if math.isinf(state.best_loss) else state.best_loss,
         "unreported": [state.unreported_loss, state.unreported_steps],
+        "statistics": dataclasses.asdict(state.statistics),
+        "batches": state.batches,
+        "tokens_seen": state.tokens_seen,
         "generator": state.rng.bit_generator.state,
+        "kind": state.config.kind,
         "options": dataclasses.asdict(state.config),
         "tokens": dataclasses.asdict(state.tokens),
-        "model": dataclasses.asdict(state.model.config),
+        "model": dataclasses.asdict(model.config),
         "layout": parameters.layout,
     }
+    if model.adapter is not None:
+        saved["adapter"] = dataclasses.asdict(model.adapter.config)
+        saved["base"] = fingerprint(model)
     write_safetensors(directory / CHECKPOINT_FILE, tensors, {"training": json.dumps(saved)})
 
 
@@ -103,7 +123,7 @@ def load_checkpoint(directory: str | Path) -> RunState:
     except (LookupError, TypeError, AttributeError, ArithmeticError):
         reason = "a part of its state is of another kind than it should be"
     raise ValueError(
-        f"{path} is not a checkpoint that numgpt train can go on from ({reason:.300}): put a copy"
+        f"{path} is not a checkpoint that numgpt can go on from ({reason:.300}): put a copy"
         f" of it back, or start a new run with --init-from {quoted(directory)}"
     )
 
@@ -121,7 +141,11 @@ def _training_state(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def _restore(saved: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> RunState:
     """Raises ValueError, KeyError, … for what no checkpoint says."""
-    config = TrainConfig(**{n: v for n, v in saved["options"].items() if n in OPTIONS})
+    config_class = KINDS.get(str(saved.get("kind", "train")))  # earlier versions had one kind
+    if config_class is None:
+        raise ValueError(f"kind={shown(saved['kind'])} is not one of {', '.join(KINDS)}")
+    known = options_of(config_class)
+    config = config_class(**{n: v for n, v in saved["options"].items() if n in known})
     config.validate()
     flat, m, v = (_vector(name, tensors) for name in ARRAYS)
     if not len(flat) == len(m) == len(v):
@@ -133,12 +157,15 @@ def _restore(saved: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> RunS
     model_config = family.model.config_class(**saved["model"])
     model_config.validate()
     layout = {name: (offset, tuple(shape)) for name, (offset, shape) in saved["layout"].items()}
-    if model_config.layers > len(layout):
-        raise ValueError(f"{model_config.layers_field} is more than the layout has names")
-    _check_layout(layout, family.model.shapes(model_config), len(flat))
-    if config.block_size is None or config.block_size > model_config.context_length:
-        raise ValueError(f"block_size={config.block_size} is not within the model's context")
-    model = family.model(model_config, parameters=Parameters(np.array(flat), layout))
+    if config.longest > model_config.context_length:
+        raise ValueError(f"sequences of {config.longest} tokens are not within the model's context")
+    if "adapter" in saved:
+        model = _adapted(config, saved, np.array(flat), layout)
+    else:
+        if model_config.layers > len(layout):
+            raise ValueError(f"{model_config.layers_field} is more than the layout has names")
+        _check_layout(layout, family.model.shapes(model_config), len(flat))
+        model = family.model(model_config, parameters=Parameters(np.array(flat), layout))
     state = RunState.new(config, model, tokens_file_from(saved["tokens"]))
     state.optimizer.m[:], state.optimizer.v[:] = m, v
     state.optimizer.steps = _count("step", saved["step"])
@@ -148,7 +175,45 @@ def _restore(saved: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> RunS
     total, steps = saved["unreported"]
     state.unreported_loss = _number("unreported", total)
     state.unreported_steps = _count("unreported", steps)
+    state.batches = _count("batches", saved.get("batches", 0))
+    state.tokens_seen = _count("tokens_seen", saved.get("tokens_seen", 0))
+    state.statistics = TokenStatistics(**saved.get("statistics", {}))
+    _count("statistics", state.statistics.tokens), _count("statistics", state.statistics.correct)
+    _number("statistics", state.statistics.entropy)
     return state
+
+
+def _adapted(
+    config: RunConfig, saved: dict[str, Any], flat: np.ndarray, layout: Layout
+) -> LanguageModel:
+    """The base that was tuned, with its adapter.  Raises ValueError where the base is not there, or
+    is another."""
+    if not isinstance(config, TuneConfig):
+        raise ValueError("an adapter, in a run that tunes none")
+    try:
+        model = formats.load_model(config.model)
+    except OSError as error:
+        raise ValueError(f"its base is missing: {error}") from None
+    if fingerprint(model) != saved["base"]:
+        raise ValueError(
+            f"its base {shown(config.model)} has other weights than the run began with"
+        )
+    lora = LoRAConfig(**saved["adapter"])
+    lora.validate()
+    shapes = model.projection_shapes()
+    chosen = lora.chosen(shapes, ())
+    _check_layout(layout, adapter_shapes({n: shapes[n] for n in chosen}, lora.r), len(flat))
+    model.attach_adapter(Adapter(lora, Parameters(flat, layout)))
+    return model
+
+
+def fingerprint(model: LanguageModel) -> str:
+    """Changes with a model's weights: of the first values of each, to be quick."""
+    digest = hashlib.sha256()
+    for name, array in sorted(model.parameters.items()):
+        digest.update(f"{name} {array.shape}".encode())
+        digest.update(array.reshape(-1)[:FINGERPRINTED].tobytes())
+    return digest.hexdigest()
 
 
 def _vector(name: str, tensors: Mapping[str, StoredTensor]) -> np.ndarray:
@@ -158,9 +223,7 @@ def _vector(name: str, tensors: Mapping[str, StoredTensor]) -> np.ndarray:
     return tensor.raw
 
 
-def _check_layout(
-    layout: dict[str, tuple[int, tuple[int, ...]]], shapes: dict[str, tuple[int, ...]], size: int
-) -> None:
+def _check_layout(layout: Layout, shapes: dict[str, tuple[int, ...]], size: int) -> None:
     """The places of all parameters, side by side on a buffer of this size."""
     if {name: shape for name, (_, shape) in layout.items()} != shapes:
         raise ValueError("the layout is not that of the model")
@@ -186,24 +249,30 @@ def _number(name: str, value: Any) -> float:
 
 
 def checkpoint_bytes(model: LanguageModel) -> int:
-    """The size of a checkpoint: weights and two moments."""
-    return 3 * model.parameters.nbytes
+    """The size of a checkpoint: what trains, and two moments."""
+    return 3 * tuned_parameters(model).nbytes
 
 
-def check_fits(directory: Path, config: TrainConfig, model: LanguageModel) -> None:
+def tuned_parameters(model: LanguageModel) -> Parameters:
+    """What a run changes: the active adapter, or else the model's own weights."""
+    return model.parameters if model.adapter is None else model.adapter.parameters
+
+
+def check_fits(directory: Path, config: RunConfig, model: LanguageModel) -> None:
     """Raises ValueError where a batch can't fit into memory, OSError where the disk is too small
     for the checkpoints, the old beside the new."""
     # At the least the residual stream of every block.
-    numbers = config.batch_size * config.context * model.config.layers * model.config.width
+    numbers = config.batch_size * config.longest * model.config.layers * model.config.width
     batch = numbers * model.parameters.dtype.itemsize
     if batch > physical_memory():
         raise ValueError(
-            f"batch_size={config.batch_size} of block_size={config.block_size} tokens needs"
+            f"batch_size={config.batch_size} of up to {config.longest} tokens needs"
             f" {batch / 1e9:,.0f} GB, this machine has {physical_memory() / 1e9:,.0f} GB: choose a"
             " smaller one, and perhaps more grad_accum"
         )
-    needed = 2 * (checkpoint_bytes(model) + model.parameters.nbytes)  # and the best weights
-    for path in (directory / CHECKPOINT_FILE, directory / WEIGHTS_FILE):
+    weights = tuned_parameters(model).nbytes  # the best
+    needed = 2 * (checkpoint_bytes(model) + weights)
+    for path in (directory / n for n in (CHECKPOINT_FILE, WEIGHTS_FILE, ADAPTER_FILE)):
         needed -= path.stat().st_size if path.is_file() else 0
     free = shutil.disk_usage(directory).free
     if free < needed:

@@ -6,19 +6,34 @@ import dataclasses
 import difflib
 import importlib
 import math
+import re
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from numgpt.formats.families import FAMILIES
 from numgpt.messages import shown
+from numgpt.models.lora import ALL_LINEAR, LoRAConfig
+from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES
 
 # Options whose default depends on where the weights come from: at random, or from another model.
 FROM_NOTHING = {"lr": 1e-3, "steps": 2000, "warmup": 100, "batch_size": 12, "block_size": 64}
 FROM_NOTHING |= {"log_every": 100, "eval_every": 250, "sample_every": 500, "save_every": 250}
 FROM_A_MODEL = {"lr": 5e-5, "steps": 200, "warmup": 20, "batch_size": 4}
 FROM_A_MODEL |= {"log_every": 10, "eval_every": 50, "sample_every": 100, "save_every": 50}
+MOST_LENGTH = 1024  # tokens of an example, without --max-length
+LORA_LR, FULL_LR, WARMUP = 1e-3, 2e-5, 0.03
+# What --help says of options whose default the data decides.
+TUNED: dict[str, Any] = {
+    "steps": "from --epochs",
+    "batch_size": 8,
+    "warmup": f"{WARMUP:.0%} of the steps",
+}
+TUNED |= {"lr": f"{LORA_LR:g}; of the whole model {FULL_LR:g}", "log_every": "a tenth, up to 10"}
+TUNED |= {"eval_every": "an epoch, up to 200", "sample_every": "as --eval-every"}
+TUNED |= {"save_every": "an epoch, up to 50"}
 MOST_CONTEXT = 512  # tokens; of a model's own context, when it is tuned without --block-size
 
 
@@ -29,10 +44,75 @@ def _option(default: Any, help: str, group: str, kind: type | None = None) -> An
 
 
 @dataclass
-class TrainConfig:
-    """The options of a run. What is None at first gets its default from FROM_NOTHING, or from
-    FROM_A_MODEL where init_from is given; block_size then is the model's context, up to
+class RunConfig:
+    """The options that all kinds of runs have."""
+
+    kind: ClassVar[str]  # by which a checkpoint is known
+
+    steps: int = _option(None, "optimizer steps", "schedule", int)
+    batch_size: int = _option(None, "sequences in a batch", "schedule", int)
+    grad_accum: int = _option(1, "batches whose gradients make one step", "schedule")
+    lr: float = _option(None, "highest learning rate", "schedule", float)
+    min_lr: float | None = _option(
+        None, "learning rate at the end of the cosine (default: a tenth of --lr)", "schedule", float
+    )
+    warmup: int = _option(None, "steps of linear warm-up", "schedule", int)
+    weight_decay: float = _option(0.1, "decoupled decay of matrices", "schedule")
+    beta2: float = _option(0.99, "AdamW's decay of the second moment", "schedule")
+    grad_clip: float = _option(
+        1.0, "largest global norm of the gradients; 0: no clipping", "schedule"
+    )
+    seed: int = _option(1337, "seed of weights, batches and dropout", "schedule")
+
+    log_every: int = _option(None, "steps between reports", "rhythm", int)
+    eval_every: int = _option(None, "steps between validations", "rhythm", int)
+    sample_every: int = _option(None, "steps between samples; 0: none", "rhythm", int)
+    save_every: int = _option(None, "steps between checkpoints", "rhythm", int)
+
+    dropout: float = _option(
+        0.0, "fraction of activations dropped in training; of attention only in a Llama", "model"
+    )
+
+    @property
+    def lowest_lr(self) -> float:
+        """The learning rate at the end of the cosine."""
+        return self.lr / 10 if self.min_lr is None else self.min_lr
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is dropped in training."""
+        return self.dropout > 0
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that a sequence of a batch has."""
+        raise NotImplementedError
+
+    def validate(self) -> None:
+        """Raises ValueError naming the option that is invalid."""
+        for field in dataclasses.fields(self):
+            _check_type(field, getattr(self, field.name))
+            value, least = getattr(self, field.name), _LEAST.get(field.name)
+            if least is not None and value is not None and not value >= least:
+                raise ValueError(f"{field.name}={shown(value)}: expected {least} or more")
+        if self.lr is not None and not self.lr > 0:
+            raise ValueError(f"lr={self.lr}: expected a number above 0")
+        if self.lr is not None and self.lowest_lr > self.lr:
+            raise ValueError(
+                f"min_lr={self.min_lr} is above lr={self.lr}: lower it, 0.1 · lr is usual"
+            )
+        for name in ("dropout", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more and below 1")
+
+
+@dataclass
+class TrainConfig(RunConfig):
+    """The options of training on text. What is None at first gets its default from FROM_NOTHING, or
+    from FROM_A_MODEL where init_from is given; block_size then is the model's context, up to
     MOST_CONTEXT."""
+
+    kind = "train"
 
     data: str | list[str] | None = _option(
         None, "text: files, directories or globs; none: the Python language reference", "data", str
@@ -53,33 +133,10 @@ class TrainConfig:
     )
     n_embd: int = _option(128, "width of the residual stream", "model")
     block_size: int | None = _option(None, "context length in tokens", "model", int)
-    dropout: float = _option(
-        0.0, "fraction of activations dropped in training; of attention only in a Llama", "model"
-    )
     init_from: str | None = _option(
         None, "model to fine-tune: a directory or a name; brings tokenizer and sizes", "model", str
     )
-
-    steps: int = _option(None, "optimizer steps", "schedule", int)
-    batch_size: int = _option(None, "sequences in a batch", "schedule", int)
-    grad_accum: int = _option(1, "batches whose gradients make one step", "schedule")
-    lr: float = _option(None, "highest learning rate", "schedule", float)
-    min_lr: float | None = _option(
-        None, "learning rate at the end of the cosine (default: a tenth of --lr)", "schedule", float
-    )
-    warmup: int = _option(None, "steps of linear warm-up", "schedule", int)
-    weight_decay: float = _option(0.1, "decoupled decay of matrices", "schedule")
-    beta2: float = _option(0.99, "AdamW's decay of the second moment", "schedule")
-    grad_clip: float = _option(
-        1.0, "largest global norm of the gradients; 0: no clipping", "schedule"
-    )
-    seed: int = _option(1337, "seed of weights, batches and dropout", "schedule")
-
-    log_every: int = _option(None, "steps between reports", "rhythm", int)
-    eval_every: int = _option(None, "steps between validations", "rhythm", int)
     eval_batches: int = _option(20, "batches of a validation, always the same", "rhythm")
-    sample_every: int = _option(None, "steps between samples; 0: none", "rhythm", int)
-    save_every: int = _option(None, "steps between checkpoints", "rhythm", int)
 
     def __post_init__(self) -> None:
         defaults = FROM_NOTHING if self.init_from is None else FROM_A_MODEL
@@ -94,29 +151,12 @@ class TrainConfig:
         return self.block_size
 
     @property
-    def lowest_lr(self) -> float:
-        """The learning rate at the end of the cosine."""
-        return self.lr / 10 if self.min_lr is None else self.min_lr
+    def longest(self) -> int:
+        return self.context
 
     def validate(self) -> None:
         """Raises ValueError naming the option that is invalid."""
-        for field in dataclasses.fields(self):
-            _check_type(field, getattr(self, field.name))
-        for name in sorted(_AT_LEAST_ONE):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name}={shown(value)}: expected 1 or more")
-        for name in sorted(_AT_LEAST_ZERO):
-            if (value := getattr(self, name)) is not None and not value >= 0:
-                raise ValueError(f"{name}={shown(value)}: expected 0 or more")
-        if not self.lr > 0:
-            raise ValueError(f"lr={self.lr}: expected a number above 0")
-        if self.lowest_lr > self.lr:
-            raise ValueError(
-                f"min_lr={self.min_lr} is above lr={self.lr}: lower it, 0.1 · lr is usual"
-            )
-        for name in ("dropout", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more and below 1")
+        super().validate()
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"val_fraction={self.val_fraction}: expected a number between 0 and 1")
         self._validate_sizes()
@@ -137,43 +177,160 @@ class TrainConfig:
             ) from None
 
 
-_AT_LEAST_ONE = {"vocab_size", "n_layer", "n_head", "n_embd", "block_size", "steps", "batch_size"}
-_AT_LEAST_ONE |= {"grad_accum", "log_every", "eval_every", "eval_batches", "save_every"}
-_AT_LEAST_ZERO = {"warmup", "weight_decay", "grad_clip", "seed", "sample_every", "min_lr"}
-_AT_LEAST_ZERO |= {"n_kv_head"}
-_MAY_BE_NONE = ("data", "init_from", "min_lr", "block_size")
+@dataclass
+class TuneConfig(RunConfig):
+    """The options of supervised tuning. What is None at first is decided by the data, and by
+    whether an adapter or the whole model is tuned."""
+
+    kind = "sft"
+
+    model: str = _option(None, "the model to tune: a directory or a name", "model", str)
+    data: str | list[str] = _option(
+        None, "JSON lines: files, directories, globs or - (also .gz)", "data", str
+    )
+    val_data: str | list[str] | None = _option(None, "JSON lines that are held out", "data", str)
+    val_fraction: float = _option(0.0, "fraction of the examples that is held out", "data")
+    max_length: int | None = _option(
+        None,
+        f"tokens of an example (default: the model's context, up to {MOST_LENGTH})",
+        "data",
+        int,
+    )
+    chat_format: str | None = _option(
+        None,
+        f"write conversations as {' or '.join(CHAT_TEMPLATES)}, whatever the template",
+        "data",
+        str,
+    )
+    show: int = _option(0, "examples to print before training, «learnt» parts marked", "data")
+
+    lora_r: int = _option(8, "rank of the adapter; 0: tune the whole model", "adapter")
+    lora_alpha: float | None = _option(
+        None, "its scale is alpha / r (default: 2 r)", "adapter", float
+    )
+    lora_targets: str = _option(
+        "all-linear", "projections that it is for, separated by commas", "adapter"
+    )
+    lora_dropout: float = _option(0.0, "fraction of its inputs dropped in training", "adapter")
+    use_rslora: bool = _option(False, "scale by alpha / √r", "adapter")
+
+    epochs: float = _option(
+        3.0, "times that each example is seen, where --steps is not given", "schedule"
+    )
+
+    weight_decay: float = _option(0.0, "decoupled decay of matrices", "schedule")
+
+    def __post_init__(self) -> None:
+        if self.batch_size is None:
+            self.batch_size = TUNED["batch_size"]
+        if self.lr is None:
+            self.lr = LORA_LR if self.lora_r else FULL_LR
+
+    @property
+    def drops(self) -> bool:
+        return self.dropout > 0 or (self.lora_r > 0 and self.lora_dropout > 0)
+
+    @property
+    def longest(self) -> int:
+        assert self.max_length is not None  # once the model has decided it
+        return self.max_length
+
+    def lora(self) -> LoRAConfig:
+        """The adapter's options."""
+        targets: list[str] | str = self.lora_targets
+        if targets != ALL_LINEAR and re.fullmatch(r"[\w.,]+", self.lora_targets):
+            targets = [name for name in self.lora_targets.split(",") if name]
+        alpha = 2 * self.lora_r if self.lora_alpha is None else self.lora_alpha
+        return LoRAConfig(self.lora_r, alpha, targets, self.lora_dropout, self.use_rslora)
+
+    def validate(self) -> None:
+        """Raises ValueError naming the option that is invalid."""
+        super().validate()
+        for name in ("model", "data"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}={shown(getattr(self, name))}: name one")
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError(f"val_fraction={self.val_fraction}: expected 0 or more and below 1")
+        if self.val_data is not None and self.val_fraction:
+            raise ValueError("val_data cannot be combined with val_fraction: choose one")
+        if not self.epochs > 0:
+            raise ValueError(f"epochs={self.epochs}: expected a number above 0")
+        if self.chat_format is not None and self.chat_format not in CHAT_TEMPLATES:
+            names = " or ".join(CHAT_TEMPLATES)
+            raise ValueError(f"chat_format={shown(self.chat_format)}: expected {names}")
+        if self.lora_r:
+            self.lora().validate()
+
+    def set_schedule(self, batches_in_epoch: int, validates: bool) -> None:
+        """Give what is not chosen its value, once it is known how many batches take each example
+        once."""
+        steps_in_epoch = max(1, batches_in_epoch // self.grad_accum)
+        if self.steps is None:
+            self.steps = max(1, math.ceil(self.epochs * batches_in_epoch / self.grad_accum))
+        if self.warmup is None:
+            self.warmup = math.ceil(WARMUP * self.steps)
+        rhythm = {"log_every": max(1, min(10, self.steps // 10))}
+        rhythm |= {"eval_every": min(steps_in_epoch, 200), "save_every": min(steps_in_epoch, 50)}
+        rhythm["sample_every"] = rhythm["eval_every"]
+        for name, value in rhythm.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+
+
+# The options that have a least value.
+_FROM_ONE = "vocab_size n_layer n_head n_embd block_size steps batch_size grad_accum log_every"
+_FROM_ONE += " eval_every eval_batches save_every max_length"
+_FROM_ZERO = "warmup weight_decay grad_clip seed sample_every min_lr n_kv_head lora_r show"
+_LEAST = dict.fromkeys(_FROM_ONE.split(), 1) | dict.fromkeys(_FROM_ZERO.split(), 0)
+LISTED = ("data", "val_data")  # options of which there can be several
 LARGEST_FILE = 1 << 20  # bytes of options
 LARGEST = 1 << 53  # whole numbers above it are no option's
-OPTIONS = {field.name: field for field in dataclasses.fields(TrainConfig)}
+
+
+GROUPS = ("data", "model", "adapter", "schedule", "rhythm")  # of options, in --help
+
+
+def options_of(config_class: type[RunConfig]) -> dict[str, dataclasses.Field]:
+    """The options of a kind of run, by name."""
+    return {field.name: field for field in dataclasses.fields(config_class)}
+
+
+OPTIONS = options_of(TrainConfig)
 
 
 def _check_type(field: dataclasses.Field, value: Any) -> None:
     kind = field.metadata["kind"]
-    if value is None and field.name in _MAY_BE_NONE:
+    if value is None and field.default is None:
         return
-    if field.name == "data" and isinstance(value, list):
+    if field.name in LISTED and isinstance(value, list):
         fits = len(value) > 0 and all(isinstance(v, str) for v in value)
-    elif kind is str:
-        fits = isinstance(value, str)
+    elif kind in (str, bool):
+        fits = isinstance(value, kind)
     else:
         numbers = int if kind is int else (int, float)
         fits = isinstance(value, numbers) and not isinstance(value, bool)
         fits = fits and (not isinstance(value, int) or abs(value) < LARGEST) and value != math.inf
     if not fits:
-        expected = {int: "a whole number below 2⁵³", float: "a finite number"}.get(kind, "text")
+        expected = {
+            int: "a whole number below 2⁵³",
+            float: "a finite number",
+            bool: "true or false",
+        }.get(kind, "text")
         raise ValueError(f"{field.name}={shown(value)}: expected {expected}")
 
 
-def default_of(name: str) -> str:
+def default_of(name: str, config_class: type[RunConfig] = TrainConfig) -> str:
     """What --help says of an option's default."""
-    if name in FROM_NOTHING:
+    if config_class is TuneConfig and name in TUNED:
+        return f" (default {TUNED[name]})"
+    if config_class is TrainConfig and name in FROM_NOTHING:
         tuned = FROM_A_MODEL.get(name, f"the model's context, up to {MOST_CONTEXT}")
         return f" (default {FROM_NOTHING[name]}; with --init-from {tuned})"
-    default = OPTIONS[name].default
-    return "" if default is None else f" (default {default})"
+    default = options_of(config_class)[name].default
+    return "" if default is None or default is False else f" (default {default})"
 
 
-def read_toml(path: str | Path) -> dict[str, Any]:
+def read_toml(path: str | Path, known: Collection[str] = OPTIONS.keys()) -> dict[str, Any]:
     """The options in a TOML file.  Raises ValueError for what is not TOML, or no option, by
     name."""
     try:
@@ -196,8 +353,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
             raise ValueError(
                 f"{path}: [{name:.80}] is a section; options stand in the file without any"
             )
-        if name not in OPTIONS:
-            near = difflib.get_close_matches(name, OPTIONS, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(OPTIONS)}"
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
             raise ValueError(f"{path}: {shown(name)} is not an option of training; {hint}")
     return options

@@ -13,43 +13,57 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, Protocol
 
 from numgpt import formats
-from numgpt.data.corpus import (
-    TOKENS_FILE,
-    Corpus,
-    absolute,
-    encode_corpus,
-    find_documents,
-    hash_tokenizer,
-    open_corpus,
-)
+from numgpt.data.batch import Batch
+from numgpt.data.corpus import absolute, hash_tokenizer
 from numgpt.files import DirectoryLock, sweep
+from numgpt.layers import TokenStatistics
 from numgpt.messages import shown, tell
 from numgpt.models import LanguageModel
 from numgpt.tokenizer import BaseTokenizer
+from numgpt.training import pretraining, tuning
 from numgpt.training.adamw import AdamW
 from numgpt.training.beginning import absolute_model, begin_run
-from numgpt.training.checkpoint import (
-    RunState,
-    check_fits,
-    load_checkpoint,
-    save_checkpoint,
-)
-from numgpt.training.config import OPTIONS, TrainConfig
+from numgpt.training.checkpoint import RunState, check_fits, load_checkpoint, save_checkpoint
+from numgpt.training.config import LISTED, RunConfig, TrainConfig, TuneConfig, options_of
 from numgpt.training.log import Log
 from numgpt.training.schedule import learning_rate
 
-SAMPLE_TOKENS = 200
-SAMPLE_PROMPT = 8  # tokens of validation text before a sample
-# What decides on the tokens, the sizes and the batches of a run; the rest may change when it is
-# resumed.
-FIXED = {"data", "val_fraction", "tokenizer", "vocab_size", "arch", "n_layer", "n_head"}
-FIXED |= {"n_kv_head", "n_embd", "block_size", "init_from", "seed"}
+
+class BatchSource(Protocol):
+    """What a run trains on, batch after batch."""
+
+    validates: bool  # whether anything is held out
+
+    def next_step(self) -> list[Batch]:
+        """The batches of the next step."""
+
+    def held_out(self) -> Iterable[Batch]:
+        """The batches of a validation, the same every time."""
+
+    def sample(self) -> tuple[str, str]:
+        """A prompt, and how the model goes on."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of run: how it begins, what it trains on, which options can't change any more."""
+
+    prepare: Callable[[Any, Path, Path], RunState]
+    source: Callable[[RunState, Path, BaseTokenizer], BatchSource]
+    fixed: frozenset[str]
+    statistics: bool = False  # whether it reports accuracy and entropy of what is learnt
+
+
+TASKS = {
+    TrainConfig: Task(pretraining.prepare, pretraining.TextBatches, pretraining.FIXED),
+    TuneConfig: Task(tuning.prepare, tuning.ExampleBatches, tuning.FIXED, statistics=True),
+}
 
 
 class TrainingError(RuntimeError):
@@ -67,20 +81,24 @@ class Trainer:
         state: RunState,
         out: Path,
         tokenizer: BaseTokenizer,
-        corpus: Corpus,
+        source: BatchSource,
         lock: DirectoryLock,
     ):
         self.state = state
         self.out = out
         self.tokenizer = tokenizer
-        self.corpus = corpus
+        self.source = source
         self.lock = lock
         self.log = Log(out, keep_to_step=state.optimizer.steps)
         self.stop_requested = False
 
     @property
-    def config(self) -> TrainConfig:
+    def config(self) -> RunConfig:
         return self.state.config
+
+    @property
+    def task(self) -> Task:
+        return TASKS[type(self.config)]
 
     @property
     def model(self) -> LanguageModel:
@@ -96,7 +114,7 @@ class Trainer:
         return self.state.best_loss
 
     @classmethod
-    def start(cls, config: TrainConfig, out: str | Path, overwrite: bool = False) -> Trainer:
+    def start(cls, config: RunConfig, out: str | Path, overwrite: bool = False) -> Trainer:
         """A new run in the directory `out`; with `overwrite` in place of the run or model there.
 
         Raises ValueError or OSError for what is known to fail later, and for a directory that holds
@@ -110,7 +128,7 @@ class Trainer:
         lock.acquire()
         try:
             sweep(out)
-            begin_run(config, out, overwrite)
+            begin_run(config, out, TASKS[type(config)].prepare, overwrite)
             return cls._go_on(out, lock, {})
         except BaseException:
             lock.release()
@@ -138,14 +156,15 @@ class Trainer:
     @classmethod
     def _go_on(cls, out: Path, lock: DirectoryLock, changes: dict[str, Any]) -> Trainer:
         state = load_checkpoint(out)
-        config = state.config
+        config, known = state.config, options_of(type(state.config))
+        task = TASKS[type(config)]
         for name, value in changes.items():
-            if name not in OPTIONS:
-                raise ValueError(f"{name}={shown(value)} is not an option of training")
-            value = absolute(value) if name == "data" else value
-            if name == "init_from" and isinstance(value, str):
+            if name not in known:
+                raise ValueError(f"{name}={shown(value)} is not an option of such a run")
+            value = absolute(value) if name in LISTED else value
+            if name in ("init_from", "model") and isinstance(value, str):
                 value = absolute_model(value)
-            if name in FIXED and _listed(value) != _listed(getattr(config, name)):
+            if name in task.fixed and _listed(value) != _listed(getattr(config, name)):
                 raise ValueError(
                     f"{name}={shown(value)}: the run in {out} began with"
                     f" {shown(getattr(config, name))}, and that cannot change; start a new run in"
@@ -162,10 +181,7 @@ class Trainer:
                 f"{out}: its tokenizer is not the one that the run began with: put the tokenizer"
                 " files of this run back"
             )
-        if not (out / TOKENS_FILE).exists():
-            encode_corpus(find_documents(config.data), tokenizer, out)
-        corpus = open_corpus(out, state.tokens, config.val_fraction, config.context)
-        return cls(state, out, tokenizer, corpus, lock)
+        return cls(state, out, tokenizer, task.source(state, out, tokenizer), lock)
 
     def run(self) -> None:
         """Train to the last step, or until `stop_requested` is set.  Saves before it returns.
@@ -182,6 +198,7 @@ class Trainer:
     def _run(self) -> None:
         config, state = self.config, self.state
         began, first_step, elsewhere = time.perf_counter(), self.optimizer.steps, 0.0
+        first_token = state.tokens_seen
         while self.optimizer.steps < config.steps and not self.stop_requested:
             step_loss, norm, lr = self.step()
             state.unreported_loss += step_loss
@@ -189,12 +206,11 @@ class Trainer:
             step = self.optimizer.steps
             last = step == config.steps
             pause = time.perf_counter()
-            val_loss = self.validate() if last or step % config.eval_every == 0 else None
+            validates = self.source.validates and (last or step % config.eval_every == 0)
+            val_loss = self.validate() if validates else None
             if val_loss is not None or step % config.log_every == 0 or step == 1:
                 seconds = pause - began - elsewhere
-                tokens = (
-                    (step - first_step) * config.grad_accum * config.batch_size * config.context
-                )
+                tokens = state.tokens_seen - first_token
                 loss = state.unreported_loss / state.unreported_steps
                 state.unreported_loss, state.unreported_steps = 0.0, 0
                 self.report(
@@ -203,7 +219,7 @@ class Trainer:
             if last or step % config.save_every == 0:
                 self.save()
             if config.sample_every and (last or step % config.sample_every == 0):
-                prompt, text = self.sample()
+                prompt, text = self.source.sample()
                 tell(f"--- step {step}, after {prompt!r} ---\n{text}\n---", stream=sys.stdout)
             elsewhere += time.perf_counter() - pause
         if self.stop_requested and self.optimizer.steps < config.steps:
@@ -211,16 +227,21 @@ class Trainer:
 
     def step(self) -> tuple[float, float, float]:
         """One optimizer step.  -> mean loss of its batches, gradient norm, learning rate."""
-        config, done = self.config, self.optimizer.steps
-        rng = self.state.rng if config.dropout else None
-        count = config.grad_accum * config.batch_size * config.context  # of targets
+        config, state, done = self.config, self.state, self.optimizer.steps
+        rng = state.rng if config.drops else None
+        batches = self.source.next_step()
+        count = max(1, sum(batch.learnt for batch in batches))
         loss, gradients = 0.0, None
-        for _ in range(config.grad_accum):
-            ids, targets = self.corpus.batch(self.state.rng, config.batch_size, config.context)
+        for batch in batches:
             part, gradients = self.model.loss_and_grads(
-                ids, targets, rng, weights=1 / count, add_to=gradients
+                *(batch.ids, batch.targets, rng),
+                weights=1 / count,
+                add_to=gradients,
+                statistics=state.statistics if self.task.statistics else None,
             )
             loss += part
+        state.batches += len(batches)
+        state.tokens_seen += sum(batch.tokens for batch in batches)
         lr = learning_rate(done, config.steps, config.lr, config.lowest_lr, config.warmup)
         self.optimizer.lr = lr
         norm = self.optimizer.step(config.grad_clip or None)
@@ -234,40 +255,28 @@ class Trainer:
 
     def validate(self) -> float:
         """Mean loss on the validation batches; keeps the weights if they are the best so far."""
-        config = self.config
-        batches = self.corpus.validation_batches(
-            config.eval_batches, config.batch_size, config.context
-        )
-        count = config.eval_batches * config.batch_size * config.context  # of targets
-        val_loss = sum(self.model.loss(ids, targets, 1 / count) for ids, targets in batches)
+        batches = list(self.source.held_out())
+        count = max(1, sum(batch.learnt for batch in batches))
+        val_loss = sum(self.model.loss(b.ids, b.targets, 1 / count) for b in batches)
         if val_loss < self.best_loss:
             self.lock.check()
             self.state.best_loss = val_loss
-            self.model.save_pretrained(self.out)
+            self.save_model()
         return val_loss
 
-    def sample(self) -> tuple[str, str]:
-        """Some validation text, and how the model goes on."""
-        prompt = self.corpus.val[:SAMPLE_PROMPT].astype(np.int64)
-        ids = self.model.generate(
-            prompt,
-            max_length=SAMPLE_TOKENS,
-            do_sample=True,
-            temperature=0.8,
-            top_k=50,
-            eos_token_id=[],
-            tokenizer=self.tokenizer,  # a model's vocabulary may be padded beyond it
-            slide=True,
-            seed=self.optimizer.steps,
-        )[0]
-        return self.tokenizer.decode(prompt), self.tokenizer.decode(ids[len(prompt) :])
+    def save_model(self) -> None:
+        """The adapter in PEFT's layout, or the whole model in Hugging Face's."""
+        if self.model.adapter is None:
+            self.model.save_pretrained(self.out)
+        else:
+            self.model.save_adapter(self.out)
 
     def save(self) -> None:
         """Checkpoint, curve, and the model itself where no validation has saved one."""
         self.lock.check()
         save_checkpoint(self.out, self.state)
         if math.isinf(self.best_loss):
-            self.model.save_pretrained(self.out)
+            self.save_model()
         self.log.plot()
 
     def report(
@@ -286,6 +295,15 @@ class Trainer:
         eta = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
         validation = "          " if val_loss is None else f"val {val_loss:.4f}"
         width = len(str(self.config.steps))
+        seen, self.state.statistics = self.state.statistics, TokenStatistics()
+        metrics = {}
+        if seen.tokens:  # named as trl names them
+            metrics = {
+                "mean_token_accuracy": seen.correct / seen.tokens,
+                "entropy": seen.entropy / seen.tokens,
+                "num_tokens": self.state.tokens_seen,
+            }
+            validation = f"accuracy {seen.correct / seen.tokens:.3f}  {validation}"
         tell(
             f"step {step:{width}}/{self.config.steps}  loss {loss:.4f}  {validation}  lr {lr:.2e}"
             f"  grad norm {norm:6.3f}  {tokens_per_second:,.0f} tokens/s  ETA {eta}"
@@ -299,6 +317,7 @@ class Trainer:
                 "grad_norm": norm,
                 "tokens_per_second": round(tokens_per_second, 1),
             }
+            | metrics
         )
 
 

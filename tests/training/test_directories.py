@@ -396,7 +396,7 @@ def test_a_directory_of_data_leaves_out_what_is_no_text(text, tmp_path):
     (data / "latin.txt").write_bytes("ä".encode("latin-1"))
     with pytest.warns(UserWarning, match="2 files without UTF-8 text left out"):
         trainer = start(str(data), tmp_path / "run")
-    assert len(trainer.corpus.train) + len(trainer.corpus.val) == len(TEXT)
+    assert len(trainer.source.corpus.train) + len(trainer.source.corpus.val) == len(TEXT)
 
 
 def test_a_glob_leaves_out_what_is_no_text_to_its_end(text, tmp_path):
@@ -416,7 +416,7 @@ def test_a_pipe_is_told_to_be_read_only_once(call, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--batch-size=9000000000000000",), "--batch-size 9000000000000000 of --block-size 8"),
+        (("--batch-size=9000000000000000",), "--batch-size 9000000000000000 of up to 8 tokens"),
         (("--block-size=2000",), "a smaller --vocab-size or --tokenizer char"),
         (("--config=/dev/zero",), "/dev/zero is not valid TOML: it has more than"),
     ],

@@ -19,7 +19,7 @@ from numgpt import GPT, CharTokenizer, GPTConfig, formats
 from numgpt.data.corpus import encode_corpus, find_documents, find_files, open_corpus
 from numgpt.evaluation.perplexity import sliding_window_loss
 from numgpt.files import TEMPORARY
-from numgpt.training import TrainConfig, Trainer, TrainingError, beginning
+from numgpt.training import TrainConfig, Trainer, TrainingError, pretraining
 from numgpt.training.checkpoint import CHECKPOINT_FILE, load_checkpoint
 from numgpt.training.config import OPTIONS, read_toml
 
@@ -67,7 +67,7 @@ def test_learns(text_file, tmp_path, capsys, arch):
     assert "step 150/150" in printed.err
     assert "--- step 150, after '" in printed.out
     model, tokenizer = formats.load(tmp_path / "run")  # the best model, ready to use
-    ids = trainer.corpus.val[:100].astype(np.int64)
+    ids = trainer.source.corpus.val[:100].astype(np.int64)
     assert sliding_window_loss(model, ids) < 2
     assert tokenizer.decode(ids[:5]) == trainer.tokenizer.decode(ids[:5])
     pytest.importorskip("matplotlib")
@@ -287,7 +287,7 @@ def test_documents_are_separated_by_the_end_of_text_token(tmp_path):
     for name in ("a.txt", "b.txt", ".hidden"):
         (tmp_path / name).write_text(TEXT if name == "a.txt" else "dog sleeps. " * 40)
     options = TrainConfig(data=str(tmp_path), tokenizer="bpe", vocab_size=280)
-    tokenizer = beginning.make_tokenizer(options, find_documents(options.data))
+    tokenizer = pretraining.make_tokenizer(options, find_documents(options.data))
     out = tmp_path / ".out"
     out.mkdir()
     for data in (
@@ -301,13 +301,15 @@ def test_documents_are_separated_by_the_end_of_text_token(tmp_path):
 
 
 def test_batches_are_windows_and_their_successors(text_file, tmp_path):
-    corpus = start(text_file, tmp_path / "a").corpus
-    ids, targets = corpus.batch(np.random.default_rng(0), 5, 8)
+    corpus = start(text_file, tmp_path / "a").source.corpus
+    ids, targets, tokens = corpus.batch(np.random.default_rng(0), 5, 8)
+    assert tokens == 40
     assert ids.shape == targets.shape == (5, 8)
     np.testing.assert_array_equal(ids[:, 1:], targets[:, :-1])
     first, again = (list(corpus.validation_batches(3, 4, 8)) for _ in range(2))
-    np.testing.assert_array_equal(first, again)
-    np.testing.assert_array_equal(first[-1][1][-1], corpus.val[-8:])  # to the very end
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one.ids, other.ids)
+    np.testing.assert_array_equal(first[-1].targets[-1], corpus.val[-8:])  # to the very end
 
 
 def test_refuses_data_that_can_not_be_used(tmp_path):
@@ -463,6 +465,6 @@ def test_a_sample_is_no_longer_than_it_is_shown(text_file, tmp_path, monkeypatch
     monkeypatch.setattr(
         GPT, "generate", lambda *a, **k: calls.append(k["max_length"]) or generate(*a, **k)
     )
-    prompt, text = trainer.sample()
+    prompt, text = trainer.source.sample()
     assert len(prompt + text) == 200
     assert calls == [200]

@@ -1,0 +1,146 @@
+"""What the commands that train share: their options, and a run from its beginning to its end."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from numgpt.cli.common import add_threads, check_directory_name, number, whole
+from numgpt.messages import quoted, tell
+from numgpt.training import Trainer
+from numgpt.training.checkpoint import checkpoint_bytes
+from numgpt.training.config import (
+    GROUPS,
+    LISTED,
+    RunConfig,
+    default_of,
+    options_of,
+    read_toml,
+)
+from numgpt.training.log import can_plot
+
+KINDS: dict[type, tuple[Callable[[str], Any], str]] = {
+    int: (whole, "N"),
+    float: (number, "X"),
+    str: (str, "S"),
+}
+
+
+def add_run_options(parser: argparse.ArgumentParser, config_class: type[RunConfig]) -> None:
+    """The flags of a kind of run."""
+    parser.add_argument("--out", metavar="DIR", help="directory of the new run")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the run or model that --out holds already"
+    )
+    parser.add_argument("--resume", metavar="DIR", help="continue the run in this directory")
+    parser.add_argument(
+        "--config", metavar="FILE", help="TOML file of the options below; flags win"
+    )
+    known = options_of(config_class)
+    for title in GROUPS:
+        group = parser.add_argument_group(title)
+        for name, field in known.items():
+            if field.metadata["group"] != title:
+                continue
+            flag = "--" + name.replace("_", "-")
+            text = field.metadata["help"] + default_of(name, config_class)
+            if field.metadata["kind"] is bool:
+                group.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
+                continue
+            kind, letter = KINDS[field.metadata["kind"]]
+            group.add_argument(
+                flag,
+                type=kind,
+                nargs="+" if name in LISTED else None,
+                default=argparse.SUPPRESS,  # so that what was not given can't win over a file
+                metavar=letter,
+                help=text,
+            )
+    add_threads(parser)
+    parser.set_defaults(config_class=config_class)
+
+
+def run(
+    options: argparse.Namespace,
+    check: Callable[[dict[str, Any]], None],
+    end: Callable[[Trainer], str],
+) -> None:
+    """Start or resume a run, and train to its end; `check` refuses options of a new run that cannot
+    be combined, `end` says what to try then."""
+    known = options_of(options.config_class)
+    chosen = {} if options.config is None else read_toml(options.config, known)
+    chosen |= {name: value for name, value in vars(options).items() if name in known}
+    if (options.out is None) == (options.resume is None):
+        raise ValueError("give --out DIR for a new run, or --resume DIR to continue one")
+    for flag, name in (("--out", options.out), ("--resume", options.resume)):
+        check_directory_name(flag, name)
+    if options.resume is not None and options.overwrite:
+        raise ValueError("--overwrite goes with --out: a resumed run goes on in its directory")
+    if options.resume is not None:
+        trainer = Trainer.resume(options.resume, chosen)
+    else:
+        check(chosen)
+        config = options.config_class(**chosen)
+        trainer = Trainer.start(config, options.out, options.overwrite)
+    if trainer.optimizer.steps >= trainer.config.steps:
+        return tell(
+            f"the run in {trainer.out} has done its {trainer.optimizer.steps} steps; to go on,"
+            " raise --steps"
+        )
+    _introduce(trainer)
+    with StoppingOnSignals(trainer) as signals:
+        trainer.run()
+    done, steps = trainer.optimizer.steps, trainer.config.steps
+    if done < steps:
+        command = "train" if trainer.config.kind == "train" else f"tune {trainer.config.kind}"
+        tell(
+            f"stopped and saved at step {done} of {steps}; continue with: numgpt {command} --resume"
+            f" {quoted(trainer.out)}"
+        )
+        raise SystemExit(128 + signals.caught)
+    validated = trainer.source.validates
+    best = f"the best model (validation loss {trainer.best_loss:.4f})" if validated else "the model"
+    tell(f"done; {best} is in {trainer.out}; try: {end(trainer)}")
+
+
+def _introduce(trainer: Trainer) -> None:
+    model, config = trainer.model, trainer.config
+    trained = model.num_parameters(trainable=True)
+    of_all = "" if model.adapter is None else f", {trained:,} of them trained"
+    tell(
+        f"{model.num_parameters():,} parameters{of_all}; {trainer.source}; writing to {trainer.out}"
+    )
+    curve = "" if can_plot() else "; no curve: it needs  pip install matplotlib"
+    size = max(0.1, checkpoint_bytes(model) / 1e6)
+    tell(f"a checkpoint of {size:,.1f} MB every {config.save_every} steps{curve}")
+    if trainer.optimizer.steps:
+        tell(f"resumed at step {trainer.optimizer.steps}")
+
+
+class StoppingOnSignals:
+    """Ctrl-C, a polite kill and a closed terminal end the run after the step at hand; a second one
+    ends it at once. Where nohup has the terminal's end ignored, it stays so."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self.caught = 0
+
+    def __enter__(self) -> StoppingOnSignals:
+        heeded = [signal.SIGINT, signal.SIGTERM]
+        hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+        if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+            heeded.append(hangup)
+        self.before = {sign: signal.signal(sign, self.handle) for sign in heeded}
+        return self
+
+    def handle(self, sign: int, frame: Any) -> None:
+        self.trainer.stop_requested = True
+        self.caught = sign
+        self.__exit__()
+        tell("stopping after this step; once more to stop at once, without saving")
+
+    def __exit__(self, *_: object) -> None:
+        for sign, handler in self.before.items():
+            signal.signal(sign, handler)

@@ -1,0 +1,20 @@
+"""What a step trains on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+IGNORED = -100  # the target of a token that is not learnt
+
+
+class Batch(NamedTuple):
+    ids: np.ndarray  # (B, T)
+    targets: np.ndarray  # (B, T), each the token after the id at its place, or IGNORED
+    tokens: int  # ids that are no padding
+
+    @property
+    def learnt(self) -> int:
+        """How many targets count."""
+        return int(np.count_nonzero(self.targets != IGNORED))

@@ -1,0 +1,161 @@
+"""Examples on disk, and batches of them: of nearly equal length, in an order that a seed decides.
+
+All examples lie one after another in one file of uint32, memory-mapped, so that a set may be larger
+than memory. The highest bits of a token say whether it is learnt, begins an example, and belongs to
+the examples that are held out.
+
+Padding is told by its position: it comes after the end of an example, whatever its id, and is
+neither learnt nor, attention being causal, seen by anything that is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from numgpt.data.batch import IGNORED, Batch
+from numgpt.data.corpus import TOKENS_FILE, TokensFile, hash_tokenizer, open_tokens
+from numgpt.data.examples import Example, ExampleEncoder, fit
+from numgpt.data.records import Record
+from numgpt.files import replacing
+from numgpt.tokenizer import BaseTokenizer
+
+DTYPE = np.dtype("<u4")
+LEARNT, BEGINS, HELD_OUT = np.uint32(1 << 31), np.uint32(1 << 30), np.uint32(1 << 29)
+IDS = np.uint32((1 << 29) - 1)
+WINDOW = 32  # batches whose examples are sorted by length together
+SCANNED_AT_ONCE = 1 << 22  # tokens
+
+
+@dataclass
+class Counts:
+    """What became of the records."""
+
+    trained: int = 0
+    held_out: int = 0
+    cut: int = 0  # from the left of the prompt
+    dropped: int = 0  # too long
+    learnt: int = 0  # tokens
+    tokens: int = 0
+    kind: str = ""
+
+    def __str__(self) -> str:
+        kept = f"{self.trained:,} examples of {self.kind}"
+        kept += f", {self.held_out:,} more held out" if self.held_out else ""
+        kept += f"; {self.learnt:,} of their {self.tokens:,} tokens are learnt"
+        if self.cut:
+            kept += f"; {self.cut:,} too long, cut from the left of the prompt"
+        if self.dropped:
+            kept += f"; {self.dropped:,} left out, too long even without a prompt"
+        return kept
+
+
+def encode_examples(
+    records: Iterable[tuple[Record, bool]],
+    tokenizer: BaseTokenizer,
+    most: int,
+    directory: str | os.PathLike,
+    show: Callable[[Example], None] = lambda example: None,
+) -> tuple[TokensFile, Counts]:
+    """Write directory/tokens.bin.  records: each with whether it is held out; most: tokens of an
+    example; `show` is called with each example as it was made.
+
+    Raises ValueError for a record that is wrong, by file and line, and where there is nothing to
+    train on.
+    """
+    encoder, counts, digest = ExampleEncoder(tokenizer), Counts(), hashlib.sha256()
+    with replacing(Path(directory) / TOKENS_FILE) as file:
+        for record, is_held_out in records:
+            counts.kind = record.kind
+            whole = encoder.encode(record)
+            example = fit(whole, most)
+            if example is None:
+                counts.dropped += 1
+                continue
+            show(example)
+            counts.cut += len(example.ids) < len(whole.ids)
+            packed = example.ids.astype(DTYPE) | example.learnt * LEARNT
+            packed[0] |= BEGINS
+            if is_held_out:
+                packed |= HELD_OUT
+                counts.held_out += 1
+            else:
+                counts.trained += 1
+            counts.tokens += len(packed)
+            counts.learnt += int(np.count_nonzero(example.learnt[1:]))
+            file.write(packed.data)
+            digest.update(packed.data)
+    if not counts.trained:
+        longer = f": all {counts.dropped} are longer than max_length={most}"
+        raise ValueError(f"there are no examples to train on{longer if counts.dropped else ''}")
+    digest_of_tokenizer = hash_tokenizer(tokenizer)
+    return TokensFile(DTYPE.str, counts.tokens, digest.hexdigest(), digest_of_tokenizer), counts
+
+
+class ExampleSet:
+    """Examples on disk, those to train on and those held out."""
+
+    def __init__(self, directory: str | os.PathLike, tokens: TokensFile):
+        """Raises ValueError where directory/tokens.bin is not the file that is expected."""
+        self._tokens = open_tokens(directory, tokens)
+        starts, held_out = [], []
+        for first in range(0, len(self._tokens), SCANNED_AT_ONCE):
+            part = self._tokens[first : first + SCANNED_AT_ONCE]
+            begins = np.flatnonzero(part & BEGINS)
+            starts.append(first + begins)
+            held_out.append((part[begins] & HELD_OUT) > 0)
+        self._starts = np.append(np.concatenate(starts), len(self._tokens))
+        of = np.concatenate(held_out)
+        self.train, self.val = np.flatnonzero(~of), np.flatnonzero(of)  # numbers of examples
+        if not len(self.train) or self._starts[0] != 0:
+            raise ValueError(f"{directory}: {TOKENS_FILE} holds no examples to train on")
+
+    def example(self, number: int) -> Example:
+        packed = self._tokens[self._starts[number] : self._starts[number + 1]]
+        return Example((packed & IDS).astype(np.int64), (packed & LEARNT) > 0)
+
+    def batches_in_epoch(self, batch_size: int) -> int:
+        """How many batches take each example to train on once."""
+        return -(-len(self.train) // batch_size)
+
+    def batch(self, number: int, batch_size: int, seed: int) -> Batch:
+        """The batch of this number, from the beginning of the first epoch.
+
+        Each epoch goes through all examples in an order of its own. Within WINDOW batches examples
+        are sorted by length, so that little is padded; the batches of a window are shuffled.
+        """
+        epoch, place = divmod(number, self.batches_in_epoch(batch_size))
+        rng = np.random.default_rng([seed, epoch])
+        order = rng.permutation(self.train)
+        window = place // WINDOW
+        size = WINDOW * batch_size
+        chosen = order[window * size : (window + 1) * size]
+        lengths = self._starts[chosen + 1] - self._starts[chosen]
+        chosen = chosen[np.argsort(lengths, kind="stable")]
+        count = -(-len(chosen) // batch_size)
+        shuffled = np.random.default_rng([seed, epoch, window]).permutation(count)
+        start = shuffled[place % WINDOW] * batch_size
+        return self.padded(chosen[start : start + batch_size])
+
+    def validation_batches(self, batch_size: int) -> Iterator[Batch]:
+        """All that is held out, the shortest first."""
+        lengths = self._starts[self.val + 1] - self._starts[self.val]
+        order = self.val[np.argsort(lengths, kind="stable")]
+        for start in range(0, len(order), batch_size):
+            yield self.padded(order[start : start + batch_size])
+
+    def padded(self, numbers: np.ndarray) -> Batch:
+        """Examples side by side, padded on the right to the longest."""
+        examples = [self.example(int(number)) for number in numbers]
+        shape = (len(examples), max(len(example.ids) for example in examples) - 1)
+        ids, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED)
+        for row, example in enumerate(examples):
+            length = len(example.ids) - 1
+            ids[row, :length] = example.ids[:-1]
+            targets[row, :length] = np.where(example.learnt[1:], example.ids[1:], IGNORED)
+        return Batch(ids, targets, sum(len(example.ids) - 1 for example in examples))

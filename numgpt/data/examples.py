@@ -1,0 +1,123 @@
+"""Examples -> tokens, with what of them is learnt: the answers, and nothing that was asked.
+
+An example is tokenised in segments, each of which is learnt or not, so that the border between a
+prompt and its completion is exact: tokens never reach over it. Learnt are the assistant's turns
+with the token that ends a turn; of prompt and completion, the completion and the end of the text;
+of a text alone, all of it.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numgpt.data.records import COMPLETION, MESSAGES, TEXT, Record
+from numgpt.tokenizer import BaseTokenizer
+from numgpt.tokenizer.chat_template import ChatTemplate
+
+
+class Example(NamedTuple):
+    """Tokens, and which of them are learnt."""
+
+    ids: np.ndarray  # (n,) int64
+    learnt: np.ndarray  # (n,) bool
+
+
+class ExampleEncoder:
+    """Records -> examples, by one tokenizer and its chat format."""
+
+    def __init__(self, tokenizer: BaseTokenizer):
+        self.tokenizer = tokenizer
+        self._template: ChatTemplate | None = None
+
+    @property
+    def template(self) -> ChatTemplate:
+        """Raises ValueError where the tokenizer's format is not known."""
+        if self._template is None:
+            self._template = ChatTemplate(self.tokenizer)
+        return self._template
+
+    def encode(self, record: Record) -> Example:
+        """Raises ValueError naming file and line for a record with nothing to learn, or that the
+        chat format can't express."""
+        try:
+            segments = self._segments(record)
+        except ValueError as error:
+            raise ValueError(f"{record.place}: {error}") from None
+        ids = [id for segment, _ in segments for id in segment]
+        learnt = [flag for segment, flag in segments for _ in segment]
+        if not any(learnt[1:]):  # nothing predicts a first token
+            raise ValueError(f"{record.place}: nothing in it is to be learnt")
+        return Example(np.array(ids, np.int64), np.array(learnt, bool))
+
+    def _segments(self, record: Record) -> list[tuple[list[int], bool]]:
+        fields = record.fields
+        if record.kind == MESSAGES:
+            return self._conversation([], fields["messages"])
+        if record.kind == COMPLETION:
+            prompt, completion = fields["prompt"], fields["completion"]
+            if not (isinstance(prompt, str) and isinstance(completion, str)):
+                return self._conversation(_as_messages(prompt, "user"), _answers(completion))
+            if not completion:
+                raise ValueError("the completion is empty")
+            return [
+                (list(self.tokenizer.encode(prompt, add_special_tokens=True)), False),
+                (list(self.tokenizer.encode(completion)) + self._end(), True),
+            ]
+        if record.kind == TEXT:
+            text = list(self.tokenizer.encode(fields["text"], add_special_tokens=True))
+            return [(text + self._end(), True)]
+        raise ValueError(
+            f"it has {record.kind}: supervised tuning learns from text, prompt and completion, or"
+            " messages"
+        )
+
+    def _conversation(
+        self, asked: list[dict[str, Any]], said: list[dict[str, Any]]
+    ) -> list[tuple[list[int], bool]]:
+        """Of the messages that were said, the assistant's are learnt; of those asked, none."""
+        for message in said:
+            if message["role"] == "assistant" and not message["content"].strip():
+                raise ValueError("an answer of the assistant is empty")
+        learnt = [False] * len(asked) + [m["role"] == "assistant" for m in said]
+        return self.template.segments([*asked, *said], learnt)
+
+    def _end(self) -> list[int]:
+        end = self.tokenizer.eos_token_id
+        return [] if end is None else [end]
+
+
+def fit(example: Example, most: int) -> Example | None:
+    """An example of at most so many tokens, cut from the left of what comes before the first that
+    is learnt; None where what is learnt is too long by itself."""
+    surplus = len(example.ids) - most
+    if surplus <= 0:
+        return example
+    first = int(np.argmax(example.learnt))
+    if surplus > first - 1:  # something has to predict the first that is learnt
+        return None
+    return Example(example.ids[surplus:], example.learnt[surplus:])
+
+
+def marked(example: Example, tokenizer: BaseTokenizer) -> str:
+    """The text of an example, what is learnt between «…»."""
+    text = ""
+    changes = np.flatnonzero(np.diff(example.learnt, prepend=False, append=False))
+    edges = [0, *(int(n) for n in changes), len(example.ids)]
+    for start, stop in pairwise(edges):
+        piece = tokenizer.decode(example.ids[start:stop])
+        text += f"«{piece}»" if stop > start and example.learnt[start] else piece
+    return text
+
+
+def _as_messages(value: Any, role: str) -> list[dict[str, Any]]:
+    return [{"role": role, "content": value}] if isinstance(value, str) else value
+
+
+def _answers(completion: Any) -> list[dict[str, Any]]:
+    messages = _as_messages(completion, "assistant")
+    if not any(message["role"] == "assistant" for message in messages):
+        raise ValueError("the completion has no message of the assistant")
+    return messages

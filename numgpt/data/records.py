@@ -1,0 +1,181 @@
+"""Examples in files of JSON lines: found, read one at a time, and told apart by their keys.
+
+    {"text": …}                                        text
+    {"prompt": …, "completion": …}                     texts, or lists of messages
+    {"messages": [{"role": …, "content": …}, …]}       a conversation
+    {"prompt": …, "chosen": …, "rejected": …}          a preference; the prompt may be missing
+    {"prompt": …, …}                                   a prompt, with fields that judge an answer
+
+The keys are those that trl's data sets have.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import json
+import os
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from numgpt.files import naming
+from numgpt.messages import shown
+
+STANDARD_INPUT = "-"
+ENDINGS = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
+LONGEST_LINE = 1 << 26  # bytes
+ROLES = ("system", "user", "assistant")
+TEXT, COMPLETION, MESSAGES = "text", "prompt and completion", "messages"
+PREFERENCE, PROMPT = "prompt, chosen and rejected", "prompt and answer fields"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of a file."""
+
+    path: str
+    line: int  # from 1
+    kind: str  # TEXT, COMPLETION, …
+    fields: dict[str, Any]
+
+    @property
+    def place(self) -> str:
+        return f"{self.path}, line {self.line}"
+
+
+def find_record_files(data: str | list[str]) -> list[str]:
+    """The files that a path, a directory (with all JSON lines below it), a glob or "-" names, in
+    order; or those of several.  Raises FileNotFoundError where there is nothing."""
+    if isinstance(data, list):
+        return [file for one in data for file in find_record_files(one)]
+    if data == STANDARD_INPUT or (data and os.path.exists(data) and not os.path.isdir(data)):
+        return [data]
+    if data and os.path.isdir(data):
+        below = (path for path in Path(data).rglob("*") if not path.name.startswith("."))
+        files = sorted(str(path) for path in below if path.name.endswith(ENDINGS))
+    else:
+        files = sorted(path for path in glob.glob(data, recursive=True) if os.path.isfile(path))
+    if not files:
+        raise FileNotFoundError(
+            f"{shown(data)}: no such file, directory or glob, or no JSON lines in it"
+            f" ({', '.join(ENDINGS[:3])}, or with .gz)"
+        )
+    return files
+
+
+def read_records(files: list[str]) -> Iterator[Record]:
+    """The records of several files, all of one kind.
+
+    Raises ValueError naming file, line and what is wrong with it: no UTF-8, no JSON object, keys
+    that are none of the kinds', another kind than the lines before.
+    """
+    kind: str | None = None
+    for path in files:
+        for number, fields in _objects(path):
+            record = Record(path, number, _kind(fields, f"{path}, line {number}"), fields)
+            kind = record.kind if kind is None else kind
+            if record.kind != kind:
+                raise ValueError(
+                    f"{record.place} has {record.kind}, the lines before it {kind}: put them into"
+                    " files of their own"
+                )
+            yield record
+    if kind is None:
+        raise ValueError(f"{', '.join(files):.200}: no examples in it")
+
+
+def _objects(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    with naming(path), closing(_open(path)) as file:
+        number = 0
+        while line := _line(file, path, number + 1):
+            number += 1
+            if not line.strip():
+                continue
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                value = json.loads(text)
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{path}, line {number} is not UTF-8 text (byte"
+                    f" 0x{line[error.start]:02X}): convert it first, for instance with iconv"
+                ) from None
+            except (ValueError, RecursionError) as error:
+                raise ValueError(
+                    f"{path}, line {number} is not JSON ({error!s:.100}): each line is one object"
+                ) from None
+            if not isinstance(value, dict):
+                raise ValueError(
+                    f"{path}, line {number} is {shown(value)}: expected one JSON object a line"
+                )
+            yield number, value
+
+
+def _open(path: str) -> BinaryIO:
+    if path == STANDARD_INPUT:
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    if path.endswith(".gz"):
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    return open(path, "rb")
+
+
+def _line(file: BinaryIO, path: str, number: int) -> bytes:
+    try:
+        line = file.readline(LONGEST_LINE + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        if not path.endswith(".gz") or getattr(error, "errno", None) is not None:
+            raise
+        raise ValueError(f"{path} is damaged, or no gzip file: copy or download it again") from None
+    if len(line) > LONGEST_LINE:
+        raise ValueError(f"{path}, line {number} is longer than {LONGEST_LINE >> 20} MB")
+    return line
+
+
+def _kind(fields: dict[str, Any], place: str) -> str:
+    """What a record is, by its keys.  Raises ValueError for one that is none, or is incomplete."""
+    wanted: tuple[str, ...]
+    if "chosen" in fields or "rejected" in fields:
+        kind, wanted = PREFERENCE, ("chosen", "rejected")
+    elif "messages" in fields:
+        kind, wanted = MESSAGES, ("messages",)
+    elif "completion" in fields:
+        kind, wanted = COMPLETION, ("prompt", "completion")
+    elif "text" in fields:
+        kind, wanted = TEXT, ("text",)
+    elif "prompt" in fields:
+        kind, wanted = PROMPT, ("prompt",)
+    else:
+        raise ValueError(
+            f"{place} has the keys {shown(list(fields))}: expected {TEXT}; {COMPLETION};"
+            f" {MESSAGES}; {PREFERENCE}; or {PROMPT}"
+        )
+    for name in wanted:
+        if name not in fields:
+            raise ValueError(f"{place} lacks {name!r}, which goes with {kind}")
+    for name in ("prompt", "completion", "messages", "chosen", "rejected", "text"):
+        if name in fields and (name in wanted or name == "prompt"):
+            _check(name, fields[name], place, listed=name == "messages", text=name == "text")
+    return kind
+
+
+def _check(name: str, value: Any, place: str, listed: bool, text: bool) -> None:
+    """Raises ValueError for what is neither text nor messages, or not what it must be."""
+    if isinstance(value, str) and not listed:
+        return
+    if text or not isinstance(value, list):
+        expected = "a list of messages" if listed else "a text" if text else "a text or messages"
+        raise ValueError(f"{place}: {name} is {shown(value)}, expected {expected}")
+    if not value:
+        raise ValueError(f"{place}: {name} is an empty list, expected messages")
+    for message in value:
+        if not isinstance(message, dict) or message.get("role") not in ROLES:
+            raise ValueError(
+                f"{place}: {name} holds {shown(message)}: expected messages"
+                f' {{"role": {" | ".join(ROLES)}, "content": …}}'
+            )
+        if not isinstance(message.get("content"), str):
+            raise ValueError(f"{place}: a message in {name} has no text as its content")
