@@ -15,8 +15,10 @@ time (below 1 this code is faster). In place of rows:
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import importlib
 import statistics
+import sys
 from pathlib import Path
 
 from benchmarks import harness
@@ -30,7 +32,11 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("rows", nargs="*", help="rows of the table (default: all), or a study")
+    parser.add_argument(
+        "rows",
+        nargs="*",
+        help="rows of the table (default: all; '*' stands for any letters), or a study",
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--kernels",
@@ -72,7 +78,11 @@ def table(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     sides = tuple(harness.Side(name, environment) for name in ("numgpt", "other"))
     for name, row in rows.items():
-        ours, theirs = harness.measure(name, row.runs, sides)
+        try:
+            ours, theirs = harness.measure(name, row.runs, sides)
+        except harness.MissingError as package:
+            print(f"{name} is left out: pip install {package}", file=sys.stderr)
+            continue
         peaks = f"{ours.peak:,.0f} | {theirs.peak:,.0f}" if row.memory else " | "
         print(
             f"| {row.title} | {show(row, ours.seconds)} | {show(row, theirs.seconds)}"
@@ -108,9 +118,12 @@ def compare(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Non
 def chosen_rows(parser: argparse.ArgumentParser, options: argparse.Namespace) -> dict:
     from benchmarks.rows import ROWS
 
-    if unknown := set(options.rows) - ROWS.keys():
-        parser.error(f"no row {min(unknown)}; there are {', '.join((*ROWS, *STUDIES))}")
-    return {name: ROWS[name] for name in options.rows or ROWS}
+    rows = {}
+    for pattern in options.rows or "*":
+        if not (names := fnmatch.filter(ROWS, pattern)):
+            parser.error(f"no row {pattern}; there are {', '.join((*ROWS, *STUDIES))}")
+        rows |= {name: ROWS[name] for name in names}
+    return rows
 
 
 def show(row, seconds: float) -> str:

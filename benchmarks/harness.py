@@ -5,18 +5,24 @@ A machine that is busy for a while then slows both. Each answers with its time a
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 PAUSE = 0.1  # seconds; after a run, a library's threads wait busily for a while before they sleep
 ROOT = Path(__file__).parents[1]
+# Where the others read their number of threads: OpenMP's, tokenizers, JAX.
+THREADS = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "NPROC")
+PACKAGES = {"llama_cpp": "llama-cpp-python"}  # what to install where it isn't called as its module
 
 
 class Side(NamedTuple):
@@ -37,8 +43,12 @@ class Result(NamedTuple):
         return statistics.median(self.times)
 
 
+class MissingError(Exception):
+    """The other side's package is not installed."""
+
+
 def measure(name: str, runs: int, sides: tuple[Side, Side]) -> tuple[Result, Result]:
-    """Run both sides of a row in turn."""
+    """Run both sides of a row in turn.  Raises MissingError."""
     workers = [
         subprocess.Popen(
             [sys.executable, "-m", "benchmarks", "--worker", side.name, name],
@@ -51,7 +61,12 @@ def measure(name: str, runs: int, sides: tuple[Side, Side]) -> tuple[Result, Res
         for side in sides
     ]
     for side, process in zip(sides, workers, strict=True):
-        if process.stdout.readline().strip() != "ready":
+        answer, _, module = process.stdout.readline().strip().partition(" ")
+        if answer == "missing":
+            for other in workers:
+                other.communicate()  # it gets no line, and ends
+            raise MissingError(PACKAGES.get(module, module))
+        if answer != "ready":
             raise SystemExit(f"the {side.name} side of {name} failed: see above")
     answers = ([], [])
     for _ in range(runs):
@@ -74,7 +89,12 @@ def serve(side: str, name: str) -> None:
     from benchmarks.rows import ROWS
 
     row = ROWS[name]
-    run = getattr(row, side)()
+    try:
+        run = getattr(row, side)()
+    except ModuleNotFoundError as error:
+        if side == "numgpt":
+            raise
+        return print("missing", error.name)
     if row.runs > 1:
         run()  # warm up
     reset_peak_memory()
@@ -103,7 +123,16 @@ def prepare(side: str, numpy_only: bool = False) -> None:
             raise SystemExit(f"{checkout} holds no numgpt, {numgpt.__file__} was imported")
         numgpt.set_num_threads(threads)
     else:
-        os.environ["OMP_NUM_THREADS"] = os.environ["RAYON_NUM_THREADS"] = str(threads)
+        os.environ |= dict.fromkeys(THREADS, str(threads))
+
+
+def elsewhere(function: Callable[..., Any], *arguments: Any) -> Any:
+    """function(*arguments) in a process of its own: what it imports stays out of this one, and
+    its memory doesn't count.
+    """
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def reset_peak_memory() -> None:
