@@ -40,10 +40,11 @@ def step(
     target: float | None = None,
     **options: int,
 ) -> Row:
+    way = training.jax_step if other == "jax" else partial(training.torch_step, how=other)
     return Row(
         f"training step, {title}, {batch} x {time} tokens ({training.OTHERS[other]})",
         partial(training.numgpt_step, config, batch, time),
-        partial(training.torch_step, config, batch, time, other),
+        partial(way, config, batch, time),
         target=target,
         **options,
     )
@@ -164,6 +165,9 @@ ROWS = {
         partial(generating.transformers_prompt, "bfloat16"),
         runs=3,
     ),
+    # Other engines.
+    "train-64-jax": step("124M", GPT2, 4, 64, "jax", runs=9),
+    "train-char-jax": step("char recipe", CHAR, 12, 64, "jax", runs=15, repeats=20),
     "product": Row(
         "one product, 1024 x 768 by 768 x 3072 (PyTorch)",
         starting.numgpt_product,

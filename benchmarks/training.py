@@ -11,10 +11,11 @@ import numpy as np
 GPT2 = {"n_layer": 12, "n_head": 12, "n_embd": 768, "n_positions": 1024, "vocab_size": 50257}
 CHAR = {"n_layer": 4, "n_head": 4, "n_embd": 128, "n_positions": 64, "vocab_size": 65}
 
-# The ways to run a step in PyTorch, and how the table calls them.
+# Other ways to run a step, and how the table calls them: in PyTorch, but for the one in JAX.
 OTHERS = {
     "eager": "PyTorch",
     "transformers": "transformers",
+    "jax": "JAX, jit",
     "fused": "PyTorch, fused AdamW",
     "fused compiled": "PyTorch, fused AdamW, compiled",
     "fused bf16": "PyTorch, fused AdamW, bfloat16",
@@ -65,6 +66,28 @@ def torch_step(
         optimizer.step()
 
     return step
+
+
+def jax_step(config: dict[str, int], batch: int, time: int) -> Callable[[], None]:
+    import jax
+    import jax.numpy as jnp
+
+    from benchmarks.jax_gpt import initial, step
+
+    sizes = dict(config)
+    n_head = sizes.pop("n_head")
+    ids, targets = jnp.array(ids_and_targets(config, batch, time), jnp.int32)
+    weights = initial(**sizes)
+    m, v = ({name: jnp.zeros_like(w) for name, w in weights.items()} for _ in range(2))
+    steps = 0
+
+    def run() -> None:
+        nonlocal weights, m, v, steps
+        steps += 1
+        weights, m, v, loss = step(weights, m, v, steps, ids, targets, n_head)
+        jax.block_until_ready((weights, m, v, loss))
+
+    return run
 
 
 def transformers_loss(config: dict[str, int]) -> tuple[Any, Callable[..., Any]]:
