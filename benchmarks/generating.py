@@ -1,7 +1,8 @@
-"""Generation with GPT-2's sizes, against transformers and against the products alone."""
+"""Generation with GPT-2's sizes and SmolLM2's, against transformers and the products alone."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -24,14 +25,20 @@ SMOLLM2 = {
 }
 
 
-def prompt(length: int) -> np.ndarray:
-    return np.random.default_rng(1).integers(SMOLLM2["vocab_size"], size=(1, length))
+def prompt(length: int, sequences: int = 1) -> np.ndarray:
+    return np.random.default_rng(1).integers(SMOLLM2["vocab_size"], size=(sequences, length))
 
 
 def numgpt_model() -> Any:
     import numgpt
 
     return numgpt.GPT(numgpt.GPTConfig(**GPT2))
+
+
+def numgpt_llama_model() -> Any:
+    import numgpt
+
+    return numgpt.Llama(numgpt.LlamaConfig(**SMOLLM2))
 
 
 def transformers_model(dtype: str = "float32") -> Any:
@@ -48,9 +55,7 @@ def numgpt_generate(sequences: int, tokens: int) -> Callable[[], Any]:
 
 
 def numgpt_llama(tokens: int) -> Callable[[], Any]:
-    import numgpt
-
-    return numgpt_sampling(numgpt.Llama(numgpt.LlamaConfig(**SMOLLM2)), 1, tokens)
+    return numgpt_sampling(numgpt_llama_model(), 1, tokens)
 
 
 def numgpt_sampling(model: Any, sequences: int, tokens: int) -> Callable[[], Any]:
@@ -59,21 +64,48 @@ def numgpt_sampling(model: Any, sequences: int, tokens: int) -> Callable[[], Any
     return lambda: model.generate(prompt(8), **options)
 
 
+def numgpt_greedy(
+    load: Callable[[], Any], context: int, sequences: int, tokens: int
+) -> Callable[[], Any]:
+    model, ids = load(), prompt(context, sequences)
+    options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "eos_token_id": END}
+    return lambda: model.generate(ids, **options)[:, context:]
+
+
 def transformers_generate(sequences: int, tokens: int, dtype: str = "float32") -> Callable[[], Any]:
     return transformers_sampling(transformers_model(dtype), sequences, tokens)
 
 
 def transformers_llama(tokens: int) -> Callable[[], Any]:
+    return transformers_sampling(transformers_llama_model(), 1, tokens)
+
+
+def int8_llama(tokens: int) -> Callable[[], Any]:
+    """PyTorch's dynamic quantisation: int8 weights, activations rounded as they come."""
+    import torch
+
+    model = transformers_llama_model()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchao is to take its place
+        model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, torch.qint8)
+    return transformers_sampling(model, 1, tokens, do_sample=False)
+
+
+def transformers_llama_model() -> Any:
     import transformers
 
+    transformers.logging.set_verbosity_error()
     config = transformers.LlamaConfig(**SMOLLM2, eos_token_id=END)
-    return transformers_sampling(transformers.LlamaForCausalLM(config).eval(), 1, tokens)
+    return transformers.LlamaForCausalLM(config).eval()
 
 
-def transformers_sampling(model: Any, sequences: int, tokens: int) -> Callable[[], Any]:
+def transformers_sampling(
+    model: Any, sequences: int, tokens: int, do_sample: bool = True
+) -> Callable[[], Any]:
     import torch
 
     ids = torch.tensor(prompt(8))
+    options = {"top_k": 50} if do_sample else {}
 
     def generate() -> Any:
         return model.generate(
@@ -81,8 +113,8 @@ def transformers_sampling(model: Any, sequences: int, tokens: int) -> Callable[[
             attention_mask=torch.ones_like(ids),
             max_new_tokens=tokens,
             min_new_tokens=tokens,
-            do_sample=True,
-            top_k=50,
+            do_sample=do_sample,
+            **options,
             num_return_sequences=sequences,
             pad_token_id=END,
         )

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from benchmarks import generating, loading, starting, tokenizing, training
+from benchmarks import (
+    ctranslate2_gpt,
+    generating,
+    llama_cpp_llama,
+    loading,
+    starting,
+    tokenizing,
+    training,
+)
 from benchmarks.training import CHAR, GPT2
 
 Side = Callable[[], Callable[[], Any]]
@@ -58,6 +66,46 @@ def generation(title: str, sequences: int, tokens: int, other: Side, **options: 
         unit="tokens/s",
         amount=sequences * tokens,
         **options,
+    )
+
+
+def greedy(
+    title: str,
+    other: Side,
+    llama: bool = False,
+    context: int = 8,
+    sequences: int = 1,
+    tokens: int = 128,
+) -> Row:
+    """The likeliest tokens after random prompts; of a single token the prompt is the work."""
+    load = generating.numgpt_llama_model if llama else generating.numgpt_model
+    return Row(
+        title,
+        partial(generating.numgpt_greedy, load, context, sequences, tokens),
+        other,
+        runs=7,
+        unit="tokens/s",
+        amount=sequences * tokens if tokens > 1 else context,
+    )
+
+
+def decoding_gpt2(sequences: int, tokens: int, how: str) -> Row:
+    return greedy(
+        f"greedy decoding, 124M, {sequences} sequence{'s'[: sequences - 1]} (CTranslate2, {how})",
+        partial(ctranslate2_gpt.decode, sequences, tokens, how),
+        sequences=sequences,
+        tokens=tokens,
+    )
+
+
+def llama(kind: str, context: int = 8, tokens: int = 128) -> Row:
+    work = "greedy decoding, 1 sequence" if tokens > 1 else f"prompt of {context} tokens"
+    return greedy(
+        f"{work}, Llama of SmolLM2's sizes, 135M (llama.cpp, {kind})",
+        partial(llama_cpp_llama.decode, context, tokens, kind),
+        llama=True,
+        context=context,
+        tokens=tokens,
     )
 
 
@@ -166,6 +214,19 @@ ROWS = {
         runs=3,
     ),
     # Other engines.
+    "decode-1-ctranslate2": decoding_gpt2(1, 128, "float32"),
+    "decode-1-ctranslate2-int8": decoding_gpt2(1, 128, "int8"),
+    "decode-5-ctranslate2": decoding_gpt2(5, 64, "float32"),
+    "decode-5-ctranslate2-int8": decoding_gpt2(5, 64, "int8"),
+    "decode-135M-llama.cpp": llama("F32"),
+    "decode-135M-llama.cpp-int8": llama("Q8_0"),
+    "prompt-512-llama.cpp": llama("F32", 512, 1),
+    "prompt-512-llama.cpp-int8": llama("Q8_0", 512, 1),
+    "decode-135M-torch-int8": greedy(
+        "greedy decoding, 1 sequence, Llama of SmolLM2's sizes, 135M (PyTorch, dynamic int8)",
+        partial(generating.int8_llama, 128),
+        llama=True,
+    ),
     "train-64-jax": step("124M", GPT2, 4, 64, "jax", runs=9),
     "train-char-jax": step("char recipe", CHAR, 12, 64, "jax", runs=15, repeats=20),
     "product": Row(
