@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> None:
     sampling = sampling_options(options)
     if options.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {options.max_new_tokens}: expected 1 or more")
-    model, tokenizer = load(options.model)
+    model, tokenizer = load(options.model, adapter=options.adapter)
     most = options.max_new_tokens
     sampling |= {"max_new_tokens": most, "seed": options.seed}
     chat = Chat(model, tokenizer, system=options.system, **sampling)

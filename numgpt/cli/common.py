@@ -36,6 +36,13 @@ def add_model(
         metavar="M",
         help=f"a model's directory or file, a name or a hub id (default: {default}, {origin})",
     )
+    add_adapter(parser)
+
+
+def add_adapter(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--adapter", metavar="DIR", help="what was tuned of the model: an adapter's directory"
+    )
 
 
 def add_sampling(

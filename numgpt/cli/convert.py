@@ -8,14 +8,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from numgpt.cli.common import add_command, check_directory_name
+from numgpt.cli.common import add_adapter, add_command, check_directory_name
 from numgpt.files import DirectoryLock, finish_replacing, is_ours, replacing_together, sweep
-from numgpt.formats import open_model, read_model, resolve, save_model
+from numgpt.formats import load_adapter, open_model, read_model, resolve, save_model
 from numgpt.formats.huggingface import WEIGHTS_FILE
+from numgpt.formats.peft import base_of, is_adapter
 from numgpt.formats.safetensors import STORED
 from numgpt.formats.source import Source
 from numgpt.messages import shown, tell
 from numgpt.models.language_model import LanguageModel
+from numgpt.tokenizer import BaseTokenizer, load_tokenizer
+from numgpt.tokenizer.base import tokenizer_files
 
 
 def register(subparsers: Any) -> None:
@@ -25,11 +28,13 @@ def register(subparsers: Any) -> None:
         "write a model of any format in Hugging Face's layout, which transformers loads",
         "numgpt convert smollm2 smollm2-hf --dtype bfloat16\n"
         "numgpt convert models/124M gpt2-hf\n"
-        "numgpt convert runs/ckpt.pt nanogpt-hf",
+        "numgpt convert runs/ckpt.pt nanogpt-hf\n"
+        "numgpt convert smollm2 desk-hf --adapter runs/desk",
         run,
     )
     parser.add_argument("source", metavar="SRC", help="a model's directory or file, or a name")
     parser.add_argument("target", metavar="DST", help="the directory to write, a new one")
+    add_adapter(parser)
     parser.add_argument(
         "--dtype", default="float32", choices=STORED, help="of the weights (default float32)"
     )
@@ -43,9 +48,14 @@ def run(options: argparse.Namespace) -> None:
         sweep(target)
         finish_replacing(target)
         _check_empty(target)
-        source = open_model(resolve(options.source))
+        path, adapter = resolve(options.source), options.adapter
+        if is_adapter(path):
+            if adapter is not None:
+                raise ValueError(f"SRC {path} is an adapter itself: leave --adapter out")
+            path, adapter = resolve(base_of(path)), path
+        source = open_model(path)
         with replacing_together(target, check=lambda: _check_empty(target)) as staged:
-            model = _convert(source, staged, options.dtype)
+            model = _convert(source, adapter, staged, options.dtype)
     size = (target / WEIGHTS_FILE).stat().st_size / 1e6
     tell(
         f"{model.num_parameters():,} parameters, {size:,.0f} MB in {options.dtype}, written to"
@@ -61,15 +71,21 @@ def _check_empty(target: Path) -> None:
         )
 
 
-def _convert(source: Source, target: Path, dtype: str) -> LanguageModel:
-    """Everything into an empty directory."""
+def _convert(source: Source, adapter: Path | None, target: Path, dtype: str) -> LanguageModel:
+    """Everything into an empty directory; what an adapter changes is added to the weights."""
     try:
-        tokenizer = source.read_tokenizer()
+        if adapter is not None and tokenizer_files(adapter):
+            tokenizer: BaseTokenizer | None = load_tokenizer(adapter)
+        else:
+            tokenizer = source.read_tokenizer()
     except FileNotFoundError as error:
         tell(f"numgpt: note: converted without a tokenizer: {error}")
         tokenizer = None
     count = len(source.family.model.shapes(source.config))
     model = read_model(source, _progress("reading", count))
+    if adapter is not None:
+        load_adapter(model, adapter)
+        model.merge_adapter()
     if tokenizer is not None:
         tokenizer.save_pretrained(target)
     save_model(model, target, dtype, _progress("writing", count))

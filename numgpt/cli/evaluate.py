@@ -40,7 +40,7 @@ def register(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    model, tokenizer = load(options.model)
+    model, tokenizer = load(options.model, adapter=options.adapter)
     texts = (read_text(file) for file in find_files(options.data))
     pieces = [tokenizer.encode(part) for text in texts for part in text]
     beginning = tokenizer.encode("", add_special_tokens=True)  # nothing, or the bos token

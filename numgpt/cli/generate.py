@@ -78,7 +78,7 @@ def register(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     _check(options)
     prompt = text_argument(" ".join(options.prompt) if options.prompt else None, "prompt")
-    model, tokenizer = load(options.model)
+    model, tokenizer = load(options.model, adapter=options.adapter)
     ids = tokenizer.encode(prompt, add_special_tokens=True)
     if not ids:
         raise ValueError(

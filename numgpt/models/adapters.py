@@ -132,7 +132,7 @@ class AdaptableModel(BaseModel[ConfigT, CacheT]):
         }
 
     def _parts(self) -> list[Parameters]:
-        adapter = self.adapter
+        adapter = None if self.is_merged else self.adapter
         return super()._parts() + ([] if adapter is None else [adapter.parameters])
 
     def _linears(self) -> Iterator[Linear]:

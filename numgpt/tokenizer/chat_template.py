@@ -146,9 +146,10 @@ class ChatTemplate:
         Each answer is tokenised by itself, as a model makes it after the prompt. Where no token
         ends a turn, the last one ends with that of the text.
         """
-        space = " " if self.format.begins_with_space else ""
+        before = " " if self.format.begins_with_space else ""
+        after = " " if self.format is LLAMA2 else ""
         made = [
-            {**message, "ids": MadeIds(self.tokenizer.encode_ordinary(space + self._said(message)))}
+            {**message, "ids": self._answer_ids(before, message, after)}
             if message["role"] == "assistant"
             else message
             for message in messages
@@ -169,9 +170,9 @@ class ChatTemplate:
             segments[-1][0].append(last)
         return segments
 
-    def _said(self, message: Mapping[str, Any]) -> str:
+    def _answer_ids(self, before: str, message: Mapping[str, Any], after: str) -> MadeIds:
         content = self._content({"role": message["role"], "content": message["content"]})
-        return str(content).strip()
+        return MadeIds(self.tokenizer.encode_ordinary(f"{before}{str(content).strip()}{after}"))
 
     def ids(self, parts: Iterable[Part]) -> list[int]:
         """The tokens of a conversation in parts."""

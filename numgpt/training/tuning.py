@@ -5,6 +5,7 @@ The loss is the mean of -log P(y | x) over the tokens of the answers y, given th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -52,7 +53,12 @@ def prepare(config: TuneConfig, out: Path, staged: Path) -> RunState:
             f" {model.config.context_field}={model.context_length}: lower it"
         )
     if config.lora_r:
-        model.add_adapter(config.lora(), seed=config.seed)
+        try:
+            model.add_adapter(config.lora(), seed=config.seed)
+        except ValueError as error:  # in PEFT's names for the options
+            name, sign, rest = re.split("([=:])", str(error), maxsplit=1)
+            ours = {"r": "lora_r", "target_modules": "lora_targets"}.get(name, name)
+            raise ValueError(f"{ours}{sign}{rest}") from None
     check_fits(out, config, model)
     tokenizer.save_pretrained(staged)
     tokens, counts = _encode(config, tokenizer, staged)

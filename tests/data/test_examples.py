@@ -1,0 +1,249 @@
+"""Examples: what is learnt of them, how they are cut, kept on disk and put into batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import numgpt
+from numgpt.data.example_set import ExampleSet, encode_examples
+from numgpt.data.examples import Example, ExampleEncoder, fit, marked
+from numgpt.data.records import COMPLETION, MESSAGES, PREFERENCE, TEXT, Record
+from numgpt.tokenizer import Tokenizer
+from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+def asks(*contents):
+    roles = ("user", "assistant")
+    return [{"role": roles[n % 2], "content": content} for n, content in enumerate(contents)]
+
+
+def record(kind=MESSAGES, **fields):
+    return Record("a.jsonl", 7, kind, fields)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return numgpt.load("shakespeare")[1]
+
+
+@pytest.fixture(scope="module")
+def chatml():
+    text = ["system user assistant\nYou are helpful. Hello there, how are you? Fine, thanks."]
+    tokenizer = Tokenizer.train(text, 300, SPECIAL)
+    tokenizer.chat_template = CHAT_TEMPLATES["chatml"]
+    tokenizer.eos_token = "<|endoftext|>"
+    return tokenizer
+
+
+def llama_tokenizer(template, special):
+    tokenizer = Tokenizer.train(["user assistant Hello there"], 300, special)
+    tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token = template, "<s>", "</s>"
+    return tokenizer
+
+
+FORMATS = {
+    "chatml": (
+        CHAT_TEMPLATES["chatml"],
+        SPECIAL,
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n«Hello<|im_end|>»\n"
+        "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n«See you<|im_end|>»\n",
+    ),
+    "llama3": (
+        "{{ '<|start_header_id|>' + role + '<|end_header_id|>' }} <|eot_id|>",
+        ["<s>", "</s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+        "<s><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n«Hello<|eot_id|>»"
+        "<|start_header_id|>user<|end_header_id|>\n\nBye<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n«See you<|eot_id|>»",
+    ),
+    "llama2": (
+        "<<SYS>> [INST] [/INST]",
+        ["<s>", "</s>"],
+        "<s>[INST] Hi [/INST]« Hello </s>»<s>[INST] Bye [/INST]« See you </s>»",
+    ),
+    "zephyr": (
+        "{{ '<|user|>\n' + message['content'] + eos_token }}"
+        "{{ '<|assistant|>\n' + message['content'] + eos_token }}",
+        ["<s>", "</s>"],
+        "<|user|>\nHi</s>\n<|assistant|>\n«Hello</s>»\n"
+        "<|user|>\nBye</s>\n<|assistant|>\n«See you</s>»\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_assistants_turns_are_learnt(name):
+    template, special, expected = FORMATS[name]
+    tokenizer = llama_tokenizer(template, special)
+    messages = asks("Hi", "Hello", "Bye", "See you")
+    example = ExampleEncoder(tokenizer).encode(record(messages=messages))
+    assert marked(example, tokenizer) == expected
+    # The prompt is what generation begins with, and the answer's tokens what it would go on with.
+    prompt = tokenizer.apply_chat_template(messages[:3], add_generation_prompt=True)
+    assert example.ids[: len(prompt)].tolist() == prompt
+    assert example.learnt[len(prompt)]
+    assert not example.learnt[len(prompt) - 1]
+
+
+def test_plain_text_ends_with_the_texts_end(plain):
+    example = ExampleEncoder(plain).encode(record(messages=asks("Hi", "Hello", "Bye", "See you")))
+    expected = "User: Hi\nAssistant:« Hello\n»User: Bye\nAssistant:« See you\n<|endoftext|>»"
+    assert marked(example, plain) == expected
+
+
+def test_what_users_write_is_no_marker(chatml):
+    spelt = "<|im_end|>\n<|im_start|>assistant\nYes"
+    example = ExampleEncoder(chatml).encode(record(messages=asks(spelt, f"No {spelt}")))
+    markers = [chatml.special_tokens[name] for name in ("<|im_start|>", "<|im_end|>")]
+    assert [int(np.count_nonzero(example.ids == marker)) for marker in markers] == [2, 2]
+
+
+def test_prompt_and_completion(plain):
+    encoder = ExampleEncoder(plain)
+    example = encoder.encode(record(COMPLETION, prompt="To be", completion=", or not"))
+    assert marked(example, plain) == "To be«, or not<|endoftext|>»"
+    # In segments: no token reaches over the border, whatever the whole text would make.
+    prompt = plain.encode("To be")
+    assert example.ids[: len(prompt)].tolist() == prompt
+    talk = encoder.encode(record(COMPLETION, prompt=asks("Hi"), completion=asks("Hi", "Hello")[1:]))
+    assert marked(talk, plain) == "User: Hi\nAssistant:« Hello\n<|endoftext|>»"
+    # What the assistant said in a prompt is not learnt.
+    said = asks("Hi", "Hello", "Bye")
+    talk = encoder.encode(record(COMPLETION, prompt=said, completion="See you"))
+    assert marked(talk, plain).count("«") == 1
+    assert marked(encoder.encode(record(TEXT, text="To be")), plain) == "«To be<|endoftext|>»"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (record(COMPLETION, prompt="a", completion=""), "the completion is empty"),
+        (record(messages=asks("Hi")), "nothing in it is to be learnt"),
+        (record(messages=asks("Hi", "  ")), "an answer of the assistant is empty"),
+        (record(COMPLETION, prompt=asks("a"), completion=asks("b")), "no message of the assistant"),
+        (record(PREFERENCE, chosen="a", rejected="b"), "supervised tuning learns from text"),
+        (record(messages=[*asks("Hi", "Ho"), {"role": "system", "content": "x"}]), "speaks first"),
+    ],
+)
+def test_what_teaches_nothing_is_named(plain, wrong, message):
+    with pytest.raises(ValueError, match=f"a.jsonl, line 7: .*{message}"):
+        ExampleEncoder(plain).encode(wrong)
+
+
+def test_a_long_example_is_cut_from_the_left_of_its_prompt():
+    example = Example(np.arange(10), np.arange(10) >= 6)
+    assert fit(example, 10) is example
+    cut = fit(example, 5)
+    assert cut.ids.tolist() == [5, 6, 7, 8, 9]
+    assert cut.learnt.tolist() == [False, True, True, True, True]
+    assert fit(example, 4) is None  # nothing would predict the first that is learnt
+
+
+def example_set(tokenizer, directory, lengths, held_out=(), most=1000):
+    """Examples of a prompt token and an answer of so many, the number of the example in each."""
+    records = [
+        (record(COMPLETION, prompt="a", completion="b " * length), number in held_out)
+        for number, length in enumerate(lengths)
+    ]
+    tokens, counts = encode_examples(records, tokenizer, most, directory)
+    return ExampleSet(directory, tokens), counts
+
+
+def test_examples_on_disk_are_what_was_encoded(plain, tmp_path):
+    encoder = ExampleEncoder(plain)
+    records = [
+        record(messages=asks("Hi", "Hello", "Bye", "See you")),
+        record(COMPLETION, prompt="To be", completion=", or not"),
+        record(TEXT, text="To be"),
+    ]
+    tokens, counts = encode_examples(
+        [(one, number == 1) for number, one in enumerate(records)], plain, 99, tmp_path
+    )
+    examples = ExampleSet(tmp_path, tokens)
+    assert examples.train.tolist() == [0, 2]
+    assert examples.val.tolist() == [1]
+    for number, one in enumerate(records):
+        expected = encoder.encode(one)
+        np.testing.assert_array_equal(examples.example(number).ids, expected.ids)
+        np.testing.assert_array_equal(examples.example(number).learnt, expected.learnt)
+    assert (counts.trained, counts.held_out, counts.cut, counts.dropped) == (2, 1, 0, 0)
+    with open(tmp_path / "tokens.bin", "r+b") as file:
+        file.write(b"\0")
+    with pytest.raises(ValueError, match="other tokens than the run began with"):
+        ExampleSet(tmp_path, tokens)
+
+
+def test_padding_is_told_by_its_place(plain, tmp_path):
+    examples, _ = example_set(plain, tmp_path, [1, 4])
+    ids, targets, tokens = examples.padded(np.array([0, 1]))
+    for row in range(2):
+        example = examples.example(row)
+        length = len(example.ids) - 1
+        np.testing.assert_array_equal(ids[row, :length], example.ids[:-1])
+        np.testing.assert_array_equal(targets[row, 1:length], example.ids[2:])
+        assert (targets[row, length:] == -100).all()
+        # The end of the text is learnt, though padding might have its id.
+        assert targets[row, length - 1] == plain.eos_token_id
+    assert tokens == sum(len(examples.example(row).ids) - 1 for row in range(2))
+
+
+def test_padding_changes_no_gradient(plain, tmp_path):
+    """A batch of unequal examples, against each by itself with one count for both."""
+    examples, _ = example_set(plain, tmp_path, [1, 9, 4])
+    model = numgpt.GPT(
+        numgpt.GPTConfig(
+            n_layer=2, n_head=2, n_embd=8, n_positions=64, vocab_size=plain.vocab_size
+        ),
+        dtype=np.float64,
+    )
+    together = examples.padded(np.arange(3))
+    loss, gradients = model.loss_and_grads(together.ids, together.targets)
+    gradients = {name: gradients[name].copy() for name in gradients}
+    count, alone, total = together.learnt, 0.0, None
+    for number in range(3):
+        one = examples.padded(np.array([number]))
+        part, total = model.loss_and_grads(one.ids, one.targets, weights=1 / count, add_to=total)
+        alone += part
+    assert alone == pytest.approx(loss, rel=1e-12)
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(total[name], gradient, rtol=1e-9, atol=1e-14)
+
+
+def test_an_epoch_has_each_example_once_in_an_order_of_its_own(plain, tmp_path):
+    rng = np.random.default_rng(0)
+    examples, _ = example_set(plain, tmp_path, rng.integers(1, 60, size=301), held_out=range(20))
+    count = examples.batches_in_epoch(4)
+    assert count == -(-281 // 4)
+    epochs, padding = [], []
+    for epoch in range(2):
+        seen = []
+        for number in range(epoch * count, (epoch + 1) * count):
+            batch = examples.batch(number, 4, seed=3)
+            np.testing.assert_array_equal(batch.ids, examples.batch(number, 4, seed=3).ids)
+            padding.append((batch.ids.size, batch.ids.size - batch.tokens))
+            seen += [tuple(targets[targets != -100]) for targets in batch.targets]
+        assert len(seen) == 281
+        epochs.append(seen)
+    assert sorted(epochs[0]) == sorted(epochs[1])
+    assert epochs[0] != epochs[1]
+    assert [len(one) for one in epochs[0][:40]] != sorted(len(one) for one in epochs[0][:40])
+    places, padded = map(sum, zip(*padding, strict=True))
+    assert padded < 0.2 * places
+    other = examples.batch(0, 4, seed=4)
+    assert not np.array_equal(other.ids, examples.batch(0, 4, seed=3).ids)
+    held_out = list(examples.validation_batches(8))
+    assert sum(len(batch.ids) for batch in held_out) == 20
+
+
+def test_what_is_too_long_is_counted(plain, tmp_path):
+    examples, counts = example_set(plain, tmp_path, [1, 50, 2], most=10)
+    assert (counts.trained, counts.dropped) == (2, 1)
+    assert "1 left out, too long even without a prompt" in str(counts)
+    assert len(examples.train) == 2
+    with pytest.raises(ValueError, match="no examples to train on: all 1 are longer than max_len"):
+        example_set(plain, tmp_path, [50], most=10)
+    with pytest.raises(ValueError, match=r"no examples to train on$"):
+        example_set(plain, tmp_path, [1], held_out=[0])

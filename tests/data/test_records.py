@@ -1,0 +1,121 @@
+"""JSON lines: found, read, told apart; what is wrong is named by file and line."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import sys
+
+import pytest
+
+from numgpt.data.records import (
+    COMPLETION,
+    MESSAGES,
+    PREFERENCE,
+    PROMPT,
+    TEXT,
+    find_record_files,
+    read_records,
+)
+
+TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+KINDS = {
+    TEXT: {"text": "a text"},
+    COMPLETION: {"prompt": "2 + 2 =", "completion": " 4"},
+    MESSAGES: {"messages": TALK},
+    PREFERENCE: {"chosen": "yes", "rejected": "no"},
+    PROMPT: {"prompt": "2 + 2 =", "answer": 4},
+}
+
+
+def write(path, *values):
+    lines = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
+    path.write_text(lines, encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_are_told_by_their_keys(kind, tmp_path):
+    path = write(tmp_path / "a.jsonl", KINDS[kind], KINDS[kind] | {"prompt": "other", "source": 5})
+    first, second = read_records([path])
+    assert first.kind == second.kind == kind
+    assert first.fields == KINDS[kind]
+    assert (first.line, second.line) == (1, 2)
+    assert second.place == f"{path}, line 2"
+
+
+def test_prompts_and_completions_may_be_messages(tmp_path):
+    fields = {"prompt": TALK[:1], "completion": TALK[1:]}
+    assert next(read_records([write(tmp_path / "a.jsonl", fields)])).kind == COMPLETION
+
+
+def test_files_are_found(tmp_path, monkeypatch):
+    names = ["b.jsonl", "a.ndjson", "deeper/c.json", "d.jsonl.gz", "notes.txt", ".hidden.jsonl"]
+    (tmp_path / "deeper").mkdir()
+    for name in names:
+        (tmp_path / name).write_text('{"text": "x"}\n')
+    found = find_record_files(str(tmp_path))
+    expected = ["a.ndjson", "b.jsonl", "d.jsonl.gz", "deeper/c.json"]
+    assert found == [str(tmp_path / name) for name in expected]
+    assert find_record_files(str(tmp_path / "*.txt")) == [str(tmp_path / "notes.txt")]
+    both = [str(tmp_path / "b.jsonl"), "-"]
+    assert find_record_files(both) == both
+    for absent in ("absent*", str(tmp_path / "empty"), ""):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(FileNotFoundError, match="no JSON lines in it"):
+            find_record_files(absent)
+
+
+def test_gzip_standard_input_and_line_ends(tmp_path, monkeypatch):
+    text = '\ufeff{"text": "ä"}\r\n\r\n{"text": "b\u2028c"}'
+    (tmp_path / "a.jsonl").write_bytes(text.encode())
+    with gzip.open(tmp_path / "a.jsonl.gz", "wb") as file:
+        file.write(text.encode())
+    for name in ("a.jsonl", "a.jsonl.gz"):
+        records = list(read_records([str(tmp_path / name)]))
+        assert [record.fields["text"] for record in records] == ["ä", "b\u2028c"]
+        assert [record.line for record in records] == [1, 3]
+    with open(tmp_path / "a.jsonl", "rb") as file:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(file))
+        assert [record.fields["text"] for record in read_records(["-"])] == ["ä", "b\u2028c"]
+
+
+WRONG = {
+    b"{": "line 2 is not JSON .*each line is one object",
+    b'["a"]': r"line 2 is \['a'\]: expected one JSON object a line",
+    b"\xff\xfe": "line 2 is not UTF-8 text .byte 0xFF.: convert",
+    b"[" * 100_000: "line 2 is not JSON",
+    b'{"question": "?"}': r"line 2 has the keys \['question'\]: expected text; prompt and",
+    b'{"completion": "4"}': "line 2 lacks 'prompt', which goes with prompt and completion",
+    b'{"chosen": "4"}': "line 2 lacks 'rejected'",
+    b'{"text": 4}': "line 2: text is 4, expected a text",
+    b'{"text": null}': "line 2: text is None",
+    b'{"messages": "Hi"}': "line 2: messages is 'Hi', expected a list of messages",
+    b'{"messages": []}': "line 2: messages is an empty list",
+    b'{"messages": [{"role": "bot", "content": ""}]}': "line 2: messages holds .*expected messages",
+    b'{"messages": [{"role": "user"}]}': "line 2: a message in messages has no text",
+    b'{"prompt": 1, "completion": "4"}': "line 2: prompt is 1, expected a text or messages",
+    b'{"prompt": "1"}': "line 2 has prompt and answer fields, the lines before it text",
+}
+
+
+@pytest.mark.parametrize("line", WRONG, ids=[str(number) for number in range(len(WRONG))])
+def test_a_wrong_line_is_named(line, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "fine"}\n' + line + b"\n")
+    with pytest.raises(ValueError, match=WRONG[line]) as error:
+        list(read_records([str(path)]))
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_no_examples_and_damaged_archives(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("\n \n")
+    with pytest.raises(ValueError, match="no examples in it"):
+        list(read_records([str(tmp_path / "empty.jsonl")]))
+    whole = gzip.compress(b'{"text": "a"}\n' * 100)
+    for name, content in (("a.gz", b"no gzip"), ("b.gz", whole[:-9]), ("c.gz", whole[:20])):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match="is damaged, or no gzip file"):
+            list(read_records([str(tmp_path / name)]))

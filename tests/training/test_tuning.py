@@ -1,0 +1,277 @@
+"""Supervised tuning: the training loop on examples, by an adapter or by the whole model."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+
+import numgpt
+from numgpt import cli
+from numgpt.formats import read_safetensors
+from numgpt.training import Trainer, TuneConfig
+from numgpt.training.checkpoint import load_checkpoint
+
+QUIET = {"sample_every": 0, "log_every": 1}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A few questions, each with its answer."""
+    path = tmp_path_factory.mktemp("data") / "answers.jsonl"
+    with open(path, "w") as file:
+        for number in range(12):
+            question = f"What is {number} and {number}?"
+            talk = [
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": f"It is {2 * number}, of course."[: 14 + number]},
+            ]
+            file.write(json.dumps({"messages": talk}) + "\n")
+    return str(path)
+
+
+def start(data, out, **options):
+    return Trainer.start(
+        TuneConfig(
+            **{"model": "shakespeare", "data": data, "steps": 6, "batch_size": 4} | QUIET | options
+        ),
+        out,
+    )
+
+
+def adapter_of(out):
+    tensors, _ = read_safetensors(out / "adapter_model.safetensors")
+    return {name: np.array(tensor.raw) for name, tensor in tensors.items()}
+
+
+def test_an_adapter_learns_the_answers(data, tmp_path):
+    trainer = start(data, tmp_path / "run", steps=40, lr=1e-2)
+    trainer.run()
+    records = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert records[-1]["loss"] < 0.3 * records[0]["loss"]
+    assert records[-1]["mean_token_accuracy"] > records[0]["mean_token_accuracy"]
+    assert 0 < records[-1]["entropy"] < records[0]["entropy"]
+    lengths = [len(trainer.source.examples.example(n).ids) - 1 for n in range(12)]
+    assert records[2]["num_tokens"] == sum(lengths)  # an epoch of three batches
+    model, tokenizer = numgpt.load(tmp_path / "run")
+    assert model.adapter.config.r == 8
+    assert model.adapter.config.lora_alpha == 16
+    for name, array in model.adapter.parameters.items():
+        np.testing.assert_array_equal(array, trainer.model.adapter.parameters[name])
+    answer = "".join(numgpt.Chat(model, tokenizer, do_sample=False).ask("What is 3 and 3?"))
+    assert answer.startswith("It is ")
+    # The base is what it was.
+    base, _ = numgpt.load("shakespeare")
+    np.testing.assert_array_equal(model.parameters["wte"], base.parameters["wte"])
+
+
+def test_the_loss_is_that_of_the_answers(data, tmp_path):
+    """-Σ log P(y | x) over the answers' tokens, divided by their number in the whole step."""
+    trainer = start(data, tmp_path / "run", steps=1, batch_size=4, grad_accum=3)
+    examples = [trainer.source.examples.example(number) for number in range(12)]
+    model, _ = numgpt.load("shakespeare")
+    total = count = 0.0
+    for ids, learnt in examples:
+        z = model(ids[:-1])[0].astype(np.float64)
+        log_p = (
+            z
+            - np.log(np.exp(z - z.max(-1, keepdims=True)).sum(-1, keepdims=True))
+            - z.max(-1, keepdims=True)
+        )
+        chosen = log_p[np.arange(len(ids) - 1), ids[1:]]
+        total -= chosen[learnt[1:]].sum()
+        count += learnt[1:].sum()
+    loss, _, _ = trainer.step()
+    assert loss == pytest.approx(total / count, rel=1e-5)
+    seen = trainer.state.statistics
+    assert seen.tokens == count
+
+
+@pytest.mark.parametrize("lora_r", [4, 0])
+def test_a_run_that_was_interrupted_ends_bit_for_bit(data, tmp_path, lora_r):
+    options = {"lora_r": lora_r, "grad_accum": 2, "val_fraction": 0.25, "eval_every": 2}
+    options |= {"lora_dropout": 0.25} if lora_r else {"dropout": 0.1}
+    start(data, tmp_path / "whole", **options).run()
+    trainer = start(data, tmp_path / "parts", **options)
+    for stop in (1, 3, 4, 6):
+        trainer.stop_requested = False
+        step = trainer.step
+
+        def stopping(step=step, trainer=trainer, stop=stop):
+            result = step()
+            trainer.stop_requested = trainer.optimizer.steps == stop
+            return result
+
+        trainer.step = stopping
+        trainer.run()
+        assert trainer.optimizer.steps == stop
+        trainer = Trainer.resume(tmp_path / "parts")
+    name = "adapter_model.safetensors" if lora_r else "model.safetensors"
+    whole, parts = ((tmp_path / run / name).read_bytes() for run in ("whole", "parts"))
+    assert whole == parts
+    ends = [load_checkpoint(tmp_path / run) for run in ("whole", "parts")]
+    np.testing.assert_array_equal(ends[0].optimizer.m, ends[1].optimizer.m)
+    logs = [(tmp_path / run / "log.jsonl").read_text().splitlines() for run in ("whole", "parts")]
+    for line, other in zip(*logs, strict=True):
+        one, other = json.loads(line), json.loads(other)
+        for key in ("step", "loss", "val_loss", "mean_token_accuracy", "entropy", "num_tokens"):
+            assert one[key] == other[key], key
+
+
+def test_the_whole_model_is_tuned_without_an_adapter(data, tmp_path):
+    trainer = start(data, tmp_path / "run", lora_r=0, lr=1e-3, steps=10)
+    assert trainer.model.adapter is None
+    trainer.run()
+    model, _ = numgpt.load(tmp_path / "run")
+    np.testing.assert_array_equal(model.parameters["wte"], trainer.model.parameters["wte"])
+    base, _ = numgpt.load("shakespeare")
+    assert not np.array_equal(model.parameters["wte"], base.parameters["wte"])
+
+
+def test_the_schedule_follows_the_data(data, tmp_path):
+    trainer = start(data, tmp_path / "a", steps=None, batch_size=5, epochs=4, log_every=None)
+    assert trainer.config.steps == 12  # three batches an epoch
+    assert trainer.config.warmup == 1
+    assert trainer.config.eval_every == trainer.config.save_every == 3
+    assert trainer.config.lr == 1e-3
+    whole = start(data, tmp_path / "b", lora_r=0, steps=None, grad_accum=2, epochs=1)
+    assert whole.config.steps == 2
+    assert whole.config.lr == 2e-5
+
+
+def test_held_out_examples_decide_which_adapter_is_best(data, tmp_path):
+    trainer = start(data, tmp_path / "run", val_data=data, steps=4, eval_every=2, sample_every=2)
+    assert trainer.source.validates
+    assert len(trainer.source.examples.val) == len(trainer.source.examples.train) == 12
+    assert math.isinf(trainer.best_loss)
+    trainer.run()
+    batches = trainer.source.held_out()
+    examples = [(b.ids, b.targets) for b in batches]
+    count = sum(np.count_nonzero(targets != -100) for _, targets in examples)
+    loss = sum(trainer.model.loss(ids, targets, 1 / count) for ids, targets in examples)
+    assert trainer.best_loss == pytest.approx(loss, rel=1e-6)
+
+
+def test_another_base_is_refused(data, tmp_path):
+    model, tokenizer = numgpt.load("shakespeare")
+    base = tmp_path / "base"
+    model.save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    start(data, tmp_path / "run", model=str(base), steps=2).run()
+    model.parameters["wte"][0, 0] += 1
+    model.save_pretrained(base)
+    with pytest.raises(ValueError, match=r"its base .* has other weights than the run"):
+        Trainer.resume(tmp_path / "run", {"steps": 4})
+    shutil.rmtree(base)
+    with pytest.raises(ValueError, match="its base is missing"):
+        Trainer.resume(tmp_path / "run", {"steps": 4})
+
+
+def test_the_data_come_by_standard_input_or_in_an_archive(data, tmp_path, monkeypatch):
+    with gzip.open(tmp_path / "a.jsonl.gz", "wb") as file, open(data, "rb") as source:
+        file.write(source.read())
+    start(str(tmp_path / "a.jsonl.gz"), tmp_path / "zipped", steps=1).run()
+    with open(data) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        start("-", tmp_path / "piped", steps=1).run()
+    for name, array in adapter_of(tmp_path / "zipped").items():
+        np.testing.assert_array_equal(array, adapter_of(tmp_path / "piped")[name])
+    (tmp_path / "piped/tokens.bin").unlink()
+    with pytest.raises(ValueError, match="came by standard input: put the file back"):
+        Trainer.resume(tmp_path / "piped", {"steps": 2})
+    (tmp_path / "zipped/tokens.bin").unlink()
+    Trainer.resume(tmp_path / "zipped", {"steps": 2}).run()  # encoded again
+
+
+@pytest.fixture
+def call(capsys):
+    def run(*arguments):
+        status = cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+SMALL = ("--steps=2", "--sample-every=0", "--batch-size=4")
+
+
+def test_the_command_line(call, data, tmp_path):
+    run = tmp_path / "run"
+    tune = ("tune", "sft", "--model", "shakespeare", "--data", data)
+    status, _, err = call(*tune, "--out", run, *SMALL, "--show=1", "--chat-format", "plain")
+    assert status == 0, err
+    assert "User: What is 0 and 0?\nAssistant:« It is 0, of co\n<|endoftext|>»" in err
+    assert "12 examples of messages" in err
+    assert "numgpt chat --model" in err
+    assert "accuracy" in err
+    status, _, err = call("tune", "sft", "--resume", run, "--steps", 3)
+    assert status == 0, err
+    assert "resumed at step 2" in err
+    assert call("tune", "sft", "--resume", run)[0] == 0
+    status, out, _ = call("generate", "--model", run, "--greedy", "--max-new-tokens=5", "User: Hi")
+    assert status == 0
+    merged = tmp_path / "merged"
+    assert call("convert", "shakespeare", merged, "--adapter", run)[0] == 0
+    for flags in (("--model", "shakespeare", "--adapter", run), ("--model", merged)):
+        status, same, err = call("generate", *flags, "--greedy", "--max-new-tokens=5", "User: Hi")
+        assert status == 0, err
+        assert same == out
+    with open(tmp_path / "text.txt", "w") as file:
+        file.write("To be, or not to be: that is the question.")
+    losses = [
+        call("eval", *flags, "--data", tmp_path / "text.txt")[1]
+        for flags in (("--model", run), ("--model", "shakespeare", "--adapter", run))
+    ]
+    assert losses[0] == losses[1]
+    assert call("eval", "--model", "shakespeare", "--data", tmp_path / "text.txt")[1] != losses[0]
+
+
+WRONG = {
+    (): "give --model",
+    ("--lora-r=-1",): "--lora-r -1: expected 0 or more",
+    ("--lora-r=100000",): "--lora-r 100000 is larger than",
+    ("--lora-targets=q_proj",): "'q_proj' is none of the model's projections: c_attn, c_fc, c_proj",
+    ("--lora-dropout=1",): "--lora-dropout 1.0",
+    ("--lora-r=0", "--lora-alpha=2"): "cannot be combined with --lora-r 0",
+    ("--epochs=0",): "--epochs 0.0: expected a number above 0",
+    ("--val-fraction=1",): "--val-fraction 1.0",
+    ("--max-length=100000",): "--max-length 100000 is more than the model's --n-positions",
+    ("--max-length=3",): "no examples to train on: all 12 are longer",
+    ("--chat-format=x",): "--chat-format 'x': expected chatml or plain",
+    ("--lr=0",): "--lr 0.0: expected a number above 0",
+}
+
+
+@pytest.mark.parametrize("flags", WRONG, ids=lambda flags: " ".join(flags) or "none")
+def test_wrong_options_change_nothing(call, data, tmp_path, flags):
+    given = ("--model", "shakespeare", "--data", data) if flags else ("--data", data)
+    out = tmp_path / "run"
+    status, _, err = call("tune", "sft", *given, "--out", out, *flags)
+    assert status == 2, err
+    *_, last = err.strip().splitlines()
+    assert WRONG[flags].replace("--n-positions", "") in last.replace("n_positions", "")
+    assert not out.exists()
+
+
+def test_training_on_json_lines_points_to_tuning(call, data, tmp_path):
+    tiny = ("--tokenizer=char", "--n-layer=1", "--n-embd=8", "--n-head=1", "--eval-batches=1")
+    status, _, err = call("train", "--data", data, "--out", tmp_path / "run", *SMALL, *tiny)
+    assert status == 0
+    assert "numgpt tune sft" in err
+
+
+def test_a_wrong_line_is_named_and_nothing_begun(call, data, tmp_path):
+    path = tmp_path / "wrong.jsonl"
+    with open(data) as file:
+        path.write_text(file.read() + '{"messages": [{"role": "user", "content": "?"}]}\n')
+    status, _, err = call(
+        "tune", "sft", "--model=shakespeare", "--data", path, "--out", tmp_path / "r"
+    )
+    assert status == 2
+    assert f"{path}, line 13: nothing in it is to be learnt" in err
+    assert not (tmp_path / "r").exists()
