@@ -20,6 +20,7 @@ from benchmarks import (
     starting,
     tokenizing,
     training,
+    tuning,
 )
 from benchmarks.training import CHAR, GPT2
 
@@ -109,6 +110,17 @@ def llama(kind: str, context: int = 8, tokens: int = 128) -> Row:
     )
 
 
+def tune(title: str, whole: bool) -> Row:
+    return Row(
+        f"supervised tuning, {title}, 135M, {len(tuning.LENGTHS)} examples (transformers, peft)",
+        partial(tuning.numgpt_tune, whole),
+        partial(tuning.peft_tune, whole),
+        unit="tokens/s",
+        amount=tuning.TOKENS,
+        target=1.2,
+    )
+
+
 def encoding(title: str, other: Side, **options: Any) -> Row:
     return Row(
         f"encoding Shakespeare, cold ({title})",
@@ -162,6 +174,8 @@ ROWS = {
         amount=128,
         target=1.5,
     ),
+    "tune-lora": tune("LoRA", whole=False),
+    "tune-whole": tune("all weights", whole=True),
     "load": Row(
         "loading 124M from float32 safetensors (transformers)",
         loading.numgpt_load,

@@ -69,8 +69,8 @@ FAULTS = {
     ),
     "loss: onehot": (
         "layers/cross_entropy.py",
-        "dz[counted, targets] -= w",
-        "dz[counted, targets] += w",
+        "dz[places, targets] -= w",
+        "dz[places, targets] += w",
     ),
     "log-probabilities: onehot - p": (
         "layers/cross_entropy.py",
@@ -124,6 +124,50 @@ FAULTS = {
         "min_p(logits, options.min_p)",
         "pass",
         "generation/test_processors.py",
+    ),
+    "lora: the scale of dA": ("layers/lora.py", "scale * b)  # (N, O)", "b)  # (N, O)"),
+    "lora: dx": ("layers/lora.py", "matmul(du, a)", "-matmul(du, a)"),
+    "lora: the branch's dropout": (
+        "layers/lora.py",
+        "x if dropout is None else dropout_backward(x, dropout)",
+        "x",
+        "models/test_lora.py",
+    ),
+    "lora: what is merged": (
+        "models/adapters.py",
+        "delta if transposed[name] else delta.T",
+        "-delta if transposed[name] else delta.T",
+        "models/test_lora.py",
+    ),
+    "hooks: a replaced pattern's softmax": (
+        "layers/attention_pattern.py",
+        "p * (dp - np.vecdot(dp, p)[..., None])",
+        "p * dp",
+        "models/test_hooks.py",
+    ),
+    "hooks: what a backward hook returns": (
+        "models/gpt2.py",
+        "hook.heads_into(name, gradient)",
+        "pass",
+        "models/test_hooks.py",
+    ),
+    "examples: what is learnt": (
+        "data/example_set.py",
+        "np.where(example.learnt[1:], example.ids[1:], IGNORED)",
+        "example.ids[1:]",
+        "data/test_examples.py",
+    ),
+    "examples: the end of a turn": (
+        "tokenizer/chat_template.py",
+        "ending and runs[-1][1]",
+        "False",
+        "data/test_examples.py",
+    ),
+    "tuning: one count for the whole step": (
+        "training/loop.py",
+        "weights=1 / count",
+        "weights=1 / max(1, batch.learnt)",
+        "training/test_tuning.py",
     ),
     "gradients: the second contribution": (
         "runtime/accumulator.py",
