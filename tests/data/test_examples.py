@@ -169,6 +169,10 @@ def test_examples_on_disk_are_what_was_encoded(plain, tmp_path):
         expected = encoder.encode(one)
         np.testing.assert_array_equal(examples.example(number).ids, expected.ids)
         np.testing.assert_array_equal(examples.example(number).learnt, expected.learnt)
+    talk = encoder.encode(records[0])
+    targets = examples.padded(np.array([0])).targets[0]
+    assert not talk.learnt[1:].all()
+    np.testing.assert_array_equal(targets, np.where(talk.learnt, talk.ids, -100)[1:])
     assert (counts.trained, counts.held_out, counts.cut, counts.dropped) == (2, 1, 0, 0)
     with open(tmp_path / "tokens.bin", "r+b") as file:
         file.write(b"\0")
