@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from numgpt.layers import (
+    IGNORE_INDEX,
     TokenStatistics,
     linear_cross_entropy,
     linear_log_probs_backward,
@@ -58,15 +59,16 @@ class LanguageModel(AdaptableModel[ConfigT, CacheT]):
         """log p of each target after the ids up to its place; 0 where the target is -100.  ids,
         targets (T,) or (B, T) -> (B, T)."""
         ids, targets = self._check(ids, targets)
-        logp = np.empty(ids.shape, self.parameters.dtype)
+        logp = np.zeros(ids.shape, self.parameters.dtype)
 
         def part_log_probs(part: Part) -> None:
             rows = part.sequences
             hidden, _ = self.forward(ids[rows], Context(len(ids[rows])))
-            values, _ = linear_log_probs_forward(
-                hidden, self.parameters[self.unembedding], targets[rows].ravel()
+            counted = targets[rows] != IGNORE_INDEX
+            hidden = hidden if counted.all() else hidden[counted.ravel()]
+            logp[rows][counted], _ = linear_log_probs_forward(
+                hidden, self.parameters[self.unembedding], targets[rows][counted]
             )
-            logp[rows] = values.reshape(logp[rows].shape)
 
         over_parts(part_log_probs, cut_batch(self.num_parameters(), ids.shape))
         return logp
