@@ -45,7 +45,7 @@ def add_run_options(parser: argparse.ArgumentParser, config_class: type[RunConfi
             if field.metadata["group"] != title:
                 continue
             flag = "--" + name.replace("_", "-")
-            text = field.metadata["help"] + default_of(name, config_class)
+            text = (field.metadata["help"] + default_of(name, config_class)).replace("%", "%%")
             if field.metadata["kind"] is bool:
                 group.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
                 continue

@@ -213,6 +213,9 @@ def test_the_command_line(call, data, tmp_path):
     assert status == 0, err
     assert "resumed at step 2" in err
     assert call("tune", "sft", "--resume", run)[0] == 0
+    with pytest.raises(SystemExit) as ended:
+        call("tune", "sft", "--help")
+    assert ended.value.code == 0
     status, out, _ = call("generate", "--model", run, "--greedy", "--max-new-tokens=5", "User: Hi")
     assert status == 0
     merged = tmp_path / "merged"
