@@ -321,8 +321,9 @@ def test_bad_usage_is_status_2(call, command):
 
 @pytest.mark.parametrize(
     "command",
-    [["generate"], ["train"], ["eval"], ["tokenizer"], ["info"]]
-    + [["tokenizer", action] for action in ("train", "encode", "decode")],
+    [["generate"], ["chat"], ["train"], ["tune"], ["eval"], ["tokenizer"], ["convert"], ["info"]]
+    + [["tokenizer", action] for action in ("train", "encode", "decode")]
+    + [["tune", "sft"]],
 )
 def test_help_shows_an_example(call, command):
     status, out, _ = call(*command, "--help")
