@@ -36,9 +36,22 @@ VERSIONS = {3: "F32", 5: "BF16"}
 HEADER_BYTES = 1024
 TOKENIZER_FILE = "gpt2_tokenizer.bin"
 PARAMETERS = (
-    *("wte", "wpe", "ln_1.weight", "ln_1.bias", "attn.c_attn.weight", "attn.c_attn.bias"),
-    *("attn.c_proj.weight", "attn.c_proj.bias", "ln_2.weight", "ln_2.bias", "mlp.c_fc.weight"),
-    *("mlp.c_fc.bias", "mlp.c_proj.weight", "mlp.c_proj.bias", "ln_f.weight", "ln_f.bias"),
+    "wte",
+    "wpe",
+    "ln_1.weight",
+    "ln_1.bias",
+    "attn.c_attn.weight",
+    "attn.c_attn.bias",
+    "attn.c_proj.weight",
+    "attn.c_proj.bias",
+    "ln_2.weight",
+    "ln_2.bias",
+    "mlp.c_fc.weight",
+    "mlp.c_fc.bias",
+    "mlp.c_proj.weight",
+    "mlp.c_proj.bias",
+    "ln_f.weight",
+    "ln_f.bias",
 )
 
 

@@ -104,7 +104,11 @@ def linear_cross_entropy(
     if len(counted) < len(targets):  # the others have no part in it
         dx = np.zeros_like(x)
         loss, dx[counted], total = linear_cross_entropy(
-            *(x[counted], weight, targets[counted], weights[counted], dweight),
+            x[counted],
+            weight,
+            targets[counted],
+            weights[counted],
+            dweight,
             statistics=statistics,
         )
         return loss, dx, total

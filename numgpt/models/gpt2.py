@@ -184,10 +184,20 @@ class Block(BaseBlock):
     """x + attention(ln_1(x)), and to that + mlp(ln_2(·))."""
 
     hook_names = (
-        *("hook_resid_pre", "ln1.hook_normalized"),
-        *("attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_pattern", "attn.hook_z"),
-        *("hook_attn_out", "hook_resid_mid", "ln2.hook_normalized"),
-        *("mlp.hook_pre", "mlp.hook_post", "hook_mlp_out", "hook_resid_post"),
+        "hook_resid_pre",
+        "ln1.hook_normalized",
+        "attn.hook_q",
+        "attn.hook_k",
+        "attn.hook_v",
+        "attn.hook_pattern",
+        "attn.hook_z",
+        "hook_attn_out",
+        "hook_resid_mid",
+        "ln2.hook_normalized",
+        "mlp.hook_pre",
+        "mlp.hook_post",
+        "hook_mlp_out",
+        "hook_resid_post",
     )
 
     def __init__(self, parameters: Parameters, config: GPTConfig, layer: int):
@@ -232,8 +242,7 @@ class Block(BaseBlock):
         x = ctx.add(x, hook.rows("hook_mlp_out", y))
         x = hook.rows("hook_resid_post", x)
         cache = BlockCache(
-            *(ln_1, c_attn, heads, attn_proj, dropout_1),
-            *(ln_2, c_fc, pre, mlp_proj, dropout_2),
+            ln_1, c_attn, heads, attn_proj, dropout_1, ln_2, c_fc, pre, mlp_proj, dropout_2
         )
         return x, cache
 

@@ -50,7 +50,9 @@ from numgpt.runtime import empty
 
 INNER_MULTIPLE = 32  # a feed-forward width that is chosen here is rounded up to one
 LLAMA3_SCALING = (
-    *("factor", "low_freq_factor", "high_freq_factor"),
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
     "original_max_position_embeddings",
 )
 
@@ -115,8 +117,12 @@ class LlamaConfig(Config):
         """Raises ValueError naming the field that is invalid."""
         require_whole(
             self,
-            *("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size"),
-            *("max_position_embeddings", "vocab_size"),
+            "num_hidden_layers",
+            "num_attention_heads",
+            "hidden_size",
+            "intermediate_size",
+            "max_position_embeddings",
+            "vocab_size",
         )
         require_whole(self, "num_key_value_heads", "head_dim", optional=True)
         require_number(self, "rms_norm_eps", "initializer_range", "rope_theta")
@@ -208,12 +214,23 @@ class Block(BaseBlock):
     """x + attention(norm_1(x)), and to that + swiglu(norm_2(·))."""
 
     hook_names = (
-        *("hook_resid_pre", "ln1.hook_normalized", "attn.hook_q", "attn.hook_k"),
-        *("attn.hook_rot_q", "attn.hook_rot_k", "attn.hook_v"),
-        *("attn.hook_pattern", "attn.hook_z"),
-        *("hook_attn_out", "hook_resid_mid", "ln2.hook_normalized"),
-        *("mlp.hook_pre", "mlp.hook_pre_linear", "mlp.hook_post"),
-        *("hook_mlp_out", "hook_resid_post"),
+        "hook_resid_pre",
+        "ln1.hook_normalized",
+        "attn.hook_q",
+        "attn.hook_k",
+        "attn.hook_rot_q",
+        "attn.hook_rot_k",
+        "attn.hook_v",
+        "attn.hook_pattern",
+        "attn.hook_z",
+        "hook_attn_out",
+        "hook_resid_mid",
+        "ln2.hook_normalized",
+        "mlp.hook_pre",
+        "mlp.hook_pre_linear",
+        "mlp.hook_post",
+        "hook_mlp_out",
+        "hook_resid_post",
     )
 
     def __init__(self, parameters: Parameters, config: LlamaConfig, layer: int):

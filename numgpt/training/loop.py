@@ -234,7 +234,9 @@ class Trainer:
         loss, gradients = 0.0, None
         for batch in batches:
             part, gradients = self.model.loss_and_grads(
-                *(batch.ids, batch.targets, rng),
+                batch.ids,
+                batch.targets,
+                rng,
                 weights=1 / count,
                 add_to=gradients,
                 statistics=state.statistics if self.task.statistics else None,
