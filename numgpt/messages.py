@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import reprlib
 import shlex
 import sys
@@ -56,3 +57,12 @@ def tell(text: str, end: str = "\n", stream: TextIO | None = None) -> None:
     more: that stops nothing."""
     with contextlib.suppress(OSError):
         print(text, end=end, file=stream or sys.stderr, flush=True)
+
+
+# What a terminal would take as a command to itself.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """A text that does nothing to a terminal; models and files come from strangers."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -19,7 +19,6 @@ from numgpt.cli.common import (
     add_model,
     add_sampling,
     add_threads,
-    printable,
     read_stdin,
     sampling_options,
     whole,
@@ -29,7 +28,7 @@ from numgpt.cli.wrapping import WordWrap
 from numgpt.formats import load
 from numgpt.generation import Chat
 from numgpt.generation.chat import DEFAULTS
-from numgpt.messages import one_line, tell
+from numgpt.messages import one_line, printable, tell
 
 DEFAULT_MODEL = "smollm2"
 CUT = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 import sys
 from typing import Any
 
@@ -144,12 +143,3 @@ def read_stdin() -> str:
         raise ValueError(
             f"standard input is not UTF-8 text (byte 0x{data[error.start]:02X} at {error.start})"
         ) from None
-
-
-# What a terminal would take as a command to itself.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
-def printable(text: str) -> str:
-    """A text that does nothing to a terminal; models and files come from strangers."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)

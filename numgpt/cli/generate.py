@@ -13,14 +13,13 @@ from numgpt.cli.common import (
     add_model,
     add_sampling,
     add_threads,
-    printable,
     sampling_options,
     text_argument,
     whole,
 )
 from numgpt.formats import load
 from numgpt.generation import generate_each
-from numgpt.messages import shown, tell
+from numgpt.messages import printable, shown, tell
 from numgpt.tokenizer import StreamDecoder
 
 NEW_TOKENS = 200

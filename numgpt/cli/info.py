@@ -14,9 +14,11 @@ import numpy as np
 
 import numgpt
 from numgpt.cli.common import add_command
-from numgpt.formats import SHIPPED, open_model, read_model, resolve
+from numgpt.formats import SHIPPED, load_adapter, open_model, read_model, resolve
 from numgpt.formats.catalogue import CATALOGUE
+from numgpt.formats.huggingface import is_model
 from numgpt.formats.names import downloaded
+from numgpt.formats.peft import base_of, is_adapter
 from numgpt.formats.source import Source
 from numgpt.tokenizer.chat_template import ChatTemplate
 
@@ -50,8 +52,13 @@ def register(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    source = open_model(resolve(options.model))
+    path = resolve(options.model)
+    adapter = path if is_adapter(path) and not is_model(path) else None
+    source = open_model(path if adapter is None else resolve(base_of(path)))
     model = read_model(source)
+    if adapter is not None:
+        print(f"adapter {adapter} of {base_of(path)}: {load_adapter(model, adapter)!r}")
+        model.set_adapter(None)
     total, size = model.num_parameters(), model.parameters.dtype.itemsize
     sizes = model.config
     print(f"model {options.model}: {type(model).__name__}, {total:,} parameters")

@@ -13,7 +13,7 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from numgpt.tokenizer.reading import read_text
 TOKENS_FILE = "tokens.bin"
 CHECKPOINT_FILE = "checkpoint.safetensors"  # by which a run is known
 READ_AT_ONCE = 1 << 24  # bytes
+STANDARD_INPUT = "-"
 LOOKED_AT = 1 << 20  # characters of a text, to see whether it is JSON
 
 
@@ -50,7 +51,7 @@ def find_files(data: str | list[str]) -> list[Path]:
             " file first"
         )
     if path.is_dir() and data:
-        found = [match for match in path.rglob("*") if not _is_hidden(match.relative_to(path))]
+        found = [match for match in path.rglob("*") if not is_hidden(match.relative_to(path))]
     else:
         found = [Path(match) for match in glob.glob(data, recursive=True)]
     # A directory may hold runs: what they wrote is no text to train on.
@@ -72,11 +73,11 @@ def find_files(data: str | list[str]) -> list[Path]:
 def absolute(data: str | list[str] | None) -> str | list[str] | None:
     """The same data from whatever working directory a run is resumed."""
     if isinstance(data, list):
-        return [os.path.abspath(one) if one else one for one in data]
-    return os.path.abspath(data) if data else data
+        return [str(absolute(one)) for one in data]
+    return os.path.abspath(data) if data and data != STANDARD_INPUT else data
 
 
-def _is_hidden(path: Path) -> bool:
+def is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
@@ -250,6 +251,23 @@ def open_tokens(directory: str | os.PathLike, tokens: TokensFile) -> np.ndarray:
         " the same; for other data start a new run, from these weights if you like (train"
         " --init-from, tune --model)"
     )
+
+
+def restore_tokens(
+    directory: str | os.PathLike, expected: TokensFile, encode: Callable[[], TokensFile]
+) -> None:
+    """Write directory/tokens.bin again where it is missing.  Raises ValueError, and leaves none,
+    where the data have become others."""
+    path = Path(directory) / TOKENS_FILE
+    if path.exists():
+        return
+    if encode() != expected:
+        path.unlink()
+        raise ValueError(
+            f"{path} is missing, and the data make other tokens than the run began with: put that"
+            " file back, or start a new run, from these weights if you like (train --init-from,"
+            " tune --model)"
+        )
 
 
 def _sha256(path: Path) -> str:

@@ -91,8 +91,10 @@ def encode_examples(
             file.write(packed.data)
             digest.update(packed.data)
     if not counts.trained:
-        longer = f": all {counts.dropped} are longer than max_length={most}"
-        raise ValueError(f"there are no examples to train on{longer if counts.dropped else ''}")
+        reason = f": all {counts.dropped} are longer than max_length={most}"
+        if counts.held_out:
+            reason = f": {counts.held_out} are held out"
+        raise ValueError(f"there are no examples to train on{reason}")
     digest_of_tokenizer = hash_tokenizer(tokenizer)
     return TokensFile(DTYPE.str, counts.tokens, digest.hexdigest(), digest_of_tokenizer), counts
 

@@ -23,12 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from numgpt.data.corpus import CHECKPOINT_FILE, STANDARD_INPUT, is_hidden
 from numgpt.files import naming
 from numgpt.messages import shown
 
-STANDARD_INPUT = "-"
 ENDINGS = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 LONGEST_LINE = 1 << 26  # bytes
+GZIP = b"\x1f\x8b"  # begins such a file
 ROLES = ("system", "user", "assistant")
 TEXT, COMPLETION, MESSAGES = "text", "prompt and completion", "messages"
 PREFERENCE, PROMPT = "prompt, chosen and rejected", "prompt and answer fields"
@@ -53,13 +54,24 @@ def find_record_files(data: str | list[str]) -> list[str]:
     order; or those of several.  Raises FileNotFoundError where there is nothing."""
     if isinstance(data, list):
         return [file for one in data for file in find_record_files(one)]
-    if data == STANDARD_INPUT or (data and os.path.exists(data) and not os.path.isdir(data)):
+    if data == STANDARD_INPUT or os.path.isfile(data):
         return [data]
     if data and os.path.isdir(data):
-        below = (path for path in Path(data).rglob("*") if not path.name.startswith("."))
-        files = sorted(str(path) for path in below if path.name.endswith(ENDINGS))
+        below = (p for p in Path(data).rglob("*") if not is_hidden(p.relative_to(data)))
+        found = [path for path in below if path.name.endswith(ENDINGS)]
+    elif os.path.exists(data):
+        raise ValueError(
+            f"{data} is a pipe or a device, which can be read only once: give it as standard input"
+            f" ({STANDARD_INPUT}), or write it to a file first"
+        )
     else:
-        files = sorted(path for path in glob.glob(data, recursive=True) if os.path.isfile(path))
+        found = [Path(match) for match in glob.glob(data, recursive=True)]
+    # A directory may hold runs: what they wrote is no data.
+    files = sorted(
+        str(path)
+        for path in found
+        if path.is_file() and not (path.parent / CHECKPOINT_FILE).exists()
+    )
     if not files:
         raise FileNotFoundError(
             f"{shown(data)}: no such file, directory or glob, or no JSON lines in it"
@@ -68,13 +80,12 @@ def find_record_files(data: str | list[str]) -> list[str]:
     return files
 
 
-def read_records(files: list[str]) -> Iterator[Record]:
-    """The records of several files, all of one kind.
+def read_records(files: list[str], kind: str | None = None) -> Iterator[Record]:
+    """The records of several files, all of one kind: that of the first, where none is given.
 
     Raises ValueError naming file, line and what is wrong with it: no UTF-8, no JSON object, keys
     that are none of the kinds', another kind than the lines before.
     """
-    kind: str | None = None
     for path in files:
         for number, fields in _objects(path):
             record = Record(path, number, _kind(fields, f"{path}, line {number}"), fields)
@@ -110,7 +121,8 @@ def _objects(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 ) from None
             if not isinstance(value, dict):
                 raise ValueError(
-                    f"{path}, line {number} is {shown(value)}: expected one JSON object a line"
+                    f"{path}, line {number} is {shown(value)}: expected one JSON object a line (an"
+                    " array becomes lines by: jq -c '.[]')"
                 )
             yield number, value
 
@@ -118,16 +130,16 @@ def _objects(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
 def _open(path: str) -> BinaryIO:
     if path == STANDARD_INPUT:
         return open(sys.stdin.fileno(), "rb", closefd=False)
-    if path.endswith(".gz"):
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    return open(path, "rb")
+    with open(path, "rb") as file:
+        is_gzip = path.endswith(".gz") or file.read(len(GZIP)) == GZIP
+    return cast(BinaryIO, gzip.open(path, "rb")) if is_gzip else open(path, "rb")
 
 
 def _line(file: BinaryIO, path: str, number: int) -> bytes:
     try:
         line = file.readline(LONGEST_LINE + 1)
     except (OSError, EOFError, zlib.error) as error:
-        if not path.endswith(".gz") or getattr(error, "errno", None) is not None:
+        if getattr(error, "errno", None) is not None:
             raise
         raise ValueError(f"{path} is damaged, or no gzip file: copy or download it again") from None
     if len(line) > LONGEST_LINE:

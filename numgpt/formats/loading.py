@@ -13,7 +13,7 @@ from numgpt.formats.names import resolve
 from numgpt.formats.pytorch import is_pytorch
 from numgpt.formats.source import Source, read_parameters
 from numgpt.formats.tensorflow import find_bundle
-from numgpt.messages import quoted
+from numgpt.messages import quoted, shown
 from numgpt.models.language_model import LanguageModel
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.tokenizer import load_tokenizer as load_tokenizer_files
@@ -45,7 +45,14 @@ def load(
     if peft.is_adapter(path) and not huggingface.is_model(path):
         if adapter is not None:
             raise ValueError(f"{path} is an adapter already: name the model that {adapter} is for")
-        return load(peft.base_of(path), mmap, path)
+        base = peft.base_of(path)
+        try:
+            return load(base, mmap, path)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{path} is an adapter of {shown(base)}, which is not there ({error}): name the"
+                f" model, and --adapter {quoted(path)}"
+            ) from None
     source = open_model(path)
     tokenizer = source.read_tokenizer()  # first: it is quickly found missing
     if tokenizer.vocab_size > source.config.vocab_size:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -130,6 +130,11 @@ class AdaptableModel(BaseModel[ConfigT, CacheT]):
             for linear in self._linears()
             for name, part in zip(linear.names, linear.parts, strict=True)
         }
+
+    def train_only(self, names: Iterable[str]) -> None:
+        """Train the parameters of these names, and no others."""
+        self._check_not_merged()
+        super().train_only(names)
 
     def _parts(self) -> list[Parameters]:
         adapter = None if self.is_merged else self.adapter

@@ -50,6 +50,7 @@ class AdamW:
         self._check()
         self.steps = 0
         self.layout = model.trained
+        self._adapter = model.adapter
         self.m = np.zeros(size_of(self.layout), model.parameters.dtype)
         self.v = np.zeros_like(self.m)
 
@@ -65,7 +66,7 @@ class AdamW:
         A norm that is not finite leaves weights and moments as they are, and is returned for the
         caller to see. Raises RuntimeError where no gradients have been computed.
         """
-        if self.model.trained != self.layout:
+        if self.model.trained != self.layout or self.model.adapter is not self._adapter:
             raise RuntimeError(
                 "other parameters train now than when this optimizer was made: make a new one"
             )

@@ -42,6 +42,10 @@ KINDS: dict[str, type[RunConfig]] = {kind.kind: kind for kind in (TrainConfig, T
 FINGERPRINTED = 1 << 10  # values of each parameter
 
 
+class BaseModelError(ValueError):
+    """The model that a run tunes is not what it was."""
+
+
 @dataclasses.dataclass
 class RunState:
     """What a run has come to."""
@@ -116,6 +120,8 @@ def load_checkpoint(directory: str | Path) -> RunState:
     tensors, metadata = read_safetensors(path)
     try:
         return _restore(_training_state(metadata), tensors)
+    except BaseModelError as error:
+        raise BaseModelError(f"{directory}: {error}") from None
     except KeyError as error:
         reason = f"{error} is missing"
     except ValueError as error:
@@ -193,10 +199,11 @@ def _adapted(
     try:
         model = formats.load_model(config.model)
     except OSError as error:
-        raise ValueError(f"its base is missing: {error}") from None
+        raise BaseModelError(f"its base is missing, put it back ({error})") from None
     if fingerprint(model) != saved["base"]:
-        raise ValueError(
-            f"its base {shown(config.model)} has other weights than the run began with"
+        raise BaseModelError(
+            f"its base {shown(config.model)} has other weights than the run began with: put those"
+            " back"
         )
     lora = LoRAConfig(**saved["adapter"])
     lora.validate()
@@ -208,11 +215,12 @@ def _adapted(
 
 
 def fingerprint(model: LanguageModel) -> str:
-    """Changes with a model's weights: of the first values of each, to be quick."""
+    """Changes with a model's weights: of some values of each, to be quick."""
     digest = hashlib.sha256()
     for name, array in sorted(model.parameters.items()):
         digest.update(f"{name} {array.shape}".encode())
-        digest.update(array.reshape(-1)[:FINGERPRINTED].tobytes())
+        values = array.reshape(-1)
+        digest.update(values[:: max(1, len(values) // FINGERPRINTED)].tobytes())
     return digest.hexdigest()
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
 import math
 import re
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +25,7 @@ FROM_NOTHING |= {"log_every": 100, "eval_every": 250, "sample_every": 500, "save
 FROM_A_MODEL = {"lr": 5e-5, "steps": 200, "warmup": 20, "batch_size": 4}
 FROM_A_MODEL |= {"log_every": 10, "eval_every": 50, "sample_every": 100, "save_every": 50}
 MOST_LENGTH = 1024  # tokens of an example, without --max-length
+MOST_EPOCHS = 1_000_000
 LORA_LR, FULL_LR, WARMUP = 1e-3, 2e-5, 0.03
 # What --help says of options whose default the data decides.
 TUNED: dict[str, Any] = {
@@ -238,8 +240,8 @@ class TuneConfig(RunConfig):
     def lora(self) -> LoRAConfig:
         """The adapter's options."""
         targets: list[str] | str = self.lora_targets
-        if targets != ALL_LINEAR and re.fullmatch(r"[\w.,]+", self.lora_targets):
-            targets = [name for name in self.lora_targets.split(",") if name]
+        if targets != ALL_LINEAR and re.fullmatch(r"[\w.,\s]*", self.lora_targets):
+            targets = [name.strip() for name in self.lora_targets.split(",") if name.strip()]
         alpha = 2 * self.lora_r if self.lora_alpha is None else self.lora_alpha
         return LoRAConfig(self.lora_r, alpha, targets, self.lora_dropout, self.use_rslora)
 
@@ -253,13 +255,26 @@ class TuneConfig(RunConfig):
             raise ValueError(f"val_fraction={self.val_fraction}: expected 0 or more and below 1")
         if self.val_data is not None and self.val_fraction:
             raise ValueError("val_data cannot be combined with val_fraction: choose one")
-        if not self.epochs > 0:
-            raise ValueError(f"epochs={self.epochs}: expected a number above 0")
+        if not 0 < self.epochs <= MOST_EPOCHS:
+            raise ValueError(
+                f"epochs={self.epochs}: expected a number above 0, up to {MOST_EPOCHS:,}"
+            )
         if self.chat_format is not None and self.chat_format not in CHAT_TEMPLATES:
             names = " or ".join(CHAT_TEMPLATES)
             raise ValueError(f"chat_format={shown(self.chat_format)}: expected {names}")
         if self.lora_r:
-            self.lora().validate()
+            with self.naming_adapter_options():
+                self.lora().validate()
+
+    @contextlib.contextmanager
+    def naming_adapter_options(self) -> Iterator[None]:
+        """What is wrong with PEFT's options within is said in the names that they have here."""
+        try:
+            yield
+        except ValueError as error:
+            name, sign, rest = re.split("([=:])", str(error), maxsplit=1)
+            ours = {"r": "lora_r", "target_modules": "lora_targets"}.get(name, name)
+            raise ValueError(f"{ours}{sign}{rest}") from None
 
     def set_schedule(self, batches_in_epoch: int, validates: bool) -> None:
         """Give what is not chosen its value, once it is known how many batches take each example

@@ -22,6 +22,7 @@ from numgpt import formats
 from numgpt.data.batch import Batch
 from numgpt.data.corpus import absolute, hash_tokenizer
 from numgpt.files import DirectoryLock, sweep
+from numgpt.formats.source import is_finite
 from numgpt.layers import TokenStatistics
 from numgpt.messages import shown, tell
 from numgpt.models import LanguageModel
@@ -29,7 +30,13 @@ from numgpt.tokenizer import BaseTokenizer
 from numgpt.training import pretraining, tuning
 from numgpt.training.adamw import AdamW
 from numgpt.training.beginning import absolute_model, begin_run
-from numgpt.training.checkpoint import RunState, check_fits, load_checkpoint, save_checkpoint
+from numgpt.training.checkpoint import (
+    RunState,
+    check_fits,
+    load_checkpoint,
+    save_checkpoint,
+    tuned_parameters,
+)
 from numgpt.training.config import LISTED, RunConfig, TrainConfig, TuneConfig, options_of
 from numgpt.training.log import Log
 from numgpt.training.schedule import learning_rate
@@ -262,6 +269,7 @@ class Trainer:
         val_loss = sum(self.model.loss(b.ids, b.targets, 1 / count) for b in batches)
         if val_loss < self.best_loss:
             self.lock.check()
+            self._check_finite()
             self.state.best_loss = val_loss
             self.save_model()
         return val_loss
@@ -276,10 +284,19 @@ class Trainer:
     def save(self) -> None:
         """Checkpoint, curve, and the model itself where no validation has saved one."""
         self.lock.check()
-        save_checkpoint(self.out, self.state)
+        self._check_finite()
         if math.isinf(self.best_loss):
-            self.save_model()
+            self.save_model()  # first: a run whose checkpoint is its last has its last model, too
+        save_checkpoint(self.out, self.state)
         self.log.plot()
+
+    def _check_finite(self) -> None:
+        """Raises TrainingError where a step has made weights that are no numbers."""
+        if not all(is_finite(array) for array in tuned_parameters(self.model).values()):
+            raise TrainingError(
+                f"at step {self.optimizer.steps} the weights are not finite any more: stopped,"
+                " nothing was overwritten; resume from the last checkpoint with a lower --lr"
+            )
 
     def report(
         self,

@@ -11,7 +11,6 @@ import numpy as np
 from numgpt import formats
 from numgpt.data.batch import Batch
 from numgpt.data.corpus import (
-    TOKENS_FILE,
     Documents,
     absolute,
     check_length,
@@ -19,6 +18,7 @@ from numgpt.data.corpus import (
     find_documents,
     open_corpus,
     read_documents,
+    restore_tokens,
 )
 from numgpt.formats.families import FAMILIES
 from numgpt.messages import shown
@@ -71,8 +71,11 @@ class TextBatches:
         self.config: TrainConfig = state.config
         self.state = state
         self.tokenizer = tokenizer
-        if not (out / TOKENS_FILE).exists():
-            encode_corpus(find_documents(self.config.data), tokenizer, out)
+        restore_tokens(
+            out,
+            state.tokens,
+            lambda: encode_corpus(find_documents(self.config.data), tokenizer, out),
+        )
         self.corpus = open_corpus(out, state.tokens, self.config.val_fraction, self.config.context)
 
     def __str__(self) -> str:

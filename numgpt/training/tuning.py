@@ -5,7 +5,7 @@ The loss is the mean of -log P(y | x) over the tokens of the answers y, given th
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -13,10 +13,17 @@ import numpy as np
 
 from numgpt import formats
 from numgpt.data.batch import Batch
-from numgpt.data.corpus import TOKENS_FILE, TokensFile, absolute
+from numgpt.data.corpus import (
+    STANDARD_INPUT,
+    TOKENS_FILE,
+    TokensFile,
+    absolute,
+    restore_tokens,
+)
 from numgpt.data.example_set import Counts, ExampleSet, encode_examples
 from numgpt.data.examples import Example, marked
-from numgpt.data.records import STANDARD_INPUT, Record, find_record_files, read_records
+from numgpt.data.records import Record, find_record_files, read_records
+from numgpt.formats.huggingface import CONFIG_FILE
 from numgpt.messages import tell
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES
@@ -27,16 +34,25 @@ from numgpt.training.config import MOST_LENGTH, TuneConfig
 
 SAMPLE_TOKENS = 80
 FIXED = frozenset(("model", "data", "val_data", "val_fraction", "max_length", "chat_format"))
-FIXED |= frozenset(("lora_r", "lora_alpha", "lora_targets", "use_rslora", "batch_size", "seed"))
+FIXED |= frozenset(("lora_r", "lora_alpha", "lora_targets", "use_rslora", "batch_size", "epochs"))
+FIXED |= {"seed"}
 
 
 def prepare(config: TuneConfig, out: Path, staged: Path) -> RunState:
     """Everything that a run begins with, its files in the directory `staged`."""
-    files = [*find_record_files(config.data), *find_record_files(config.val_data or [])]
-    check_not_replaced([n for n in files if n != STANDARD_INPUT], out, run_files(out))
-    config.data = _from_anywhere(config.data)
-    config.val_data = None if config.val_data is None else _from_anywhere(config.val_data)
+    files, held_out = _files(config)
+    check_not_replaced(
+        [name for name in (*files, *held_out) if name != STANDARD_INPUT], out, run_files(out)
+    )
+    config.data, config.val_data = absolute(config.data) or [], absolute(config.val_data)
     config.model = absolute_model(config.model)
+    if config.lora_r and os.path.exists(config.model) and os.path.exists(out / CONFIG_FILE):
+        base = Path(config.model)
+        if os.path.samefile(out, base if base.is_dir() else base.parent):
+            raise ValueError(
+                f"model={config.model} is what would be replaced, and an adapter needs its base:"
+                " name another --out"
+            )
     model, tokenizer = formats.load(config.model)
     if config.chat_format is not None:
         tokenizer.chat_template = CHAT_TEMPLATES[config.chat_format]
@@ -53,15 +69,12 @@ def prepare(config: TuneConfig, out: Path, staged: Path) -> RunState:
             f" {model.config.context_field}={model.context_length}: lower it"
         )
     if config.lora_r:
-        try:
+        config.lora_alpha = config.lora().lora_alpha
+        with config.naming_adapter_options():
             model.add_adapter(config.lora(), seed=config.seed)
-        except ValueError as error:  # in PEFT's names for the options
-            name, sign, rest = re.split("([=:])", str(error), maxsplit=1)
-            ours = {"r": "lora_r", "target_modules": "lora_targets"}.get(name, name)
-            raise ValueError(f"{ours}{sign}{rest}") from None
     check_fits(out, config, model)
     tokenizer.save_pretrained(staged)
-    tokens, counts = _encode(config, tokenizer, staged)
+    tokens, counts = _encode(config, tokenizer, staged, files, held_out)
     tell(str(counts))
     examples = ExampleSet(staged, tokens)
     if (config.val_fraction or config.val_data) and not len(examples.val):
@@ -75,27 +88,35 @@ def prepare(config: TuneConfig, out: Path, staged: Path) -> RunState:
     return state
 
 
-def _from_anywhere(data: str | list[str]) -> str | list[str]:
-    """The same data from whatever working directory a run is resumed."""
-    return data if data == STANDARD_INPUT else absolute(data) or data
+def _files(config: TuneConfig) -> tuple[list[str], list[str]]:
+    """The files to train on, and those that are held out."""
+    held_out = [] if config.val_data is None else find_record_files(config.val_data)
+    return find_record_files(config.data), held_out
 
 
 def _encode(
-    config: TuneConfig, tokenizer: BaseTokenizer, directory: Path
+    config: TuneConfig,
+    tokenizer: BaseTokenizer,
+    directory: Path,
+    files: list[str],
+    held_out: list[str],
 ) -> tuple[TokensFile, Counts]:
     """Write the examples into directory/tokens.bin."""
     shown = _Shown(config.show, tokenizer)
-    return encode_examples(_records(config), tokenizer, config.longest, directory, shown)
+    records = _records(config, files, held_out)
+    return encode_examples(records, tokenizer, config.longest, directory, shown)
 
 
-def _records(config: TuneConfig) -> Iterator[tuple[Record, bool]]:
+def _records(
+    config: TuneConfig, files: list[str], held_out: list[str]
+) -> Iterator[tuple[Record, bool]]:
     """All records, each with whether it is held out."""
-    rng = np.random.default_rng([config.seed, 1])
-    for record in read_records(find_record_files(config.data)):
+    rng, kind = np.random.default_rng([config.seed, 1]), None
+    for record in read_records(files):
+        kind = record.kind
         yield record, bool(config.val_fraction and rng.random() < config.val_fraction)
-    if config.val_data is not None:
-        for record in read_records(find_record_files(config.val_data)):
-            yield record, True
+    for record in read_records(held_out, kind) if held_out else ():
+        yield record, True
 
 
 class _Shown:
@@ -121,19 +142,22 @@ class ExampleBatches:
         self.config: TuneConfig = state.config
         self.state = state
         self.tokenizer = tokenizer
-        if not (out / TOKENS_FILE).exists():
-            if self.config.data == STANDARD_INPUT:
-                raise ValueError(
-                    f"{out / TOKENS_FILE} is missing, and the data came by standard input: put the"
-                    " file back"
-                )
-            _encode(self.config, tokenizer, out)
+        restore_tokens(out, state.tokens, lambda: self._encode_again(out))
         self.examples = ExampleSet(out, state.tokens)
         self.validates = len(self.examples.val) > 0
 
     def __str__(self) -> str:
         tokens = f", {len(self.examples.val):,} held out" if self.validates else ""
         return f"{len(self.examples.train):,} examples to train on{tokens}"
+
+    def _encode_again(self, out: Path) -> TokensFile:
+        files, held_out = _files(self.config)
+        if STANDARD_INPUT in (*files, *held_out):
+            raise ValueError(
+                f"{out / TOKENS_FILE} is missing, and the data came by standard input: put the"
+                " file back"
+            )
+        return _encode(self.config, self.tokenizer, out, files, held_out)[0]
 
     def next_step(self) -> list[Batch]:
         config, drawn = self.config, self.state.batches

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import sys
 
 import pytest
@@ -58,6 +59,15 @@ def test_files_are_found(tmp_path, monkeypatch):
     found = find_record_files(str(tmp_path))
     expected = ["a.ndjson", "b.jsonl", "d.jsonl.gz", "deeper/c.json"]
     assert found == [str(tmp_path / name) for name in expected]
+    (tmp_path / "run").mkdir()  # of a run
+    (tmp_path / ".staged").mkdir()
+    for name in ("run/checkpoint.safetensors", "run/log.jsonl", ".staged/a.jsonl"):
+        (tmp_path / name).write_text("{}")
+    assert find_record_files(str(tmp_path)) == found
+    assert find_record_files(str(tmp_path / "**/*.jsonl")) == [str(tmp_path / "b.jsonl")]
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ValueError, match="can be read only once: give it as standard input"):
+        find_record_files(str(tmp_path / "fifo"))
     assert find_record_files(str(tmp_path / "*.txt")) == [str(tmp_path / "notes.txt")]
     both = [str(tmp_path / "b.jsonl"), "-"]
     assert find_record_files(both) == both
@@ -72,7 +82,8 @@ def test_gzip_standard_input_and_line_ends(tmp_path, monkeypatch):
     (tmp_path / "a.jsonl").write_bytes(text.encode())
     with gzip.open(tmp_path / "a.jsonl.gz", "wb") as file:
         file.write(text.encode())
-    for name in ("a.jsonl", "a.jsonl.gz"):
+    (tmp_path / "unnamed").write_bytes((tmp_path / "a.jsonl.gz").read_bytes())
+    for name in ("a.jsonl", "a.jsonl.gz", "unnamed"):
         records = list(read_records([str(tmp_path / name)]))
         assert [record.fields["text"] for record in records] == ["ä", "b\u2028c"]
         assert [record.line for record in records] == [1, 3]

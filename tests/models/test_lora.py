@@ -87,8 +87,9 @@ def test_merged_is_the_same_and_unmerged_bit_for_bit(name):
     assert_close(model(ids), logits)
     with pytest.raises(ValueError, match="unmerge_adapter first"):
         model.loss_and_grads(*batch(model.config, (2, 7)))
-    with pytest.raises(ValueError, match="unmerge_adapter first"):
-        model.merge_adapter()
+    for change in (model.merge_adapter, model.freeze, lambda: model.set_adapter(None)):
+        with pytest.raises(ValueError, match="unmerge_adapter first"):
+            change()
     model.unmerge_adapter()
     np.testing.assert_array_equal(model.parameters.flat, weights)
     np.testing.assert_array_equal(model(ids), logits)
@@ -150,6 +151,12 @@ def test_several_adapters_one_active():
         model.set_adapter("prose")
     with pytest.raises(ValueError, match="an adapter 'poems' already"):
         model.add_adapter(name="poems")
+    optimizer = AdamW(model)
+    model.set_adapter("poems")
+    model.loss_and_grads(ids, ids)
+    with pytest.raises(RuntimeError, match="make a new one"):
+        optimizer.step()
+    model.set_adapter("letters")
     model.delete_adapter("letters")
     np.testing.assert_array_equal(model(ids), logits[None])
     with pytest.raises(ValueError, match="no adapter 'letters': there are poems"):

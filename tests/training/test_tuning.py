@@ -13,7 +13,7 @@ import pytest
 import numgpt
 from numgpt import cli
 from numgpt.formats import read_safetensors
-from numgpt.training import Trainer, TuneConfig
+from numgpt.training import Trainer, TrainingError, TuneConfig, loop
 from numgpt.training.checkpoint import load_checkpoint
 
 QUIET = {"sample_every": 0, "log_every": 1}
@@ -164,10 +164,19 @@ def test_another_base_is_refused(data, tmp_path):
     start(data, tmp_path / "run", model=str(base), steps=2).run()
     model.parameters["wte"][0, 0] += 1
     model.save_pretrained(base)
-    with pytest.raises(ValueError, match=r"its base .* has other weights than the run"):
+    with pytest.raises(ValueError, match=r"its base .* has other weights than the run.*those back"):
+        Trainer.resume(tmp_path / "run", {"steps": 4})
+    model.parameters["wte"][0, 0] -= 1
+    model.parameters["wte"][300:500] = 0
+    model.save_pretrained(base)
+    with pytest.raises(ValueError, match="has other weights"):
         Trainer.resume(tmp_path / "run", {"steps": 4})
     shutil.rmtree(base)
-    with pytest.raises(ValueError, match="its base is missing"):
+    with pytest.raises(
+        FileNotFoundError, match=r"is an adapter of .* which is not there.*--adapter"
+    ):
+        numgpt.load(tmp_path / "run")
+    with pytest.raises(ValueError, match="its base is missing, put it back"):
         Trainer.resume(tmp_path / "run", {"steps": 4})
 
 
@@ -177,7 +186,7 @@ def test_the_data_come_by_standard_input_or_in_an_archive(data, tmp_path, monkey
     start(str(tmp_path / "a.jsonl.gz"), tmp_path / "zipped", steps=1).run()
     with open(data) as stdin:
         monkeypatch.setattr("sys.stdin", stdin)
-        start("-", tmp_path / "piped", steps=1).run()
+        start(["-"], tmp_path / "piped", steps=1).run()  # as the command line has it
     for name, array in adapter_of(tmp_path / "zipped").items():
         np.testing.assert_array_equal(array, adapter_of(tmp_path / "piped")[name])
     (tmp_path / "piped/tokens.bin").unlink()
@@ -213,11 +222,11 @@ def test_the_command_line(call, data, tmp_path):
     assert status == 0, err
     assert "resumed at step 2" in err
     assert call("tune", "sft", "--resume", run)[0] == 0
-    with pytest.raises(SystemExit) as ended:
-        call("tune", "sft", "--help")
-    assert ended.value.code == 0
     status, out, _ = call("generate", "--model", run, "--greedy", "--max-new-tokens=5", "User: Hi")
     assert status == 0
+    status, told, _ = call("info", run)
+    assert status == 0
+    assert "of shakespeare: <LoRA: r=8" in told
     merged = tmp_path / "merged"
     assert call("convert", "shakespeare", merged, "--adapter", run)[0] == 0
     for flags in (("--model", "shakespeare", "--adapter", run), ("--model", merged)):
@@ -234,8 +243,86 @@ def test_the_command_line(call, data, tmp_path):
     assert call("eval", "--model", "shakespeare", "--data", tmp_path / "text.txt")[1] != losses[0]
 
 
+def test_an_adapter_does_not_replace_its_base(data, tmp_path):
+    model, tokenizer = numgpt.load("shakespeare")
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    (tmp_path / "link").symlink_to(tmp_path / "base")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()}
+    config = TuneConfig(model=str(tmp_path / "base"), data=data)
+    for out in ("base", "link"):
+        with pytest.raises(ValueError, match="an adapter needs its base: name another --out"):
+            Trainer.start(config, tmp_path / out, overwrite=True)
+        assert {p.name: p.read_bytes() for p in (tmp_path / "base").iterdir()} == before
+
+
+@pytest.mark.parametrize("options", [{}, {"val_fraction": 0.25}])
+def test_weights_that_are_no_numbers_are_not_saved(data, tmp_path, options):
+    trainer = start(data, tmp_path / "run", lr=1e38, save_every=1, eval_every=1, **options)
+    before = (tmp_path / "run/checkpoint.safetensors").read_bytes()
+    with pytest.raises(TrainingError, match=r"step 1 the weights are not finite.*lower --lr"):
+        trainer.run()
+    assert (tmp_path / "run/checkpoint.safetensors").read_bytes() == before
+    Trainer.resume(tmp_path / "run", {"lr": 1e-3}).run()
+
+
+def test_a_kill_between_model_and_checkpoint_costs_nothing(data, tmp_path, monkeypatch):
+    start(data, tmp_path / "whole", steps=4, save_every=2).run()
+    trainer = start(data, tmp_path / "parts", steps=4, save_every=2)
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    original = loop.save_checkpoint
+    saved = []
+    monkeypatch.setattr(
+        loop,
+        "save_checkpoint",
+        lambda *arguments: killed() if len(saved) == 1 else saved.append(original(*arguments)),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    monkeypatch.undo()
+    Trainer.resume(tmp_path / "parts").run()
+    name = "adapter_model.safetensors"
+    whole, parts = ((tmp_path / run / name).read_bytes() for run in ("whole", "parts"))
+    assert whole == parts
+
+
+def test_held_out_examples_are_of_the_same_kind(data, tmp_path):
+    other = tmp_path / "text.jsonl"
+    other.write_text('{"text": "To be"}\n')
+    with pytest.raises(
+        ValueError, match=r"text\.jsonl, line 1 has text, the lines before it messages"
+    ):
+        start(data, tmp_path / "run", val_data=str(other))
+
+
+def test_data_that_have_changed_leave_no_tokens(data, tmp_path):
+    path = tmp_path / "a.jsonl"
+    shutil.copy(data, path)
+    start(str(path), tmp_path / "run", steps=1).run()
+    tokens = tmp_path / "run/tokens.bin"
+    tokens.unlink()
+    path.write_text(path.read_text().replace("course", "curse"))
+    with pytest.raises(ValueError, match="the data make other tokens than the run began with"):
+        Trainer.resume(tmp_path / "run", {"steps": 2})
+    assert not tokens.exists()
+
+
+def test_options_that_cannot_change(data, tmp_path):
+    start(data, tmp_path / "run", steps=1).run()
+    Trainer.resume(tmp_path / "run", {"lora_alpha": 16})
+    for change in ({"epochs": 9.0}, {"lora_alpha": 8}, {"batch_size": 2}, {"data": "other"}):
+        with pytest.raises(ValueError, match="and that cannot change"):
+            Trainer.resume(tmp_path / "run", change)
+
+
 WRONG = {
     (): "give --model",
+    ("--lora-targets=",): "--lora-targets []: expected names of projections",
+    ("--epochs=1e308",): "--epochs 1e+308: expected a number above 0, up to 1,000,000",
+    ("--val-fraction=0.9999",): "no examples to train on: 12 are held out",
     ("--lora-r=-1",): "--lora-r -1: expected 0 or more",
     ("--lora-r=100000",): "--lora-r 100000 is larger than",
     ("--lora-targets=q_proj",): "'q_proj' is none of the model's projections: c_attn, c_fc, c_proj",
