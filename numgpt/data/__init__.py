@@ -1,8 +1,17 @@
-"""TEXT FILES -> BATCHES. The tokens of a corpus on disk, and windows of them."""
+"""TEXT FILES -> BATCHES. corpora and windows of them; examples of what to answer, and what is
+learnt of them."""
 
 from numgpt.lazy import lazy_names
 
-_MODULES = {"Corpus": "corpus", "find_files": "corpus"}
+_MODULES = {
+    "Batch": "batch",
+    "Corpus": "corpus",
+    "ExampleEncoder": "examples",
+    "ExampleSet": "example_set",
+    "find_files": "corpus",
+    "find_record_files": "records",
+    "read_records": "records",
+}
 
 __all__ = list(_MODULES)
 __getattr__, __dir__ = lazy_names(__name__, _MODULES)
