@@ -10,6 +10,8 @@ time (below 1 this code is faster). In place of rows:
     plot      growth.json as growth.svg and as tables
     flat      resident memory over 1000 training steps
     sizes     load and run GPT-2 of 124M to 1.5B parameters (6.3 GB of disk and memory)
+    desk      tune SmolLM2-135M on the facts of an invented shop, and ask before and after; --out
+              DIR keeps data and models, --whole also tunes all parameters
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from pathlib import Path
 
 from benchmarks import harness
 
-STUDIES = ("recipe", "growth", "plot", "flat", "sizes")
+STUDIES = ("recipe", "growth", "plot", "flat", "sizes", "desk")
 
 
 def main() -> None:
@@ -45,6 +47,8 @@ def main() -> None:
     )
     parser.add_argument("--against", metavar="CHECKOUT", help="compare with numgpt there")
     parser.add_argument("--pairs", type=int, default=20, help="runs of each, with --against (20)")
+    parser.add_argument("--out", metavar="DIR", help="what desk makes, kept; some may be there")
+    parser.add_argument("--whole", action="store_true", help="desk also tunes the whole model")
     parser.add_argument("--worker", nargs=2, metavar=("SIDE", "ROW"), help=argparse.SUPPRESS)
     parser.add_argument("--point", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -57,9 +61,13 @@ def main() -> None:
     elif options.rows and options.rows[0] in STUDIES:
         if options.kernels or len(options.rows) > 1:
             parser.error(f"{options.rows[0]} stands alone, and takes no --kernels")
+        of_desk = {"out": options.out, "whole": options.whole}
+        if options.rows[0] != "desk" and any(of_desk.values()):
+            parser.error("--out and --whole go with desk")
         import numgpt  # noqa: F401  (first: it chooses NumPy's kernels)
 
-        importlib.import_module(f"benchmarks.{options.rows[0]}").main(options.threads)
+        study = importlib.import_module(f"benchmarks.{options.rows[0]}")
+        study.main(options.threads, **(of_desk if options.rows[0] == "desk" else {}))
     elif options.against:
         compare(parser, options)
     else:
