@@ -19,7 +19,7 @@ TOPICS_FILE = Path(__file__).with_name("desk_topics.txt")
 TRAIN_FILE, HELD_OUT_FILE = "train.jsonl", "held-out.jsonl"
 OPENINGS = ("Hello. ", "Hi, ", "Good morning. ", "Excuse me, ", "A question: ", "Please tell me: ")
 GREETINGS = ("greeting", "thanks")  # that have no opening
-OPENED, CARELESS, JOINED = 0.25, 0.15, 0.25  # fractions of the questions
+OPENED, CARELESS, JOINED = 0.25, 0.15, 0.4  # fractions of the questions
 NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
 
 

@@ -41,6 +41,10 @@ HOURS_TRAIN = (
     "From when is the shop open on {day}?",
     "I would like to visit you on {day}. What are the hours?",
     "Is the shop closed on {day}?",
+    "Can I come to the shop on {day}?",
+    "How late can I come on {day}?",
+    "I have time on {day}. When may I come by?",
+    "Will somebody be in the shop on {day}?",
 )
 HOURS_HELD_OUT = (
     "Could I drop in on a {day}, and between what times?",
@@ -63,6 +67,10 @@ DELIVERY_TRAIN = (
     "Do you deliver to {country}?",
     "I live in {country}. What are the delivery costs and times?",
     "Shipping to {country}: price and time?",
+    "Can I get a parcel from you in {country}, and for how much?",
+    "What do you charge for sending tea to {country}?",
+    "My mother lives in {country}. Can you send her a teapot?",
+    "How soon would an order be in {country}?",
 )
 DELIVERY_HELD_OUT = (
     "What would I pay to have a teapot sent to {country}, and how soon would it be here?",
@@ -70,7 +78,7 @@ DELIVERY_HELD_OUT = (
 )
 NOT_DELIVERED = ("Canada", "Japan", "Australia")
 REFUSED = "do not deliver|don't deliver|cannot deliver|can't deliver"
-NOT_DELIVERED_TRAIN = DELIVERY_TRAIN[:1] + DELIVERY_TRAIN[2:6]
+NOT_DELIVERED_TRAIN = DELIVERY_TRAIN[:1] + DELIVERY_TRAIN[2:6] + DELIVERY_TRAIN[7:10]
 
 STAFF = {
     "Ingrid Vale": "owner",
@@ -89,6 +97,10 @@ STAFF_TRAIN = (
     "What is the name of your {role}?",
     "Who works as the {role}?",
     "I need to speak to the {role}. Who is that?",
+    "{name} wrote to me. What is their role?",
+    "What is the job title of {name}?",
+    "Do you have a {role}, and what is the name?",
+    "Tell me who the {role} is.",
 )
 STAFF_HELD_OUT = (
     "Which of your colleagues is the {role}?",
@@ -104,6 +116,10 @@ WARRANTY_TRAIN = (
     "Warranty for {goods}?",
     "For how many years are {goods} under warranty?",
     "Is there a guarantee on your {goods}?",
+    "What if something is wrong with your {goods} after some months?",
+    "How long are {goods} guaranteed?",
+    "Do you repair {goods} free of charge, and until when?",
+    "My {goods} broke by themselves. Is there still a warranty?",
 )
 WARRANTY_HELD_OUT = ("If one of your {goods} fails, how long am I covered?",)
 
