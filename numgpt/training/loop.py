@@ -215,7 +215,7 @@ class Trainer:
             pause = time.perf_counter()
             validates = self.source.validates and (last or step % config.eval_every == 0)
             val_loss = self.validate() if validates else None
-            if val_loss is not None or step % config.log_every == 0 or step == 1:
+            if val_loss is not None or step % config.log_every == 0 or step == 1 or last:
                 seconds = pause - began - elsewhere
                 tokens = state.tokens_seen - first_token
                 loss = state.unreported_loss / state.unreported_steps
