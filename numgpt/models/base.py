@@ -42,9 +42,8 @@ class BaseModel(Generic[ConfigT, CacheT]):
     """A config, parameters, and the blocks that are built on them."""
 
     config_class: ClassVar[type[Config]]
-    embeddings: ClassVar[
-        tuple[str, ...]
-    ] = ()  # the names of the tables that ids and positions read
+    # The names of the tables that ids and positions read.
+    embeddings: ClassVar[tuple[str, ...]] = ()
     embedding_hooks: ClassVar[tuple[str, ...]] = ()
     blocks: Sequence[BaseBlock] = ()
 

@@ -24,7 +24,7 @@ from numgpt.data.example_set import Counts, ExampleSet, encode_examples
 from numgpt.data.examples import Example, marked
 from numgpt.data.records import Record, find_record_files, read_records
 from numgpt.formats.huggingface import CONFIG_FILE
-from numgpt.messages import tell
+from numgpt.messages import printable, tell
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES
 from numgpt.tokenizer.chat_template import ChatTemplate
@@ -129,9 +129,8 @@ class _Shown:
     def __call__(self, example: Example) -> None:
         if self.left:
             self.left -= 1
-            tell(
-                f"--- learnt is what stands between « and » ---\n{marked(example, self.tokenizer)}"
-            )
+            text = printable(marked(example, self.tokenizer))
+            tell(f"--- learnt is what stands between « and » ---\n{text}")
 
 
 class ExampleBatches:

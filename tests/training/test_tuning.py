@@ -365,3 +365,14 @@ def test_a_wrong_line_is_named_and_nothing_begun(call, data, tmp_path):
     assert status == 2
     assert f"{path}, line 13: nothing in it is to be learnt" in err
     assert not (tmp_path / "r").exists()
+
+
+def test_what_is_shown_does_nothing_to_a_terminal(call, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"prompt": "\x1b[31mred\x07", "completion": "blue"}) + "\n")
+    tune = ("tune", "sft", "--model=shakespeare", "--data", path, "--out", tmp_path / "run", *SMALL)
+    status, _, err = call(*tune, "--show=1")
+    assert status == 0
+    assert "red" in err
+    assert "\x1b" not in err
+    assert "\x07" not in err
