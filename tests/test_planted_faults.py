@@ -41,7 +41,7 @@ FAULTS = {
         "g - x_hat * mean_product",
         "g + x_hat * mean_product",
     ),
-    "gelu (tanh): the slope": ("layers/gelu.py", "(1 - t * t)", "(1 + t * t)"),
+    "gelu (tanh): the slope": ("layers/gelu.py", "x * (1 - s) * slope", "x * (1 + s) * slope"),
     "gelu (erf): the density": ("layers/gelu.py", "+ x * density", "- x * density"),
     "relu: the slope at 0 and below": ("layers/relu.py", "dy, y > 0", "dy, y < 0"),
     "swiglu: the slope of silu": ("layers/swiglu.py", "1 + gate * (1 - s)", "1 - gate * (1 - s)"),

@@ -6,14 +6,17 @@
 GPT-2 uses the approximation with tanh from section 2 of the paper (`gelu_new` in Hugging Face's
 configs):
 
-    gelu(x) ≈ ½ x (1 + t),   t = tanh(u),   u = √(2/π) (x + 0.044715 x³)
+    gelu(x) ≈ ½ x (1 + tanh(u)),   u = √(2/π) (x + 0.044715 x³)
 
-Backward. The product rule, with Φ' = φ, tanh' = 1 - tanh² and u' = √(2/π) (1 + 3 · 0.044715 x²):
+½ (1 + tanh(u)) is the logistic function σ(z) at z = 2u: tanh is σ, scaled to lie between -1 and 1.
+So this form is x σ(z), which takes one exponential and loses no digits where tanh comes near -1.
+
+Backward. The product rule, with Φ' = φ, σ' = σ (1 - σ) and z' = 2 √(2/π) (1 + 3 · 0.044715 x²):
 
     exact   dx = dy · (Φ(x) + x φ(x))
-    tanh    dx = dy · ½ (1 + t + x (1 - t²) u')
+    tanh    dx = dy · (σ + x σ (1 - σ) z')
 
-The backward computes tanh and erf again from x: that is cheaper than keeping an array as wide as x.
+The backward computes σ and erf again from x: that is cheaper than keeping an array as wide as x.
 """
 
 from __future__ import annotations
@@ -24,9 +27,10 @@ import numpy as np
 
 from numgpt.layers.checks import floats, like
 from numgpt.layers.erf import normal_cdf
+from numgpt.layers.sigmoid import sigmoid
 from numgpt.runtime import empty_like, over_row_blocks
 
-LINEAR = math.sqrt(2 / math.pi)  # u = LINEAR · x + CUBIC · x³
+LINEAR = 2 * math.sqrt(2 / math.pi)  # z = LINEAR · x + CUBIC · x³
 CUBIC = LINEAR * 0.044715
 
 
@@ -41,8 +45,8 @@ def gelu_tanh_forward(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     y = empty_like(floats("x", x))
 
     def rows(x: np.ndarray, y: np.ndarray) -> None:
-        t = np.tanh(x * (LINEAR + CUBIC * (x * x)))  # tanh(u)
-        np.multiply(0.5 * x, 1 + t, out=y)
+        z = x * (LINEAR + CUBIC * (x * x))
+        np.multiply(x, sigmoid(z), out=y)
 
     over_row_blocks(rows, x, y)
     return y, x
@@ -54,9 +58,9 @@ def gelu_tanh_backward(dy: np.ndarray, cache: np.ndarray) -> np.ndarray:
 
     def rows(x: np.ndarray, dy: np.ndarray, dx: np.ndarray) -> None:
         x2 = x * x
-        t = np.tanh(x * (LINEAR + CUBIC * x2))
-        slope = LINEAR + 3 * CUBIC * x2  # u'
-        np.multiply(0.5 * dy, 1 + t + x * (1 - t * t) * slope, out=dx)
+        s = sigmoid(x * (LINEAR + CUBIC * x2))
+        slope = LINEAR + 3 * CUBIC * x2  # z'
+        np.multiply(dy, s * (1 + x * (1 - s) * slope), out=dx)
 
     over_row_blocks(rows, x, dy, dx)
     return dx

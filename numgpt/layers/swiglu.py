@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numgpt.layers.checks import floats, like
+from numgpt.layers.sigmoid import sigmoid
 from numgpt.runtime import empty_like, over_row_blocks
 
 
@@ -39,7 +40,7 @@ def swiglu_forward(gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, Cache]
     y = empty_like(gate)
 
     def rows(gate: np.ndarray, up: np.ndarray, y: np.ndarray) -> None:
-        np.multiply(gate * _sigmoid(gate), up, out=y)
+        np.multiply(gate * sigmoid(gate), up, out=y)
 
     over_row_blocks(rows, gate, up, y)
     return y, Cache(gate, up)
@@ -56,15 +57,9 @@ def swiglu_backward(
     def rows(
         dy: np.ndarray, gate: np.ndarray, up: np.ndarray, dgate: np.ndarray, dup: np.ndarray
     ) -> None:
-        s = _sigmoid(gate)
+        s = sigmoid(gate)
         np.multiply(dy * up, s * (1 + gate * (1 - s)), out=dgate)
         np.multiply(dy, gate * s, out=dup)
 
     over_row_blocks(rows, dy, gate, up, dgate, dup)
     return dgate, dup
-
-
-def _sigmoid(z: np.ndarray) -> np.ndarray:
-    """σ(z); where exp(-z) is too large for a number it is infinite, and σ 0."""
-    with np.errstate(over="ignore"):
-        return 1 / (1 + np.exp(-z))
