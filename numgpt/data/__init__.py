@@ -1,4 +1,4 @@
-"""TEXT FILES -> BATCHES. corpora and windows of them; examples of what to answer, and what is
+"""TEXT FILES -> BATCHES. Corpora and windows of them; examples of what to answer, and what is
 learnt of them."""
 
 from numgpt.lazy import lazy_names

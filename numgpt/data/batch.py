@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-IGNORED = -100  # the target of a token that is not learnt
+IGNORED = -100  # the target of a token that is not learnt: layers' IGNORE_INDEX
 
 
 class Batch(NamedTuple):

@@ -301,5 +301,5 @@ def tokens_file_from(fields: object) -> TokensFile:
     if type(tokens.count) is not int or not 0 <= tokens.count < 1 << 53:
         raise ValueError(f"count={shown(tokens.count)}")
     if not all(isinstance(value, str) for value in (tokens.sha256, tokens.tokenizer)):
-        raise ValueError("a hash is no text")
+        raise ValueError("a hash is not a string")
     return tokens

@@ -91,7 +91,7 @@ def encode_examples(
             file.write(packed.data)
             digest.update(packed.data)
     if not counts.trained:
-        reason = f": all {counts.dropped} are longer than max_length={most}"
+        reason = f": the answers of all {counts.dropped} are too long for max_length={most}"
         if counts.held_out:
             reason = f": {counts.held_out} are held out"
         raise ValueError(f"there are no examples to train on{reason}")

@@ -1,9 +1,9 @@
 """Examples -> tokens, with what of them is learnt: the answers, and nothing that was asked.
 
 An example is tokenised in segments, each of which is learnt or not, so that the border between a
-prompt and its completion is exact: tokens never reach over it. Learnt are the assistant's turns
-with the token that ends a turn; of prompt and completion, the completion and the end of the text;
-of a text alone, all of it.
+prompt and its completion is exact: tokens never reach over it. What is learnt: the assistant's
+turns with the token that ends a turn; of prompt and completion, the completion and the end of the
+text; of a text alone, all of it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ class ExampleEncoder:
     def template(self) -> ChatTemplate:
         """Raises ValueError where the tokenizer's format is not known."""
         if self._template is None:
-            self._template = ChatTemplate(self.tokenizer)
+            try:
+                self._template = ChatTemplate(self.tokenizer)
+            except ValueError as error:
+                raise ValueError(f"{error}, or tune with chat_format=chatml") from None
         return self._template
 
     def encode(self, record: Record) -> Example:
@@ -69,6 +72,8 @@ class ExampleEncoder:
         if record.kind == TEXT:
             text = list(self.tokenizer.encode(fields["text"], add_special_tokens=True))
             return [(text + self._end(), True)]
+        if fields.keys() <= {"prompt"}:
+            raise ValueError("it has a prompt alone: the answer's key is 'completion'")
         raise ValueError(
             f"it has {record.kind}: supervised tuning learns from text, prompt and completion, or"
             " messages"

@@ -179,7 +179,9 @@ def _check(name: str, value: Any, place: str, listed: bool, text: bool) -> None:
     if isinstance(value, str) and not listed:
         return
     if text or not isinstance(value, list):
-        expected = "a list of messages" if listed else "a text" if text else "a text or messages"
+        expected = (
+            "a list of messages" if listed else "a string" if text else "a string or messages"
+        )
         raise ValueError(f"{place}: {name} is {shown(value)}, expected {expected}")
     if not value:
         raise ValueError(f"{place}: {name} is an empty list, expected messages")

@@ -7,7 +7,8 @@ For each head, with S = T keys, or S > T when the queries continue a cache of S 
     M_i  = max_j s_ij,         Z_i = Σ_j exp(s_ij - M_i)
     y_i  = Σ_j p_ij v_j
 
-Backward. From y_i = Σ_j m_ij p_ij v_j (m = 1 without dropout) come
+Backward. From y_i = Σ_j m_ij p_ij v_j (m is dropout's mask, 0 where a pair is dropped and else
+1/(1 - p_drop); without dropout 1) come
 
     dv_j = Σ_i m_ij p_ij dy_i            dp_ij = m_ij dy_i · v_j
 
@@ -23,19 +24,17 @@ scale · q kᵀ,
 The (T, S) matrices are never whole in memory: forward and backward go through them in tiles of
 queries, each tile with the keys that it can see, so the masked half is skipped as well. The
 backward computes p again from q, k and the row's M and Z, as in FlashAttention (Dao et al. 2022,
-arXiv:2205.14135, algorithm 4). It keeps the two apart, where that has M + log Z: at scores of 10⁴
-float32 has no room for log Z behind the point. So p stands for Z times itself below, and Z divides
-rows of y and dy, which are shorter. A tile is stored transposed, keys x queries: the softmax then
-runs down its columns, which NumPy does for many queries in one instruction, while along a short
-last axis `max` and `sum` take a call a row.
+arXiv:2205.14135). They are kept apart, and not as one number M + log Z: at scores of 10⁴ float32
+leaves that three decimals, an error of up to 0.05 % in p. In the code p stands for Z times the p
+above, and Z divides rows of y and dy instead, which are shorter. A tile is stored transposed, keys
+x queries: the softmax then runs down its columns, which NumPy does for many queries in one
+instruction, while along a short last axis `max` and `sum` take a call a row.
 
 Grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245) has fewer keys and values than
 queries: K heads of them, each for a group of G = H/K consecutive query heads. Query head h then
 looks at KV head h // G, and what reaches k and v comes from the whole group. The queries of a group
 stand one below the other in a tile, R = G · T rows, so that these sums are part of its products.
 With G = 1 it is the attention above.
-
-Dropout multiplies p by m, which is 0 where a pair is dropped and else 1/(1 - p_drop).
 """
 
 from __future__ import annotations
@@ -88,11 +87,11 @@ def tile_backward(
     """dy and y (…, R, D), the rest as above -> dq (…, R, D), dk, dv (…, S, D)."""
     s = hide(np.matmul(k, _transposed(q, scale)))  # (…, S, R)
     p = np.exp(np.subtract(s, highest, out=s), out=s)
-    g = dy / mT(total)
-    dv = np.matmul(p if m is None else p * m, g)
-    dp = np.matmul(v, _transposed(g))
+    dy_z = dy / mT(total)
+    dv = np.matmul(p if m is None else p * m, dy_z)
+    dp = np.matmul(v, _transposed(dy_z))
     dp = dp if m is None else dp * m
-    ds = p * (dp - np.vecdot(g, y)[..., None, :])
+    ds = p * (dp - np.vecdot(dy_z, y)[..., None, :])
     dq = scale * np.matmul(mT(ds), k)
     dk = scale * np.matmul(ds, q)
     return dq, dk, dv
@@ -239,7 +238,7 @@ def _over_heads(body: Callable[[Heads], None], q: np.ndarray, k: np.ndarray) -> 
 
 
 def _hide(cache: Cache, part: tuple[slice, ...], columns: slice) -> Hide:
-    """Which scores of a tile, (b, k, keys, G · queries), count: of no later key, of no padding."""
+    """What hides, in a tile's scores (b, k, keys, G · queries), later keys and padding."""
     size, group = part[-1].stop - part[-1].start, cache.q.shape[2]
 
     def hide(s: np.ndarray) -> np.ndarray:
@@ -275,8 +274,8 @@ def _grouped(x: np.ndarray, kv_heads: int) -> np.ndarray:
 
 
 def _transposed(x: np.ndarray, scale: float = 1.0) -> np.ndarray:
-    """scale · xᵀ, (…, R, D) -> (…, D, R), in one piece: for small ones, products then take half the
-    time."""
+    """scale · xᵀ, (…, R, D) -> (…, D, R), in one piece: products of small matrices then take half
+    the time."""
     x_t = mT(x)
     return np.multiply(x_t, scale, out=np.empty(x_t.shape, x.dtype))
 

@@ -1,13 +1,13 @@
 """Log-probabilities of target tokens and their weighted sum, the cross-entropy, from hidden states.
 
     z = x Wᵀ                                    x (N, C) hidden states, W (V, C), z (N, V) logits
-    log p_n[v] = z_nv - log Σ_w exp(z_nw)       the log-softmax
-    loss = Σ_n w_n · (-log p_n[target_n])       w_n = 1/n for the mean over n targets
+    log p_n[v] = z_nv - log Σ_u exp(z_nu)       the log-softmax
+    loss = Σ_n w_n · (-log p_n[target_n])       w_n = 1/n₀ for the mean over n₀ targets
 
-Numerically safe by log Σ_w exp(z_w) = M + log Σ_w exp(z_w - M), M = max(z): no exponent is above 0.
+Numerically safe by log Σ_u exp(z_u) = M + log Σ_u exp(z_u - M), M = max(z): no exponent is above 0.
 Rows whose target is `ignore_index` count for nothing: their log-probability is given as 0.
 
-Backward. ∂(z[target])/∂z_v = [v = target] and ∂(log Σ_w exp(z_w))/∂z_v = exp(z_v) / Σ_w exp(z_w) =
+Backward. ∂(z[target])/∂z_v = [v = target] and ∂(log Σ_u exp(z_u))/∂z_v = exp(z_v) / Σ_u exp(z_u) =
 p_v, so that with dlogp_n = ∂loss/∂(log p_n[target_n])
 
     dz_nv = dlogp_n · ([v = target_n] - p_nv)   for the cross-entropy dlogp_n = -w_n
@@ -80,9 +80,9 @@ def linear_cross_entropy(
     """Σ_n w_n · (-log p_n[target_n]) of the logits x weightᵀ, forward and backward in one, as the
     logits of a chunk are there.
 
-    x (N, C), weight (V, C), targets (N,), weights (N,), without any the mean's -> loss, dx (N, C),
-    dweight (V, C): a new array, or added to the sum that is handed over. What statistics are given
-    is added to.
+    x (N, C), weight (V, C), targets (N,), weights (N,), by default those of the mean -> loss,
+    dx (N, C), dweight (V, C): a new array, or added to the sum that is handed over. `statistics`,
+    if given, are added to.
 
     >>> x, weight = np.random.default_rng(0).normal(size=(2, 4, 3))
     >>> z = x @ weight.T
@@ -103,7 +103,7 @@ def linear_cross_entropy(
     dweight = Accumulator.like(weight) if dweight is None else dweight
     if len(counted) < len(targets):  # the others have no part in it
         dx = np.zeros_like(x)
-        loss, dx[counted], total = linear_cross_entropy(
+        loss, dx[counted], _ = linear_cross_entropy(
             x[counted],
             weight,
             targets[counted],
@@ -111,7 +111,7 @@ def linear_cross_entropy(
             dweight,
             statistics=statistics,
         )
-        return loss, dx, total
+        return loss, dx, dweight.out
     dx = empty_like(x)
     loss = 0.0
 
@@ -119,7 +119,7 @@ def linear_cross_entropy(
         places = np.arange(len(z))
         chosen = z[places, targets]
         seen = TokenStatistics() if statistics is None else _statistics(z, chosen)
-        dz, highest, total = exponentials(z)  # dz is to be
+        dz, highest, total = exponentials(z)  # exp(z - M), which becomes dz
         log_p = chosen - highest[:, 0] - np.log(total[:, 0])
         dz *= w[:, None] / total  # w p
         dz[places, targets] -= w
@@ -139,7 +139,7 @@ def linear_cross_entropy(
 def _statistics(z: np.ndarray, chosen: np.ndarray) -> TokenStatistics:
     """Of logits z (n, V), and those of the targets (n,)."""
     p, highest, total = exponentials(z.copy())
-    # H = log Σ exp(z) - Σ p z, with exp(z - M) for Z p.
+    # H = log Σ exp(z) - Σ p z = log Z - Σ p (z - M), as Σ p = 1; this p is Z times itself.
     mean = np.vecdot(p, z - highest) / total[:, 0]
     entropy = np.log(total[:, 0]) - mean
     return TokenStatistics(
@@ -192,7 +192,7 @@ def linear_log_probs_backward(
         counted = np.flatnonzero(targets != ignore_index)
         d = np.zeros_like(total)
         d[counted, 0] = dlogp[counted]
-        dz = np.exp(np.subtract(z, highest, out=z), out=z)  # to be, in the memory of z
+        dz = np.exp(np.subtract(z, highest, out=z), out=z)  # exp(z - M), which becomes dz
         dz *= -d / total  # -dlogp p
         dz[counted, targets[counted]] += d[counted, 0]
 

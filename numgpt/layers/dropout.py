@@ -1,8 +1,8 @@
 """Dropout (Srivastava et al. 2014, JMLR 15:1929), inverted: it scales in training, not later.
 
-    y = x · m / (1 - p)        m_i = 1 with probability 1 - p, else 0; so the mean of y is x
+    y = x · m        m_i = 1/(1 - p) with probability 1 - p, else 0; so the mean of y is x
 
-Backward. y is linear in x, and the very mask of the forward is its slope: dx = dy · m / (1 - p).
+Backward. y is linear in x, and the very mask of the forward is its slope: dx = dy · m.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numgpt.runtime import empty_like, over_row_blocks
 
 
 class Mask(NamedTuple):
-    kept: np.ndarray  # m, True where a value is kept
+    kept: np.ndarray  # m > 0, where a value is kept
     scale: float  # 1 / (1 - p)
 
 

@@ -8,8 +8,8 @@ configs):
 
     gelu(x) ≈ ½ x (1 + tanh(u)),   u = √(2/π) (x + 0.044715 x³)
 
-½ (1 + tanh(u)) is the logistic function σ(z) at z = 2u: tanh is σ, scaled to lie between -1 and 1.
-So this form is x σ(z), which takes one exponential and loses no digits where tanh comes near -1.
+As tanh(u) = 2 σ(2u) - 1, ½ (1 + tanh(u)) is the logistic function σ(z) at z = 2u. So this form is
+x σ(z), which takes one exponential and loses no digits where tanh comes near -1.
 
 Backward. The product rule, with Φ' = φ, σ' = σ (1 - σ) and z' = 2 √(2/π) (1 + 3 · 0.044715 x²):
 

@@ -54,8 +54,8 @@ def layernorm_forward(
 
     def rows(x: np.ndarray, x_hat: np.ndarray, y: np.ndarray, rstd: np.ndarray) -> None:
         centred = x - _mean(x)
-        # The mean is rounded to the size of x. What that leaves is as large as x̂'s own mean, which
-        # counts where a row hardly varies.
+        # The mean is rounded at the scale of x, so that a small mean is left. It counts where a row
+        # hardly varies: subtract it too.
         centred -= _mean(centred)
         rstd[:] = 1 / np.sqrt(mean_product(centred, centred) + eps)
         np.multiply(centred, rstd, out=x_hat)

@@ -3,8 +3,8 @@ layer.
 
     y = x W + s · x Aᵀ Bᵀ            x (N, I), A (r, I), B (O, r), y (N, O)
 
-W stays as it is; the product B A, of rank r at the most, is what W is changed by. With r far below
-I and O, A and B have few numbers: r · (I + O) in place of I · O. s is α/r, or α/√r ("rsLoRA",
+W stays as it is; s · (B A)ᵀ, of rank r at most, is what it is changed by. With r far below I and O,
+A and B have few numbers: r · (I + O) in place of I · O. s is α/r, or α/√r ("rsLoRA",
 Kalajdzievski 2023, arXiv:2312.03732). B begins at 0, so that nothing changes at first. Dropout, if
 any, is on this branch's x alone. A and B have PEFT's shapes; this page is the second term.
 
@@ -14,7 +14,7 @@ that each gradient is one of theirs,
     du = s · dy B        dB = s · dyᵀ u           from y = s · u Bᵀ
     dx = du A            dA = duᵀ x               from u = x Aᵀ
 
-and with dropout x is m · x in both: dA = duᵀ (m · x), dx = m · (du A). While B is 0, so are du and
+With dropout u = (m · x) Aᵀ, so dA = duᵀ (m · x) and dx = m · (du A). While B is 0, so are du and
 dA: the first step changes B alone.
 """
 

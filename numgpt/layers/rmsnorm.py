@@ -2,8 +2,8 @@
 
     x̂ = x / sqrt(mean(x²) + eps)        y = weight · x̂        over the last axis
 
-It is layer normalisation without the mean and without the bias: the paper finds that the scale is
-what matters.
+It is layer normalisation without the mean and without the bias: the paper finds that only
+invariance to the scale of x matters, not invariance to its mean.
 
 Backward. Let g = dy · weight be the gradient at x̂ and rstd = 1 / sqrt(mean(x²) + eps). x reaches x̂
 directly, ∂x̂_i/∂x_j = rstd · δ_ij, and through rstd, ∂rstd/∂x_j = -rstd³ x_j / C, which gives

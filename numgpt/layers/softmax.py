@@ -10,8 +10,8 @@ rule gives p_i δ_ij from the numerator and -p_i p_j from the denominator. With 
 
     dz_j = Σ_i dp_i p_i (δ_ij - p_j) = p_j (dp_j - Σ_i dp_i p_i)
 
-In attention the sum Σ_i dp_i p_i has a shorter form, and with the loss log p[target] dz is onehot -
-p: each has the two steps at its place. What all share is the exponentials.
+Attention has a shorter form of the sum Σ_i dp_i p_i, and log p[target] has dz = onehot - p:
+attention.py and cross_entropy.py derive these themselves. What all share is the exponentials.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import numpy as np
 def exponentials(z: np.ndarray, axis: int = -1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """z, float -> exp(z - M) in the memory of z, M and Z with a 1 at the axis.
 
-    Where all of z is -∞, M is the smallest number and Z is 1.
+    Where all of z is -∞, M is the most negative number and Z is 1.
     """
     highest = np.maximum(z.max(axis=axis, keepdims=True), np.finfo(z.dtype).min)
     z -= highest
     np.exp(z, out=z)
-    # The highest contributes exp(0): only where there is none is less than 1.
+    # The largest z contributes exp(0) = 1, so a sum below 1 means that all are -∞.
     return z, highest, np.maximum(sum_along(z, axis), 1)
 
 

@@ -2,9 +2,10 @@
 
     y = silu(gate) · up,    silu(z) = z σ(z),    σ(z) = 1 / (1 + exp(-z))
 
-gate and up are two projections of the same input: one decides how much of the other passes.
+gate and up are two projections of the same input: silu(gate) decides how much of up passes.
 
-Backward. With σ' = σ (1 - σ), silu'(z) = σ + z σ (1 - σ) = σ (1 + z (1 - σ)), and so
+Backward. With σ' = σ (1 - σ), silu'(z) = σ + z σ (1 - σ) = σ (1 + z (1 - σ)), and so,
+σ being σ(gate),
 
     dgate = dy · up · σ (1 + gate (1 - σ))        dup = dy · gate σ
 

@@ -11,7 +11,7 @@ from numgpt.messages import shown
 from numgpt.models.base import BaseModel, CacheT, ConfigT
 from numgpt.models.lora import Adapter, LoRAConfig
 from numgpt.models.modules import Linear
-from numgpt.models.parameters import Parameters
+from numgpt.models.parameters import Layout, Parameters
 
 DEFAULT = "default"
 
@@ -70,7 +70,7 @@ class AdaptableModel(BaseModel[ConfigT, CacheT]):
     def attach_adapter(self, adapter: Adapter, name: str = DEFAULT) -> Adapter:
         """Take an adapter that was made elsewhere, as `add_adapter` does."""
         if not isinstance(name, str) or not name:
-            raise ValueError(f"the adapter's name is {shown(name)}: expected a text")
+            raise ValueError(f"the adapter's name is {shown(name)}: expected a string")
         if name in self.adapters:
             raise ValueError(
                 f"there is an adapter {shown(name)} already: delete_adapter, or give another name"
@@ -135,6 +135,11 @@ class AdaptableModel(BaseModel[ConfigT, CacheT]):
         """Train the parameters of these names, and no others."""
         self._check_not_merged()
         super().train_only(names)
+
+    def _trained_at_first(self, parameters: Parameters) -> Layout:
+        self._check_not_merged()
+        adapter = self.adapter
+        return super()._trained_at_first(parameters if adapter is None else adapter.parameters)
 
     def _parts(self) -> list[Parameters]:
         adapter = None if self.is_merged else self.adapter

@@ -46,6 +46,7 @@ class BaseModel(Generic[ConfigT, CacheT]):
     embeddings: ClassVar[tuple[str, ...]] = ()
     embedding_hooks: ClassVar[tuple[str, ...]] = ()
     blocks: Sequence[BaseBlock] = ()
+    trained: Layout  # of the gradients: what is not frozen
 
     def __init__(
         self,
@@ -76,10 +77,14 @@ class BaseModel(Generic[ConfigT, CacheT]):
 
     @parameters.setter
     def parameters(self, parameters: Parameters) -> None:
+        self.trained = self._trained_at_first(parameters)
         self._parameters = parameters
         self.gradients: Gradients | None = None
-        self.trained: Layout = parameters.layout  # of the gradients: what is not frozen
         self._build()
+
+    def _trained_at_first(self, parameters: Parameters) -> Layout:
+        """The layout of the gradients while nobody has frozen anything."""
+        return parameters.layout
 
     def _build(self) -> None:
         before = set(self.__dict__)

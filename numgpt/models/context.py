@@ -25,12 +25,12 @@ class Context:
     rng: np.random.Generator | None = None  # switches dropout on
     kv: KVView | None = None  # keys and values of earlier positions, which takes in the new ones
     keeps_caches: bool = False  # a backward follows
-    keeps_inputs: bool = False  # of projections, for it; else it computes them again
+    keeps_inputs: bool = False  # keeps what projections read; else the backward computes it again
     last_only: bool = False  # of the last layer, only what each sequence's last token needs
     lowest: int = 0  # the blocks below this one, and the embeddings, need no backward
     hooks: Hooks = NO_HOOKS  # on activations
     grad_hooks: Hooks = NO_HOOKS  # on their gradients
-    in_place: bool = True  # False: who looks on may hold any array, so that none is added to
+    in_place: bool = True  # False while hooks look on: they may hold any array, so none may change
 
     def keeps(self, layer: int) -> bool:
         """Whether a backward needs the cache of this layer's block."""
@@ -49,7 +49,7 @@ class Context:
         return (lambda: y) if self.keeps_inputs else functools.partial(again, cache)
 
     def positions(self, ids: np.ndarray, context_length: int) -> np.ndarray:
-        """(B, T): the place of each token in its sequence; padding on the right has any."""
+        """(B, T): the place of each token in its sequence; at padding on the right, any."""
         times = np.arange(ids.shape[1])
         if self.kv is None:
             return np.broadcast_to(times, ids.shape)

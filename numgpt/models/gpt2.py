@@ -13,14 +13,17 @@ so backward the gradient runs down the same stream unchanged, and each branch ad
 `backward` below is `forward` read from its last line to its first.
 
 The unembedding is the embedding table ("tied"): wte is used twice, and so its gradient is the sum
-of two contributions,
+of two contributions. With y = layernorm(x), what the unembedding reads,
 
     dwte = dlogitsᵀ y + onehot(ids)ᵀ dx               unembedding and embedding
 
+`forward` ends at y, the hidden states: LanguageModel multiplies them by wteᵀ, for logits or for the
+loss. The letters of shapes are those of layers/__init__.py.
+
 Parameters carry Hugging Face's names and layout (linear layers are (in, out)), "transformer." left
-out. So does the initialisation, as in nanoGPT: normal with 0.02, and 0.02/√(2 n_layer) for what
-writes to the stream. OpenAI's release has other names (model/h0/attn/c_attn/w), and its code draws
-wpe with 0.01 and does not scale by depth.
+out. The initialisation is Hugging Face's and nanoGPT's as well: normal with a standard deviation
+of 0.02, and of 0.02/√(2 n_layer) for what writes to the stream. OpenAI's release has other names
+(model/h0/attn/c_attn/w), and its code draws wpe with 0.01 and does not scale by depth.
 """
 
 from __future__ import annotations
@@ -56,8 +59,8 @@ from numgpt.models.modules import Embedding, LayerNorm, Linear, LinearCache
 from numgpt.models.parameters import Gradients, Parameters
 from numgpt.runtime import empty
 
-# By Hugging Face's names for them. The cache of each is an input that gives its output again: x, or
-# for ReLU y itself.
+# By Hugging Face's names for them. Each one's cache is an array from which it gives the same y
+# again: x, or for ReLU y, as relu(y) = y.
 ACTIVATIONS = {
     "gelu_new": (gelu_tanh_forward, gelu_tanh_backward),
     "gelu_pytorch_tanh": (gelu_tanh_forward, gelu_tanh_backward),
@@ -69,7 +72,7 @@ ACTIVATIONS = {
 @dataclasses.dataclass
 class GPTConfig(Config):
     """The fields of a Hugging Face GPT-2 config.json that change the numbers, with the same
-    defaults."""
+    defaults, but no special tokens."""
 
     layers_field = "n_layer"
     context_field = "n_positions"
@@ -217,7 +220,7 @@ class Block(BaseBlock):
         config, hook = self.config, ctx.hooks.under(self.hooks)
         x = hook.rows("hook_resid_pre", x)
         y, ln_1 = self.ln_1.forward(x, hook.under("ln1."))
-        again = ctx.keep(y, layernorm_output, ln_1)
+        again = ctx.keep(y, layernorm_output, ln_1)  # gives the backward y, kept or computed again
         y, c_attn = self.c_attn.forward(y, again, ctx.rng)  # (N, C) -> (N, 3C)
         q, k, v = split_heads(y, ctx.batch, config.n_head, parts=3)  # each (B, H, T, D)
         q, k = hook.heads("attn.hook_q", q), hook.heads("attn.hook_k", k)
@@ -261,7 +264,7 @@ class Block(BaseBlock):
         dy = dropout_backward(hook.rows("hook_attn_out", dx), cache.dropout_1)
         dz = self.attn_proj.backward(dy, cache.attn_proj, g)
         dqkv = empty((len(dx), 3 * config.n_embd), dx.dtype)
-        dq, dk, dv = split_heads(dqkv, ctx.batch, config.n_head, parts=3)
+        dq, dk, dv = split_heads(dqkv, ctx.batch, config.n_head, parts=3)  # views, to be filled
         attend_backward(dz, cache.heads, ctx, hook, out=(dq, dk, dv))
         for name, gradient in (("attn.hook_q", dq), ("attn.hook_k", dk), ("attn.hook_v", dv)):
             hook.heads_into(name, gradient)
@@ -315,7 +318,7 @@ class GPT(LanguageModel[GPTConfig, GPTCache]):
     def backward(self, dy: np.ndarray, cache: GPTCache, ctx: Context, g: Gradients) -> None:
         dx = self.ln_f.backward(dy, cache.ln_f, g, ctx.grad_hooks.under("ln_final."))
         for block in reversed(self.blocks[ctx.lowest :]):
-            dx = block.backward(dx, cache.blocks.pop(), ctx, g)
+            dx = block.backward(dx, cache.blocks.pop(), ctx, g)  # pop: its memory is free then
         if ctx.lowest:
             return  # nothing below trains
         dx = dropout_backward(dx, cache.dropout)
@@ -327,8 +330,8 @@ class GPT(LanguageModel[GPTConfig, GPTCache]):
         return "wte" if self.config.tie_word_embeddings else "lm_head"
 
     def init_std(self, name: str) -> float:
-        """Matrices that write to the residual stream begin 1/√(2 n_layer) as large as others: so
-        many branches add up there."""
+        """Matrices that write to the residual stream begin at 1/√(2 n_layer) of the others' size,
+        because 2 n_layer branches add up there."""
         residual = name.endswith("c_proj.weight")
         scale = math.sqrt(2 * self.config.n_layer) if residual else 1
         return self.config.initializer_range / scale

@@ -77,6 +77,7 @@ def attend_backward(
     attention, pattern = cache.attention, cache.pattern
     (dz,) = split_heads(dz, ctx.batch, cache.z.shape[1])
     dz = hook.heads("attn.hook_z", dz)
+    # Where hooks only look, the usual backward runs: looking on changes no bit.
     if pattern is not None or hook.wants("attn.hook_pattern"):
         p = attention_pattern(attention) if pattern is None else pattern
         computed, dv = pattern_backward(dz, p, attention)

@@ -93,6 +93,18 @@ class Hooks:
 NO_HOOKS = Hooks({}, 1)
 
 
+def check_hooks(kind: str, hooks: Mapping[str, Hook], known: Sequence[str]) -> None:
+    """Raises TypeError for what is not functions by name, ValueError for an unknown name."""
+    if not isinstance(hooks, Mapping):
+        raise TypeError(
+            f"{kind} are {shown(hooks)}: expected functions by name, {{name: function}}"
+        )
+    check_names(kind, hooks, known)
+    for name, function in hooks.items():
+        if not callable(function):
+            raise TypeError(f"{kind}: under {name} is {shown(function)}: expected a function")
+
+
 def check_names(kind: str, names: Iterable[str], known: Sequence[str]) -> None:
     """Raises ValueError for a name that no hook has, with those that are near."""
     for name in names:

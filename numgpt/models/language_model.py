@@ -23,7 +23,7 @@ from numgpt.models.adapters import AdaptableModel
 from numgpt.models.base import CacheT, ConfigT
 from numgpt.models.context import Context
 from numgpt.models.data_parallel import Part, cut_batch, over_parts, with_gradients
-from numgpt.models.hooks import Hook, Hooks, NamesFilter, check_names, chosen_names
+from numgpt.models.hooks import Hook, Hooks, NamesFilter, check_hooks, chosen_names
 from numgpt.models.inputs import Ids, ids_array, targets_array, weights_array
 from numgpt.models.lora import Adapter
 from numgpt.models.parameters import Gradients
@@ -32,7 +32,7 @@ from numgpt.runtime import matmul
 # logp (B, T) -> loss, dlogp (B, T), metrics
 Objective = Callable[[np.ndarray], tuple[float, np.ndarray, dict[str, float]]]
 
-KEPT_BYTES = 1 << 24  # of what projections read, up to which it is kept for the backward
+KEPT_BYTES = 1 << 24  # up to so many, what projections read is kept for the backward
 
 
 class LanguageModel(AdaptableModel[ConfigT, CacheT]):
@@ -78,7 +78,7 @@ class LanguageModel(AdaptableModel[ConfigT, CacheT]):
         T).
 
         With weights (B, T), or what broadcasts to it: Σ weights · (-log p), not divided by
-        anything, for instance by 1/n for n targets in several batches.
+        anything: weights of 1/n give the mean over the n targets of several batches.
         """
         logp = self.log_probs(ids, targets)
         weights = weights_array(weights, np.atleast_2d(np.asarray(targets)), logp.dtype)
@@ -266,8 +266,8 @@ class LanguageModel(AdaptableModel[ConfigT, CacheT]):
         """Have functions called in a pass. What they have seen or replaced stays as it is: nothing
         is added to in place or computed again."""
         known = self.hook_names
-        check_names("hooks", hooks, known)
-        check_names("backward_hooks", backward_hooks, known)
+        check_hooks("hooks", hooks, known)
+        check_hooks("backward_hooks", backward_hooks, known)
         ctx.hooks, ctx.grad_hooks = Hooks(hooks, ctx.batch), Hooks(backward_hooks, ctx.batch)
         ctx.in_place, ctx.keeps_inputs = False, True
         if backward_hooks:

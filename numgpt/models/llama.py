@@ -60,7 +60,7 @@ LLAMA3_SCALING = (
 @dataclasses.dataclass
 class LlamaConfig(Config):
     """The fields of a Hugging Face Llama config.json that change the numbers, with the same
-    defaults."""
+    defaults, but no special tokens, and two fields that relatives of Llama have."""
 
     layers_field = "num_hidden_layers"
     context_field = "max_position_embeddings"
@@ -275,8 +275,8 @@ class Block(BaseBlock):
         gate, up = hook.rows("mlp.hook_pre", gate), hook.rows("mlp.hook_pre_linear", up)
         y, swiglu = swiglu_forward(gate, up)
         y = hook.rows("mlp.hook_post", y)
-        y, down_proj = self.down_proj.forward(y, ctx.keep(y, _gated, swiglu), ctx.rng)
-        x = ctx.add(x, hook.rows("hook_mlp_out", y))  # (N, F) -> (N, C)
+        y, down_proj = self.down_proj.forward(y, ctx.keep(y, _gated, swiglu), ctx.rng)  # (N, C)
+        x = ctx.add(x, hook.rows("hook_mlp_out", y))
         x = hook.rows("hook_resid_post", x)
         return x, BlockCache(norm_1, qkv, heads, o_proj, norm_2, gate_up, swiglu, down_proj)
 
@@ -298,7 +298,7 @@ class Block(BaseBlock):
 
         dz = self.o_proj.backward(hook.rows("hook_attn_out", dx), cache.o_proj, g)
         dqkv = empty((len(dx), self.qkv.width), dx.dtype)
-        dq, dk, dv = self._split(dqkv, ctx)
+        dq, dk, dv = self._split(dqkv, ctx)  # views, to be filled
         attend_backward(dz, cache.heads, ctx, hook, out=(dq, dk, dv))
         for name, gradient in (("q", dq), ("k", dk)):
             turned = hook.heads(f"attn.hook_rot_{name}", gradient)

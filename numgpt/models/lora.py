@@ -19,6 +19,7 @@ from numgpt.models.checks import require_booleans, require_number, require_whole
 from numgpt.models.parameters import Gradients, Parameters, layout_of
 
 ALL_LINEAR = "all-linear"
+MOST_ALPHA = 1_000_000
 
 
 @dataclasses.dataclass
@@ -42,13 +43,18 @@ class LoRAConfig:
         """Raises ValueError naming the option that is invalid."""
         require_whole(self, "r")
         require_number(self, "lora_alpha")
+        if not self.lora_alpha <= MOST_ALPHA:
+            raise ValueError(
+                f"lora_alpha={shown(self.lora_alpha)}: expected up to {MOST_ALPHA:,}; 2 r is usual"
+            )
         require_number(self, "lora_dropout", least=0, below=1)
         require_booleans(self, "use_rslora")
         targets = self.target_modules
         listed = isinstance(targets, Sequence) and all(isinstance(name, str) for name in targets)
         if targets is not None and not (listed and targets):
             raise ValueError(
-                f"target_modules={shown(targets)}: expected names of projections, or {ALL_LINEAR!r}"
+                f"target_modules={shown(targets)}: expected a list of names, a regular"
+                f" expression, or {ALL_LINEAR!r}"
             )
 
     def chosen(self, projections: Iterable[str], usual: Sequence[str]) -> list[str]:
@@ -65,7 +71,12 @@ class LoRAConfig:
                 raise ValueError(
                     f"target_modules={shown(targets)} is no regular expression ({error})"
                 ) from None
-            missing = [] if found else [targets]
+            if not found:
+                raise ValueError(
+                    f"target_modules: the regular expression {shown(targets)} matches no whole"
+                    f" name, such as {projections[0]}; for last parts give a list: [{there[0]!r}]"
+                )
+            missing: list[str] = []
         else:
             found = [n for n in projections if any(_is_called(n, target) for target in targets)]
             missing = [t for t in targets if not any(_is_called(n, t) for n in projections)]

@@ -142,8 +142,8 @@ class Linear:
     def _with_sums(
         self, products: list[Product], g: Gradients
     ) -> list[tuple[Product, Accumulator, Accumulator]] | None:
-        """Each product with where the gradients of its weight and bias go; None where one's have no
-        common place."""
+        """Each product with where the gradients of its weight and bias go; None where the
+        gradients of one product's parameters don't lie together."""
         found = []
         for product in products:
             weight, bias = g.joined(product.weights), g.joined(product.biases)

@@ -25,7 +25,7 @@ FROM_NOTHING |= {"log_every": 100, "eval_every": 250, "sample_every": 500, "save
 FROM_A_MODEL = {"lr": 5e-5, "steps": 200, "warmup": 20, "batch_size": 4}
 FROM_A_MODEL |= {"log_every": 10, "eval_every": 50, "sample_every": 100, "save_every": 50}
 MOST_LENGTH = 1024  # tokens of an example, without --max-length
-MOST_EPOCHS = 1_000_000
+MOST_EPOCHS = MOST_ACCUMULATED = 1_000_000
 LORA_LR, FULL_LR, WARMUP = 1e-3, 2e-5, 0.03
 # What --help says of options whose default the data decides.
 TUNED: dict[str, Any] = {
@@ -97,6 +97,8 @@ class RunConfig:
             value, least = getattr(self, field.name), _LEAST.get(field.name)
             if least is not None and value is not None and not value >= least:
                 raise ValueError(f"{field.name}={shown(value)}: expected {least} or more")
+        if self.grad_accum > MOST_ACCUMULATED:
+            raise ValueError(f"grad_accum={self.grad_accum}: expected up to {MOST_ACCUMULATED:,}")
         if self.lr is not None and not self.lr > 0:
             raise ValueError(f"lr={self.lr}: expected a number above 0")
         if self.lr is not None and self.lowest_lr > self.lr:

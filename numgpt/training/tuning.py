@@ -1,6 +1,7 @@
 """Supervised tuning: examples of what to answer, learnt by an adapter or by the whole model.
 
-The loss is the mean of -log P(y | x) over the tokens of the answers y, given their prompts x.
+The loss is the mean of -log P(y_t | x, y_<t) over the tokens y_t of the answers y, x being what
+comes before an answer; a text alone is all answer.
 """
 
 from __future__ import annotations
@@ -90,7 +91,12 @@ def prepare(config: TuneConfig, out: Path, staged: Path) -> RunState:
 
 def _files(config: TuneConfig) -> tuple[list[str], list[str]]:
     """The files to train on, and those that are held out."""
-    held_out = [] if config.val_data is None else find_record_files(config.val_data)
+    held_out: list[str] = []
+    if config.val_data is not None:
+        try:
+            held_out = find_record_files(config.val_data)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"val_data={error}") from None
     return find_record_files(config.data), held_out
 
 
@@ -130,7 +136,7 @@ class _Shown:
         if self.left:
             self.left -= 1
             text = printable(marked(example, self.tokenizer))
-            tell(f"--- learnt is what stands between « and » ---\n{text}")
+            tell(f"--- trained on: the text between « and » ---\n{text}")
 
 
 class ExampleBatches:
@@ -146,11 +152,16 @@ class ExampleBatches:
         self.validates = len(self.examples.val) > 0
 
     def __str__(self) -> str:
-        tokens = f", {len(self.examples.val):,} held out" if self.validates else ""
-        return f"{len(self.examples.train):,} examples to train on{tokens}"
+        held_out = f", {len(self.examples.val):,} held out" if self.validates else ""
+        return f"{len(self.examples.train):,} examples to train on{held_out}"
 
     def _encode_again(self, out: Path) -> TokensFile:
-        files, held_out = _files(self.config)
+        try:
+            files, held_out = _files(self.config)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{out / TOKENS_FILE} is missing, and so are the data: {error}"
+            ) from None
         if STANDARD_INPUT in (*files, *held_out):
             raise ValueError(
                 f"{out / TOKENS_FILE} is missing, and the data came by standard input: put the"
@@ -176,13 +187,20 @@ class ExampleBatches:
         example = self.examples.example(int(numbers[turn % len(numbers)]))
         prompt = example.ids[: max(1, int(np.argmax(example.learnt)))]
         room = self.state.model.context_length - len(prompt)
-        ends = set(ChatTemplate(self.tokenizer).end_ids())
         ids = self.state.model.generate(
             prompt,
             max_new_tokens=max(1, min(SAMPLE_TOKENS, room)),
-            eos_token_id=sorted(ends),
+            eos_token_id=self._end_ids(),
             tokenizer=self.tokenizer,
             slide=True,
         )[0]
         answer = self.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
         return self.tokenizer.decode(prompt, skip_special_tokens=True)[-200:], answer
+
+    def _end_ids(self) -> list[int]:
+        """What ends an answer."""
+        try:
+            return ChatTemplate(self.tokenizer).end_ids()
+        except ValueError:  # a chat format that numgpt does not know: these are no conversations
+            end = self.tokenizer.eos_token_id
+            return [] if end is None else [end]

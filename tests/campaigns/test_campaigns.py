@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import functools
+import json
 import os
 import shutil
 
@@ -11,7 +14,7 @@ from campaigns.damage import campaign
 from campaigns.kills import kill_at, kill_everywhere
 
 from numgpt import GPT, CharTokenizer, GPTConfig, Tokenizer, formats, load
-from numgpt.training import TrainConfig, Trainer
+from numgpt.training import TrainConfig, Trainer, TuneConfig
 from numgpt.training.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs fork and alarms")
@@ -37,23 +40,50 @@ def options(text, **others) -> TrainConfig:
     return TrainConfig(**sizes | rhythm | more | others)
 
 
+def tuning_options(text, lora_r, **others) -> TuneConfig:
+    """Of a tiny model, which is made beside the text, as are its examples."""
+    base, data = text.parent / "base", text.parent / "answers.jsonl"
+    if not base.exists():
+        tokenizer = CharTokenizer.train([TEXT])
+        sizes = {"n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 16}
+        GPT(GPTConfig(**sizes, vocab_size=tokenizer.vocab_size)).save_pretrained(base)
+        tokenizer.save_pretrained(base)
+        lines = [{"prompt": "the ", "completion": word} for word in ("dog", "fox", "lazy dog")]
+        data.write_text("".join(json.dumps(line) + "\n" for line in lines * 3))
+    rhythm = {"steps": 4, "sample_every": 0, "save_every": 2, "eval_every": 1, "batch_size": 2}
+    more = {"model": str(base), "data": str(data), "val_fraction": 0.3, "grad_accum": 2}
+    drops = {"lora_dropout": 0.1} if lora_r else {"dropout": 0.1}
+    return TuneConfig(lora_r=lora_r, **rhythm | more | drops | others)
+
+
+KINDS = {
+    "text": options,
+    "adapter": functools.partial(tuning_options, lora_r=2),
+    "whole model": functools.partial(tuning_options, lora_r=0),
+}
 EVERY_POINT = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    ("overwrites", "step"),
+    ("kind", "overwrites", "step"),
     [
-        *((False, 5), (True, 11)),
-        *(pytest.param(overwrites, 1, marks=EVERY_POINT) for overwrites in (False, True)),
+        *(("text", False, 5), ("text", True, 11)),
+        *(("adapter", False, 13), ("adapter", True, 29), ("whole model", False, 23)),
+        *(
+            pytest.param(kind, overwrites, 1, marks=EVERY_POINT)
+            for kind in KINDS
+            for overwrites in (False, True)
+        ),
     ],
 )
 def test_a_run_killed_anywhere_is_resumed_or_begun_again(
-    text, tmp_path, capsys, monkeypatch, overwrites, step
+    text, tmp_path, capsys, monkeypatch, kind, overwrites, step
 ):
     monkeypatch.setattr("numgpt.training.log.can_plot", lambda: False)
+    options = KINDS[kind]
     out, whole = tmp_path / "run", tmp_path / "whole"
     Trainer.start(options(text), whole).run()
-    expected = load_checkpoint(whole).model.parameters.flat
+    expected = weights(load_checkpoint(whole).model)
 
     def prepare():
         shutil.rmtree(out, ignore_errors=True)
@@ -74,11 +104,41 @@ def test_a_run_killed_anywhere_is_resumed_or_begun_again(
                 load(out)
             trainer = Trainer.start(options(text), out, overwrite=overwrites)
         trainer.run()
-        np.testing.assert_array_equal(trainer.model.parameters.flat, expected)
+        np.testing.assert_array_equal(weights(trainer.model), expected)
         assert not [name for name in os.listdir(out) if name.startswith(".")]
         load(out)
 
     assert kill_everywhere(prepare, work, check, step=step) > 30
+
+
+def weights(model) -> np.ndarray:
+    return np.concatenate([array.ravel() for array in model.all_parameters.values()])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_full_disk_keeps_the_checkpoint_before(text, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("numgpt.training.log.can_plot", lambda: False)
+    out, options = tmp_path / "run", KINDS[kind]
+    trainer = Trainer.start(options(text), out)
+    sync = os.fsync
+
+    def full(descriptor):
+        if trainer.optimizer.steps > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=r"No space left on device.*run"):
+            trainer.run()
+    assert not list(out.glob(".*tmp"))
+    resumed = Trainer.resume(out)
+    assert resumed.optimizer.steps == 2
+    resumed.run()
+    Trainer.start(options(text), tmp_path / "whole").run()
+    expected = weights(load_checkpoint(tmp_path / "whole").model)
+    np.testing.assert_array_equal(weights(resumed.model), expected)
+    load(out)
 
 
 @pytest.mark.parametrize("kind", ["bpe", "char"])

@@ -8,7 +8,7 @@ import pytest
 import numgpt
 from numgpt.data.example_set import ExampleSet, encode_examples
 from numgpt.data.examples import Example, ExampleEncoder, fit, marked
-from numgpt.data.records import COMPLETION, MESSAGES, PREFERENCE, TEXT, Record
+from numgpt.data.records import COMPLETION, MESSAGES, PREFERENCE, PROMPT, TEXT, Record
 from numgpt.tokenizer import Tokenizer
 from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES
 
@@ -124,6 +124,7 @@ def test_prompt_and_completion(plain):
         (record(messages=asks("Hi")), "nothing in it is to be learnt"),
         (record(messages=asks("Hi", "  ")), "an answer of the assistant is empty"),
         (record(COMPLETION, prompt=asks("a"), completion=asks("b")), "no message of the assistant"),
+        (record(PROMPT, prompt="a"), "a prompt alone: the answer's key is 'completion'"),
         (record(PREFERENCE, chosen="a", rejected="b"), "supervised tuning learns from text"),
         (record(messages=[*asks("Hi", "Ho"), {"role": "system", "content": "x"}]), "speaks first"),
     ],
@@ -247,7 +248,9 @@ def test_what_is_too_long_is_counted(plain, tmp_path):
     assert (counts.trained, counts.dropped) == (2, 1)
     assert "1 left out, too long even without a prompt" in str(counts)
     assert len(examples.train) == 2
-    with pytest.raises(ValueError, match="no examples to train on: all 1 are longer than max_len"):
+    with pytest.raises(
+        ValueError, match="no examples to train on: the answers of all 1 are too long for max_len"
+    ):
         example_set(plain, tmp_path, [50], most=10)
     with pytest.raises(ValueError, match="no examples to train on: 1 are held out"):
         example_set(plain, tmp_path, [1], held_out=[0])

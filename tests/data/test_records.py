@@ -100,13 +100,13 @@ WRONG = {
     b'{"question": "?"}': r"line 2 has the keys \['question'\]: expected text; prompt and",
     b'{"completion": "4"}': "line 2 lacks 'prompt', which goes with prompt and completion",
     b'{"chosen": "4"}': "line 2 lacks 'rejected'",
-    b'{"text": 4}': "line 2: text is 4, expected a text",
+    b'{"text": 4}': "line 2: text is 4, expected a string",
     b'{"text": null}': "line 2: text is None",
     b'{"messages": "Hi"}': "line 2: messages is 'Hi', expected a list of messages",
     b'{"messages": []}': "line 2: messages is an empty list",
     b'{"messages": [{"role": "bot", "content": ""}]}': "line 2: messages holds .*expected messages",
     b'{"messages": [{"role": "user"}]}': "line 2: a message in messages has no text",
-    b'{"prompt": 1, "completion": "4"}': "line 2: prompt is 1, expected a text or messages",
+    b'{"prompt": 1, "completion": "4"}': "line 2: prompt is 1, expected a string or messages",
     b'{"prompt": "1"}': "line 2 has prompt and answer fields, the lines before it text",
 }
 

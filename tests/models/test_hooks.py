@@ -265,6 +265,10 @@ def test_wrong_hooks_are_told(kind):
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match=rf"^{kind}: no hook is named 'blocks.1.hook_z'.*attn"):
         gradients_of(model, **{kind: {"blocks.1.hook_z": lambda x: None}})
+    with pytest.raises(TypeError, match=f"{kind} are 5: expected functions by name"):
+        gradients_of(model, **{kind: 5})
+    with pytest.raises(TypeError, match=f"{kind}: under hook_embed is 5: expected a function"):
+        gradients_of(model, **{kind: {"hook_embed": 5}})
 
 
 def test_what_is_seen_is_not_written_to():

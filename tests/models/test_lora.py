@@ -176,6 +176,16 @@ def test_copies_have_their_own_adapter(copied):
     np.testing.assert_array_equal(model(ids), before)
 
 
+def test_other_weights_under_an_adapter_stay_frozen():
+    model, other = small_model("default"), small_model("default")
+    model.add_adapter()
+    model.parameters = other.parameters
+    assert model.trained == model.adapter.parameters.layout
+    model.merge_adapter()
+    with pytest.raises(ValueError, match="unmerge_adapter first"):
+        model.parameters = other.parameters
+
+
 def test_parts_of_base_and_adapter_train_together():
     model = adapted("default")
     model.unfreeze("ln_f.*")
@@ -212,9 +222,12 @@ def test_first_weights_and_scale():
         ({"r": 17}, r"r=17 is larger than h.0.attn.c_attn, 16 x 48: lower it"),
         ({"target_modules": ["q_proj"]}, "'q_proj' is none of the model's.*c_attn, c_fc, c_proj"),
         ({"target_modules": ["c_attn", "lm_head"]}, "'lm_head' is none of the model's projections"),
-        ({"target_modules": "h.9.*"}, r"'h.9.\*' is none of"),
+        (
+            {"target_modules": "h.9.*"},
+            r"expression 'h.9.\*' matches no whole name, such as h.0.attn.c_attn; for last",
+        ),
         ({"target_modules": "("}, "no regular expression"),
-        ({"target_modules": []}, "expected names of projections"),
+        ({"target_modules": []}, "expected a list of names"),
         ({"lora_dropout": 1.0}, "lora_dropout=1.0"),
         ({"lora_alpha": 0}, "lora_alpha=0"),
     ],

@@ -308,6 +308,9 @@ def test_data_that_have_changed_leave_no_tokens(data, tmp_path):
     with pytest.raises(ValueError, match="the data make other tokens than the run began with"):
         Trainer.resume(tmp_path / "run", {"steps": 2})
     assert not tokens.exists()
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"tokens.bin is missing, and so are the data: "):
+        Trainer.resume(tmp_path / "run", {"steps": 2})
 
 
 def test_options_that_cannot_change(data, tmp_path):
@@ -320,18 +323,21 @@ def test_options_that_cannot_change(data, tmp_path):
 
 WRONG = {
     (): "give --model",
-    ("--lora-targets=",): "--lora-targets []: expected names of projections",
+    ("--lora-targets=",): "--lora-targets []: expected a list of names",
     ("--epochs=1e308",): "--epochs 1e+308: expected a number above 0, up to 1,000,000",
     ("--val-fraction=0.9999",): "no examples to train on: 12 are held out",
     ("--lora-r=-1",): "--lora-r -1: expected 0 or more",
     ("--lora-r=100000",): "--lora-r 100000 is larger than",
     ("--lora-targets=q_proj",): "'q_proj' is none of the model's projections: c_attn, c_fc, c_proj",
     ("--lora-dropout=1",): "--lora-dropout 1.0",
+    ("--lora-alpha=1e300",): "--lora-alpha 1e+300: expected up to 1,000,000",
+    ("--val-data=nope",): "--val-data 'nope': no such file",
+    ("--grad-accum=1000000001",): "--grad-accum 1000000001: expected up to 1,000,000",
     ("--lora-r=0", "--lora-alpha=2"): "cannot be combined with --lora-r 0",
     ("--epochs=0",): "--epochs 0.0: expected a number above 0",
     ("--val-fraction=1",): "--val-fraction 1.0",
     ("--max-length=100000",): "--max-length 100000 is more than the model's --n-positions",
-    ("--max-length=3",): "no examples to train on: all 12 are longer",
+    ("--max-length=3",): "no examples to train on: the answers of all 12 are too long",
     ("--chat-format=x",): "--chat-format 'x': expected chatml or plain",
     ("--lr=0",): "--lr 0.0: expected a number above 0",
 }
@@ -376,3 +382,16 @@ def test_what_is_shown_does_nothing_to_a_terminal(call, tmp_path):
     assert "red" in err
     assert "\x1b" not in err
     assert "\x07" not in err
+
+
+def test_texts_need_no_chat_format(data, tmp_path):
+    model, tokenizer = numgpt.load("shakespeare")
+    tokenizer.chat_template = "{{ a format of somebody's own }}"
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    lines = tmp_path / "lines.jsonl"
+    lines.write_text('{"prompt": "To be", "completion": " or not"}\n' * 4)
+    base = {"model": str(tmp_path / "base"), "sample_every": 1, "steps": 1}
+    start(str(lines), tmp_path / "run", **base).run()
+    with pytest.raises(ValueError, match=r"line 1: .*, or tune with chat_format=chatml"):
+        start(data, tmp_path / "talks", **base)
