@@ -7,7 +7,7 @@ of unequal lengths, some that join later and some that leave are all the same th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -91,7 +91,7 @@ class KVCache:
             array[:, target, :, :length] = array[:, source, :, :length]
 
 
-class KVView(NamedTuple):
+class KVView:
     """What one pass reads and fills: neighbouring slots of a cache, with counts (B,) of new tokens.
 
     A pass takes either several tokens of sequences that are equally long so far, padded on the
@@ -99,14 +99,18 @@ class KVView(NamedTuple):
     them is a view: indexing by a list would give a copy.)
     """
 
-    cache: KVCache
-    slots: slice
-    counts: np.ndarray  # (B,)
+    def __init__(self, cache: KVCache, slots: slice, counts: np.ndarray):
+        self.cache = cache
+        self.slots = slots
+        self.counts = counts
+        self.lengths = cache.lengths[slots]  # (B,): the positions that were filled before
+        self._measure()
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """(B,): the positions that were filled before."""
-        return self.cache.lengths[self.slots]
+    def _measure(self) -> None:
+        """What is the same for all layers."""
+        self.longest = int(self.lengths.max())
+        self.equal = bool((self.lengths == self.longest).all())
+        self.full = self.equal and bool((self.counts == self.counts[0]).all())  # without padding
 
     def append(
         self, layer: int, k: np.ndarray, v: np.ndarray
@@ -114,8 +118,7 @@ class KVView(NamedTuple):
         """Take in a layer's new k, v (B, K, T, D) -> all so far, (B, K, S, D), as views, and where
         they are filled, (B, S); None where they are everywhere."""
         batch, _, time, _ = k.shape
-        lengths, capacity = self.lengths, self.cache.keys.shape[3]
-        longest = int(lengths.max())
+        lengths, longest, capacity = self.lengths, self.longest, self.cache.keys.shape[3]
         stop = longest + time
         if stop > capacity or batch != len(lengths):
             raise ValueError(
@@ -124,7 +127,7 @@ class KVView(NamedTuple):
             )
         keys = self.cache.keys[layer, self.slots, :, :stop]
         values = self.cache.values[layer, self.slots, :, :stop]
-        if (lengths == longest).all():
+        if self.equal:
             keys[:, :, longest:], values[:, :, longest:] = k, v
         elif time == 1:
             rows = np.arange(batch)
@@ -134,10 +137,11 @@ class KVView(NamedTuple):
                 f"{time} tokens after sequences of lengths {lengths.tolist()}: several tokens at"
                 " once need equal lengths"
             )
-        ends = lengths + self.counts
-        mask = None if (ends == stop).all() else np.arange(stop) < ends[:, None]
-        return keys, values, mask
+        if self.full and time == self.counts[0]:
+            return keys, values, None
+        return keys, values, np.arange(stop) < (lengths + self.counts)[:, None]
 
     def advance(self) -> None:
         """Called once all layers have appended their part for these tokens."""
-        self.cache.lengths[self.slots] += self.counts
+        self.lengths += self.counts
+        self._measure()
