@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import json
 import secrets
 import sys
 import time
 from typing import Any
+
+import numpy as np
 
 from numgpt.cli.common import (
     add_command,
     add_model,
     add_sampling,
     add_threads,
+    number,
     sampling_options,
     text_argument,
     whole,
 )
 from numgpt.formats import load
-from numgpt.generation import generate_each
+from numgpt.generation import GenerateOutput, generate, generate_each
+from numgpt.layers.softmax import log_softmax
 from numgpt.messages import printable, shown, tell
-from numgpt.tokenizer import StreamDecoder
+from numgpt.tokenizer import BaseTokenizer, StreamDecoder
 
 NEW_TOKENS = 200
+TOP_LOGPROBS, MOST_TOP_LOGPROBS = 5, 1000
 
 
 def register(subparsers: Any) -> None:
@@ -71,6 +77,39 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--ban", action="append", default=[], metavar="TEXT", help="never write this; repeatable"
     )
+    parser.add_argument(
+        "--no-repeat-ngram-size",
+        type=whole,
+        default=0,
+        metavar="N",
+        help="no N tokens in a row occur twice",
+    )
+    parser.add_argument(
+        "--num-beams",
+        type=whole,
+        default=1,
+        metavar="N",
+        help="search for the most probable text with N beams, in place of sampling",
+    )
+    parser.add_argument(
+        "--length-penalty",
+        type=number,
+        default=1.0,
+        metavar="X",
+        help="of beams: above 1 favours longer texts (default 1)",
+    )
+    parser.add_argument(
+        "--logprobs",
+        action="store_true",
+        help="write JSON lines: a text each, with the log-probability of every token",
+    )
+    parser.add_argument(
+        "--top-logprobs",
+        type=whole,
+        default=TOP_LOGPROBS,
+        metavar="N",
+        help=f"beside each token the N likeliest (default {TOP_LOGPROBS})",
+    )
     add_threads(parser)
 
 
@@ -99,9 +138,24 @@ def run(options: argparse.Namespace) -> None:
         "tokenizer": tokenizer,
         "seed": seed,
         "slide": options.slide,
+        "no_repeat_ngram_size": options.no_repeat_ngram_size,
     }
-    began = time.perf_counter()
-    if options.num_return_sequences == 1:
+    if options.num_beams > 1:
+        request |= {"num_beams": options.num_beams, "length_penalty": options.length_penalty}
+        request |= {"do_sample": False, "slide": False}
+    began, count = time.perf_counter(), options.num_return_sequences
+    if options.logprobs:
+        found = generate(
+            model,
+            ids,
+            num_return_sequences=count,
+            return_dict_in_generate=True,
+            output_logits=True,
+            **request,
+        )
+        made, longest = int(found.lengths.sum()), len(ids) + int(found.lengths.max())
+        _write_logprobs(found, prompt, len(ids), tokenizer, options.top_logprobs)
+    elif count == 1 and options.num_beams == 1:
         decoder = StreamDecoder(tokenizer, skip_special_tokens=True)
         tokens = model.stream(ids, **request)  # checks everything, before any text appears
         _write(prompt)
@@ -111,15 +165,14 @@ def run(options: argparse.Namespace) -> None:
         _write(decoder.finish() + "\n")
         longest = len(ids) + made
     else:
-        count = options.num_return_sequences
         sequences = generate_each(model, ids, num_return_sequences=count, **request)
         made = sum(len(sequence) - len(ids) for sequence in sequences)
         longest = max(map(len, sequences))
-        for number, sequence in enumerate(sequences, start=1):
+        for index, sequence in enumerate(sequences, start=1):
             text = tokenizer.decode(sequence, skip_special_tokens=True)
-            _write(f"=== {number} of {count} ===\n{text}\n\n")
+            _write(text + "\n" if count == 1 else f"=== {index} of {count} ===\n{text}\n\n")
     seconds = time.perf_counter() - began
-    sampled = "" if options.greedy else f", seed {seed}"
+    sampled = "" if options.greedy or options.num_beams > 1 else f", seed {seed}"
     tell(f"{made} tokens in {seconds:.2f} s, {made / seconds:.1f} tokens/s{sampled}")
     if options.slide and longest > model.context_length:
         tell(
@@ -130,7 +183,13 @@ def run(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     """What the library would refuse in the names of its arguments, in those of the flags."""
-    if options.greedy and options.num_return_sequences > 1:
+    if options.num_beams > 1 and options.logprobs:
+        raise ValueError("--logprobs cannot be combined with --num-beams: leave one of them out")
+    if not 0 <= options.top_logprobs <= MOST_TOP_LOGPROBS:
+        raise ValueError(
+            f"--top-logprobs {options.top_logprobs}: expected 0 to {MOST_TOP_LOGPROBS}"
+        )
+    if options.greedy and options.num_return_sequences > options.num_beams:
         raise ValueError(
             "--greedy writes the same text every time: leave --num-return-sequences out"
         )
@@ -138,6 +197,26 @@ def _check(options: argparse.Namespace) -> None:
         for text in texts:
             if not text or (not text.isprintable() and not _is_unicode(text)):
                 raise ValueError(f"{flag} {shown(text)}: give a text in UTF-8 that is not empty")
+
+
+def _write_logprobs(
+    found: GenerateOutput, prompt: str, length: int, tokenizer: BaseTokenizer, top: int
+) -> None:
+    """A line of JSON for each text, with the model's own log-probabilities (before temperature and
+    all else that changes them)."""
+    assert found.logits is not None  # asked for
+    logps = [log_softmax(step) for step in found.logits]
+
+    def told(id: int, logp: np.ndarray) -> dict[str, Any]:
+        return {"id": id, "token": tokenizer.decode([id]), "logprob": round(float(logp[id]), 6)}
+
+    for row, (sequence, made) in enumerate(zip(found.sequences, found.lengths, strict=True)):
+        ids, tokens = sequence[length : length + made], []
+        for id, step in zip(ids.tolist(), logps, strict=False):
+            likeliest = np.argsort(-step[row], kind="stable")[:top].tolist()
+            tokens.append(told(id, step[row]) | {"top": [told(i, step[row]) for i in likeliest]})
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        print(json.dumps({"prompt": prompt, "text": text, "tokens": tokens}), flush=True)
 
 
 def _is_unicode(text: str) -> bool:

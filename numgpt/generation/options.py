@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,10 @@ import numpy as np
 from numgpt.messages import shown
 from numgpt.tokenizer import BaseTokenizer
 
+LogitsProcessor = Callable[[np.ndarray, np.ndarray], np.ndarray]  # ids, logits -> logits
 DEFAULT_NEW_TOKENS = 20
 LONGEST = (1 << 31) - 1  # tokens
+MOST_BEAMS = 1000
 # What people call options that have other names here.
 OTHER_NAMES = {
     "max_tokens": "max_new_tokens",
@@ -33,15 +35,15 @@ OTHER_NAMES = {
 }
 # transformers' options that are not here.
 NOT_SUPPORTED = frozenset(  # (a string, as it would fill sixty lines as a list)
-    "early_stopping max_time num_beams use_cache cache_implementation top_h typical_p"  # noqa: SIM905
-    " epsilon_cutoff eta_cutoff encoder_repetition_penalty length_penalty no_repeat_ngram_size"
+    "max_time use_cache cache_implementation top_h typical_p"  # noqa: SIM905
+    " epsilon_cutoff eta_cutoff encoder_repetition_penalty"
     " renormalize_logits forced_bos_token_id forced_eos_token_id remove_invalid_values"
     " exponential_decay_length_penalty suppress_tokens begin_suppress_tokens sequence_bias"
     " token_healing guidance_scale watermarking_config output_attentions output_hidden_states"
-    " output_scores output_logits return_dict_in_generate encoder_no_repeat_ngram_size"
+    " encoder_no_repeat_ngram_size"
     " num_beam_groups diversity_penalty penalty_alpha prompt_lookup_num_tokens dola_layers"
     " constraints force_words_ids past_key_values position_ids inputs_embeds generation_config"
-    " logits_processor stopping_criteria prefix_allowed_tokens_fn synced_gpus assistant_model"
+    " stopping_criteria prefix_allowed_tokens_fn synced_gpus assistant_model"
     " streamer negative_prompt_ids custom_generate".split()
 )
 
@@ -64,7 +66,14 @@ class GenerationOptions:
         None  # only tokens at least this probable, relative to the most likely one
     )
     repetition_penalty: float = 1.0  # above 1: tokens that are there already become less likely
+    no_repeat_ngram_size: int = 0  # no n-gram of this size occurs twice; 0: any may
     bad_words_ids: Sequence[Sequence[int]] = ()  # token sequences that must not occur
+    # Functions of ids (n, T) and logits (n, V) that return other logits, called in this order after
+    # the processors above, and before temperature and all that samples.
+    logits_processor: Sequence[LogitsProcessor] = ()
+    num_beams: int = 1  # above 1: beam search
+    length_penalty: float = 1.0  # beams are compared by log P / length ** length_penalty
+    early_stopping: bool | str = False  # when a beam search ends: True, False or "never"
     num_return_sequences: int = 1
     eos_token_id: int | Sequence[int] | None = None  # ends a sequence; None: the model's own
     pad_token_id: int | None = (
@@ -75,6 +84,9 @@ class GenerationOptions:
     ) = ()  # end a sequence once its text contains one; needs `tokenizer`
     tokenizer: BaseTokenizer | None = None  # where given, only ids that it knows are chosen
     seed: int | None = None  # of the sampling; None: different every time
+    return_dict_in_generate: bool = False  # a GenerateOutput, which may have as well
+    output_scores: bool = False  # the processed logits of each step
+    output_logits: bool = False  # the model's own
     # numgpt's own: when the model's context is full, go on from its newer half; False: end there
     slide: bool = False
 
@@ -109,12 +121,12 @@ class GenerationOptions:
             value = getattr(self, name)
             possible = value is None or (_whole(value) and 1 <= value <= LONGEST)
             require(possible, name, f"a whole number from 1 to {LONGEST}")
-        for name in ("min_length", "min_new_tokens", "top_k"):
+        for name in ("min_length", "min_new_tokens", "top_k", "no_repeat_ngram_size"):
             value = getattr(self, name)
             if name == "top_k" and value is None:
                 continue
             require(_whole(value) and value >= 0, name, "a whole number from 0 up")
-        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty", "length_penalty"):
             value = getattr(self, name)
             optional = name in ("top_p", "min_p") and value is None
             require(optional or isinstance(value, numbers.Real), name, "a number")
@@ -136,6 +148,8 @@ class GenerationOptions:
         value = self.num_return_sequences
         possible = _whole(value) and 1 <= value <= LONGEST
         require(possible, "num_return_sequences", f"a whole number from 1 to {LONGEST}")
+        self._validate_beams(require)
+        self._validate_outputs(require)
         expected = f"non-empty sequences of token ids below {vocab_size}"
         require(_is_list(self.bad_words_ids), "bad_words_ids", expected)
         for word in self.bad_words_ids:
@@ -152,6 +166,30 @@ class GenerationOptions:
         require(texts, "stop_strings", "texts that are not empty")
         if self.stop_strings and self.tokenizer is None:
             raise ValueError("stop_strings are compared with text: pass tokenizer=... as well")
+
+    def _validate_beams(self, require: Callable[[bool, str, str], None]) -> None:
+        possible = _whole(self.num_beams) and 1 <= self.num_beams <= MOST_BEAMS
+        require(possible, "num_beams", f"a whole number from 1 to {MOST_BEAMS}")
+        require(abs(self.length_penalty) < 100, "length_penalty", "a number between -100 and 100")
+        known = isinstance(self.early_stopping, bool) or self.early_stopping == "never"
+        require(known, "early_stopping", 'True, False or "never"')
+        if self.num_beams == 1:
+            return
+        if self.num_return_sequences > self.num_beams:
+            raise ValueError(
+                f"num_return_sequences={self.num_return_sequences} is more than"
+                f" num_beams={self.num_beams}: beam search finds no more than that"
+            )
+        for name in ("do_sample", "slide", "output_scores", "output_logits"):
+            if getattr(self, name):
+                raise ValueError(f"{name}=True cannot be combined with num_beams={self.num_beams}")
+
+    def _validate_outputs(self, require: Callable[[bool, str, str], None]) -> None:
+        listed = _is_list(self.logits_processor) and all(map(callable, self.logits_processor))
+        require(listed, "logits_processor", "a list of functions of ids and logits")
+        for name in ("output_scores", "output_logits"):
+            if getattr(self, name) and not self.return_dict_in_generate:
+                raise ValueError(f"{name}=True goes with return_dict_in_generate=True")
 
 
 def _whole(value: object) -> bool:

@@ -1,8 +1,9 @@
 """Logits processors: between the model's logits and the choice of a token.
 
 They come in the order, and with the meanings, that transformers has: first what applies to every
-choice (repetition penalty, banned words, minimum length), then what shapes the distribution to
-sample from (temperature, top-k, top-p, min-p). A token that must not be chosen has the logit -∞.
+choice (repetition penalty, repeated n-grams, banned words, minimum length, the caller's own), then
+what shapes the distribution to sample from (temperature, top-k, top-p, min-p). A token that must
+not be chosen has the logit -∞.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from collections.abc import Collection
 
 import numpy as np
 
-from numgpt.generation.options import GenerationOptions
+from numgpt.generation.options import GenerationOptions, LogitsProcessor
 from numgpt.layers import softmax_forward
+from numgpt.messages import shown
 
 GROUP = 64  # logits in a group of kth_largest
 
@@ -23,14 +25,18 @@ def process_logits(
     options: GenerationOptions,
     eos_token_ids: Collection[int] = (),
     prompt_length: int = 0,
+    pad_token_id: int = 0,
 ) -> np.ndarray:
     """logits (n, V) of the next token after ids (n, T) -> processed logits (n, V), a new array.
 
-    Padding among the ids is -1: it counts as no token that has occurred.
+    Padding among the ids is -1: it counts as no token that has occurred. The caller's own
+    processors see pad_token_id there.
     """
     logits = logits.copy()
     if options.repetition_penalty != 1.0:
         repetition_penalty(logits, ids, options.repetition_penalty)
+    if options.no_repeat_ngram_size:
+        ban_repeats(logits, ids, options.no_repeat_ngram_size)
     if options.bad_words_ids:
         ban_words(logits, ids, options.bad_words_ids, eos_token_ids)
     shortest = max(options.min_length, prompt_length + options.min_new_tokens)
@@ -38,11 +44,18 @@ def process_logits(
         logits[:, list(eos_token_ids)] = -np.inf
     if options.tokenizer is not None:  # a model's vocabulary may be padded to a round size
         logits[:, options.tokenizer.vocab_size :] = -np.inf
+    for processor in options.logits_processor:
+        logits = _called(processor, np.where(ids < 0, pad_token_id, ids), logits)
     highest = logits.max(axis=1, keepdims=True)
     if np.isnan(highest).any():
-        raise ValueError("the model's logits are not numbers: its weights are damaged")
+        whose = "its weights are damaged"
+        whose += ", or a logits_processor is wrong" if options.logits_processor else ""
+        raise ValueError(f"the model's logits are not numbers: {whose}")
     if np.isneginf(highest).any():
-        raise ValueError("bad_words_ids forbid every token that could come next: ban fewer")
+        raise ValueError(
+            "every token that could come next is forbidden: ban fewer (bad_words_ids,"
+            " no_repeat_ngram_size, logits_processor)"
+        )
     if options.do_sample:
         if options.temperature != 1.0:
             logits -= highest  # changes no probability; what overflows below is -∞, as it should be
@@ -68,6 +81,28 @@ def repetition_penalty(logits: np.ndarray, ids: np.ndarray, penalty: float) -> N
     largest = np.finfo(logits.dtype).max
     changed = np.where(np.isneginf(seen), seen, np.clip(changed, -largest, largest))
     np.put_along_axis(logits, ids, changed.astype(logits.dtype), axis=1)
+
+
+def ban_repeats(logits: np.ndarray, ids: np.ndarray, size: int) -> None:
+    """Forbid what would complete an n-gram of this size that has occurred (Paulus et al. 2017,
+    arXiv:1705.04304, section 2.5: for trigrams)."""
+    for row, seen in zip(logits, ids, strict=True):
+        seen = seen[seen >= 0]
+        if len(seen) >= size:
+            grams = np.lib.stride_tricks.sliding_window_view(seen, size)
+            same = (grams[:, :-1] == seen[len(seen) - size + 1 :]).all(axis=1)
+            row[grams[same, -1]] = -np.inf
+
+
+def _called(processor: LogitsProcessor, ids: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """processor(ids, logits).  Raises ValueError for a result that is no logits."""
+    result = processor(ids, logits)
+    if not isinstance(result, np.ndarray) or result.shape != logits.shape:
+        shape = result.shape if isinstance(result, np.ndarray) else shown(result)
+        raise ValueError(
+            f"a logits_processor returned {shape}: expected an array of shape {logits.shape}"
+        )
+    return result.astype(logits.dtype, copy=False)
 
 
 def ban_words(

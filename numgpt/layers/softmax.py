@@ -39,6 +39,12 @@ def sum_along(z: np.ndarray, axis: int) -> np.ndarray:
     return np.ones((1, z.shape[-2]), z.dtype) @ z
 
 
+def log_softmax(z: np.ndarray) -> np.ndarray:
+    """log p_i = z_i - M - log Z along the last axis.  z (…, V) -> (…, V)."""
+    _, highest, total = exponentials(z.copy())
+    return z - highest - np.log(total)
+
+
 def softmax_forward(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """z (…, V) -> p (…, V), cache.
 

@@ -7,6 +7,7 @@ of unequal lengths, some that join later and some that leave are all the same th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -73,15 +74,17 @@ class KVCache:
         """A cache that holds each sequence `times` times: one prompt, several continuations."""
         if times == 1:
             return self
+        return self.selected(np.repeat(np.arange(len(self.lengths)), times).tolist())
+
+    def selected(self, slots: Sequence[int]) -> KVCache:
+        """A cache of the sequences in these slots, in this order; one may stand there twice."""
         copy = KVCache.__new__(KVCache)
-        layers, slots, *rest = self.keys.shape
-        filled = slice(0, self.length)
-        copy.lengths = np.repeat(self.lengths, times)
-        copy.keys = np.zeros((layers, slots * times, *rest), self.keys.dtype)
-        copy.values = np.zeros((layers, slots * times, *rest), self.keys.dtype)
+        copy.lengths, filled = self.lengths[slots], slice(0, self.length)
+        layers, _, *rest = self.keys.shape
+        shape = (layers, len(slots), *rest)
+        copy.keys, copy.values = (np.zeros(shape, self.keys.dtype) for _ in range(2))
         for source, target in ((self.keys, copy.keys), (self.values, copy.values)):
-            for number in range(times):
-                target[:, number::times, :, filled] = source[:, :, :, filled]
+            target[:, :, :, filled] = source[:, slots, :, filled]
         return copy
 
     def move(self, source: int, target: int) -> None:

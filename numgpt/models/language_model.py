@@ -7,7 +7,8 @@ they import them when called, so that a model by itself stays a matter of layers
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -19,15 +20,17 @@ from numgpt.layers import (
     linear_log_probs_forward,
 )
 from numgpt.layers.cross_entropy import LogProbsCache
-from numgpt.models.adapters import AdaptableModel
 from numgpt.models.base import CacheT, ConfigT
 from numgpt.models.context import Context
 from numgpt.models.data_parallel import Part, cut_batch, over_parts, with_gradients
-from numgpt.models.hooks import Hook, Hooks, NamesFilter, check_hooks, chosen_names
-from numgpt.models.inputs import Ids, ids_array, targets_array, weights_array
+from numgpt.models.hooks import Hook
+from numgpt.models.inputs import Ids, targets_array, weights_array
 from numgpt.models.lora import Adapter
+from numgpt.models.observed import ObservedModel
 from numgpt.models.parameters import Gradients
-from numgpt.runtime import matmul
+
+if TYPE_CHECKING:
+    from numgpt.generation import GenerateOutput, Score
 
 # logp (B, T) -> loss, dlogp (B, T), metrics
 Objective = Callable[[np.ndarray], tuple[float, np.ndarray, dict[str, float]]]
@@ -35,7 +38,7 @@ Objective = Callable[[np.ndarray], tuple[float, np.ndarray, dict[str, float]]]
 KEPT_BYTES = 1 << 24  # up to so many, what projections read is kept for the backward
 
 
-class LanguageModel(AdaptableModel[ConfigT, CacheT]):
+class LanguageModel(ObservedModel[ConfigT, CacheT]):
     """Token ids in, logits over the next token out."""
 
     # --- logits, log-probabilities, loss, gradients ---
@@ -45,15 +48,6 @@ class LanguageModel(AdaptableModel[ConfigT, CacheT]):
         ids = self.check_ids(ids)
         hidden, _ = self.forward(ids, Context(len(ids)))
         return self.logits(hidden).reshape(*ids.shape, -1)
-
-    def check_ids(self, ids: Ids, any_length: bool = False) -> np.ndarray:
-        """ids as (B, T) int64.  Raises ValueError for an empty, ragged, out-of-range or, without
-        any_length, too long input."""
-        return ids_array(ids, self.config, any_length)
-
-    def logits(self, hidden: np.ndarray) -> np.ndarray:
-        """hidden (N, C) -> (N, V)."""
-        return matmul(hidden, self.parameters[self.unembedding].T)
 
     def log_probs(self, ids: Ids, targets: Ids) -> np.ndarray:
         """log p of each target after the ids up to its place; 0 where the target is -100.  ids,
@@ -221,58 +215,6 @@ class LanguageModel(AdaptableModel[ConfigT, CacheT]):
                 " loss_and_grads without it first"
             )
 
-    # --- hooks ---
-
-    @property
-    def hook_names(self) -> list[str]:
-        """The places where hooks see activations and gradients, in the order of the forward pass:
-        TransformerLens's names for them."""
-        blocks = [f"blocks.{block.layer}.{n}" for block in self.blocks for n in block.hook_names]
-        return [*self.embedding_hooks, *blocks, "ln_final.hook_normalized"]
-
-    def run_with_hooks(self, ids: Ids, hooks: Mapping[str, Hook]) -> np.ndarray:
-        """Logits (B, T, V), with functions called on the activations on the way.
-
-        hooks[name](activation) sees it as a read-only array and returns a new one, of the same
-        shape and dtype, to go on with, or None. Streams are (B, T, C), q and z (B, T, H, D), k and
-        v (B, T, K, D), patterns (B, H, T, S). Raises ValueError for a name that is not among
-        `hook_names`.
-        """
-        ids = self.check_ids(ids)
-        ctx = Context(len(ids))
-        self._look_on(ctx, hooks, {})
-        hidden, _ = self.forward(ids, ctx)
-        return self.logits(hidden).reshape(*ids.shape, -1)
-
-    def run_with_cache(
-        self, ids: Ids, names_filter: NamesFilter = None
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Logits (B, T, V), and the activations by name: all, or those of a name, of several, or
-        those for which a function of the name is true."""
-        activations: dict[str, np.ndarray] = {}
-
-        def keeper(name: str) -> Hook:
-            def keep(activation: np.ndarray) -> None:
-                activations[name] = activation.copy()
-
-            return keep
-
-        names = chosen_names(names_filter, self.hook_names)
-        return self.run_with_hooks(ids, {name: keeper(name) for name in names}), activations
-
-    def _look_on(
-        self, ctx: Context, hooks: Mapping[str, Hook], backward_hooks: Mapping[str, Hook]
-    ) -> None:
-        """Have functions called in a pass. What they have seen or replaced stays as it is: nothing
-        is added to in place or computed again."""
-        known = self.hook_names
-        check_hooks("hooks", hooks, known)
-        check_hooks("backward_hooks", backward_hooks, known)
-        ctx.hooks, ctx.grad_hooks = Hooks(hooks, ctx.batch), Hooks(backward_hooks, ctx.batch)
-        ctx.in_place, ctx.keeps_inputs = False, True
-        if backward_hooks:
-            ctx.lowest = 0
-
     # --- conveniences ---
 
     @classmethod
@@ -302,12 +244,20 @@ class LanguageModel(AdaptableModel[ConfigT, CacheT]):
 
         return formats.load_adapter(self, directory, name)
 
-    def generate(self, ids: Ids, **options: object) -> np.ndarray:
+    @overload
+    def generate(
+        self, ids: Ids, *, return_dict_in_generate: Literal[True], **options: Any
+    ) -> GenerateOutput: ...
+
+    @overload
+    def generate(self, ids: Ids, **options: Any) -> np.ndarray: ...
+
+    def generate(self, ids: Ids, **options: Any) -> np.ndarray | GenerateOutput:
         """Continue the prompt; see numgpt.generation.generate for the options.  Returns (n, T')
         ids."""
         from numgpt import generation
 
-        return generation.generate(self, ids, **options)  # type: ignore[arg-type]
+        return generation.generate(self, ids, **options)
 
     def stream(self, ids: Ids, **options: object) -> Iterator[int]:
         """Continue one prompt and yield each token as it is made; the options are those of
@@ -315,3 +265,10 @@ class LanguageModel(AdaptableModel[ConfigT, CacheT]):
         from numgpt import generation
 
         return generation.stream(self, ids, **options)  # type: ignore[arg-type]
+
+    def score(self, context: Ids, continuations: Sequence[Ids]) -> list[Score]:
+        """How probable each of several continuations is after the context: see
+        numgpt.generation.score."""
+        from numgpt import generation
+
+        return generation.score(self, context, continuations)

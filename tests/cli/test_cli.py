@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import numgpt
@@ -388,3 +389,49 @@ def test_fine_tuning_refuses_what_the_model_decides(call, run_directory, tmp_pat
     )
     assert status == 2
     assert f"{flag.replace('=', ' ')} cannot be combined with --init-from" in err.replace("'", "")
+
+
+def test_log_probabilities_of_what_is_generated(call):
+    import numgpt
+
+    flags = ("--logprobs", "--top-logprobs", 3, "-n", 2, "--seed", 1, "--max-new-tokens", 4)
+    status, out, _ = call("generate", "--model", "shakespeare", "To be", *flags)
+    assert status == 0
+    model, tokenizer = numgpt.load("shakespeare")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert len(lines) == 2
+    for line in lines:
+        ids = [token["id"] for token in line["tokens"]]
+        assert line["text"] == tokenizer.decode(ids)
+        (score,) = model.score(tokenizer.encode("To be"), [ids])
+        logps = [token["logprob"] for token in line["tokens"]]
+        np.testing.assert_allclose(logps, score.token_logprobs, atol=2e-5)
+        for token in line["tokens"]:
+            of_top = [other["logprob"] for other in token["top"]]
+            assert len(of_top) == 3
+            assert of_top == sorted(of_top, reverse=True)
+            assert token["logprob"] <= of_top[0]
+
+
+def test_beams_on_the_command_line(call):
+    import numgpt
+
+    model, tokenizer = numgpt.load("shakespeare")
+    flags = ("--num-beams", 3, "--max-new-tokens", 6, "--no-repeat-ngram-size", 2)
+    status, out, err = call("generate", "--model", "shakespeare", "To be", *flags)
+    assert status == 0
+    assert "seed" not in err
+    ids = tokenizer.encode("To be")
+    options = {"num_beams": 3, "max_new_tokens": 6, "no_repeat_ngram_size": 2}
+    expected = model.generate(ids, tokenizer=tokenizer, **options)[0]
+    assert out == tokenizer.decode(expected) + "\n"
+    status, out, _ = call("generate", "--model", "shakespeare", "To be", *flags, "-n", 3)
+    assert out.count("===") == 6
+    for wrong, message in (
+        (("-n", 4), "--num-return-sequences 4 is more than --num-beams 3"),
+        (("--logprobs",), "--logprobs cannot be combined with --num-beams"),
+        (("--top-logprobs", -1), "--top-logprobs -1: expected 0 to 1000"),
+    ):
+        status, _, err = call("generate", "--model", "shakespeare", "To be", *flags, *wrong)
+        assert status == 2
+        assert message in err

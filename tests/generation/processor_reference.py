@@ -19,6 +19,8 @@ CASES: dict[str, dict[str, Any]] = {
     "repetition_penalty": {"repetition_penalty": 1.3},
     "repetition_reward": {"repetition_penalty": 0.6},
     "bad_words_ids": {"bad_words_ids": [[3], [5, 6], [1, 2, 3], [END]]},
+    "no_repeat_ngram_size": {"no_repeat_ngram_size": 2},
+    "no_repeat_ngram_size one": {"no_repeat_ngram_size": 1},
     "min_length": {"min_length": 9},
     "min_length reached": {"min_length": 8},
     "all": {
@@ -27,6 +29,7 @@ CASES: dict[str, dict[str, Any]] = {
         "top_p": 0.9,
         "min_p": 0.02,
         "repetition_penalty": 1.2,
+        "no_repeat_ngram_size": 2,
         "bad_words_ids": [[4], [0, 1]],
         "min_length": 12,
     },
@@ -38,6 +41,7 @@ def inputs(name: str) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(list(name.encode()))
     ids = rng.integers(VOCABULARY, size=(3, 8))
     ids[0, -1], ids[1, -2:] = 5, (1, 2)
+    ids[0, :2], ids[2, 3:] = (5, 9), (7, 8, 7, 8, 7)
     return rng.normal(scale=3, size=(3, VOCABULARY)), ids
 
 
@@ -51,6 +55,8 @@ def their_probabilities(logits: np.ndarray, ids: np.ndarray, options: dict[str, 
         processors.append(
             generation.RepetitionPenaltyLogitsProcessor(options["repetition_penalty"])
         )
+    if options.get("no_repeat_ngram_size"):
+        processors.append(generation.NoRepeatNGramLogitsProcessor(options["no_repeat_ngram_size"]))
     if "bad_words_ids" in options:
         processors.append(
             generation.NoBadWordsLogitsProcessor(options["bad_words_ids"], torch.tensor([END]))

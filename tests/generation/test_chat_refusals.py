@@ -80,8 +80,8 @@ def test_options_are_checked_before_anything_changes(chat, name):
     assert state(chat) == before
     assert chat._cached_ids == cached
     assert "".join(heard) != ""  # that answer goes on
-    with pytest.raises(TypeError, match="num_beams"):
-        chat.ask("x", num_beams=2)
+    with pytest.raises(TypeError, match="penalty_alpha"):
+        chat.ask("x", penalty_alpha=2)
 
 
 @pytest.mark.parametrize("text", ["", " \n", None, 5, b"Hi", ["Hi"], "\ud800"])

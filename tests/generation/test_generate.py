@@ -173,7 +173,11 @@ def test_greedy_copies_are_announced(small_model):
         ([1, 2, 3], {"max_length": 3}, "max_length=3"),
         ([1], {"bad_words_ids": [[]]}, "bad_words_ids"),
         ([1], {"bad_words_ids": [[99]]}, "bad_words_ids"),
-        ([1], {"bad_words_ids": [[id] for id in range(61)]}, "forbid every"),
+        (
+            [1],
+            {"bad_words_ids": [[id] for id in range(61)]},
+            "every token that could come next is forbidden",
+        ),
         ([1], {"eos_token_id": 61}, "eos_token_id=61"),
         ([1], {"stop_strings": [""], "tokenizer": CharTokenizer(["a"])}, "stop_strings"),
         ([[1, 2]], {"attention_mask": [[1, 0]]}, "left"),
@@ -187,8 +191,8 @@ def test_refuses_what_can_not_be(small_model, ids, options, message):
 
 
 def test_unknown_options_are_refused(small_model):
-    with pytest.raises(TypeError, match="num_beams"):
-        small_model.generate([1], num_beams=4)
+    with pytest.raises(TypeError, match="penalty_alpha"):
+        small_model.generate([1], penalty_alpha=4)
 
 
 def test_each_sequence_by_itself_has_no_padding(small_model):

@@ -26,6 +26,7 @@ OPTIONS = st.fixed_dictionaries(
             st.lists(st.integers(0, 36), min_size=1, max_size=3), min_size=1, max_size=4
         ),
         "min_length": st.integers(0, 12),
+        "no_repeat_ngram_size": st.integers(0, 4),
     },
 )
 
@@ -75,6 +76,7 @@ def test_greedy_text_equals_transformers(name):
         {},
         {"repetition_penalty": 1.4},
         {"bad_words_ids": [[3], [5, 6]], "min_new_tokens": 3},
+        {"no_repeat_ngram_size": 2},
     ):
         ours = model.generate(prompt, max_length=limit, eos_token_id=36, **options)
         expected = theirs.generate(

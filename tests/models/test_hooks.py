@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from models.references import batch, small_model
+from models.references import batch, small_model, to_transformers
 from support import assert_close
 
 from numgpt import set_num_threads
@@ -300,3 +300,35 @@ def test_the_pattern_is_attentions(dropout, kv_heads, masked):
     expected = attention_backward(dy, cache)
     for actual, gradient in zip((*scores_backward(dp, p, cache), dv), expected, strict=True):
         assert_close(actual, gradient)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["default", "llama_grouped"])
+def test_hidden_states_and_attentions_equal_transformers(name):
+    import torch
+
+    model = small_model(name)
+    theirs = to_transformers(model).eval()
+    theirs.set_attn_implementation("eager")
+    ids = np.random.default_rng(0).integers(36, size=(2, 7))
+    out = theirs(torch.tensor(ids), output_hidden_states=True, output_attentions=True)
+    for ours, expected in (
+        (model.hidden_states(ids), out.hidden_states),
+        (model.attentions(ids), out.attentions),
+    ):
+        for one, other in zip(ours, expected, strict=True):
+            np.testing.assert_allclose(one, other.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_hidden_states_and_attentions():
+    model = small_model("default")
+    states, patterns = model.hidden_states([1, 2, 3]), model.attentions([1, 2, 3])
+    assert [state.shape for state in states] == [(1, 3, 16)] * 3
+    np.testing.assert_array_equal(model.logits(states[-1][0]), model([1, 2, 3])[0])
+    np.testing.assert_allclose(
+        states[0][0, 1], (model.parameters["wte"][2] + model.parameters["wpe"][1])
+    )
+    for pattern in patterns:
+        assert pattern.shape == (1, 2, 3, 3)
+        np.testing.assert_allclose(pattern.sum(axis=-1), 1, rtol=1e-6)
+        np.testing.assert_array_equal(np.triu(pattern[0, 0], 1), 0)

@@ -1,0 +1,116 @@
+"""Beam search: the most probable continuations that a few candidates at a time can find.
+
+Greedy decoding may begin with a likely token that leads nowhere. Here `num_beams` beginnings grow
+side by side: each step extends all of them by every token, and of all extensions the likeliest ones
+go on. A hypothesis that ends is set aside with the score
+
+    log P(y | x) / |y| ** length_penalty
+
+as more tokens never make a text more probable: a penalty of 1 compares means, one above 1 favours
+longer texts. What ends the search is transformers's, whose results these are (its `_beam_search`):
+with early_stopping=True as many finished hypotheses as beams; with False, when the best beam at its
+present length scores below the worst of them; with "never", at the length that would favour it
+most.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from numgpt.generation.processors import process_logits
+from numgpt.generation.request import Request
+from numgpt.layers.softmax import log_softmax
+
+
+class Beam(NamedTuple):
+    """A continuation, and its log-probability."""
+
+    logp: float
+    made: np.ndarray  # (n,) new tokens
+
+
+def beam_search(request: Request) -> list[tuple[float, np.ndarray]]:
+    """The num_return_sequences best continuations of each prompt, with their scores, the best
+    first."""
+    return [best for number in range(len(request.prompts)) for best in _search(request, number)]
+
+
+def _search(request: Request, number: int) -> list[tuple[float, np.ndarray]]:
+    options, model = request.options, request.model
+    prompt, width = request.prompts[number], options.num_beams
+    most = min(request.longest - request.prompt_length, model.context_length - len(prompt))
+    candidates = max(2, 1 + len(request.eos_token_ids)) * width  # enough to go on if many end
+    cache, logits = request.read_prompt(number)
+    beams = [Beam(0.0, np.empty(0, np.int64))]
+    finished: list[tuple[float, np.ndarray]] = []  # the best first
+    for length in range(1, most + 1):
+        totals = _token_logps(request, number, beams, logits)
+        totals += np.array([beam.logp for beam in beams])[:, None]
+        going: list[Beam] = []
+        parents: list[int] = []
+        for rank, place in enumerate(_largest(totals.ravel(), candidates)):
+            parent, token = divmod(int(place), totals.shape[1])
+            made = np.append(beams[parent].made, token)
+            if length == most or request.has_ended(made):
+                if rank < width:
+                    finished.append((totals[parent, token] / length**options.length_penalty, made))
+            elif len(going) < width:
+                going.append(Beam(totals[parent, token], made))
+                parents.append(parent)
+        finished = sorted(finished, key=lambda one: -one[0])[:width]
+        beams = going
+        if not beams or _is_decided(beams[0].logp, finished, length, most, request):
+            break
+        cache = cache.selected(parents)
+        logits = request.read(cache, [beam.made[-1:] for beam in beams], 0)
+    if not most:  # the prompt fills the context
+        finished = [(0.0, beams[0].made)] * options.num_return_sequences
+    if len(finished) < options.num_return_sequences:
+        raise ValueError(
+            f"num_return_sequences={options.num_return_sequences}: only {len(finished)}"
+            " continuations are possible after what is forbidden; ban fewer"
+        )
+    return finished[: options.num_return_sequences]
+
+
+def _token_logps(
+    request: Request, number: int, beams: list[Beam], logits: np.ndarray
+) -> np.ndarray:
+    """log P of each next token (n, V), processed."""
+    padded = np.where(request.mask[number], request.ids[number], -1)
+    ids = np.stack([np.append(padded, beam.made) for beam in beams])
+    return process_logits(
+        log_softmax(logits.astype(np.float64)),
+        ids,
+        request.options,
+        request.eos_token_ids,
+        request.prompt_length,
+        request.pad_token_id,
+    )
+
+
+def _largest(values: np.ndarray, count: int) -> np.ndarray:
+    """The places of the largest values (n,) above -∞, the largest first."""
+    count = min(count, int(np.count_nonzero(values > -np.inf)))
+    places = np.argpartition(-values, count - 1)[:count]
+    return places[np.argsort(-values[places], kind="stable")]
+
+
+def _is_decided(
+    best: float,
+    finished: list[tuple[float, np.ndarray]],
+    length: int,
+    most: int,
+    request: Request,
+) -> bool:
+    """Whether no beam, the best of which has log-probability `best`, can better what is
+    finished."""
+    options = request.options
+    if len(finished) < options.num_beams:
+        return False
+    if options.early_stopping is True:
+        return True
+    longest = options.early_stopping == "never" and options.length_penalty > 0
+    return best / (most if longest else length) ** options.length_penalty <= finished[-1][0]
