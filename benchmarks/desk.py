@@ -1,9 +1,10 @@
 """A desk that knows its shop: SmolLM2-135M-Instruct learns the facts of an invented shop from some
 340 conversations, and is asked about them in words that it has not seen.
 
-Measured before and after, each in a process of its own: the loss on the held-out answers, how many
-of the facts that a right answer needs are there in greedy answers (found by a program, as exact
-strings), and the perplexity of a text that has nothing to do with the shop.
+Measured before and after, each in a process of its own: how many of the facts that a right answer
+needs are there in greedy answers (found by a program, as exact strings), to questions that are held
+out and to others by somebody who had not seen those trained on; the loss on the held-out answers;
+and the perplexity of a text that has nothing to do with the shop.
 """
 
 from __future__ import annotations
@@ -55,6 +56,13 @@ ROWS = {
     "answers with all their facts": lambda of: (
         f"{of['questions']} of {of['all_questions']} ({percent(of, 'questions')})"
     ),
+    "facts right, asked blind": lambda of: (
+        f"{of['blind_facts']} of {of['blind_all_facts']} ({percent(of, 'facts', 'blind_')})"
+    ),
+    "answers with all their facts, asked blind": lambda of: (
+        f"{of['blind_questions']} of {of['blind_all_questions']}"
+        f" ({percent(of, 'questions', 'blind_')})"
+    ),
     "loss on held-out answers": lambda of: f"{of['loss']:.3f}",
     "perplexity of the language reference": lambda of: f"{of['perplexity']:.2f}",
     "parameters trained": lambda of: f"{of['trained']:,}" if "trained" in of else "",
@@ -64,8 +72,8 @@ ROWS = {
 }
 
 
-def percent(of: dict, name: str) -> str:
-    return f"{of[name] / of[f'all_{name}']:.0%}"
+def percent(of: dict, name: str, prefix: str = "") -> str:
+    return f"{of[prefix + name] / of[f'{prefix}all_{name}']:.0%}"
 
 
 def call(task: str, name: str, directory: Path, threads: int) -> dict:
@@ -125,25 +133,32 @@ def tune(name: str, directory: Path) -> dict:
 
 
 def measure(model, tokenizer, directory: Path) -> dict:
-    held = desk_data.held_out_questions()
+    return {
+        **ask(model, tokenizer, desk_data.held_out_questions()),
+        **ask(model, tokenizer, desk_data.blind_questions(), "blind_"),
+        "loss": held_out_loss(model, tokenizer, directory / desk_data.HELD_OUT_FILE),
+        "perplexity": general_perplexity(model, tokenizer),
+    }
+
+
+def ask(model, tokenizer, held: list[desk_data.Held], prefix: str = "") -> dict:
     answers = [greedy_answer(model, tokenizer, question) for question, _ in held]
     right = [
         desk_data.facts_right(topic, answer)
         for (_, topic), answer in zip(held, answers, strict=True)
     ]
     needed = [len(topic.facts) for _, topic in held]
-    return {
+    counts = {
         "facts": sum(right),
         "all_facts": sum(needed),
         "questions": sum(r == n for r, n in zip(right, needed, strict=True)),
         "all_questions": len(held),
-        "loss": held_out_loss(model, tokenizer, directory / desk_data.HELD_OUT_FILE),
-        "perplexity": general_perplexity(model, tokenizer),
         "answers": [
             (question, answer, r, n)
             for (question, _), answer, r, n in zip(held, answers, right, needed, strict=True)
         ],
     }
+    return {prefix + name: count for name, count in counts.items()}
 
 
 def greedy_answer(model, tokenizer, question: str) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from benchmarks.desk_shop import AND_ON, HOURS, Topic, tables
 
 TOPICS_FILE = Path(__file__).with_name("desk_topics.txt")
+BLIND_FILE = Path(__file__).with_name("desk_blind.txt")
 TRAIN_FILE, HELD_OUT_FILE = "train.jsonl", "held-out.jsonl"
 OPENINGS = ("Hello. ", "Hi, ", "Good morning. ", "Excuse me, ", "A question: ", "Please tell me: ")
 GREETINGS = ("greeting", "thanks")  # that have no opening
@@ -104,10 +105,18 @@ def held_out_questions() -> list[Held]:
     return held
 
 
+def blind_questions() -> list[Held]:
+    """A question for each topic, written by somebody who had not seen those that are trained on."""
+    known = {topic.name: topic for topic in topics()}
+    lines = BLIND_FILE.read_text(encoding="utf-8").splitlines()
+    pairs = (line.split(": ", 1) for line in lines if not line.startswith("#"))
+    return [Held(question, known[name]) for name, question in pairs]
+
+
 def write(directory: Path, seed: int = 0) -> None:
     """Both files of conversations.  Raises ValueError where a held-out question is trained on."""
     conversations, held = training_conversations(seed), held_out_questions()
-    check_apart(conversations, held)
+    check_apart(conversations, [*held, *blind_questions()])
     _write(directory / TRAIN_FILE, conversations)
     answered = (as_messages((question, topic.answer)) for question, topic in held)
     _write(directory / HELD_OUT_FILE, answered)

@@ -39,6 +39,9 @@ def test_what_is_held_out_is_not_trained_on():
     assert {topic.name for _, topic in held} == TOPICS.keys()
     conversations = desk_data.training_conversations()
     desk_data.check_apart(conversations, held)
+    blind = desk_data.blind_questions()
+    assert [topic.name for _, topic in blind] == list(TOPICS)
+    desk_data.check_apart(conversations, blind)
     question = conversations[0][0]["content"]
     same = desk_data.Held(question.upper() + " ?", TOPICS["cash"])
     with pytest.raises(ValueError, match="held out, and trained on"):

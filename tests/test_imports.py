@@ -23,7 +23,8 @@ BELOW = {
 BELOW["data"] = {"runtime", "tokenizer"}
 BELOW["evaluation"] = BELOW["generation"] | {"generation", "data"}
 BELOW["training"] = BELOW["generation"] | {"generation", "data"}
-BELOW["cli"] = BELOW["training"] | {"training", "evaluation", "launch"}
+BELOW["insight"] = BELOW["evaluation"]
+BELOW["cli"] = BELOW["training"] | {"training", "evaluation", "insight", "launch"}
 # The conveniences on a model or a tokenizer call upwards, in a function that imports when called.
 UPWARDS = {
     ("models/language_model.py", "formats"),

@@ -14,6 +14,7 @@ import numpy as np
 from numgpt.messages import shown
 from numgpt.models.config import Config
 from numgpt.models.context import Context
+from numgpt.models.modules import LayerNorm, Linear, RMSNorm
 from numgpt.models.parameters import (
     Gradients,
     Layout,
@@ -36,6 +37,16 @@ class BaseBlock:
         self.name = name  # its parameters' names begin so
         self.layer = layer
         self.hooks = f"blocks.{layer}."  # … and its hooks' names so
+
+    @property
+    def attention_output(self) -> Linear:
+        """The projection that takes the heads' results to the stream."""
+        raise NotImplementedError
+
+    @property
+    def mlp_output(self) -> Linear:
+        """The last projection of the feed-forward layer."""
+        raise NotImplementedError
 
 
 class BaseModel(Generic[ConfigT, CacheT]):
@@ -129,6 +140,11 @@ class BaseModel(Generic[ConfigT, CacheT]):
 
     def backward(self, dy: np.ndarray, cache: CacheT, ctx: Context, g: Gradients) -> None:
         """dy (N, C), the gradient at forward's result -> adds to the gradients."""
+        raise NotImplementedError
+
+    @property
+    def final_norm(self) -> LayerNorm | RMSNorm:
+        """The norm before the unembedding."""
         raise NotImplementedError
 
     @property

@@ -10,6 +10,7 @@ class Config:
 
     layers_field: ClassVar[str]  # the family's name for the number of blocks, …
     context_field: ClassVar[str]  # … and for the most tokens that the model sees at once
+    heads_field: ClassVar[str]  # … and for the number of attention heads
 
     model_type: str  # which family it is, and which of its members
     vocab_size: int
@@ -45,6 +46,11 @@ class Config:
     def layers(self) -> int:
         """How many blocks there are."""
         return getattr(self, self.layers_field)
+
+    @property
+    def heads(self) -> int:
+        """H, the attention heads of a block."""
+        return getattr(self, self.heads_field)
 
     @property
     def context_length(self) -> int:

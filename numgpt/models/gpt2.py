@@ -76,6 +76,7 @@ class GPTConfig(Config):
 
     layers_field = "n_layer"
     context_field = "n_positions"
+    heads_field = "n_head"
 
     n_layer: int = 12
     n_head: int = 12
@@ -275,6 +276,14 @@ class Block(BaseBlock):
     def _activated(self, pre: np.ndarray) -> np.ndarray:
         return self.act_forward(pre)[0]
 
+    @property
+    def attention_output(self) -> Linear:
+        return self.attn_proj
+
+    @property
+    def mlp_output(self) -> Linear:
+        return self.mlp_proj
+
 
 class GPTCache(NamedTuple):
     wte: EmbeddingCache
@@ -324,6 +333,10 @@ class GPT(LanguageModel[GPTConfig, GPTCache]):
         dx = dropout_backward(dx, cache.dropout)
         self.wpe.backward(ctx.grad_hooks.rows("hook_pos_embed", dx), cache.wpe, g)
         self.wte.backward(ctx.grad_hooks.rows("hook_embed", dx), cache.wte, g)
+
+    @property
+    def final_norm(self) -> LayerNorm:
+        return self.ln_f
 
     @property
     def unembedding(self) -> str:

@@ -64,6 +64,7 @@ class LlamaConfig(Config):
 
     layers_field = "num_hidden_layers"
     context_field = "max_position_embeddings"
+    heads_field = "num_attention_heads"
 
     num_hidden_layers: int = 32
     num_attention_heads: int = 32
@@ -309,6 +310,14 @@ class Block(BaseBlock):
         dx = ctx.add(dx, self.norm_1.backward(dy, cache.norm_1, g, hook.under("ln1.")))
         return hook.rows("hook_resid_pre", dx)
 
+    @property
+    def attention_output(self) -> Linear:
+        return self.o_proj
+
+    @property
+    def mlp_output(self) -> Linear:
+        return self.down_proj
+
     def _split(self, qkv: np.ndarray, ctx: Context) -> tuple[np.ndarray, ...]:
         """(N, (H + 2K) · D) -> views (B, H, T, D), (B, K, T, D), (B, K, T, D)."""
         heads, kv_heads = self.config.num_attention_heads, self.config.kv_heads
@@ -372,6 +381,10 @@ class Llama(LanguageModel[LlamaConfig, LlamaCache]):
             return  # nothing below trains
         dx = ctx.grad_hooks.rows("hook_embed", dx)
         self.embed_tokens.backward(dx, cache.embed_tokens, g)
+
+    @property
+    def final_norm(self) -> RMSNorm:
+        return self.norm
 
     @property
     def unembedding(self) -> str:

@@ -192,13 +192,18 @@ class LayerNorm:
             dx, _, _ = layernorm_backward(dx_hat, alone, NOWHERE, NOWHERE)
         return dx
 
+    def summand(self, x: np.ndarray, rstd: np.ndarray) -> np.ndarray:
+        """What a summand x (…, C) of the input adds to y, where the whole input has this rstd: with
+        the scale held fast, the norm is linear. The bias is another summand of y."""
+        return self.weight * ((x - x.mean(axis=-1, keepdims=True)) * rstd)
+
 
 class RMSNorm:
     """y = weight · x̂."""
 
     def __init__(self, parameters: Parameters, name: str, eps: float):
         self.name, self.eps = name, eps
-        self.weight = parameters[f"{name}.weight"]
+        self.weight, self.bias = parameters[f"{name}.weight"], None
 
     def forward(self, x: np.ndarray, hook: Hooks = NO_HOOKS) -> tuple[np.ndarray, RMSNormCache]:
         """x (N, C) -> y (N, C), cache."""
@@ -214,6 +219,11 @@ class RMSNorm:
             alone = cache._replace(weight=np.ones_like(self.weight))  # dx_hat has it already
             dx, _ = rmsnorm_backward(dx_hat, alone, NOWHERE)
         return dx
+
+    def summand(self, x: np.ndarray, rstd: np.ndarray) -> np.ndarray:
+        """What a summand x (…, C) of the input adds to y, where the whole input has this rstd: with
+        the scale held fast, the norm is linear."""
+        return self.weight * (x * rstd)
 
 
 NormCache = TypeVar("NormCache", LayerNormCache, RMSNormCache)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from numgpt.models.base import CacheT, ConfigT
 from numgpt.models.context import Context
 from numgpt.models.hooks import Hook, Hooks, NamesFilter, check_hooks, chosen_names
 from numgpt.models.inputs import Ids, ids_array
+from numgpt.models.parameters import Gradients
 from numgpt.runtime import matmul
 
 
@@ -72,14 +73,7 @@ class ObservedModel(AdaptableModel[ConfigT, CacheT]):
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Hidden states (N, C), and the activations of these names."""
         activations: dict[str, np.ndarray] = {}
-
-        def keeper(name: str) -> Hook:
-            def keep(activation: np.ndarray) -> None:
-                activations[name] = activation.copy()
-
-            return keep
-
-        return self._hooked(ids, {name: keeper(name) for name in names}), activations
+        return self._hooked(ids, {n: _keeper(n, activations) for n in names}), activations
 
     def _hooked(self, ids: np.ndarray, hooks: Mapping[str, Hook]) -> np.ndarray:
         """Hidden states (N, C) of a pass with hooks."""
@@ -87,6 +81,40 @@ class ObservedModel(AdaptableModel[ConfigT, CacheT]):
         self._look_on(ctx, hooks, {})
         hidden, _ = self.forward(ids, ctx)
         return hidden
+
+    def run_with_gradients(
+        self,
+        ids: Ids,
+        dlogits: Callable[[np.ndarray], np.ndarray],
+        names_filter: NamesFilter = None,
+        hooks: Mapping[str, Hook] | None = None,
+    ) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Logits (B, T, V), activations by name, and the gradient of any function f of the logits
+        with respect to each of them.
+
+        dlogits(logits (B, T, V)) -> ∂f/∂logits (B, T, V). Activations are chosen as in
+        `run_with_cache`; hooks see and replace them first. No parameter gets a gradient.
+        """
+        ids, names = self.check_ids(ids), chosen_names(names_filter, self.hook_names)
+        activations: dict[str, np.ndarray] = {}
+        gradients: dict[str, np.ndarray] = {}
+        given = dict(hooks or {})
+        seers = {n: _keeper(n, activations, given.get(n)) for n in names} | {
+            name: hook for name, hook in given.items() if name not in names
+        }
+        ctx = Context(len(ids), keeps_caches=True)
+        self._look_on(ctx, seers, {name: _keeper(name, gradients) for name in names})
+        hidden, cache = self.forward(ids, ctx)
+        logits = self.logits(hidden).reshape(*ids.shape, -1)
+        upstream = np.asarray(dlogits(logits), logits.dtype)
+        if upstream.shape != logits.shape:
+            raise ValueError(
+                f"dlogits returned shape {upstream.shape}: expected that of the logits,"
+                f" {logits.shape}"
+            )
+        dhidden = matmul(upstream.reshape(len(hidden), -1), self.parameters[self.unembedding])
+        self.backward(dhidden, cache, ctx, Gradients({}, logits.dtype))
+        return logits, activations, gradients
 
     def _look_on(
         self, ctx: Context, hooks: Mapping[str, Hook], backward_hooks: Mapping[str, Hook]
@@ -100,3 +128,14 @@ class ObservedModel(AdaptableModel[ConfigT, CacheT]):
         ctx.in_place, ctx.keeps_inputs = False, True
         if backward_hooks:
             ctx.lowest = 0
+
+
+def _keeper(name: str, kept: dict[str, np.ndarray], replaces: Hook | None = None) -> Hook:
+    """A hook that keeps what it sees, or what another one puts in its place, under a name."""
+
+    def keep(activation: np.ndarray) -> np.ndarray | None:
+        result = None if replaces is None else replaces(activation)
+        kept[name] = (activation if result is None else result).copy()
+        return result
+
+    return keep

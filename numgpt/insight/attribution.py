@@ -1,0 +1,111 @@
+"""Direct logit attribution: the parts that a logit is the sum of (Elhage et al. 2021, "A
+Mathematical Framework for Transformer Circuits").
+
+The residual stream at a position is a sum: embeddings, and what each head and each feed-forward
+layer has added, x = Σ_c x_c. At the scale that the whole stream has there, rstd = 1/√(var(x) + eps)
+(RMSNorm: mean(x²) in place of var), the final norm is linear, and so is the unembedding:
+
+    logit_t = Σ_c (γ · centred(x_c) · rstd) · W_U[t] + β · W_U[t]        LayerNorm
+    logit_t = Σ_c (γ · x_c · rstd) · W_U[t]                              RMSNorm
+
+A head's part is z_h W_O[h], its rows of the output projection; biases stand by themselves.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from numgpt.insight.targets import target
+from numgpt.models.base import BaseBlock
+from numgpt.models.inputs import Ids
+from numgpt.models.language_model import LanguageModel
+from numgpt.models.modules import Linear
+
+TOLERANCE = 1e-4  # of the sum, relative to its largest part: float32 products
+
+
+def direct_logit_attribution(
+    model: LanguageModel, ids: Ids, token: int, against: int | None = None, position: int = -1
+) -> dict[str, np.ndarray]:
+    """The parts of the logit of a token after `position`, or of its difference to the logit of
+    `against`: arrays by name, the sum of all of which is the logit.
+
+    ids (T,) -> {"embed": (), "pos_embed": () (GPT-2), "heads": (L, H), "attention_biases": (L,),
+    "mlps": (L,), "mlp_biases": (L,), "final_bias": ()}. Raises ArithmeticError if they don't add
+    up.
+    """
+    of = target(model, ids, token, against, position)
+    names = list(model.embedding_hooks)
+    last = f"{model.blocks[-1].hooks}hook_resid_post"
+    for block in model.blocks:
+        names += [f"{block.hooks}attn.hook_z", f"{block.hooks}hook_mlp_out"]
+    logits, cache = model.run_with_cache(of.ids, [*names, last])
+    at = of.position
+    _, norm_cache = model.final_norm.forward(cache[last][0, at : at + 1])
+    rstd, direction = norm_cache.rstd.astype(np.float64), of.direction(model).astype(np.float64)
+
+    def parts(x: np.ndarray) -> np.ndarray:
+        """(…, C) of the stream -> (…) of the logit."""
+        return model.final_norm.summand(x.astype(np.float64), rstd[0]) @ direction
+
+    found = {
+        name.removeprefix("hook_"): parts(cache[name][0, at]) for name in model.embedding_hooks
+    }
+    heads, attention_biases, mlps, mlp_biases = [], [], [], []
+    for block in model.blocks:
+        z = cache[f"{block.hooks}attn.hook_z"][0, at]  # (H, D)
+        of_heads, bias = _through_heads(block, z[None])
+        heads.append(parts(of_heads[0]))
+        attention_biases.append(parts(bias))
+        mlp_bias = _bias(block.mlp_output, z.dtype)
+        mlps.append(parts(cache[f"{block.hooks}hook_mlp_out"][0, at] - mlp_bias))
+        mlp_biases.append(parts(mlp_bias))
+    found |= {"heads": np.array(heads), "attention_biases": np.array(attention_biases)}
+    found |= {"mlps": np.array(mlps), "mlp_biases": np.array(mlp_biases)}
+    bias_of_norm = model.final_norm.bias
+    of_norm = np.zeros(()) if bias_of_norm is None else np.asarray(bias_of_norm @ direction)
+    found["final_bias"] = of_norm
+    _check_sum(found, float(of.value(logits)[0]))
+    return {name: np.asarray(value) for name, value in found.items()}
+
+
+def head_outputs(model: LanguageModel, ids: Ids, layer: int) -> np.ndarray:
+    """What each head of a layer adds to the stream, without the bias.  ids (T,) or (B, T) -> (B, T,
+    H, C)."""
+    ids = model.check_ids(ids)
+    if not 0 <= layer < len(model.blocks):
+        raise ValueError(f"layer={layer}: the model has layers 0 to {len(model.blocks) - 1}")
+    block = model.blocks[layer]
+    name = f"{block.hooks}attn.hook_z"
+    z = model.run_with_cache(ids, name)[1][name]  # (B, T, H, D)
+    outputs, _ = _through_heads(block, z.reshape(-1, *z.shape[2:]))
+    return outputs.reshape(*z.shape[:3], -1)
+
+
+def _through_heads(block: BaseBlock, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """z (N, H, D) -> each head's part of the projection's result (N, H, C), and the bias (C,).
+
+    Each head goes through the projection with the others at 0, so that whatever it is (with an
+    adapter, joined, transposed) is in the parts."""
+    count, heads, size = z.shape
+    alone = np.zeros((count, heads, heads, size), z.dtype)
+    alone[:, np.arange(heads), np.arange(heads)] = z
+    y, _ = block.attention_output.forward(alone.reshape(count * heads, heads * size))
+    bias = _bias(block.attention_output, z.dtype)
+    return y.reshape(count, heads, -1) - bias, bias
+
+
+def _bias(linear: Linear, dtype: np.dtype) -> np.ndarray:
+    """What a projection makes of 0.  (C,)"""
+    width = sum(part.weight.shape[0] for part in linear.parts[:1])
+    return linear.forward(np.zeros((1, width), dtype))[0][0]
+
+
+def _check_sum(parts: dict[str, np.ndarray], logit: float) -> None:
+    total = sum(float(np.sum(part)) for part in parts.values())
+    size = max(1.0, max(float(np.max(np.abs(part), initial=0)) for part in parts.values()))
+    if not abs(total - logit) <= TOLERANCE * size:
+        raise ArithmeticError(
+            f"the parts add up to {total:.6f}, the logit is {logit:.6f}: the model's weights hold"
+            " numbers too large for these sums"
+        )

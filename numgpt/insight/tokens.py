@@ -1,0 +1,66 @@
+"""A text as the model reads it: how surprising each token was, and what was expected instead."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from numgpt.insight.targets import one_text
+from numgpt.layers.softmax import log_softmax
+from numgpt.messages import shown
+from numgpt.models.hooks import NamesFilter, chosen_names
+from numgpt.models.inputs import Ids
+from numgpt.models.language_model import LanguageModel
+
+
+class TokenReport(NamedTuple):
+    """Of each token but the first, given all before it; in nats."""
+
+    loss: np.ndarray  # (T - 1,): -log p(token)
+    entropy: np.ndarray  # (T - 1,): of the prediction, -Σ p log p
+    rank: np.ndarray  # (T - 1,): how many tokens were likelier
+    top_ids: np.ndarray  # (T - 1, k): the likeliest
+    top_logprobs: np.ndarray  # (T - 1, k)
+
+
+def per_token(model: LanguageModel, ids: Ids, top: int = 5) -> TokenReport:
+    """What the model made of each token of a text.  ids (T,), T at least 2."""
+    checked = one_text(model, ids)
+    if checked.shape[1] < 2:
+        raise ValueError("the text has one token: at least two are needed to predict one")
+    if not hasattr(top, "__index__") or not 1 <= top <= model.config.vocab_size:
+        raise ValueError(f"top={shown(top)}: expected 1 to {model.config.vocab_size}")
+    logp = log_softmax(model(checked)[0, :-1])  # (T - 1, V)
+    of_tokens = np.take_along_axis(logp, checked[0, 1:, None], axis=1)
+    top_ids = np.argsort(-logp, axis=1, kind="stable")[:, :top]
+    return TokenReport(
+        -of_tokens[:, 0],
+        -np.vecdot(np.exp(logp), logp),
+        (logp > of_tokens).sum(axis=1),
+        top_ids,
+        np.take_along_axis(logp, top_ids, axis=1),
+    )
+
+
+def loss_gradients(
+    model: LanguageModel, ids: Ids, number: int, names_filter: NamesFilter = None
+) -> dict[str, np.ndarray]:
+    """The gradient of one token's loss, -log p(ids[number]), with respect to every activation: what
+    each would have to be changed by to make this token likelier.  By the names of hooks, as
+    `run_with_cache` has them."""
+    checked = one_text(model, ids)
+    if not hasattr(number, "__index__") or not 1 <= number < checked.shape[1]:
+        raise ValueError(
+            f"number={shown(number)}: the tokens that are predicted are 1 to {checked.shape[1] - 1}"
+        )
+
+    def dlogits(logits: np.ndarray) -> np.ndarray:
+        """From -log softmax(z)[t] comes dz = p - onehot."""
+        dz = np.zeros_like(logits)
+        dz[0, number - 1] = np.exp(log_softmax(logits[0, number - 1]))
+        dz[0, number - 1, checked[0, number]] -= 1
+        return dz
+
+    names = chosen_names(names_filter, model.hook_names)
+    return model.run_with_gradients(checked, dlogits, names)[2]
