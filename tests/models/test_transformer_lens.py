@@ -11,16 +11,14 @@ pytestmark = [pytest.mark.peers, pytest.mark.torch]
 FAMILIES = ["default", "untied", "llama_grouped", "llama_qwen2"]
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def both(request, tmp_path_factory):
+def boot(name, directory):
     """A random model, and TransformerLens's bridge around the same one from a directory."""
     pytest.importorskip("transformer_lens", reason="compares with transformer_lens")
     import transformers
     from tokenizers import Tokenizer, models
     from transformer_lens.model_bridge import TransformerBridge
 
-    directory = tmp_path_factory.mktemp(request.param)
-    model = small_model(request.param)
+    model = small_model(name)
     to_transformers(model).save_pretrained(directory)
     vocabulary = {str(id): id for id in range(model.config.vocab_size)}
     transformers.PreTrainedTokenizerFast(
@@ -35,6 +33,11 @@ def both(request, tmp_path_factory):
         str(directory), hf_model=theirs, tokenizer=tokenizer
     )
     return model, bridge
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def both(request, tmp_path_factory):
+    return boot(request.param, tmp_path_factory.mktemp(request.param))
 
 
 def test_activations_and_their_gradients(both):
