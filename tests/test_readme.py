@@ -16,6 +16,9 @@ from numgpt.formats.names import models_directory
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
 PYTHON = [code for kind, code in BLOCKS if kind == "python"]
+for package in ("generation", "insight"):
+    text = (Path(numgpt.__file__).parent / package / "README.md").read_text(encoding="utf-8")
+    PYTHON += re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
 SHELL = [line for kind, code in BLOCKS if kind == "sh" for line in code.splitlines()]
 COMMANDS = [line for line in SHELL if re.search(r"(^|\| |/)numgpt ", line)]
 TINY = "--n-layer 1 --n-embd 16 --n-head 2 --block-size 16 --batch-size 2 --eval-batches 1"

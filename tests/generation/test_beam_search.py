@@ -6,7 +6,9 @@ import itertools
 
 import numpy as np
 import pytest
-from models.references import small_model, to_transformers
+from generation import beam_reference as reference
+from models.references import small_model
+from support import GOLDENS
 
 from numgpt import GPT, GPTConfig
 from numgpt.generation import GenerateOutput, LengthWarning, generate_each
@@ -112,40 +114,18 @@ def test_wrong_options(tiny, options, message):
         tiny.stream([1, 2], num_beams=2)
 
 
-OPTIONS = [
-    {},
-    {"early_stopping": True},
-    {"early_stopping": "never", "length_penalty": 2.0},
-    {"length_penalty": -1.0},
-    {"length_penalty": 0.0, "early_stopping": "never"},
-    {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
-    {"bad_words_ids": [[3], [5, 6]], "min_new_tokens": 3},
-]
+@pytest.mark.parametrize("case", reference.CASES, ids=str)
+def test_sequences_and_scores_equal_recorded_transformers(case):
+    sequences, scores = reference.ours(case)
+    with np.load(GOLDENS / "beams.npz") as goldens:
+        assert sequences.tolist() == goldens[f"{case}/sequences"].tolist()
+        np.testing.assert_allclose(scores, goldens[f"{case}/scores"], rtol=1e-4)
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("name", ["default", "llama_grouped"])
-def test_sequences_and_scores_equal_transformers(name, options):
-    import torch
-
-    model = small_model(name)
-    for array in model.parameters.values():  # differences that rounding does not bridge
-        array *= 3 if array.ndim == 2 else 1
-    theirs = to_transformers(model).eval()
-    for seed in range(4):
-        prompt = np.random.default_rng(seed).integers(36, size=(2, 3))
-        common = {"max_new_tokens": 10, "num_beams": 4, "num_return_sequences": 3}
-        common |= {"eos_token_id": [7, 36], "pad_token_id": 1, "return_dict_in_generate": True}
-        ours = model.generate(prompt, **common, **options)
-        expected = theirs.generate(
-            torch.tensor(prompt),
-            attention_mask=torch.ones(prompt.shape, dtype=torch.long),
-            output_scores=True,
-            **common,
-            **options,
-        )
-        assert ours.sequences.tolist() == expected.sequences.tolist()
-        np.testing.assert_allclose(
-            ours.sequences_scores, expected.sequences_scores.numpy(), rtol=1e-4
-        )
+@pytest.mark.parametrize("case", reference.CASES, ids=str)
+def test_sequences_and_scores_equal_transformers(case):
+    sequences, scores = reference.ours(case)
+    expected, expected_scores = reference.theirs(case)
+    assert sequences.tolist() == expected.tolist()
+    np.testing.assert_allclose(scores, expected_scores, rtol=1e-4)

@@ -1,7 +1,7 @@
 """Record PyTorch's answers:  python tests/goldens/record.py  (needs torch and transformers).
 
-Writes layers.npz, models.npz, adamw.npz and processors.npz beside this file. Inputs are drawn from
-fixed seeds, here and in the tests, so that only the answers are stored.
+Writes the .npz files beside this one. Inputs are drawn from fixed seeds, here and in the tests, so that only
+the answers are stored.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from generation import processor_reference  # noqa: E402
+from generation import beam_reference, processor_reference  # noqa: E402
 from layers.cases import CASES, golden_inputs  # noqa: E402
 from models import references  # noqa: E402
 from training import adamw_reference  # noqa: E402
@@ -36,5 +36,6 @@ if __name__ == "__main__":
     np.savez_compressed(HERE / "models.npz", **references.record())
     np.savez_compressed(HERE / "adamw.npz", **adamw_reference.record())
     np.savez_compressed(HERE / "processors.npz", **processor_reference.record())
+    np.savez_compressed(HERE / "beams.npz", **beam_reference.record())
     for path in sorted(HERE.glob("*.npz")):
         print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB")

@@ -128,6 +128,8 @@ def test_scores_of_heads_by_hand():
     assert of_repeated.induction.shape == (2, 2)
     ids = insight.repeated_tokens(model, 5, batch=2)
     np.testing.assert_array_equal(ids[:, :5], ids[:, 5:])
+    assert all(len(set(row)) == 5 for row in ids.tolist())
+    assert insight.repeated_tokens(model, 12).shape == (4, 24)
 
 
 # --- patching and ablation ---
@@ -225,6 +227,11 @@ def test_gradients_at_embeddings_are_finite_differences(model):
         atol=1e-7,
     )
     assert not insight.saliency(model, IDS, 11, position=4)[5:].any()
+    at_the_end = insight.saliency(model, IDS[:5], 11)
+    np.testing.assert_allclose(at_the_end, insight.saliency(model, IDS, 11, position=4)[:5])
+    with_other = insight.input_x_gradient(model, IDS[:5], 11, against=3)
+    both = [insight.input_x_gradient(model, IDS[:5], token) for token in (11, 3)]
+    np.testing.assert_allclose(with_other, both[0] - both[1], atol=1e-12)
 
 
 def test_integrated_gradients_are_complete(model):
@@ -260,6 +267,8 @@ def test_a_texts_tokens():
     report = insight.per_token(model, IDS, top=3)
     p = softmax_forward(model(IDS)[0, :-1])[0]
     np.testing.assert_allclose(report.loss, -np.log(p[np.arange(6), IDS[1:]]))
+    assert insight.per_token(model, [1, 2]).loss.shape == (1,)
+    assert insight.loss_gradients(model, IDS, 6).keys() == set(model.hook_names)
     assert report.loss.mean() == pytest.approx(model.loss(IDS[:-1], IDS[1:]))
     np.testing.assert_allclose(report.entropy, -(p * np.log(p)).sum(1))
     np.testing.assert_array_equal(report.top_ids, np.argsort(-p, axis=1)[:, :3])
