@@ -1,7 +1,7 @@
 """Record PyTorch's answers:  python tests/goldens/record.py  (needs torch and transformers).
 
-Writes the .npz files beside this one. Inputs are drawn from fixed seeds, here and in the tests, so that only
-the answers are stored.
+Writes the .npz files beside this one. Inputs are drawn from fixed seeds, here and in the tests, so
+that only the answers are stored.
 """
 
 from __future__ import annotations

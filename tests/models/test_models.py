@@ -15,6 +15,7 @@ from models.references import (
     our_results,
     small_model,
     their_results,
+    to_transformers,
 )
 from support import GOLDENS, assert_close
 
@@ -362,3 +363,21 @@ def test_projections_together_give_what_each_gives(name, monkeypatch):
     assert len(model.blocks[1].qkv.products) == 3
     assert_close(model(ids), together)
     assert_close(model.loss_and_grads(ids, targets)[1].flat, gradients.flat)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["default", "llama_grouped"])
+def test_hidden_states_and_attentions_equal_transformers(name):
+    import torch
+
+    model = small_model(name)
+    theirs = to_transformers(model).eval()
+    theirs.set_attn_implementation("eager")
+    ids = np.random.default_rng(0).integers(36, size=(2, 7))
+    out = theirs(torch.tensor(ids), output_hidden_states=True, output_attentions=True)
+    for ours, expected in (
+        (model.hidden_states(ids), out.hidden_states),
+        (model.attentions(ids), out.attentions),
+    ):
+        for one, other in zip(ours, expected, strict=True):
+            np.testing.assert_allclose(one, other.detach().numpy(), rtol=1e-4, atol=1e-5)
