@@ -106,7 +106,6 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--top-logprobs",
         type=whole,
-        default=TOP_LOGPROBS,
         metavar="N",
         help=f"beside each token the N likeliest (default {TOP_LOGPROBS})",
     )
@@ -140,8 +139,8 @@ def run(options: argparse.Namespace) -> None:
         "slide": options.slide,
         "no_repeat_ngram_size": options.no_repeat_ngram_size,
     }
+    request |= {"num_beams": options.num_beams, "length_penalty": options.length_penalty}
     if options.num_beams > 1:
-        request |= {"num_beams": options.num_beams, "length_penalty": options.length_penalty}
         request |= {"do_sample": False, "slide": False}
     began, count = time.perf_counter(), options.num_return_sequences
     if options.logprobs:
@@ -185,6 +184,10 @@ def _check(options: argparse.Namespace) -> None:
     """What the library would refuse in the names of its arguments, in those of the flags."""
     if options.num_beams > 1 and options.logprobs:
         raise ValueError("--logprobs cannot be combined with --num-beams: leave one of them out")
+    if options.top_logprobs is None:
+        options.top_logprobs = TOP_LOGPROBS
+    elif not options.logprobs:
+        raise ValueError(f"--top-logprobs {options.top_logprobs} goes with --logprobs: add it")
     if not 0 <= options.top_logprobs <= MOST_TOP_LOGPROBS:
         raise ValueError(
             f"--top-logprobs {options.top_logprobs}: expected 0 to {MOST_TOP_LOGPROBS}"

@@ -430,7 +430,9 @@ def test_beams_on_the_command_line(call):
     for wrong, message in (
         (("-n", 4), "--num-return-sequences 4 is more than --num-beams 3"),
         (("--logprobs",), "--logprobs cannot be combined with --num-beams"),
-        (("--top-logprobs", -1), "--top-logprobs -1: expected 0 to 1000"),
+        (("--num-beams", 0), "--num-beams 0: expected a whole number from 1"),
+        (("--num-beams", 1, "--logprobs", "--top-logprobs", -1), "--top-logprobs -1: expected 0"),
+        (("--top-logprobs", 3), "--top-logprobs 3 goes with --logprobs"),
     ):
         status, _, err = call("generate", "--model", "shakespeare", "To be", *flags, *wrong)
         assert status == 2
