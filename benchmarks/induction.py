@@ -50,9 +50,10 @@ def trained(steps: int = STEPS, report=lambda step, loss, scores: None) -> numgp
 
 
 def copied(model: numgpt.GPT, heads: list[tuple[int, int]]) -> float:
-    """The fraction of repeated tokens that the model predicts without these heads."""
+    """The fraction of repeated tokens that the model predicts without these heads, each of which
+    gives its mean in place of what it would."""
     ids, targets = repeating(np.random.default_rng(1), 64)
-    logits = model.run_with_hooks(ids, insight.ablation_hooks(model, heads=heads))
+    logits = model.run_with_hooks(ids, insight.ablation_hooks(model, heads=heads, means=ids))
     counted = targets != -100
     return float((logits.argmax(axis=-1) == targets)[counted].mean())
 
