@@ -10,6 +10,8 @@ time (below 1 this code is faster). In place of rows:
     plot      growth.json as growth.svg and as tables
     flat      resident memory over 1000 training steps
     sizes     load and run GPT-2 of 124M to 1.5B parameters (6.3 GB of disk and memory)
+    lora_memory
+              what a LoRA takes beside the frozen SmolLM2-135M
     induction train two layers until heads copy what repeats, and take the heads out (minutes)
     desk      tune SmolLM2-135M on the facts of an invented shop, and ask before and after; --out
               DIR keeps data and models, --whole also tunes all parameters
@@ -26,7 +28,7 @@ from pathlib import Path
 
 from benchmarks import harness
 
-STUDIES = ("recipe", "growth", "plot", "flat", "sizes", "induction", "desk")
+STUDIES = ("recipe", "growth", "plot", "flat", "sizes", "lora_memory", "induction", "desk")
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 
@@ -244,20 +244,20 @@ class LanguageModel(ObservedModel[ConfigT, CacheT]):
 
         return formats.load_adapter(self, directory, name)
 
-    @overload
+    @overload  # type: ignore[overload-overlap]
     def generate(
-        self, ids: Ids, *, return_dict_in_generate: Literal[True], **options: Any
+        self, ids: Ids, *, return_dict_in_generate: Literal[True], **options: object
     ) -> GenerateOutput: ...
 
     @overload
-    def generate(self, ids: Ids, **options: Any) -> np.ndarray: ...
+    def generate(self, ids: Ids, **options: object) -> np.ndarray: ...
 
-    def generate(self, ids: Ids, **options: Any) -> np.ndarray | GenerateOutput:
+    def generate(self, ids: Ids, **options: object) -> np.ndarray | GenerateOutput:
         """Continue the prompt; see numgpt.generation.generate for the options.  Returns (n, T')
         ids."""
         from numgpt import generation
 
-        return generation.generate(self, ids, **options)
+        return generation.generate(self, ids, **options)  # type: ignore[call-overload,no-any-return]
 
     def stream(self, ids: Ids, **options: object) -> Iterator[int]:
         """Continue one prompt and yield each token as it is made; the options are those of
