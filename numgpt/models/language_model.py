@@ -244,8 +244,8 @@ class LanguageModel(ObservedModel[ConfigT, CacheT]):
 
         return formats.load_adapter(self, directory, name)
 
-    @overload  # type: ignore[overload-overlap]
-    def generate(
+    @overload
+    def generate(  # type: ignore[overload-overlap]
         self, ids: Ids, *, return_dict_in_generate: Literal[True], **options: object
     ) -> GenerateOutput: ...
 
