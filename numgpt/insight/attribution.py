@@ -97,8 +97,8 @@ def _through_heads(block: BaseBlock, z: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def _bias(linear: Linear, dtype: np.dtype) -> np.ndarray:
     """What a projection makes of 0.  (C,)"""
-    width = sum(part.weight.shape[0] for part in linear.parts[:1])
-    return linear.forward(np.zeros((1, width), dtype))[0][0]
+    inputs = linear.parts[0].weight.shape[0]
+    return linear.forward(np.zeros((1, inputs), dtype))[0][0]
 
 
 def _check_sum(parts: dict[str, np.ndarray], logit: float) -> None:

@@ -6,9 +6,9 @@
 
 f is the logit of a token, or its difference to another's (Simonyan et al. 2013, arXiv:1312.6034;
 Shrikumar et al. 2016, arXiv:1605.01713; Sundararajan et al. 2017, arXiv:1703.01365). The integrated
-gradients are complete: their sum over all tokens is f(e) - f(e⁰), as ∫ ∇f · dr
-along any path is the difference of its ends. The integral is computed by Gauss-Legendre quadrature;
-how far the sum is off tells whether there were steps enough.
+gradients are complete: their sum over all tokens is f(e) - f(e⁰), as ∫ ∇f · dr along any path is
+the difference of its ends. The integral is computed by Gauss-Legendre quadrature; how far the sum
+is off tells whether there were steps enough.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def integrated_gradients(
     for first in range(0, steps, AT_ONCE):
         part = slice(first, first + AT_ONCE)
         path = start + points[part, None, None] * (e - start)
-        _, gradients = _gradients(model, of, path.astype(logits.dtype))
+        gradients = _gradients(model, of, path.astype(logits.dtype))
         mean_gradient += np.tensordot(weights[part], gradients.astype(np.float64), axes=1)
     ends = np.stack([start, e]).astype(logits.dtype)
     at_start, at_end = (float(value) for value in _values(model, of, ends))
@@ -93,15 +93,13 @@ def _at_embedding(model: LanguageModel, of: Target) -> tuple[np.ndarray, np.ndar
     return activations[EMBEDDING][0], gradients[EMBEDDING][0]
 
 
-def _gradients(
-    model: LanguageModel, of: Target, embeddings: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Logits, and f's gradient by embeddings (n, T, C) that take the place of the text's."""
+def _gradients(model: LanguageModel, of: Target, embeddings: np.ndarray) -> np.ndarray:
+    """f's gradient by embeddings (n, T, C) that take the place of the text's."""
     copies = np.repeat(of.ids, len(embeddings), axis=0)
-    logits, _, gradients = model.run_with_gradients(
+    _, _, gradients = model.run_with_gradients(
         copies, of.gradient, EMBEDDING, {EMBEDDING: lambda _: embeddings}
     )
-    return logits, gradients[EMBEDDING]
+    return gradients[EMBEDDING]
 
 
 def _values(model: LanguageModel, of: Target, embeddings: np.ndarray) -> np.ndarray:

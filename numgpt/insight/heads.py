@@ -28,10 +28,12 @@ class HeadScores(NamedTuple):
 
 
 def repeated_tokens(
-    model: LanguageModel, length: int = 24, batch: int = 4, seed: int = 0
+    model: LanguageModel, length: int | None = None, batch: int = 4, seed: int = 0
 ) -> np.ndarray:
-    """Random tokens, twice in a row: (B, 2 · length). On these only heads that copy can predict."""
+    """Random tokens, twice in a row: (B, 2 · length), length up to 24 where none is given. On these
+    only heads that copy can predict."""
     most = min(model.context_length // 2, model.config.vocab_size)
+    length = min(24, most) if length is None else length
     if not 1 <= length <= most:
         raise ValueError(f"length={length}: expected 1 to {most}, twice that fills the context")
     rng = np.random.default_rng(seed)
@@ -42,10 +44,7 @@ def repeated_tokens(
 def attention_head_scores(model: LanguageModel, ids: Ids | None = None) -> HeadScores:
     """Scores of all heads on a text, ids (T,) or (B, T); without one on random tokens that
     repeat."""
-    if ids is None:
-        longest = min(24, model.context_length // 2, model.config.vocab_size)
-        ids = repeated_tokens(model, longest)
-    ids = model.check_ids(ids)
+    ids = model.check_ids(repeated_tokens(model) if ids is None else ids)
     time = ids.shape[1]
     earlier = np.tri(time, k=-1, dtype=bool)  # j < i
     previous = np.broadcast_to(np.eye(time, k=-1, dtype=bool), (len(ids), time, time))
