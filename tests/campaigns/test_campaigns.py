@@ -67,8 +67,8 @@ EVERY_POINT = pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "overwrites", "step"),
     [
-        *(("text", False, 5), ("text", True, 11)),
-        *(("adapter", False, 13), ("adapter", True, 29), ("whole model", False, 23)),
+        *(("text", False, 11), ("text", True, 23)),
+        *(("adapter", False, 29), ("adapter", True, 43), ("whole model", False, 37)),
         *(
             pytest.param(kind, overwrites, 1, marks=EVERY_POINT)
             for kind in KINDS

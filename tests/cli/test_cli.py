@@ -376,7 +376,7 @@ def test_a_terminal_without_the_character_shows_a_question_mark(tmp_path):
 
 
 def test_training_goes_on_when_nobody_reads(tmp_path):
-    flags = "--n-layer=1 --n-embd=8 --n-head=1 --steps=30 --sample-every=2 --eval-batches=1"
+    flags = "--n-layer=1 --n-embd=8 --n-head=1 --steps=12 --sample-every=2 --eval-batches=1"
     command = f'"{sys.executable}" -m numgpt train --out "{tmp_path}/run" {flags} | head -n 1'
     subprocess.run(command, shell=True, capture_output=True)
     assert (tmp_path / "run/checkpoint.safetensors").exists()

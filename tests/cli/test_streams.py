@@ -39,7 +39,6 @@ def begun():
 COMMANDS = {
     "generate Hi --max-new-tokens 3": 0,
     "tokenizer encode Hi": 0,
-    "tokenizer decode 40": 0,
     "info": 0,
     "chat --model shakespeare --max-new-tokens 3": 2,  # there is no message
 }

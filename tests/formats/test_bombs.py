@@ -44,7 +44,7 @@ def write_checkpoint(path, model_args: bytes) -> None:
 SIZES = {"n_layer": 1, "n_head": 1, "n_embd": 4, "vocab_size": 5, "block_size": 8}
 
 
-@pytest.mark.parametrize("place", [*SIZES, "bias", "everything"])
+@pytest.mark.parametrize("place", ["n_layer", "bias", "everything"])
 @pytest.mark.parametrize("bomb", ["shared", "nested"])
 def test_a_memo_bomb_is_refused_at_once(tmp_path, place, bomb):
     value = pickle.dumps(shared(60), 2) if bomb == "shared" else nested(200_000)
@@ -86,7 +86,7 @@ def test_a_bomb_in_meta_pkl_is_refused_at_once(tmp_path, value):
 
 
 @pytest.mark.parametrize("axes", [65, 300_000])
-@pytest.mark.parametrize("size", [1, 2, 10**18, 10**4000])
+@pytest.mark.parametrize("size", [1, 2, 10**4000], ids=["1", "2", "10**4000"])
 def test_many_axes_are_refused_at_once(tmp_path, axes, size):
     entry = {"dtype": "F32", "shape": [size] * min(axes, 9000 if size > 9 else axes)}
     header = json.dumps({"x": entry | {"data_offsets": [0, 4]}}).encode()
