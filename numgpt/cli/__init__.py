@@ -19,14 +19,36 @@ from typing import Any
 
 import numgpt  # first: chooses NumPy's kernels
 from numgpt import launch
-from numgpt.cli import chat, convert, download, evaluate, generate, info, tokenizer, train, tune
+from numgpt.cli import (
+    chat,
+    convert,
+    download,
+    evaluate,
+    explain,
+    generate,
+    info,
+    tokenizer,
+    train,
+    tune,
+)
 from numgpt.formats.names import HubError
 from numgpt.messages import one_line, tell
 from numgpt.training import TrainingError
 from numgpt.training.config import options_of
 
 BAD_PATH = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-SUBCOMMANDS = (generate, chat, train, tune, evaluate, tokenizer, download, convert, info)
+SUBCOMMANDS = (
+    generate,
+    chat,
+    train,
+    tune,
+    evaluate,
+    explain,
+    tokenizer,
+    download,
+    convert,
+    info,
+)
 MENDS = {
     errno.ENOSPC: "free some space, or choose another disk",
     errno.EDQUOT: "free some space, or choose another disk",

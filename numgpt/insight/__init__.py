@@ -1,5 +1,5 @@
-"""WHAT HAPPENS INSIDE. Lens, attribution, patching, saliency: plain functions on a model's
-activations, which its own code computes and its hooks show."""
+"""WHAT HAPPENS INSIDE. Lens, attribution, patching, saliency, and the page that shows a pass whole:
+plain functions on a model's activations, which its own code computes and its hooks show."""
 
 from numgpt.lazy import lazy_names
 
@@ -19,6 +19,8 @@ _MODULES = {
     "input_x_gradient": "gradients",
     "integrated_gradients": "gradients",
     "saliency": "gradients",
+    "Page": "document",
+    "page": "document",
     "TokenReport": "tokens",
     "loss_gradients": "tokens",
     "per_token": "tokens",

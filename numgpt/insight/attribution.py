@@ -13,9 +13,11 @@ A head's part is z_h W_O[h], its rows of the output projection; biases stand by 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from numgpt.insight.targets import target
+from numgpt.insight.targets import Target, target
 from numgpt.models.base import BaseBlock
 from numgpt.models.inputs import Ids
 from numgpt.models.language_model import LanguageModel
@@ -35,12 +37,22 @@ def direct_logit_attribution(
     up.
     """
     of = target(model, ids, token, against, position)
+    return attribution_of(model, of, *model.run_with_cache(of.ids, attribution_names(model)))
+
+
+def attribution_names(model: LanguageModel) -> list[str]:
+    """The hooks that the parts are computed from."""
     names = list(model.embedding_hooks)
-    last = f"{model.blocks[-1].hooks}hook_resid_post"
     for block in model.blocks:
         names += [f"{block.hooks}attn.hook_z", f"{block.hooks}hook_mlp_out"]
-    logits, cache = model.run_with_cache(of.ids, [*names, last])
-    at = of.position
+    return [*names, f"{model.blocks[-1].hooks}hook_resid_post"]
+
+
+def attribution_of(
+    model: LanguageModel, of: Target, logits: np.ndarray, cache: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """`direct_logit_attribution` of activations that are there: those of `attribution_names`."""
+    at, last = of.position, f"{model.blocks[-1].hooks}hook_resid_post"
     _, norm_cache = model.final_norm.forward(cache[last][0, at : at + 1])
     rstd, direction = norm_cache.rstd.astype(np.float64), of.direction(model).astype(np.float64)
 
@@ -54,10 +66,10 @@ def direct_logit_attribution(
     heads, attention_biases, mlps, mlp_biases = [], [], [], []
     for block in model.blocks:
         z = cache[f"{block.hooks}attn.hook_z"][0, at]  # (H, D)
-        of_heads, bias = _through_heads(block, z[None])
+        of_heads, bias = through_heads(block, z[None])
         heads.append(parts(of_heads[0]))
         attention_biases.append(parts(bias))
-        mlp_bias = _bias(block.mlp_output, z.dtype)
+        mlp_bias = bias_of(block.mlp_output, z.dtype)
         mlps.append(parts(cache[f"{block.hooks}hook_mlp_out"][0, at] - mlp_bias))
         mlp_biases.append(parts(mlp_bias))
     found |= {"heads": np.array(heads), "attention_biases": np.array(attention_biases)}
@@ -78,11 +90,11 @@ def head_outputs(model: LanguageModel, ids: Ids, layer: int) -> np.ndarray:
     block = model.blocks[layer]
     name = f"{block.hooks}attn.hook_z"
     z = model.run_with_cache(ids, name)[1][name]  # (B, T, H, D)
-    outputs, _ = _through_heads(block, z.reshape(-1, *z.shape[2:]))
+    outputs, _ = through_heads(block, z.reshape(-1, *z.shape[2:]))
     return outputs.reshape(*z.shape[:3], -1)
 
 
-def _through_heads(block: BaseBlock, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def through_heads(block: BaseBlock, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """z (N, H, D) -> each head's part of the projection's result (N, H, C), and the bias (C,).
 
     Each head goes through the projection with the others at 0, so that whatever it is (with an
@@ -91,11 +103,11 @@ def _through_heads(block: BaseBlock, z: np.ndarray) -> tuple[np.ndarray, np.ndar
     alone = np.zeros((count, heads, heads, size), z.dtype)
     alone[:, np.arange(heads), np.arange(heads)] = z
     y, _ = block.attention_output.forward(alone.reshape(count * heads, heads * size))
-    bias = _bias(block.attention_output, z.dtype)
+    bias = bias_of(block.attention_output, z.dtype)
     return y.reshape(count, heads, -1) - bias, bias
 
 
-def _bias(linear: Linear, dtype: np.dtype) -> np.ndarray:
+def bias_of(linear: Linear, dtype: np.dtype) -> np.ndarray:
     """What a projection makes of 0.  (C,)"""
     inputs = linear.parts[0].weight.shape[0]
     return linear.forward(np.zeros((1, inputs), dtype))[0][0]

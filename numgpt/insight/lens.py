@@ -9,6 +9,7 @@ scale computed again for each x_l. KL(p_l ‖ p) says how far that is from the p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -40,9 +41,24 @@ def logit_lens(model: LanguageModel, ids: Ids, targets: Ids | None = None) -> Lo
     Takes (L + 1) · B · T · V numbers: 52 MB for 20 tokens and GPT-2.
     """
     ids = model.check_ids(ids)
+    _, streams = model.run_with_cache(ids, lens_names(model))
+    return lens_of_streams(model, ids, streams, targets)
+
+
+def lens_names(model: LanguageModel) -> list[str]:
+    """The hooks on the stream before the first block and after each, L + 1."""
     names = [f"{block.hooks}hook_resid_pre" for block in model.blocks]
-    names.append(f"{model.blocks[-1].hooks}hook_resid_post")
-    _, streams = model.run_with_cache(ids, names)
+    return [*names, f"{model.blocks[-1].hooks}hook_resid_post"]
+
+
+def lens_of_streams(
+    model: LanguageModel,
+    ids: np.ndarray,
+    streams: Mapping[str, np.ndarray],
+    targets: Ids | None = None,
+) -> LogitLens:
+    """`logit_lens` of activations that are there: those of `lens_names`, (B, T, C) each."""
+    names = lens_names(model)
     log_probs = np.stack([_log_probs(model, streams[name]) for name in names])
     kl = (np.exp(log_probs) * (log_probs - log_probs[-1])).sum(axis=-1)
     chosen = log_probs[-1].argmax(axis=-1) if targets is None else model.check_ids(targets)

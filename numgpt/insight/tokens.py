@@ -31,8 +31,13 @@ def per_token(model: LanguageModel, ids: Ids, top: int = 5) -> TokenReport:
         raise ValueError("the text has one token: at least two are needed to predict one")
     if not hasattr(top, "__index__") or not 1 <= top <= model.config.vocab_size:
         raise ValueError(f"top={shown(top)}: expected 1 to {model.config.vocab_size}")
-    logp = log_softmax(model(checked)[0, :-1])  # (T - 1, V)
-    of_tokens = np.take_along_axis(logp, checked[0, 1:, None], axis=1)
+    return report_of(model(checked)[0, :-1], checked[0, 1:], top)
+
+
+def report_of(logits: np.ndarray, targets: np.ndarray, top: int) -> TokenReport:
+    """`per_token` of logits that are there (n, V), and the tokens that came (n,)."""
+    logp = log_softmax(logits)
+    of_tokens = np.take_along_axis(logp, targets[:, None], axis=1)
     top_ids = np.argsort(-logp, axis=1, kind="stable")[:, :top]
     return TokenReport(
         -of_tokens[:, 0],

@@ -39,8 +39,29 @@ class BaseBlock:
         self.hooks = f"blocks.{layer}."  # … and its hooks' names so
 
     @property
+    def norms(self) -> tuple[LayerNorm, LayerNorm] | tuple[RMSNorm, RMSNorm]:
+        """The norms before attention and before the feed-forward layer."""
+        raise NotImplementedError
+
+    @property
+    def attention_input(self) -> Linear:
+        """The projection to queries, keys and values, side by side."""
+        raise NotImplementedError
+
+    @property
     def attention_output(self) -> Linear:
         """The projection that takes the heads' results to the stream."""
+        raise NotImplementedError
+
+    @property
+    def attention_scale(self) -> float:
+        """What q · k is multiplied by."""
+        raise NotImplementedError
+
+    @property
+    def mlp_input(self) -> Linear:
+        """The first projection of the feed-forward layer; of a gated one gate and up, side by
+        side."""
         raise NotImplementedError
 
     @property

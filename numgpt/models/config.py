@@ -73,6 +73,11 @@ class Config:
         raise NotImplementedError
 
     @property
+    def inner_width(self) -> int:
+        """F, of the feed-forward layer."""
+        raise NotImplementedError
+
+    @property
     def head_size(self) -> int:
         """D."""
         raise NotImplementedError

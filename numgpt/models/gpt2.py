@@ -144,7 +144,6 @@ class GPTConfig(Config):
 
     @property
     def inner_width(self) -> int:
-        """F, of the feed-forward layer."""
         return self.n_inner or 4 * self.n_embd
 
     @property
@@ -228,8 +227,7 @@ class Block(BaseBlock):
         k, v, key_mask = ctx.keys_and_values(self.layer, k, hook.heads("attn.hook_v", v))  # T -> S
         if ctx.last_only and self.layer == config.n_layer - 1:
             q, x = ctx.last_of(q, x)  # T = 1, N = B
-        scale = config.attention_scale(self.layer)
-        z, heads = attend(q, k, v, key_mask, ctx, hook, config.attn_pdrop, scale)  # (N, C)
+        z, heads = attend(q, k, v, key_mask, ctx, hook, config.attn_pdrop, self.attention_scale)
         y, attn_proj = self.attn_proj.forward(z, heads.merged, ctx.rng)
         y, dropout_1 = dropout_forward(y, config.resid_pdrop, ctx.rng)
         x = ctx.add(x, hook.rows("hook_attn_out", y))
@@ -277,8 +275,24 @@ class Block(BaseBlock):
         return self.act_forward(pre)[0]
 
     @property
+    def norms(self) -> tuple[LayerNorm, LayerNorm]:
+        return self.ln_1, self.ln_2
+
+    @property
+    def attention_input(self) -> Linear:
+        return self.c_attn
+
+    @property
     def attention_output(self) -> Linear:
         return self.attn_proj
+
+    @property
+    def attention_scale(self) -> float:
+        return self.config.attention_scale(self.layer)
+
+    @property
+    def mlp_input(self) -> Linear:
+        return self.c_fc
 
     @property
     def mlp_output(self) -> Linear:

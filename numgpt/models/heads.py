@@ -50,7 +50,7 @@ def attend(
     ctx: Context,
     hook: Hooks,
     dropout: float,
-    scale: float | None = None,
+    scale: float,
 ) -> tuple[np.ndarray, HeadsCache]:
     """q (B, H, T, D), k and v (B, K, S, D) -> z (N, H·D), cache."""
     z, attention = attention_forward(q, k, v, scale, key_mask, dropout, ctx.rng)

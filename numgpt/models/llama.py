@@ -19,6 +19,7 @@ and backward, where the weights lie side by side.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -168,6 +169,10 @@ class LlamaConfig(Config):
         return self.hidden_size
 
     @property
+    def inner_width(self) -> int:
+        return self.intermediate_size
+
+    @property
     def projected_width(self) -> int:
         return 2 * self.hidden_size + self.intermediate_size
 
@@ -265,7 +270,8 @@ class Block(BaseBlock):
         k, v, key_mask = ctx.keys_and_values(self.layer, k, hook.heads("attn.hook_v", v))  # T -> S
         if ctx.last_only and self.layer == config.num_hidden_layers - 1:
             q, x = ctx.last_of(q, x)  # T = 1, N = B
-        z, heads = attend(q, k, v, key_mask, ctx, hook, config.attention_dropout)  # (N, H·D)
+        dropout, scale = config.attention_dropout, self.attention_scale
+        z, heads = attend(q, k, v, key_mask, ctx, hook, dropout, scale)  # (N, H·D)
         y, o_proj = self.o_proj.forward(z, heads.merged, ctx.rng)
         x = ctx.add(x, hook.rows("hook_attn_out", y))
 
@@ -311,8 +317,24 @@ class Block(BaseBlock):
         return hook.rows("hook_resid_pre", dx)
 
     @property
+    def norms(self) -> tuple[RMSNorm, RMSNorm]:
+        return self.norm_1, self.norm_2
+
+    @property
+    def attention_input(self) -> Linear:
+        return self.qkv
+
+    @property
     def attention_output(self) -> Linear:
         return self.o_proj
+
+    @property
+    def attention_scale(self) -> float:
+        return 1 / math.sqrt(self.config.head_size)
+
+    @property
+    def mlp_input(self) -> Linear:
+        return self.gate_up
 
     @property
     def mlp_output(self) -> Linear:

@@ -155,6 +155,7 @@ class LoRA:
 
     def __init__(self, adapter: Adapter, name: str, columns: slice):
         self.columns = columns
+        self.adapter, self.name = adapter, name
         self.config = adapter.config
         self.weights = (f"{name}.lora_A.weight", f"{name}.lora_B.weight")
         self.a, self.b = (adapter.parameters[part] for part in self.weights)

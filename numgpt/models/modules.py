@@ -101,6 +101,13 @@ class Linear:
             if adapter is not None and name in adapted
         ]
 
+    def matrix(self) -> np.ndarray:
+        """W (I, O), all parts side by side, with what an adapter adds: a new array."""
+        whole = np.concatenate([part.weight for part in self.parts], axis=1)
+        for lora in self.adapters:
+            whole[:, lora.columns] += lora.adapter.delta(lora.name).T
+        return whole
+
     def forward(
         self, x: np.ndarray, again: Input | None = None, rng: np.random.Generator | None = None
     ) -> tuple[np.ndarray, LinearCache]:

@@ -1,0 +1,77 @@
+"""numgpt explain: one page that shows what a model does with a text, forwards and backwards."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import webbrowser
+from pathlib import Path
+from typing import Any
+
+from numgpt.cli.common import add_command, add_model, add_threads, text_argument, whole
+from numgpt.formats import load
+from numgpt.insight import page
+from numgpt.insight.document import require_place
+from numgpt.messages import quoted, tell
+
+OUT = "explain.html"
+
+
+def register(subparsers: Any) -> None:
+    parser = add_command(
+        subparsers,
+        "explain",
+        "show what a model does with a text, in one page",
+        'numgpt explain "My lord, the" --target " king" --open',
+        run,
+    )
+    parser.add_argument(
+        "text", nargs="*", help="the text, of which 64 tokens are read; - or a pipe: standard input"
+    )
+    add_model(parser)
+    parser.add_argument(
+        "--token", type=whole, metavar="I", help="the token to look at first, from 0 (the last)"
+    )
+    parser.add_argument(
+        "--target",
+        metavar="WORD",
+        help="what may come after it, with its space (what does, or the likeliest)",
+    )
+    parser.add_argument(
+        "--layers", type=_layers, metavar="A:B", help="keep layers A to B - 1 only (all)"
+    )
+    parser.add_argument(
+        "--out", default=OUT, metavar="FILE", help=f"the page to write (default {OUT})"
+    )
+    parser.add_argument("--open", action="store_true", help="open it in the browser")
+    parser.add_argument("--png", metavar="DIR", help="also write its pictures, for slides")
+    add_threads(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    text = text_argument(" ".join(options.text) if options.text else None, "text")
+    if options.png is not None:
+        from numgpt.insight.slides import require_matplotlib
+
+        require_matplotlib()
+    require_place(options.out)
+    model, tokenizer = load(options.model, adapter=options.adapter)
+    made = page(model, tokenizer, text, options.token, options.target, options.layers)
+    for note in made.notes:
+        tell(f"numgpt: note: {note}")
+    made.save(options.out)
+    print(options.out)
+    if options.png is not None:
+        for path in made.save_pictures(options.png):
+            print(path)
+    if options.open and not webbrowser.open(Path(options.out).resolve().as_uri()):
+        tell(f"numgpt: note: there is no browser to open: open {quoted(options.out)} yourself")
+
+
+def _layers(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,6}):(\d{1,6})", text)
+    if not match:
+        raise argparse.ArgumentTypeError(
+            f"expected A:B, as in 0:4 for the first four layers, got {text[:50]!r}"
+        )
+    return int(match[1]), int(match[2])

@@ -1,0 +1,226 @@
+// A token's way, step by step: equation, shapes, code, whole vectors, and the formula's numbers.
+
+const STRIP_COLUMNS = 400; // numbers of a vector side by side
+
+function followView(data, state) {
+  const groups = data.groups.filter((group) => group.layer === null || group.layer === state.layer);
+  const parts = groups.map((group) => groupOf(data, state, group));
+  const first = state.direction === "forward" ? [piecesStep(data, state)] : [];
+  if (state.direction === "backward") {
+    parts.reverse();
+    parts.unshift(
+      el(
+        "p",
+        {},
+        `The loss of the text is ${number(data.loss)} nats a token: the mean of −log p over its ${data.sizes.T}`,
+        " predictions. Below stands ∂loss/∂ of everything on the way, from the loss back to the embedding.",
+      ),
+    );
+  }
+  return [...first, ...parts];
+}
+
+function groupOf(data, state, group) {
+  const steps = group.steps.map((step) => stepOf(data, state, step));
+  if (state.direction === "backward") steps.reverse();
+  const others = group.layer !== null && data.layers.length > 1 ? " (the others by “Layer” above)" : "";
+  const title = el("h2", {}, group.title, el("small", { class: "faint" }, others));
+  return el("section", { "aria-label": group.title }, title, ...steps);
+}
+
+function piecesStep(data, state) {
+  const t = state.token;
+  const id = data.ids.at(t);
+  const rows = [...data.ids.flat].map((other, place) => [
+    `${place}${place === t ? " ◂" : ""}`,
+    el("span", { class: "piece" }, visible(data.vocabulary[other])),
+    String(other),
+  ]);
+  return el(
+    "section",
+    { "aria-label": "Text to ids" },
+    el("h2", {}, "The text"),
+    el(
+      "div",
+      { class: "step" },
+      el("h3", {}, "Text → pieces → ids"),
+      el("p", {}, `Token ${t} is “${visible(data.vocabulary[id])}”, number ${id} of a vocabulary of ${data.sizes.V}.`),
+      el("details", {}, el("summary", {}, "All pieces"), table("", ["place", "piece", "id"], rows, { text: [0, 1] })),
+    ),
+  );
+}
+
+function stepOf(data, state, step) {
+  const side = step[state.direction];
+  const equation = el("p", { class: "equation" });
+  equation.innerHTML = side.equation; // written by numgpt from its own formulas
+  return el(
+    "article",
+    { class: "step", "data-step": step.name, "data-hook": step.hook },
+    el("h3", {}, step.title),
+    equation,
+    el("p", { class: "shapes" }, side.shapes.join(" · ")),
+    ...side.strips.map((strip) => stripOf(data, state, strip)),
+    el(
+      "div",
+      { class: "tables" },
+      ...side.tables.map((numbers, i) => tableOf(data, state, numbers, `${step.name}/${state.direction}/${i}`)),
+    ),
+    state.direction === "backward" ? checkOf(data, state, step) : null,
+    ...side.functions.map((name) => sourceOf(data, name)),
+  );
+}
+
+// The head whose numbers a table or strip shows: a group of heads shares keys and values.
+function headOf(data, state, heads) {
+  return heads === "K" ? Math.floor((state.head * data.sizes.K) / data.sizes.H) : state.head;
+}
+
+function place(data, state, heads) {
+  return heads ? [state.token, headOf(data, state, heads)] : [state.token];
+}
+
+function stripOf(data, state, strip) {
+  const numbers = strip.array.row(...place(data, state, strip.heads));
+  const rows = Math.ceil(numbers.length / STRIP_COLUMNS);
+  const columns = Math.ceil(numbers.length / rows);
+  const largest = largestOf(numbers);
+  const peak = numbers.findIndex((x) => Math.abs(x) === largest);
+  const of = strip.heads ? ` of ${strip.heads === "K" ? "KV head" : "head"} ${headOf(data, state, strip.heads)}` : "";
+  const label = `${strip.label}${of}: ${numbers.length} numbers, the largest ${number(numbers[peak], 3)} at feature ${peak}`;
+  const field = heat({
+    rows,
+    columns,
+    valueAt: (r, c) => numbers[r * columns + c] ?? null,
+    describe: (r, c) => {
+      const at = r * columns + c;
+      return at < numbers.length ? `${strip.label}[${at}] = ${number(numbers[at], 3)}` : null;
+    },
+    label,
+    height: Math.max(22, 12 * rows),
+    start: [Math.floor(peak / columns), peak % columns],
+  });
+  return el("div", { class: "strip" }, el("span", { class: "label" }, label), field.element);
+}
+
+function rowName(data, kind, index) {
+  if (kind === "token") return visible(data.vocabulary[index]);
+  return kind === "key" ? `key ${index}, “${visible(data.vocabulary[data.ids.at(index)])}”` : `feature ${index}`;
+}
+
+function tableOf(data, state, numbers, key) {
+  if (numbers.kind === "values") return valuesOf(data, state, numbers);
+  return numbers.kind === "keys" ? keysOf(data, state, numbers) : productOf(data, state, numbers, key);
+}
+
+function valuesOf(data, state, numbers) {
+  const at = place(data, state, numbers.heads);
+  const rows = [...numbers.chosen.row(...at)].map((index, n) => [
+    numbers.rows === "feature" ? String(index) : rowName(data, numbers.rows, index),
+    ...[...numbers.values.row(...at, n)].map((x) => number(x)),
+  ]);
+  return table(`The ${rows.length} largest:`, [numbers.rows, ...numbers.columns], rows);
+}
+
+function keysOf(data, state, numbers) {
+  const query = state.token;
+  const scalars = Object.entries(numbers.scalars).map(([name, of]) => `${name} = ${number(of.at(query, state.head), 3)}`);
+  const rows = [];
+  for (let key = 0; key <= query; key++)
+    rows.push([rowName(data, "key", key), ...numbers.matrices.map((matrix) => number(matrix.at(query, state.head, key), 3))]);
+  const caption = `Head ${state.head}, query ${query}, and each key it sees${scalars.length ? `; ${scalars.join(", ")}` : ""}`;
+  return table(caption, ["key", ...numbers.columns], rows);
+}
+
+// What a sum's term is of, and its x: inputs are parts, one after another.
+function inputOf(data, inputs, at, index) {
+  for (const { name, x, by_head } of inputs) {
+    if (x === null) return [inputName(data, name, index, 0), null];
+    const numbers = x.row(...at.slice(0, by_head ? 2 : 1));
+    if (index < numbers.length) {
+      const size = by_head || x.shape.length === 2 ? 0 : x.shape[2];
+      return [inputName(data, name, index, size), numbers[index]];
+    }
+    index -= numbers.length;
+  }
+  throw new Error(`no input ${index}`);
+}
+
+function inputName(data, name, index, size) {
+  if (name === "token") return visible(data.vocabulary[index]);
+  if (name === "key" || name === "query") {
+    const t = index % data.sizes.T;
+    const head = index >= data.sizes.T ? `, head ${Math.floor(index / data.sizes.T)} of the group` : "";
+    return `${name} ${t} “${visible(data.vocabulary[data.ids.at(t)])}”${head}`;
+  }
+  return size ? `${name}[head ${Math.floor(index / size)}, ${index % size}]` : `${name}[${index}]`;
+}
+
+// y_j = Σ_i x_i W_ij + b_j of one j, chosen among those with the largest results.
+function productOf(data, state, numbers, key) {
+  const at = place(data, state, numbers.heads);
+  const [xName, wName] = numbers.factors;
+  const chosen = [...numbers.chosen.row(...at)];
+  const half = (x) => number(x, 3);
+  const holder = el("div");
+  const choices = el("div", { class: "choices", role: "group", "aria-label": `Which ${numbers.rows} of ${numbers.title}` });
+  const show = (n) => {
+    state.chosen[key] = n;
+    const [rest, bias, result] = numbers.sums.row(...at, n);
+    const rows = [];
+    let inRows = 0;
+    [...numbers.terms_index.row(...at, n)].forEach((index, m) => {
+      const term = numbers.terms.at(...at, n, m);
+      if (term === 0) return;
+      inRows++;
+      const [name, input] = inputOf(data, numbers.inputs, at, index);
+      const factors = [input ?? numbers.x.at(...at, n, m), numbers.w.at(...at, n, m)];
+      rows.push([name, ...factors.map(half), half(term)]);
+    });
+    rows.push(["all others", "", "", half(rest)]);
+    if (bias !== 0) rows.push(["bias", "", "", half(bias)]);
+    rows.push([`${numbers.title}, ${rowName(data, numbers.rows, chosen[n])}`, "", "", half(result)]);
+    const product = numbers.factor === 1 ? `${xName} · ${wName}` : `${number(numbers.factor)} · ${xName} · ${wName}`;
+    const caption = `${numbers.title}, ${rowName(data, numbers.rows, chosen[n])}: the ${inRows} largest terms of its sum`;
+    holder.replaceChildren(table(caption, ["from", xName, wName, product], rows));
+    choices.querySelectorAll("button").forEach((button, i) => button.setAttribute("aria-pressed", String(i === n)));
+  };
+  chosen.forEach((index, n) => {
+    if (numbers.rows === "key" && index > state.token) return; // not seen
+    const text = `${rowName(data, numbers.rows, index)}: ${half(numbers.sums.at(...at, n, 2))}`;
+    choices.append(el("button", { type: "button", class: "plain", "aria-pressed": "false", onclick: () => show(n) }, text));
+  });
+  const opening = state.chosen[key] ?? 0;
+  show(opening < choices.children.length ? opening : 0);
+  const title = el("p", { class: "sum" }, `${numbers.title} is a sum of products. Of the largest:`);
+  return el("div", { "data-product": numbers.title }, title, choices, holder);
+}
+
+function checkOf(data, state, step) {
+  const check = data.checks[step.hook];
+  if (!check) return null;
+  const off = Math.abs(check.gradient - check.difference) / (Math.abs(check.gradient) || 1);
+  return el(
+    "p",
+    { class: "check" },
+    `Checked: moving ${step.hook}[${check.place.join(", ")}] by ±${number(check.step)} changes the loss by a slope of `,
+    el("b", {}, number(check.difference)),
+    "; by hand it is ",
+    el("b", {}, number(check.gradient)),
+    ` (${percent(off)} apart).`,
+  );
+}
+
+function sourceOf(data, name) {
+  const { file, line, text, derivation } = data.functions[name];
+  const inside = el("div");
+  const details = el("details", {}, el("summary", {}, `${name}, ${file}:${line}`), inside);
+  details.addEventListener("toggle", () => {
+    if (details.open && !inside.firstChild)
+      inside.append(
+        el("pre", { tabindex: 0 }, text),
+        el("details", {}, el("summary", {}, "The derivation"), el("pre", { tabindex: 0 }, derivation)),
+      );
+  });
+  return details;
+}

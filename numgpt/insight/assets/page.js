@@ -1,0 +1,124 @@
+// The page: what is chosen, and the view of it.
+
+const VIEWS = {
+  follow: { title: "Step by step", make: followView, uses: ["direction", "layer", "head"] },
+  attention: { title: "Attention", make: attentionView, uses: ["direction", "layer", "head"] },
+  lens: { title: "Lens", make: lensView, uses: [] },
+  attribution: { title: "Attribution", make: attributionView, uses: [] },
+  loss: { title: "Loss", make: lossView, uses: [] },
+  sampling: { title: "Sampling", make: samplingView, uses: [] },
+};
+
+const byId = (id) => document.getElementById(id);
+
+async function start() {
+  const data = await unpacked(byId("data").textContent);
+  byId("data").textContent = "";
+  const state = {
+    view: "follow",
+    direction: "forward",
+    token: data.token,
+    layer: data.layers[0],
+    head: 0,
+    chosen: {}, // of each product, which of its features
+    sampling: { temperature: 1, topK: 0, topP: 1 },
+  };
+  const set = (changes) => {
+    Object.assign(state, changes);
+    show();
+  };
+  const show = () => {
+    hideTip();
+    readPalette();
+    const view = VIEWS[state.view];
+    for (const name of ["direction", "layer", "head"]) {
+      const holder = byId(name === "direction" ? "directions" : `${name}-choice`);
+      holder.hidden = !view.uses.includes(name);
+    }
+    byId("controls").hidden = !view.uses.length;
+    byId("layer").value = state.layer;
+    byId("head").value = state.head;
+    const id = data.ids.at(state.token);
+    byId("chosen").textContent =
+      `Token ${state.token} of ${data.sizes.T}: “${visible(data.vocabulary[id])}” (id ${id}), ` +
+      `then “${visible(data.vocabulary[data.targets.at(state.token)])}”, loss ${number(data.report.loss.at(state.token))}.`;
+    byId("tokens").querySelectorAll("button").forEach((button, t) => {
+      button.setAttribute("aria-checked", String(t === state.token));
+      button.tabIndex = t === state.token ? 0 : -1;
+    });
+    byId("tabs").querySelectorAll("button").forEach((button) => {
+      const selected = button.dataset.view === state.view;
+      button.setAttribute("aria-selected", String(selected));
+      button.tabIndex = selected ? 0 : -1;
+    });
+    byId("main").setAttribute("aria-labelledby", `tab-${state.view}`);
+    byId("main").replaceChildren(...view.make(data, state, set));
+  };
+
+  byId("model").textContent = data.model;
+  byId("notes").append(...data.notes.map((note) => el("li", {}, note)));
+  const most = largestOf(data.report.loss.flat);
+  byId("tokens").append(
+    ...[...data.ids.flat].map((id, t) => {
+      const loss = t ? data.report.loss.at(t - 1) : 0;
+      return el(
+        "button",
+        {
+          type: "button",
+          class: "token",
+          role: "radio",
+          style: `background: rgba(var(--loss), ${(0.6 * loss) / (most || 1)})`,
+          "aria-label": `Token ${t}, ${visible(data.vocabulary[id])}${t ? `, loss ${number(loss)}` : ""}`,
+          onclick: () => set({ token: t }),
+        },
+        visible(data.vocabulary[id]),
+        el("small", { "aria-hidden": "true" }, String(t)),
+      );
+    }),
+  );
+  moveWithArrows(byId("tokens"), (t) => set({ token: t }));
+  byId("tabs").append(
+    ...Object.entries(VIEWS).map(([name, view]) =>
+      el(
+        "button",
+        { type: "button", role: "tab", id: `tab-${name}`, "data-view": name, "aria-controls": "main", onclick: () => set({ view: name }) },
+        view.title,
+      ),
+    ),
+  );
+  moveWithArrows(byId("tabs"), (i) => set({ view: Object.keys(VIEWS)[i] }));
+  byId("layer").append(...data.layers.map((layer) => el("option", { value: layer }, String(layer))));
+  byId("head").append(...Array.from({ length: data.sizes.H }, (_, head) => el("option", { value: head }, String(head))));
+  byId("controls").addEventListener("submit", (event) => event.preventDefault());
+  byId("controls").addEventListener("change", () =>
+    set({
+      direction: document.querySelector("input[name=direction]:checked").value,
+      layer: Number(byId("layer").value),
+      head: Number(byId("head").value),
+    }),
+  );
+  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
+  window.matchMedia("print").addEventListener("change", show);
+  show();
+  window.numgpt = { data, state, set, processed, softmax }; // for who wants to look further, in the console
+  document.documentElement.dataset.ready = "true";
+}
+
+// Left and right go from one to the next, and choose it.
+function moveWithArrows(holder, choose) {
+  holder.addEventListener("keydown", (event) => {
+    const buttons = [...holder.querySelectorAll("button")];
+    const at = buttons.indexOf(document.activeElement);
+    const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: buttons.length - 1 }[event.key];
+    if (at < 0 || to === undefined) return;
+    event.preventDefault();
+    const next = (to + buttons.length) % buttons.length;
+    choose(next);
+    buttons[next].focus();
+  });
+}
+
+start().catch((error) => {
+  byId("main").replaceChildren(el("p", { role: "alert" }, `The page can't be shown: ${error.message}`));
+  throw error;
+});

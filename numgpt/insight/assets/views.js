@@ -1,0 +1,247 @@
+// Attention, the lens, attribution, loss and sampling.
+
+const MOST_BARS = 24;
+
+function quotedPiece(data, id) {
+  return `“${visible(data.vocabulary[id])}”`;
+}
+
+// A head's matrix, query by key, of (query, head, key).
+function matrixOf(matrices, head) {
+  const [T] = matrices.shape;
+  const numbers = new Float32Array(T * T);
+  for (let query = 0; query < T; query++) numbers.set(matrices.row(query, head), query * T);
+  return numbers;
+}
+
+function attentionView(data, state, set) {
+  const name = state.direction === "forward" ? "p" : "dp";
+  const { T, H } = data.sizes;
+  const columns = Math.min(H, window.innerWidth < 560 ? 6 : 12);
+  const grid = el("div", {
+    class: "thumbnails",
+    style: `grid-template-columns: max-content repeat(${columns}, minmax(34px, 84px))`,
+    role: "group",
+    "aria-label": "All layers and heads",
+  });
+  for (const layer of data.layers) {
+    const matrices = data.patterns[layer][name];
+    for (let head = 0; head < H; head++) {
+      if (head % columns === 0) grid.append(el("span", { class: "head" }, head ? "" : `L${layer}`));
+      const numbers = matrixOf(matrices, head);
+      const canvas = el("canvas", { "aria-hidden": "true" });
+      paint(canvas, T, T, (i, j) => (j > i ? null : numbers[i * T + j]), largestOf(numbers));
+      const pressed = layer === state.layer && head === state.head;
+      grid.append(
+        el(
+          "button",
+          {
+            type: "button",
+            "aria-pressed": String(pressed),
+            "aria-label": `Layer ${layer}, head ${head}`,
+            title: `layer ${layer}, head ${head}`,
+            onclick: () => set({ layer, head }),
+          },
+          canvas,
+        ),
+      );
+    }
+    for (let rest = H % columns; rest && rest < columns; rest++) grid.append(el("span"));
+  }
+  const numbers = matrixOf(data.patterns[state.layer][name], state.head);
+  const symbol = name === "p" ? "p" : "∂loss/∂p";
+  const piece = (t) => `${t} ${quotedPiece(data, data.ids.at(t))}`;
+  const list = el("div");
+  const listKeys = (query) => {
+    const keys = [...Array(query + 1).keys()].sort((a, b) => Math.abs(numbers[query * T + b]) - Math.abs(numbers[query * T + a]));
+    const rows = keys.slice(0, 8).map((key) => [piece(key), number(numbers[query * T + key], 3)]);
+    list.replaceChildren(table(`Query ${piece(query)} and the keys with the largest ${symbol}`, ["key", symbol], rows));
+  };
+  const field = heat({
+    rows: T,
+    columns: T,
+    valueAt: (i, j) => (j > i ? null : numbers[i * T + j]),
+    describe: (i, j) =>
+      j > i ? `query ${piece(i)} does not see key ${piece(j)}, which is later` : `query ${piece(i)}, key ${piece(j)}: ${symbol} = ${number(numbers[i * T + j], 3)}`,
+    label: `${symbol} of layer ${state.layer}, head ${state.head}: rows are queries, columns keys. Arrow keys read single values.`,
+    start: [state.token, 0],
+    onmove: listKeys,
+  });
+  field.canvas.style.aspectRatio = "1";
+  listKeys(state.token);
+  return [
+    el("h2", {}, name === "p" ? "Where each head looks" : "The loss's gradient by the attention's probabilities"),
+    el(
+      "p",
+      { class: "faint" },
+      "Rows are queries, from the first token down; columns are the keys they look at. The stronger the colour, the larger the number",
+      name === "p" ? "." : "; orange is below zero.",
+    ),
+    grid,
+    el("h3", {}, `Layer ${state.layer}, head ${state.head}`),
+    el("div", { class: "map" }, field.element),
+    list,
+  ];
+}
+
+function lensView(data, state, set) {
+  const { names, top, probabilities, kl, ranks, predicted } = data.lens;
+  const details = el("div", { "aria-live": "polite" });
+  const show = (l, t) => {
+    const rows = [...top.row(l, t)].map((id, n) => [visible(data.vocabulary[id]), percent(probabilities.at(l, t, n))]);
+    details.replaceChildren(
+      el("h3", {}, `After ${names[l]}, at token ${t} ${quotedPiece(data, data.ids.at(t))}`),
+      table("It would predict", ["token", "probability"], rows),
+      el(
+        "p",
+        {},
+        `${number(kl.at(l, t))} nats from the final prediction; ${quotedPiece(data, predicted.at(t))}, which wins in the end,`,
+        ` has rank ${ranks.at(l, t) + 1} here.`,
+      ),
+    );
+  };
+  const buttons = [];
+  const rows = names.map((name, l) => {
+    const cells = [...data.ids.flat].map((_, t) => {
+      const p = probabilities.at(l, t, 0);
+      const [red, green, blue] = colour(0.55 * p * p);
+      const button = el(
+        "button",
+        {
+          type: "button",
+          tabindex: l === names.length - 1 && t === state.token ? 0 : -1,
+          style: `background: rgb(${red}, ${green}, ${blue})`,
+          "aria-label": `${name}, token ${t}: ${visible(data.vocabulary[top.at(l, t, 0)])}, ${percent(p)}`,
+          onclick: () => focusCell(l, t),
+        },
+        visible(data.vocabulary[top.at(l, t, 0)]),
+      );
+      button.addEventListener("keydown", (event) => {
+        const move = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [1, 0], ArrowDown: [-1, 0] }[event.key];
+        if (!move) return;
+        event.preventDefault();
+        focusCell(Math.min(names.length - 1, Math.max(0, l + move[0])), Math.min(data.sizes.T - 1, Math.max(0, t + move[1])));
+      });
+      return button;
+    });
+    buttons.push(cells);
+    return el("tr", {}, el("th", { scope: "row" }, name), ...cells.map((cell) => el("td", {}, cell)));
+  });
+  const focusCell = (l, t) => {
+    for (const row of buttons) for (const cell of row) { cell.tabIndex = -1; cell.setAttribute("aria-pressed", "false"); }
+    buttons[l][t].tabIndex = 0;
+    buttons[l][t].setAttribute("aria-pressed", "true");
+    buttons[l][t].focus({ preventScroll: true });
+    show(l, t);
+  };
+  show(names.length - 1, state.token);
+  const head = [...data.ids.flat].map((id, t) => el("th", { scope: "col", class: "text piece" }, `${visible(data.vocabulary[id])}`));
+  return [
+    el("h2", {}, "What it would predict if it stopped early"),
+    el(
+      "p",
+      { class: "faint" },
+      "The stream after each block, through the final norm and the unembedding: the likeliest next token there. The stronger",
+      " the colour, the surer it is. The last block's row is the model's prediction.",
+    ),
+    el(
+      "div",
+      { class: "scroll" },
+      el(
+        "table",
+        { class: "lens" },
+        el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "after"), ...head)),
+        el("tbody", {}, ...rows.reverse()),
+      ),
+    ),
+    details,
+  ];
+}
+
+function attributionView(data, state) {
+  const { tokens, logits, parts, values } = data.attribution;
+  const rows = parts.map((name, i) => [name, values.at(state.token, i)]);
+  rows.sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
+  const shownRows = rows.slice(0, MOST_BARS);
+  const rest = rows.slice(MOST_BARS);
+  if (rest.length) shownRows.push([`the ${rest.length} others`, rest.reduce((sum, row) => sum + row[1], 0)]);
+  return [
+    el("h2", {}, `Where the logit of ${quotedPiece(data, tokens.at(state.token))} comes from`),
+    el(
+      "p",
+      {},
+      `After token ${state.token} ${quotedPiece(data, data.ids.at(state.token))} its logit is`,
+      ` ${number(logits.at(state.token))}. It is a sum of what the embedding, each head and each feed-forward layer have`,
+      " added to the stream, through the final norm:",
+    ),
+    bars("Parts of the logit", shownRows.map(([name, value]) => [name, value, number(value, 3)])),
+  ];
+}
+
+function lossView(data, state, set) {
+  const { loss, entropy, rank, top, logprobs } = data.report;
+  const most = largestOf(loss.flat);
+  const text = el("p", { class: "loss-text", role: "img", "aria-label": "The text, each token coloured by its loss; the table has the numbers" });
+  text.append(el("span", {}, data.vocabulary[data.ids.at(0)]));
+  for (let t = 1; t < data.sizes.T; t++)
+    text.append(
+      el(
+        "span",
+        { style: `background: rgba(var(--loss), ${(0.75 * loss.at(t - 1)) / (most || 1)})`, title: `${number(loss.at(t - 1))} nats` },
+        data.vocabulary[data.ids.at(t)],
+      ),
+    );
+  const rows = [...data.ids.flat].map((_, t) => [
+    `${t} ${visible(data.vocabulary[data.ids.at(t)])}`,
+    visible(data.vocabulary[data.targets.at(t)]),
+    number(loss.at(t)),
+    percent(Math.exp(-loss.at(t))),
+    String(rank.at(t) + 1),
+    number(entropy.at(t)),
+    [...top.row(t)].map((id, n) => `${visible(data.vocabulary[id])} ${percent(Math.exp(logprobs.at(t, n)))}`).join("  "),
+  ]);
+  return [
+    el("h2", {}, "How surprising each token was"),
+    el("p", {}, `Mean loss ${number(data.loss)} nats a token, a perplexity of ${number(Math.exp(data.loss))}. The stronger the colour, the more surprising.`),
+    text,
+    table("Each prediction, in nats", ["after", "came", "loss", "p", "rank", "entropy", "likeliest"], rows, { text: [0, 1, 6], result: false }),
+  ];
+}
+
+function samplingView(data, state) {
+  const logits = data.logits.row(state.token);
+  const settings = state.sampling;
+  const chart = el("div", { id: "distribution" });
+  const said = el("p", { "aria-live": "polite" });
+  const before = softmax(logits);
+  const order = [...logits.keys()].sort((a, b) => logits[b] - logits[a]).slice(0, 20);
+  const draw = () => {
+    const after = softmax(processed(logits, settings));
+    const kept = after.reduce((count, p) => count + (p > 0), 0);
+    said.textContent = `${kept} of ${logits.length} tokens can be drawn. Filled: as it is sampled; outlined: at temperature 1, with all tokens.`;
+    chart.replaceChildren(bars("Probabilities of the next token", order.map((id) => [visible(data.vocabulary[id]), after[id], percent(after[id]), before[id]])));
+  };
+  const slider = (id, label, key, attributes, text) => {
+    const output = el("output", { for: id }, text(settings[key]));
+    const input = el("input", { type: "range", id, ...attributes, value: settings[key] });
+    input.addEventListener("input", () => {
+      settings[key] = Number(input.value);
+      output.textContent = text(settings[key]);
+      draw();
+    });
+    return [el("label", { for: id }, label), input, output];
+  };
+  draw();
+  return [
+    el("h2", {}, `What may come after token ${state.token} ${quotedPiece(data, data.ids.at(state.token))}`),
+    el(
+      "div",
+      { class: "sliders" },
+      ...slider("temperature", "Temperature", "temperature", { min: 0.05, max: 2, step: 0.05 }, (x) => x.toFixed(2)),
+      ...slider("top-k", "Top-k", "topK", { min: 0, max: Math.min(200, logits.length), step: 1 }, (x) => (x ? String(x) : "all")),
+      ...slider("top-p", "Top-p", "topP", { min: 0.05, max: 1, step: 0.01 }, (x) => x.toFixed(2)),
+    ),
+    said,
+    chart,
+  ];
+}

@@ -1,0 +1,159 @@
+"""Attention's steps: rotations, scores, softmax, sum of values. Matrices are (H, query, key)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from numgpt.insight.formulas import FORMULAS
+from numgpt.insight.steps import Numbers, Side, Step, Strip
+from numgpt.insight.tables import HEAD_FEATURES, Input, Product, keys, largest, product, values
+from numgpt.layers import softmax_backward
+from numgpt.layers.softmax import exponentials
+from numgpt.models.base import BaseBlock
+from numgpt.models.llama import Block as LlamaBlock
+
+KEYS = 2  # of a query, whose scores are explained
+
+
+def rope_step(a: Numbers, block: LlamaBlock) -> Step:
+    """Queries and keys are turned: each feature with the other of its pair."""
+    config, half = block.config, block.config.head_size // 2
+    order = np.arange(2 * half)
+    if config.rope_interleave:
+        partner, pair, first = order ^ 1, order // 2, order % 2 == 0
+    else:
+        partner, pair, first = (order + half) % (2 * half), order % half, order < half
+    time = len(a.trace.ids)
+    angles = (np.arange(time)[:, None] * config.frequencies())[:, None, pair]
+    cos, sin = np.cos(angles), np.where(first, -np.sin(angles), np.sin(angles))
+    strips, tables, back_strips, back_tables = [], [], [], []
+    for name, heads in (("q", "H"), ("k", "K")):
+        x, y = a.x(f"attn.hook_{name}"), a.x(f"attn.hook_rot_{name}")
+        dx, dy = a.dx(f"attn.hook_{name}"), a.dx(f"attn.hook_rot_{name}")
+        turn = {name: x, "· cos": cos, "its pair": x[..., partner], "· ∓sin": sin, "turned": y}
+        back = {f"d{name}": dy, "· cos": cos, "its pair": dy[..., partner], "· ±sin": -sin}
+        strips.append(Strip(f"{name}, turned", heads, y))
+        tables.append(values(turn, heads=heads))
+        back_strips.append(Strip(f"d{name}, turned back", heads, dx))
+        back_tables.append(values(back | {"turned back": dx}, heads=heads))
+    forward, backward = Side(strips, tables), Side(back_strips, back_tables)
+    return Step("rope", FORMULAS["rope"], f"{a.prefix}attn.hook_q", forward, backward)
+
+
+def attention_steps(a: Numbers, block: BaseBlock) -> list[Step]:
+    """Scores, softmax and the sum of values."""
+    turned = "rot_" if isinstance(block, LlamaBlock) else ""
+    q_name, k_name = f"attn.hook_{turned}q", f"attn.hook_{turned}k"
+    q, dq, dk, dv = a.x(q_name), a.dx(q_name), a.dx(k_name), a.dx("attn.hook_v")
+    z, dz = a.x("attn.hook_z"), a.dx("attn.hook_z")
+    group = q.shape[1] // dk.shape[1]
+    k, v = (np.repeat(a.x(name), group, axis=1) for name in (k_name, "attn.hook_v"))  # (T, H, D)
+    p, scale = a.x("attn.hook_pattern"), block.attention_scale
+    seen = np.tri(len(q), dtype=bool)
+    hidden_scores = np.where(seen, scale * np.einsum("ihd,jhd->hij", q, k), -np.inf)
+    _, highest, total = exponentials(hidden_scores.copy())
+    s, dp = np.where(seen, hidden_scores, 0), np.where(seen, a.dx("attn.hook_pattern"), 0)
+    ds = softmax_backward(dp, p)
+    return [
+        Step(
+            "scores",
+            FORMULAS["scores"],
+            a.prefix + q_name,
+            Side([], [keys({"s": s}, {}), dot("s", q, k, s, p, ("q", "k"), scale)]),
+            Side(
+                [Strip("dq", "H", dq), Strip("dk", "K", dk)],
+                [
+                    over_keys("dq", ds, k, dq, ("ds", "k"), scale),
+                    over_queries("dk", ds, q, dk, ("ds", "q"), scale),
+                ],
+            ),
+        ),
+        Step(
+            "softmax",
+            FORMULAS["softmax"],
+            f"{a.prefix}attn.hook_pattern",
+            Side([], [keys({"s": s, "p": p}, {"M": highest[..., 0], "Z": total[..., 0]})]),
+            Side([], [keys({"p": p, "dp": dp, "ds": ds}, {"Σ dp p": np.vecdot(dp, p)})]),
+        ),
+        Step(
+            "values",
+            FORMULAS["values"],
+            f"{a.prefix}attn.hook_z",
+            Side([Strip("z", "H", z)], [over_keys("z", p, v, z, ("p", "v"))]),
+            Side(
+                [Strip("dz", "H", dz), Strip("dv", "K", dv)],
+                [
+                    dot("dp", dz, v, dp, dp, ("dz", "v")),
+                    over_queries("dv", p, dz, dv, ("p", "dz")),
+                ],
+            ),
+        ),
+    ]
+
+
+def dot(
+    title: str,
+    x: np.ndarray,
+    w: np.ndarray,
+    matrix: np.ndarray,
+    by: np.ndarray,
+    factors: tuple[str, str],
+    factor: float = 1.0,
+) -> Product:
+    """matrix[h, i, j] = factor · x[i, h] · w[j, h], for the keys with the largest of `by`."""
+    time, heads, _ = x.shape
+    seen = np.tri(time, dtype=bool)
+    chosen = largest(np.where(seen, by, 0).swapaxes(0, 1), KEYS)  # (T, H, n)
+    head, query = np.arange(heads)[None, :, None], np.arange(time)[:, None, None]
+    rows, result = w[chosen, head], matrix[head, query, chosen]
+    rows = np.where(seen[query, chosen][..., None], rows, 0)  # no later key has a part in it
+    inputs = [Input(factors[0], x, by_head=True)]
+    return product(title, inputs, rows, chosen, result, factors, "key", "H", None, factor)
+
+
+def over_keys(
+    title: str,
+    matrix: np.ndarray,
+    w: np.ndarray,
+    result: np.ndarray,
+    factors: tuple[str, str],
+    factor: float = 1.0,
+) -> Product:
+    """result[i, h] = factor · Σ_j matrix[h, i, j] w[j, h], for its largest features."""
+    inputs = [Input("key", np.ascontiguousarray(matrix.swapaxes(0, 1)), by_head=True)]
+    return _weighted_sum(title, inputs, w.transpose(1, 2, 0), result, factors, "H", factor)
+
+
+def over_queries(
+    title: str,
+    matrix: np.ndarray,
+    w: np.ndarray,
+    result: np.ndarray,
+    factors: tuple[str, str],
+    factor: float = 1.0,
+) -> Product:
+    """result[j, κ] = factor · Σ matrix[h, i, j] w[i, h] over queries i and the heads h that share
+    the KV head κ, for its largest features."""
+    time, kv_heads, size = result.shape
+    group = w.shape[1] // kv_heads
+    x = matrix.transpose(2, 0, 1).reshape(time, kv_heads, group * time)
+    w = w.transpose(1, 2, 0).reshape(kv_heads, group, size, time)
+    w = w.swapaxes(1, 2).reshape(kv_heads, size, group * time)
+    inputs = [Input("query", np.ascontiguousarray(x), by_head=True)]
+    return _weighted_sum(title, inputs, w, result, factors, "K", factor)
+
+
+def _weighted_sum(
+    title: str,
+    inputs: list[Input],
+    w: np.ndarray,
+    result: np.ndarray,
+    factors: tuple[str, str],
+    heads: str,
+    factor: float,
+) -> Product:
+    """result (T, H, D) = factor · Σ_i x (T, H, I) w (H, D, I)."""
+    chosen = largest(result, HEAD_FEATURES)  # (T, H, n)
+    rows = w[np.arange(w.shape[0])[None, :, None], chosen]
+    picked = np.take_along_axis(result, chosen, -1)
+    return product(title, inputs, rows, chosen, picked, factors, "feature", heads, None, factor)

@@ -1,0 +1,204 @@
+"""The formulas of a pass, forwards and backwards, one entry a step: what the page shows above its
+numbers. The functions that compute them, and their derivations, are those of numgpt.layers.
+
+An underscore begins an index, a word ("s_ij") or what is in braces ("z_{H−1}"); the letters of
+shapes are those of layers/__init__.py.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Formula(NamedTuple):
+    title: str
+    forward: str
+    forward_shapes: str  # "x: BTC; weight: C"
+    forward_functions: str  # of numgpt.layers
+    backward: str
+    backward_shapes: str
+    backward_functions: str
+
+
+FORMULAS = {
+    "embedding": Formula(
+        "Embedding",
+        "x_t = wte[id_t]",
+        "ids: BT; wte: VC; x: BTC",
+        "embedding_forward",
+        "dwte[v] = Σ dx_t over all t with id_t = v",
+        "dx: BTC; dwte: VC",
+        "embedding_backward",
+    ),
+    "embedding with positions": Formula(
+        "Embedding",
+        "x_t = wte[id_t] + wpe[t]",
+        "ids: BT; wte: VC; x: BTC",
+        "embedding_forward",
+        "dwte[v] = Σ dx_t over all t with id_t = v,   dwpe[t] = dx_t",
+        "dx: BTC; dwte: VC",
+        "embedding_backward",
+    ),
+    "layernorm": Formula(
+        "LayerNorm",
+        "x̂ = (x − mean(x)) · rstd,   rstd = 1/√(var(x) + ε),   y = weight · x̂ + bias",
+        "x, x̂, y: BTC; weight, bias: C",
+        "layernorm_forward",
+        "g = dy · weight,   dx = rstd · (g − mean(g) − x̂ · mean(g · x̂))   + dx of the stream",
+        "dy, g, dx: BTC",
+        "layernorm_backward",
+    ),
+    "rmsnorm": Formula(
+        "RMSNorm",
+        "x̂ = x · rstd,   rstd = 1/√(mean(x²) + ε),   y = weight · x̂",
+        "x, x̂, y: BTC; weight: C",
+        "rmsnorm_forward",
+        "g = dy · weight,   dx = rstd · (g − x̂ · mean(g · x̂))   + dx of the stream",
+        "dy, g, dx: BTC",
+        "rmsnorm_backward",
+    ),
+    "qkv": Formula(
+        "Queries, keys, values",
+        "q = y W_q + b_q,   k = y W_k + b_k,   v = y W_v + b_v",
+        "y: BTC; q: BTHD; k, v: BTKD",
+        "linear_forward",
+        "dy = dq W_qᵀ + dk W_kᵀ + dv W_vᵀ,   dW_q = yᵀ dq, …,   g = dy · weight",
+        "dq: BTHD; dk, dv: BTKD; dy: BTC",
+        "linear_backward",
+    ),
+    "rope": Formula(
+        "Rotary positions",
+        "y_1 = x_1 cos(t ω_i) − x_2 sin(t ω_i),   y_2 = x_1 sin(t ω_i) + x_2 cos(t ω_i)",
+        "q: BTHD; k: BTKD",
+        "rope_forward",
+        "dx_1 = dy_1 cos(t ω_i) + dy_2 sin(t ω_i),   dx_2 = −dy_1 sin(t ω_i) + dy_2 cos(t ω_i)",
+        "dq: BTHD; dk: BTKD",
+        "rope_backward",
+    ),
+    "scores": Formula(
+        "Scores",
+        "s_ij = scale · q_i · k_j for j ≤ i, else −∞",
+        "q: BTHD; k: BTKD; s: BHTS",
+        "tile_forward",
+        "dq_i = scale · Σ_j ds_ij k_j,   dk_j = scale · Σ_i ds_ij q_i",
+        "ds: BHTS; dq: BTHD; dk: BTKD",
+        "tile_backward",
+    ),
+    "softmax": Formula(
+        "Softmax",
+        "p_ij = exp(s_ij − M_i) / Z_i,   M_i = max_j s_ij,   Z_i = Σ_j exp(s_ij − M_i)",
+        "s, p: BHTS; M, Z: BHT",
+        "exponentials, softmax_forward",
+        "ds_ij = p_ij (dp_ij − Σ_k dp_ik p_ik)",
+        "p, dp, ds: BHTS",
+        "softmax_backward",
+    ),
+    "values": Formula(
+        "Sum of values",
+        "z_i = Σ_j p_ij v_j",
+        "p: BHTS; v: BTKD; z: BTHD",
+        "tile_forward, attention_forward",
+        "dp_ij = dz_i · v_j,   dv_j = Σ_i p_ij dz_i",
+        "dz: BTHD; dp: BHTS; dv: BTKD",
+        "tile_backward, attention_backward",
+    ),
+    "output": Formula(
+        "Heads together",
+        "out = (z_0, …, z_{H−1}) W_O + b_O = Σ_h z_h W_O[h] + b_O",
+        "z: BTHD; out: BTC",
+        "linear_forward",
+        "dz = dout W_Oᵀ,   dW_O = zᵀ dout",
+        "dout: BTC; dz: BTHD",
+        "linear_backward",
+    ),
+    "stream": Formula(
+        "Into the stream",
+        "x ← x + out",
+        "x, out: BTC",
+        "",
+        "dout = dx, and dx goes on, unchanged, to the x before",
+        "dx, dout: BTC",
+        "",
+    ),
+    "feed-forward in": Formula(
+        "Feed-forward, in",
+        "pre = y W + b",
+        "y: BTC; pre: BTF",
+        "linear_forward",
+        "dy = dpre Wᵀ,   dW = yᵀ dpre,   g = dy · weight",
+        "dpre: BTF; dy: BTC",
+        "linear_backward",
+    ),
+    "gated feed-forward in": Formula(
+        "Feed-forward, in",
+        "gate = y W_gate + b_gate,   up = y W_up + b_up",
+        "y: BTC; gate, up: BTF",
+        "linear_forward",
+        "dy = dgate W_gateᵀ + dup W_upᵀ,   dW_gate = yᵀ dgate, …,   g = dy · weight",
+        "dgate, dup: BTF; dy: BTC",
+        "linear_backward",
+    ),
+    "gelu_tanh": Formula(
+        "GELU",
+        "post = ½ pre (1 + tanh u) = pre · σ(2u),   u = √(2/π) (pre + 0.044715 pre³)",
+        "pre, post: BTF",
+        "gelu_tanh_forward",
+        "dpre = dpost · (σ + pre σ (1 − σ) z′),   z′ = 2 √(2/π) (1 + 3 · 0.044715 pre²)",
+        "dpost, dpre: BTF",
+        "gelu_tanh_backward",
+    ),
+    "gelu_erf": Formula(
+        "GELU",
+        "post = pre · Φ(pre),   Φ(x) = ½ (1 + erf(x/√2))",
+        "pre, post: BTF",
+        "gelu_erf_forward",
+        "dpre = dpost · (Φ(pre) + pre φ(pre)),   φ(x) = exp(−x²/2) / √(2π)",
+        "dpost, dpre: BTF",
+        "gelu_erf_backward",
+    ),
+    "relu": Formula(
+        "ReLU",
+        "post = max(pre, 0)",
+        "pre, post: BTF",
+        "relu_forward",
+        "dpre = dpost where pre > 0, else 0",
+        "dpost, dpre: BTF",
+        "relu_backward",
+    ),
+    "swiglu": Formula(
+        "SwiGLU",
+        "post = silu(gate) · up,   silu(z) = z σ(z),   σ(z) = 1/(1 + exp(−z))",
+        "gate, up, post: BTF",
+        "swiglu_forward",
+        "dgate = dpost · up · σ (1 + gate (1 − σ)),   dup = dpost · gate σ",
+        "dpost, dgate, dup: BTF",
+        "swiglu_backward",
+    ),
+    "feed-forward out": Formula(
+        "Feed-forward, out",
+        "out = post W + b",
+        "post: BTF; out: BTC",
+        "linear_forward",
+        "dpost = dout Wᵀ,   dW = postᵀ dout",
+        "dout: BTC; dpost: BTF",
+        "linear_backward",
+    ),
+    "logits": Formula(
+        "Logits",
+        "z_v = y · W_U[v]",
+        "y: BTC; W_U: VC; z: BTV",
+        "linear_forward",
+        "dy = dz W_U,   dW_U = dzᵀ y,   g = dy · weight",
+        "dz: BTV; dy: BTC",
+        "linear_cross_entropy",
+    ),
+    "loss": Formula(
+        "Probabilities and loss",
+        "p_v = exp(z_v − M) / Z,   L = 1/T Σ_t −log p_t[target_t]",
+        "z, p: BTV",
+        "exponentials, linear_cross_entropy",
+        "dz_v = (p_v − [v = target]) / T",
+        "p, dz: BTV",
+        "linear_cross_entropy",
+    ),
+}

@@ -1,0 +1,318 @@
+"""The steps of a pass, each with the numbers that fill its formula, forwards and backwards.
+
+What a step shows are the activations and gradients of a trace; the terms of sums and the factors of
+elementwise formulas are computed from these with the model's own layers and matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from numgpt.insight.attribution import bias_of, through_heads
+from numgpt.insight.formulas import FORMULAS, Formula
+from numgpt.insight.tables import (
+    FEATURES,
+    Input,
+    Table,
+    concatenated,
+    heads_product,
+    largest,
+    matrix_product,
+    product,
+    values,
+)
+from numgpt.insight.trace import Trace
+from numgpt.layers.softmax import exponentials
+from numgpt.models.base import BaseBlock
+from numgpt.models.gpt2 import ACTIVATIONS
+from numgpt.models.gpt2 import Block as GPT2Block
+from numgpt.models.llama import Block as LlamaBlock
+from numgpt.models.modules import LayerNorm, RMSNorm
+
+TOKENS = 6  # of the vocabulary, whose logits are explained
+
+
+class Strip(NamedTuple):
+    """A whole vector of each token, or of each token and head."""
+
+    label: str
+    heads: str  # "H", "K" or ""
+    array: np.ndarray  # (T, [H,] n)
+
+
+class Side(NamedTuple):
+    """The numbers of a step in one direction."""
+
+    strips: Sequence[Strip]
+    tables: Sequence[Table]
+
+
+class Step(NamedTuple):
+    name: str
+    formula: Formula
+    hook: str  # where the gradient is, which a finite difference can check
+    forward: Side
+    backward: Side
+
+
+class Numbers:
+    """The activations and gradients of a trace, by their names in one block."""
+
+    def __init__(self, of: Trace, block: BaseBlock | None = None):
+        self.trace = of
+        self.prefix = "" if block is None else block.hooks
+
+    def x(self, name: str) -> np.ndarray:
+        """An activation: (T, …), patterns (H, T, S)."""
+        return self.trace.activations[self.prefix + name]
+
+    def dx(self, name: str) -> np.ndarray:
+        """The loss's gradient by it."""
+        return self.trace.gradients[self.prefix + name]
+
+
+def embedding_step(of: Trace) -> Step:
+    """From ids to the stream."""
+    a, model = Numbers(of), of.model
+    with_positions = len(model.embedding_hooks) == 2
+    stream = a.x(f"{model.blocks[0].hooks}hook_resid_pre")
+    parts = {"wte[id]": a.x("hook_embed")}
+    if with_positions:
+        parts["wpe[t]"] = a.x("hook_pos_embed")
+    dx = a.dx("hook_embed")
+    same = (of.ids[:, None] == of.ids).astype(dx.dtype)
+    return Step(
+        "embedding",
+        FORMULAS["embedding with positions" if with_positions else "embedding"],
+        "hook_embed",
+        Side([Strip("x", "", stream)], [values(parts | {"x": stream})]),
+        Side(
+            [Strip("dx", "", dx)],
+            [values({"Σ dx of all places of this token": same @ dx, "dx": dx})],
+        ),
+    )
+
+
+def norm_step(
+    a: Numbers, name: str, norm: LayerNorm | RMSNorm, stream: str, hook: str, above: str | None
+) -> Step:
+    """A norm on the stream; the stream goes on beside its branch, and comes back from `above`."""
+    x, x_hat = a.x(stream), a.x(f"{hook}hook_normalized")
+    g, dx = a.dx(f"{hook}hook_normalized"), a.dx(stream)
+    y, cache = norm.forward(x)
+    centres = isinstance(norm, LayerNorm)
+    forward = {"x": x, "rstd": cache.rstd, "x̂": x_hat, "weight": norm.weight}
+    mean, of_product = _mean(g) if centres else np.zeros_like(cache.rstd), _mean(g * x_hat)
+    backward = {"g": g, "x̂": x_hat, "mean(g · x̂)": of_product, "rstd": cache.rstd}
+    if isinstance(norm, LayerNorm):
+        forward |= {"bias": norm.bias, "mean(x)": _mean(x)}
+        backward |= {"mean(g)": mean}
+    backward |= {"rstd · (…)": cache.rstd * (g - mean - x_hat * of_product)}
+    if above is not None:
+        backward |= {"dx of the stream": a.dx(above)}
+    return Step(
+        name,
+        FORMULAS["layernorm" if centres else "rmsnorm"],
+        a.prefix + f"{hook}hook_normalized",
+        Side([Strip("y", "", y)], [values(forward | {"y": y})]),
+        Side([Strip("dx", "", dx)], [values(backward | {"dx": dx})]),
+    )
+
+
+def _mean(x: np.ndarray) -> np.ndarray:
+    return x.mean(axis=-1, keepdims=True)
+
+
+def into_norm(
+    a: Numbers,
+    hook: str,
+    norm: LayerNorm | RMSNorm,
+    matrix: np.ndarray,
+    dy: list[Input],
+) -> Table:
+    """g = (dy Wᵀ) · weight, what reaches a norm's x̂ from the product that reads it."""
+    weighted = (matrix * norm.weight[:, None]).T
+    g = a.dx(f"{hook}hook_normalized")
+    return matrix_product("g", dy, weighted, g, None, ("d", "W · weight"))
+
+
+def qkv_step(a: Numbers, block: BaseBlock) -> Step:
+    """Three products of the same y."""
+    y, _ = block.norms[0].forward(a.x("hook_resid_pre"))
+    matrix, bias = block.attention_input.matrix(), bias_of(block.attention_input, y.dtype)
+    tables, strips, back, gradients, start = [], [], [], [], 0
+    for name, heads in (("q", "H"), ("k", "K"), ("v", "K")):
+        x, dx = a.x(f"attn.hook_{name}"), a.dx(f"attn.hook_{name}")
+        columns = slice(start, start + x[0].size)
+        start = columns.stop
+        w, b = matrix[:, columns], bias[columns]
+        tables.append(heads_product(name, [Input("y", y)], w, x, b, ("y", "W"), heads))
+        strips.append(Strip(name, heads, x))
+        back.append(Strip(f"d{name}", heads, dx))
+        gradients.append(Input(f"d{name}", dx))
+    g = into_norm(a, "ln1.", block.norms[0], matrix, gradients)
+    hook = f"{a.prefix}attn.hook_v"
+    return Step("qkv", FORMULAS["qkv"], hook, Side(strips, tables), Side(back, [g]))
+
+
+def output_step(a: Numbers, block: BaseBlock) -> Step:
+    """What the heads have found, into the width of the stream."""
+    z, out = a.x("attn.hook_z"), a.x("hook_attn_out")
+    dz, dout = a.dx("attn.hook_z"), a.dx("hook_attn_out")
+    linear = block.attention_output
+    matrix, bias = linear.matrix(), bias_of(linear, z.dtype)
+    of_heads, _ = through_heads(block, z)  # (T, H, C)
+    columns = {f"head {head}": of_heads[:, head] for head in range(z.shape[1])}
+    columns |= {"b": bias}
+    whole = matrix_product("out", [Input("z", z)], matrix, out, bias, ("z", "W"))
+    back = heads_product("dz", [Input("dout", dout)], matrix.T, dz, None, ("dout", "W"), "H")
+    return Step(
+        "output",
+        FORMULAS["output"],
+        a.prefix + "hook_attn_out",
+        Side([Strip("out", "", out)], [whole, values(columns | {"out": out})]),
+        Side([Strip("dout", "", dout), Strip("dz", "H", dz)], [back]),
+    )
+
+
+def stream_step(a: Numbers, name: str, before: str, branch: str, after: str) -> Step:
+    """What a branch adds to the stream."""
+    total, dx = a.x(after), a.dx(after)
+    return Step(
+        name,
+        FORMULAS["stream"],
+        a.prefix + after,
+        Side(
+            [Strip("x + out", "", total)],
+            [values({"x": a.x(before), "out": a.x(branch), "x + out": total})],
+        ),
+        Side([Strip("dx", "", dx)], [values({"dout": a.dx(branch), "dx": dx})]),
+    )
+
+
+def mlp_input_step(a: Numbers, block: BaseBlock) -> Step:
+    """The product that the activation reads; of a gated layer two."""
+    y, _ = block.norms[1].forward(a.x("hook_resid_mid"))
+    matrix, bias = block.mlp_input.matrix(), bias_of(block.mlp_input, y.dtype)
+    gated = isinstance(block, LlamaBlock)
+    parts = (
+        {"mlp.hook_pre": "gate", "mlp.hook_pre_linear": "up"} if gated else {"mlp.hook_pre": "pre"}
+    )
+    tables, start = [], 0
+    for hook, name in parts.items():
+        x = a.x(hook)
+        columns = slice(start, start + x.shape[1])
+        start = columns.stop
+        w, b = matrix[:, columns], bias[columns]
+        tables.append(matrix_product(name, [Input("y", y)], w, x, b, ("y", "W")))
+    gradients = [Input(f"d{name}", a.dx(hook)) for hook, name in parts.items()]
+    g = into_norm(a, "ln2.", block.norms[1], matrix, gradients)
+    return Step(
+        "mlp_input",
+        FORMULAS["gated feed-forward in" if gated else "feed-forward in"],
+        a.prefix + "mlp.hook_pre",
+        Side([], tables),
+        Side([], [g]),
+    )
+
+
+def activation_step(a: Numbers, block: BaseBlock) -> Step:
+    """GELU, ReLU or SwiGLU."""
+    pre, post = a.x("mlp.hook_pre"), a.x("mlp.hook_post")
+    dpre, dpost = a.dx("mlp.hook_pre"), a.dx("mlp.hook_post")
+    if isinstance(block, LlamaBlock):
+        up, dup = a.x("mlp.hook_pre_linear"), a.dx("mlp.hook_pre_linear")
+        sigma = 1 / (1 + np.exp(-pre.astype(np.float64)))
+        formula = FORMULAS["swiglu"]
+        forward = {"gate": pre, "σ(gate)": sigma, "up": up, "post": post}
+        of_pre = {"dpost": dpost, "up": up, "σ(gate)": sigma, "gate": pre, "dgate": dpre}
+        of_up = {"dpost": dpost, "gate": pre, "σ(gate)": sigma, "dup": dup}
+        strips, backward = [Strip("dup", "", dup)], [values(of_pre), values(of_up)]
+    else:
+        assert isinstance(block, GPT2Block)
+        f_forward, f_backward = ACTIVATIONS[block.config.activation_function]
+        slope = f_backward(np.ones_like(pre), f_forward(pre)[1])
+        formula = FORMULAS[f_forward.__name__.removesuffix("_forward")]
+        forward = {"pre": pre, "post": post}
+        strips, backward = [], [values({"dpost": dpost, "pre": pre, "(…)": slope, "dpre": dpre})]
+    return Step(
+        "activation",
+        formula,
+        a.prefix + "mlp.hook_post",
+        Side([Strip("post", "", post)], [values(forward)]),
+        Side([Strip("dgate" if strips else "dpre", "", dpre), *strips], backward),
+    )
+
+
+def mlp_output_step(a: Numbers, block: BaseBlock) -> Step:
+    """What the feed-forward layer adds to the stream."""
+    post, out = a.x("mlp.hook_post"), a.x("hook_mlp_out")
+    dpost, dout = a.dx("mlp.hook_post"), a.dx("hook_mlp_out")
+    matrix, bias = block.mlp_output.matrix(), bias_of(block.mlp_output, post.dtype)
+    whole = matrix_product("out", [Input("post", post)], matrix, out, bias, ("post", "W"))
+    back = matrix_product("dpost", [Input("dout", dout)], matrix.T, dpost, None, ("dout", "W"))
+    return Step(
+        "mlp_output",
+        FORMULAS["feed-forward out"],
+        a.prefix + "hook_mlp_out",
+        Side([Strip("out", "", out)], [whole]),
+        Side([Strip("dout", "", dout)], [back]),
+    )
+
+
+def final_steps(of: Trace) -> list[Step]:
+    """After the last block: norm, logits, probabilities and the loss."""
+    a, model = Numbers(of), of.model
+    norm, last = model.final_norm, f"{model.blocks[-1].hooks}hook_resid_post"
+    y, _ = norm.forward(a.x(last))
+    z, unembedding = of.logits, model.parameters[model.unembedding]
+    g, chosen = a.dx("ln_final.hook_normalized"), tokens_shown(of)
+    y_in = [Input("y", y)]
+    forward = matrix_product("z", y_in, unembedding.T, z, None, ("y", "W_U"), "token", chosen)
+    e, highest, total = exponentials(z.copy())
+    p, onehot = e / total, np.zeros_like(z)
+    onehot[np.arange(len(z)), of.targets] = 1
+    log_p = z - highest - np.log(total)
+    of_loss = {"z": z, "M": highest, "Z": total, "−log p": -log_p, "p": p}
+    of_dz = {"p": p, "[v = target]": onehot, "dz": of.dlogits}
+    return [
+        norm_step(a, "final_norm", norm, last, "ln_final.", None),
+        Step(
+            "logits",
+            FORMULAS["logits"],
+            "ln_final.hook_normalized",
+            Side([], [forward]),
+            Side([], [through_unembedding(of, g, unembedding, norm.weight)]),
+        ),
+        Step(
+            "loss",
+            FORMULAS["loss"],
+            "",
+            Side([], [values(of_loss, "token", chosen)]),
+            Side([], [values(of_dz, "token", chosen)]),
+        ),
+    ]
+
+
+def through_unembedding(
+    of: Trace, g: np.ndarray, unembedding: np.ndarray, weight: np.ndarray
+) -> Table:
+    """g = (dz W_U) · weight, a token at a time: the sums go over the whole vocabulary."""
+    chosen = largest(g, FEATURES)
+    parts = []
+    for t, features in enumerate(chosen):
+        w = (unembedding[:, features] * weight[features]).T  # (n, V)
+        inputs, result = [Input("token", of.dlogits[t : t + 1])], g[t : t + 1, features]
+        parts.append(product("g", inputs, w, features[None], result, ("dz", "W_U · weight")))
+    return concatenated([part.with_picked_x() for part in parts])
+
+
+def tokens_shown(of: Trace) -> np.ndarray:
+    """The likeliest tokens after each, and last the target where it is none of them.  (T, n)"""
+    index = largest(of.logits - of.logits.min(axis=1, keepdims=True), TOKENS)
+    missing = ~(index == of.targets[:, None]).any(axis=1)
+    index[missing, -1] = of.targets[missing]
+    return index

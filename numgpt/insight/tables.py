@@ -1,0 +1,201 @@
+"""The numbers that a formula is filled with: a few features of each token, the largest, and of a
+product x · W the terms x_i W_ij that make most of the sum.
+
+    y_j = Σ_i x_i W_ij + b_j  =  the largest terms  +  the rest as one number  +  b_j
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+TERMS = 8  # of a sum, one by one
+FEATURES = 4  # of a vector that are explained
+HEAD_FEATURES = 2  # of a head's
+
+
+class Values(NamedTuple):
+    """Elementwise: of the features with the largest results, what the result is made of."""
+
+    kind: str  # "values"
+    rows: str  # what a row is: "feature", "token"
+    heads: str  # "H" or "K" where each has rows of its own, else ""
+    columns: list[str]
+    chosen: np.ndarray  # (T, [H,] n)
+    values: np.ndarray  # (T, [H,] n, columns)
+
+
+class Product(NamedTuple):
+    """Sums of products: of the features with the largest results, the largest terms."""
+
+    kind: str  # "product"
+    title: str  # of the result
+    rows: str  # what a row is: "feature", "key", "token"
+    heads: str
+    inputs: list[Input]  # what is summed over: parts, one after another
+    factors: tuple[str, str]
+    factor: float  # by which each product is multiplied
+    chosen: np.ndarray  # (T, [H,] n)
+    terms_index: np.ndarray  # (T, [H,] n, m)
+    w: np.ndarray  # (T, [H,] n, m)
+    terms: np.ndarray  # (T, [H,] n, m): factor · x · w
+    sums: np.ndarray  # (T, [H,] n, 3): the rest, the bias, the result
+    x: np.ndarray | None = None  # (T, [H,] n, m), where it is written in place of all inputs
+
+    def with_picked_x(self) -> Product:
+        """With the x of the terms in place of the whole inputs, of which there is one part."""
+        (part,) = self.inputs
+        x = np.take_along_axis(part.rows[:, None], self.terms_index, axis=-1)
+        return self._replace(inputs=[part._replace(x=None)], x=x)
+
+
+class Input(NamedTuple):
+    """A part of what a sum goes over."""
+
+    name: str
+    x: np.ndarray | None  # (T, I), (T, heads, size), or with by_head (T, H, I)
+    by_head: bool = False  # each head has an x of its own
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(T, I), or by head (T, H, I)."""
+        assert self.x is not None
+        return self.x if self.by_head else self.x.reshape(len(self.x), -1)
+
+
+class Keys(NamedTuple):
+    """Of a query, a number for each key in each of several matrices."""
+
+    kind: str  # "keys"
+    columns: list[str]
+    matrices: list[np.ndarray]  # (query, H, key)
+    scalars: dict[str, np.ndarray]  # (query, H) each
+
+
+Table = Values | Product | Keys
+
+
+def largest(x: np.ndarray, count: int) -> np.ndarray:
+    """Where the largest |x| of the last axis are, the largest first.  (…, n) -> (…, count)."""
+    return np.argsort(-np.abs(x), axis=-1, kind="stable")[..., :count]
+
+
+def values(
+    columns: Mapping[str, np.ndarray],
+    rows: str = "feature",
+    chosen: np.ndarray | None = None,
+    heads: str = "",
+) -> Values:
+    """Of arrays that broadcast to the last of them, (T, [H,] n): its largest entries, or those of
+    an index."""
+    result = list(columns.values())[-1]
+    if chosen is None:
+        chosen = largest(result, HEAD_FEATURES if heads else FEATURES)
+    picked = [
+        np.take_along_axis(np.broadcast_to(column, result.shape), chosen, axis=-1)
+        for column in columns.values()
+    ]
+    made_of = np.stack(picked, axis=-1).astype(np.float64)
+    return Values("values", rows, heads, list(columns), chosen, made_of)
+
+
+def keys(columns: Mapping[str, np.ndarray], scalars: dict[str, np.ndarray]) -> Keys:
+    """Matrices (H, query, key) and numbers (H, query)."""
+    matrices = [np.ascontiguousarray(matrix.swapaxes(0, 1)) for matrix in columns.values()]
+    by_query = {name: np.ascontiguousarray(scalar.T) for name, scalar in scalars.items()}
+    return Keys("keys", list(columns), matrices, by_query)
+
+
+def product(
+    title: str,
+    inputs: list[Input],
+    w: np.ndarray,
+    chosen: np.ndarray,
+    result: np.ndarray,
+    factors: tuple[str, str],
+    rows: str = "feature",
+    heads: str = "",
+    bias: np.ndarray | None = None,
+    factor: float = 1.0,
+) -> Product:
+    """The terms of result (T, [H,] n) = factor · Σ_i x (T, [H,] I) w (T, [H,] n, I) + bias, which
+    are the features `chosen` of a vector."""
+    x = np.concatenate([part.rows for part in inputs], axis=-1).astype(np.float64)
+    if heads and not inputs[0].by_head:
+        x = x[:, None]
+    products = factor * (x[..., None, :] * w)  # (T, [H,] n, I)
+    places = largest(products, TERMS)
+    of_w, terms = (
+        np.take_along_axis(np.broadcast_to(part, products.shape), places, axis=-1)
+        for part in (w, products)
+    )
+    rest = products.sum(axis=-1) - terms.sum(axis=-1)
+    sums = [rest, np.zeros(result.shape) if bias is None else bias, result]
+    return Product(
+        "product",
+        title,
+        rows,
+        heads,
+        inputs,
+        factors,
+        float(factor),
+        chosen,
+        places,
+        of_w.astype(result.dtype),
+        terms.astype(result.dtype),
+        np.stack(sums, axis=-1).astype(result.dtype),
+    )
+
+
+def matrix_product(
+    title: str,
+    inputs: list[Input],
+    matrix: np.ndarray,
+    result: np.ndarray,
+    bias: np.ndarray | None,
+    factors: tuple[str, str],
+    rows: str = "feature",
+    chosen: np.ndarray | None = None,
+) -> Product:
+    """result (T, O) = x (T, I) matrix (I, O) + bias (O,): its largest features, or chosen ones."""
+    chosen = largest(result, FEATURES) if chosen is None else chosen
+    picked = np.take_along_axis(result, chosen, axis=-1)
+    biases = None if bias is None else bias[chosen]
+    return product(title, inputs, matrix.T[chosen], chosen, picked, factors, rows, "", biases)
+
+
+def heads_product(
+    title: str,
+    inputs: list[Input],
+    matrix: np.ndarray,
+    result: np.ndarray,
+    bias: np.ndarray | None,
+    factors: tuple[str, str],
+    heads: str,
+) -> Product:
+    """result (T, H, D) = x (T, I) matrix (I, H · D) + bias: each head's largest features."""
+    _, count, size = result.shape
+    chosen = largest(result, HEAD_FEATURES)  # (T, H, n)
+    columns = chosen + size * np.arange(count)[:, None]
+    picked = np.take_along_axis(result, chosen, axis=-1)
+    biases = None if bias is None else bias[columns]
+    w = matrix.T[columns]  # (T, H, n, I)
+    return product(title, inputs, w, chosen, picked, factors, "feature", heads, biases)
+
+
+def concatenated(parts: list[Product]) -> Product:
+    """Tables of some tokens each, with picked x, as one of all."""
+
+    def joined(arrays: list[np.ndarray | None]) -> np.ndarray:
+        return np.concatenate([array for array in arrays if array is not None])
+
+    return parts[0]._replace(
+        chosen=joined([part.chosen for part in parts]),
+        terms_index=joined([part.terms_index for part in parts]),
+        w=joined([part.w for part in parts]),
+        terms=joined([part.terms for part in parts]),
+        sums=joined([part.sums for part in parts]),
+        x=joined([part.x for part in parts]),
+    )

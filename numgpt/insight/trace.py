@@ -1,0 +1,160 @@
+"""One pass through a model, forwards and backwards, with everything kept that an explanation shows.
+
+The loss is the mean over the tokens of the text, each given those before it, and over one that is
+expected after the last:
+
+    L = 1/n Σ_t -log p_t[target_t]            dL/dlogits_t = (p_t - onehot(target_t)) / n
+
+The activations and their gradients are what the model's own forward and backward hand to hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from numgpt.insight.attribution import attribution_names
+from numgpt.insight.lens import lens_names
+from numgpt.layers.softmax import log_softmax
+from numgpt.messages import shown
+from numgpt.models.language_model import LanguageModel
+from numgpt.runtime.memory import available_memory
+
+FLOAT32_BYTES = 4
+
+
+class Trace(NamedTuple):
+    """A text's way through a model. Arrays lack the batch's axis."""
+
+    model: LanguageModel
+    ids: np.ndarray  # (T,)
+    targets: np.ndarray  # (T,): what comes after each token
+    layers: range  # those that are kept
+    logits: np.ndarray  # (T, V)
+    dlogits: np.ndarray  # (T, V)
+    loss: float
+    activations: dict[str, np.ndarray]  # by the names of hooks
+    gradients: dict[str, np.ndarray]
+
+
+class Difference(NamedTuple):
+    """A number of the backward pass, and the same by a finite difference of the loss."""
+
+    place: tuple[int, ...]  # in the activation
+    gradient: float
+    difference: float
+    step: float  # h
+
+
+def trace(model: LanguageModel, ids: np.ndarray, after: int, layers: range) -> Trace:
+    """ids (T,), and the token that is expected after them -> all of it, for these layers."""
+    require_memory(model, len(ids), layers)
+    targets = np.append(ids[1:], after)
+    names = kept_names(model, layers)
+    found: list[np.ndarray] = []
+
+    def dlogits(logits: np.ndarray) -> np.ndarray:
+        p = np.exp(log_softmax(logits[0]))
+        p[np.arange(len(targets)), targets] -= 1
+        found.append(p / len(targets))
+        return found[0][None]
+
+    logits, activations, gradients = model.run_with_gradients(ids, dlogits, names)
+    return Trace(
+        model,
+        ids,
+        targets,
+        layers,
+        logits[0],
+        found[0],
+        mean_loss(logits, targets)[0],
+        {name: array[0] for name, array in activations.items()},
+        {name: array[0] for name, array in gradients.items()},
+    )
+
+
+def mean_loss(logits: np.ndarray, targets: np.ndarray) -> list[float]:
+    """The loss of each of several copies of a text, in float64.  logits (B, T, V), targets (T,)."""
+    logp = log_softmax(logits.astype(np.float64))
+    return [-float(row[np.arange(len(targets)), targets].mean()) for row in logp]
+
+
+def kept_names(model: LanguageModel, layers: range) -> list[str]:
+    """The hooks of these layers, and what lens and attribution need of all."""
+    of_layers = tuple(f"blocks.{layer}." for layer in layers)
+    everywhere = {*lens_names(model), *attribution_names(model), "ln_final.hook_normalized"}
+    return [n for n in model.hook_names if n in everywhere or n.startswith(of_layers)]
+
+
+def chosen_layers(model: LanguageModel, layers: tuple[int, int] | None) -> range:
+    """Layers A up to, but not including, B; None: all.  Raises ValueError for none of them."""
+    count = len(model.blocks)
+    if layers is None:
+        return range(count)
+    try:
+        first, last = layers
+        chosen = range(first, last)
+    except (TypeError, ValueError):
+        raise ValueError(f"layers={shown(layers)}: expected (A, B), layers A to B - 1") from None
+    if not 0 <= first < last <= count:
+        raise ValueError(f"layers={first}:{last}: the model has layers 0:{count}, 0 to {count - 1}")
+    return chosen
+
+
+def require_memory(model: LanguageModel, time: int, layers: range) -> None:
+    """Raises ValueError where the pass would need more memory than there is."""
+    free, needed = available_memory(), memory_needed(model, time, len(layers))
+    if free is not None and needed > free:
+        one = memory_needed(model, time, 1)
+        raise ValueError(
+            f"to explain {time} tokens takes {needed / 1e9:,.1f} GB for {len(layers)} layers, and"
+            f" {free / 1e9:,.1f} GB are free: choose fewer, layers=A:B (one layer takes"
+            f" {one / 1e9:,.1f} GB), or a shorter text"
+        )
+
+
+def memory_needed(model: LanguageModel, time: int, layers: int) -> int:
+    """Bytes, beside the weights: what backward keeps of all layers, hooks' copies of activations
+    and gradients, the logits with what is computed from them, and the largest matrix copied."""
+    config = model.config
+    block = 10 * config.width + 3 * config.inner_width + 4 * config.heads * time
+    logits = 6 * config.vocab_size + 2 * len(model.blocks) * config.vocab_size
+    matrix = max(config.width * config.inner_width, config.width * config.vocab_size)
+    kept = 2 * block * (len(model.blocks) + 2 * layers)
+    return FLOAT32_BYTES * (time * (kept + logits) + 2 * matrix)
+
+
+def differences(of: Trace, names: Sequence[str], token: int) -> dict[str, Difference]:
+    """The largest gradient of each of these activations at a token, by a central difference:
+
+        (L(x + h) - L(x - h)) / 2h
+
+    Its error is of order h², and of L's rounding over h: they are alike where L changes by the cube
+    root of the dtype's precision.
+    """
+    return {name: _difference(of, name, token) for name in names}
+
+
+def _difference(of: Trace, name: str, token: int) -> Difference:
+    x, dx = of.activations[name], of.gradients[name]
+    # Patterns are (H, T, S), all else has the token first.
+    place = (slice(None), token) if name.endswith("hook_pattern") else (token,)
+    part = np.unravel_index(np.abs(dx[place]).argmax(), dx[place].shape)
+    inner = tuple(int(number) for number in part)
+    index = (inner[0], token, inner[1]) if name.endswith("hook_pattern") else (token, *inner)
+    gradient = float(dx[index])
+    change = np.finfo(x.dtype).eps ** (1 / 3) * max(1.0, of.loss)
+    step = float(change) / max(abs(gradient), 1e-12)
+    step = min(step, 0.03 * float(np.abs(x[place]).max()) or step)
+
+    def moved(activation: np.ndarray) -> np.ndarray:
+        changed = activation.copy()
+        changed[(0, *index)] += step
+        changed[(1, *index)] -= step
+        return changed
+
+    logits = of.model.run_with_hooks(np.stack([of.ids] * 2), {name: moved})
+    above, below = mean_loss(logits, of.targets)
+    return Difference(index, gradient, (above - below) / (2 * step), step)

@@ -1,0 +1,55 @@
+"""The way of a text through a model, as groups of steps in the order of the forward pass."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from numgpt.insight.attention_steps import attention_steps, rope_step
+from numgpt.insight.steps import (
+    Numbers,
+    Step,
+    activation_step,
+    embedding_step,
+    final_steps,
+    mlp_input_step,
+    mlp_output_step,
+    norm_step,
+    output_step,
+    qkv_step,
+    stream_step,
+)
+from numgpt.insight.trace import Trace
+from numgpt.models.llama import Block as LlamaBlock
+
+
+class Group(NamedTuple):
+    title: str
+    layer: int | None
+    steps: list[Step]
+
+
+def walk(of: Trace) -> list[Group]:
+    """Embedding, the blocks that are kept, and what follows them."""
+    blocks = [Group(f"Block {layer}", layer, block_steps(of, layer)) for layer in of.layers]
+    before = Group("Before the blocks", None, [embedding_step(of)])
+    return [before, *blocks, Group("After the blocks", None, final_steps(of))]
+
+
+def block_steps(of: Trace, layer: int) -> list[Step]:
+    """x + attention(norm(x)), and to that + feed-forward(norm(·))."""
+    block = of.model.blocks[layer]
+    a, (norm_1, norm_2) = Numbers(of, block), block.norms
+    pre, mid, post = "hook_resid_pre", "hook_resid_mid", "hook_resid_post"
+    return [
+        norm_step(a, "norm_1", norm_1, pre, "ln1.", mid),
+        qkv_step(a, block),
+        *([rope_step(a, block)] if isinstance(block, LlamaBlock) else []),
+        *attention_steps(a, block),
+        output_step(a, block),
+        stream_step(a, "stream_1", pre, "hook_attn_out", mid),
+        norm_step(a, "norm_2", norm_2, mid, "ln2.", post),
+        mlp_input_step(a, block),
+        activation_step(a, block),
+        mlp_output_step(a, block),
+        stream_step(a, "stream_2", mid, "hook_mlp_out", post),
+    ]

@@ -1,0 +1,512 @@
+"""The page: its formulas hold with the numbers beside them, it carries them whole, and wrong input
+is one line."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from models.references import small_model
+
+import numgpt
+from numgpt import LoRAConfig, insight
+from numgpt.insight import document, trace
+from numgpt.insight.formulas import FORMULAS
+from numgpt.insight.payload import encode
+from numgpt.insight.trace import differences
+from numgpt.insight.walk import walk
+from numgpt.models import Llama
+from numgpt.tokenizer import CharTokenizer
+
+IDS = np.array([3, 1, 4, 1, 5, 9, 2])
+MODELS = [
+    *("default", "untied", "gelu", "relu"),
+    *("llama", "llama_grouped", "llama_biases", "llama_neighbours", "llama_qwen2"),
+]
+TEXT = "ROMEO:\nMy lord, the king, my lord, the sweet queen"
+
+
+@pytest.fixture(params=[*MODELS, "adapter"], scope="module")
+def traced(request):
+    model = small_model("default" if request.param == "adapter" else request.param, np.float64)
+    if request.param == "adapter":
+        adapter = model.add_adapter(LoRAConfig(r=2, target_modules="all-linear"), seed=1)
+        for array in adapter.parameters.values():
+            array += 0.3 * np.random.default_rng(2).normal(size=array.shape)
+    return trace.trace(model, IDS, 6, range(len(model.blocks)))
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return numgpt.load("shakespeare")
+
+
+def tables(traced, kind, direction=None):
+    for group in walk(traced):
+        for step in group.steps:
+            for name in ("forward", "backward"):
+                if direction in (None, name):
+                    for table in getattr(step, name).tables:
+                        if table.kind == kind:
+                            yield step, name, table
+
+
+# --- the trace ---
+
+
+def test_the_loss_is_the_models_own(traced):
+    expected = traced.model.loss(IDS, [*IDS[1:], 6])
+    assert traced.loss == pytest.approx(expected, rel=1e-9)
+    np.testing.assert_array_equal(traced.targets, [1, 4, 1, 5, 9, 2, 6])
+    assert set(traced.activations) == set(traced.gradients) == set(traced.model.hook_names)
+
+
+def test_every_gradient_is_a_finite_difference(traced):
+    for token in (0, 3, 6):
+        for name, found in differences(traced, traced.model.hook_names, token).items():
+            assert token in found.place[:2]
+            assert found.gradient == traced.gradients[name][found.place]
+            # Its error is of second order in the step, which is long where the gradient is small;
+            # ReLU's kink may lie in it.
+            kinked = getattr(traced.model.config, "activation_function", "") == "relu"
+            rel = 0.1 if kinked else 1e-3
+            assert found.difference == pytest.approx(found.gradient, rel=rel, abs=1e-10), name
+
+
+def test_a_trace_keeps_what_is_asked_for():
+    model = small_model("llama")
+    names = trace.kept_names(model, range(1, 2))
+    assert "blocks.1.attn.hook_q" in names
+    assert "blocks.0.attn.hook_q" not in names
+    assert {"blocks.0.attn.hook_z", "blocks.0.hook_resid_pre", "hook_embed"} <= set(names)
+
+
+# --- the steps ---
+
+
+def test_sums_are_their_terms_and_what_the_model_computed(traced):
+    count = 0
+    for step, _, table in tables(traced, "product"):
+        x = np.concatenate(
+            [np.zeros((len(IDS), 1)) if part.x is None else part.rows for part in table.inputs], -1
+        )
+        for place in np.ndindex(table.terms.shape[:-1]):
+            if table.x is not None:
+                of_x = table.x[place]
+            else:
+                of_x = x[place[:2] if table.inputs[0].by_head else place[:1]][
+                    table.terms_index[place]
+                ]
+            terms = table.factor * of_x * table.w[place]
+            np.testing.assert_allclose(terms, table.terms[place], rtol=1e-9, atol=1e-15)
+        total = table.terms.sum(axis=-1) + table.sums[..., 0] + table.sums[..., 1]
+        result = table.sums[..., 2]
+        if table.rows == "key":  # later keys are not seen: their rows are not shown
+            later = table.chosen > np.arange(len(IDS))[:, None, None]
+            total, result = np.where(later, 0, total), np.where(later, 0, result)
+        np.testing.assert_allclose(total, result, rtol=1e-9, atol=1e-12, err_msg=f"{step.name}")
+        size = np.abs(table.terms)
+        assert (np.diff(size, axis=-1) <= 1e-15).all(), "the largest come first"
+        count += 1
+    of_block = 17 if isinstance(traced.model, Llama) else 16  # gate and up
+    assert count == of_block * len(traced.model.blocks) + 2
+
+
+def test_sums_are_of_the_activations(traced):
+    """What a table gives as the result is in the activation of that name."""
+    block = traced.model.blocks[0]
+    results = {
+        ("qkv", "q"): ("attn.hook_q", "activations"),
+        ("qkv", "v"): ("attn.hook_v", "activations"),
+        ("values", "z"): ("attn.hook_z", "activations"),
+        ("output", "out"): ("hook_attn_out", "activations"),
+        ("mlp_output", "out"): ("hook_mlp_out", "activations"),
+        ("qkv", "g"): ("ln1.hook_normalized", "gradients"),
+        ("mlp_input", "g"): ("ln2.hook_normalized", "gradients"),
+        ("output", "dz"): ("attn.hook_z", "gradients"),
+        ("values", "dv"): ("attn.hook_v", "gradients"),
+        ("mlp_output", "dpost"): ("mlp.hook_post", "gradients"),
+    }
+    seen = set()
+    for step, _, table in tables(traced, "product"):
+        if not step.hook.startswith("blocks.0.") or (step.name, table.title) not in results:
+            continue
+        hook, kind = results[step.name, table.title]
+        whole = getattr(traced, kind)[f"{block.hooks}{hook}"]
+        picked = np.take_along_axis(whole, table.chosen, axis=-1)
+        np.testing.assert_array_equal(table.sums[..., 2], picked)
+        assert np.abs(whole).max() == np.abs(picked).max()
+        seen.add((step.name, table.title))
+    assert seen == set(results)
+
+
+STRIPS = {
+    "qkv": {"q": "attn.hook_q", "k": "attn.hook_k", "v": "attn.hook_v"}
+    | {"dq": "attn.hook_q", "dk": "attn.hook_k", "dv": "attn.hook_v"},
+    "rope": {"q, turned": "attn.hook_rot_q", "k, turned": "attn.hook_rot_k"}
+    | {"dq, turned back": "attn.hook_q", "dk, turned back": "attn.hook_k"},
+    "values": {"z": "attn.hook_z", "dz": "attn.hook_z", "dv": "attn.hook_v"},
+    "output": {"out": "hook_attn_out", "dout": "hook_attn_out", "dz": "attn.hook_z"},
+    "stream_1": {"x + out": "hook_resid_mid", "dx": "hook_resid_mid"},
+    "norm_1": {"dx": "hook_resid_pre"},
+    "norm_2": {"dx": "hook_resid_mid"},
+    "activation": {"post": "mlp.hook_post", "dpre": "mlp.hook_pre"}
+    | {"dgate": "mlp.hook_pre", "dup": "mlp.hook_pre_linear"},
+    "mlp_output": {"out": "hook_mlp_out", "dout": "hook_mlp_out"},
+    "stream_2": {"x + out": "hook_resid_post", "dx": "hook_resid_post"},
+}
+
+
+def test_strips_are_the_activations_and_their_gradients(traced):
+    for group in walk(traced):
+        if group.layer is None:
+            continue
+        for step in group.steps:
+            for side, kept in (
+                (step.forward, traced.activations),
+                (step.backward, traced.gradients),
+            ):
+                for strip in side.strips:
+                    if step.name == "scores":
+                        turned = "rot_" if isinstance(traced.model, Llama) else ""
+                        hook = f"attn.hook_{turned}{strip.label[1:]}"
+                    elif strip.label == "y":  # of a norm, which no hook sees
+                        norm = traced.model.blocks[group.layer].norms[step.name == "norm_2"]
+                        stream = "hook_resid_mid" if step.name == "norm_2" else "hook_resid_pre"
+                        x = kept[f"blocks.{group.layer}.{stream}"]
+                        np.testing.assert_array_equal(strip.array, norm.forward(x)[0])
+                        continue
+                    else:
+                        hook = STRIPS[step.name][strip.label]
+                    np.testing.assert_array_equal(strip.array, kept[f"blocks.{group.layer}.{hook}"])
+                    assert strip.array.ndim == (3 if strip.heads else 2)
+
+
+FILLED = {
+    ("embedding", "forward"): lambda c: sum(c[:-1]),
+    ("stream_1", "forward"): lambda c: c[0] + c[1],
+    ("stream_2", "forward"): lambda c: c[0] + c[1],
+    ("stream_1", "backward"): lambda c: c[0],
+    ("stream_2", "backward"): lambda c: c[0],
+    ("rope", "forward"): lambda c: c[0] * c[1] + c[2] * c[3],
+    ("rope", "backward"): lambda c: c[0] * c[1] + c[2] * c[3],
+    ("output", "forward"): lambda c: sum(c[:-1]),
+    ("loss", "backward"): lambda c: (c[0] - c[1]) / len(IDS),
+}
+
+
+def test_formulas_hold_with_their_numbers(traced):
+    seen = set()
+    for step, direction, table in tables(traced, "values"):
+        column = dict(zip(table.columns, np.moveaxis(table.values, -1, 0), strict=True))
+        columns = list(column.values())
+        if (step.name, direction) in FILLED:
+            expected = FILLED[step.name, direction](columns)
+        elif "norm" in step.name and direction == "forward":
+            expected = column["weight"] * column["x̂"] + column.get("bias", 0)
+            x_hat = (column["x"] - column.get("mean(x)", 0)) * column["rstd"]
+            np.testing.assert_allclose(column["x̂"], x_hat, rtol=1e-9, atol=1e-12)
+        elif "norm" in step.name:
+            inner = column["g"] - column.get("mean(g)", 0) - column["x̂"] * column["mean(g · x̂)"]
+            expected = column["rstd"] * inner + column.get("dx of the stream", 0)
+        elif step.name == "activation" and direction == "backward" and "dup" in column:
+            expected = column["dpost"] * column["gate"] * column["σ(gate)"]
+        elif step.name == "activation" and direction == "backward" and "dgate" in column:
+            sigma, gate = column["σ(gate)"], column["gate"]
+            expected = column["dpost"] * column["up"] * sigma * (1 + gate * (1 - sigma))
+        elif step.name == "activation" and direction == "backward":
+            expected = column["dpost"] * column["(…)"]
+        elif step.name == "activation" and "up" in column:
+            expected = column["gate"] * column["σ(gate)"] * column["up"]
+        elif step.name == "loss":
+            expected = np.exp(column["z"] - column["M"]) / column["Z"]
+            np.testing.assert_allclose(column["−log p"], -np.log(expected), rtol=1e-9)
+        else:
+            assert (step.name, direction) in {("activation", "forward"), ("embedding", "backward")}
+            continue
+        message = f"{step.name}, {direction}"
+        np.testing.assert_allclose(columns[-1], expected, rtol=1e-6, atol=1e-12, err_msg=message)
+        seen.add((step.name, direction))
+    assert {("loss", "forward"), ("norm_1", "backward"), ("stream_2", "backward")} <= seen
+
+
+def test_softmax_and_its_backward_with_their_numbers(traced):
+    for step, direction, table in tables(traced, "keys"):
+        matrix = dict(zip(table.columns, table.matrices, strict=True))
+        scalar = {name: numbers[..., None] for name, numbers in table.scalars.items()}
+        seen = np.tri(len(IDS), dtype=bool)[:, None]
+        if step.name == "softmax" and direction == "forward":
+            p = np.where(seen, np.exp(matrix["s"] - scalar["M"]) / scalar["Z"], 0)
+            np.testing.assert_allclose(matrix["p"], p, rtol=1e-9, atol=1e-15)
+        elif step.name == "softmax":
+            ds = matrix["p"] * (matrix["dp"] - scalar["Σ dp p"])
+            np.testing.assert_allclose(matrix["ds"], ds, rtol=1e-9, atol=1e-15)
+
+
+def test_every_step_names_code_that_is_there(traced):
+    for group in walk(traced):
+        for step in group.steps:
+            listed = f"{step.formula.forward_functions}, {step.formula.backward_functions}"
+            for name in filter(None, listed.split(", ")):
+                source = document.source_of(name)
+                assert source["file"].startswith("numgpt/layers/")
+                assert f"def {name}(" in source["text"]
+                assert len(source["derivation"]) > 100
+
+
+def test_equations_become_html():
+    assert document.equation_html("z_{H−1} < p_ij v_j") == (
+        "<span>z<sub>H−1</sub> &lt; p<sub>ij</sub> v<sub>j</sub></span>"
+    )
+    for formula in FORMULAS.values():
+        for equation in (formula.forward, formula.backward):
+            assert "_" not in document.equation_html(equation)
+
+
+# --- what carries it ---
+
+
+def decoded(text):
+    """What `encode` wrote, read as the page's script reads it."""
+    packed = zlib.decompress(base64.b64decode(text))
+    (length,) = struct.unpack("<I", packed[:4])
+    described = json.loads(packed[4 : 4 + length])
+    kinds, start = {}, 4 + length
+    for kind, count in described["kinds"]:
+        dtype = np.dtype({"half": "<f2", "float32": "<f4"}.get(kind, kind))
+        planes = np.frombuffer(packed, np.uint8, count * dtype.itemsize, start)
+        raw = np.ascontiguousarray(planes.reshape(dtype.itemsize, count).T)
+        kinds[kind] = raw.view(dtype)[:, 0] if count else np.empty(0, dtype)
+        start += count * dtype.itemsize
+    assert start == len(packed)
+
+    def array(place):
+        size = int(np.prod(place["shape"]))
+        numbers = kinds[place["dtype"]][place["at"] : place["at"] + size]
+        if place["dtype"] == "half":
+            scales = kinds["float32"][place["scale"] :][: size // place["length"]]
+            numbers = numbers.astype(np.float64) * np.repeat(scales, place["length"])
+        return numbers.reshape(place["shape"])
+
+    def revived(value):
+        if isinstance(value, list):
+            return [revived(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        if "dtype" in value and "at" in value:
+            return array(value)
+        return {name: revived(item) for name, item in value.items()}
+
+    return revived(described["data"])
+
+
+def test_numbers_of_any_size_keep_eleven_bits():
+    rng = np.random.default_rng(0)
+    for size in (1e-30, 1e-8, 1.0, 3e4, 1e30):
+        x = (size * rng.normal(size=(3, 40))).astype(np.float32)
+        x[0] = 0
+        found = decoded(encode({"x": x}))["x"]
+        # Half the last of float16's 11 bits, and float32's in the scale.
+        np.testing.assert_allclose(found, x, rtol=2.0**-11 + 2.0**-23)
+    assert not decoded(encode([np.zeros((2, 3), np.float32)]))[0].any()
+
+
+def test_arrays_come_back_with_shape_and_kind():
+    rng = np.random.default_rng(0)
+    data = {
+        "ids": np.array([[0, 255], [256, 70_000]]),
+        "small": np.arange(5),
+        "exact": rng.normal(size=(2, 3)),
+        "short rows": rng.normal(size=(2, 4, 3)).astype(np.float32),
+        "nested": [{"none": None, "text": "</script><!-- ö"}, (1, np.float32(0.5))],
+    }
+    found = decoded(encode(data))
+    np.testing.assert_array_equal(found["ids"], data["ids"])
+    np.testing.assert_array_equal(found["small"], data["small"])
+    np.testing.assert_allclose(found["exact"], data["exact"], rtol=2.0**-24)
+    np.testing.assert_allclose(found["short rows"], data["short rows"], rtol=2.0**-10)
+    assert found["nested"] == [{"none": None, "text": "</script><!-- ö"}, [1, 0.5]]
+    with pytest.raises(ValueError, match="negative"):
+        encode(np.array([-1]))
+
+
+def test_equal_numbers_are_written_once():
+    x = np.random.default_rng(0).normal(size=(40, 50)).astype(np.float32)
+    assert len(encode([x, x.reshape(40, 5, 10)])) < 1.1 * len(encode([x]))
+
+
+# --- the page ---
+
+
+def data_of(html):
+    return decoded(re.search(r'id="data">([^<]*)</script>', html)[1])
+
+
+def test_the_shipped_models_page(shipped, tmp_path):
+    model, tokenizer = shipped
+    ids = tokenizer.encode(f"{TEXT}, and I am the king")[:20]
+    assert len(ids) == 20
+    page = insight.page(model, tokenizer, tokenizer.decode(ids))
+    assert len(page.html.encode()) < 3_000_000
+    page.save(tmp_path / "page.html")
+    html = (tmp_path / "page.html").read_text()
+    assert html == page.html
+    page.save(tmp_path / "page.html")  # an older page may go
+    # Whole in itself: nothing is fetched.
+    assert not re.search(
+        r"(src|href)=[\"'](?!#)|@import|url\(|https?:", html.partition('id="data"')[0]
+    )
+    assert "default-src 'none'" in html
+    data = data_of(html)
+    assert data["loss"] == pytest.approx(model.loss(ids, [*ids[1:], data["targets"][-1]]), rel=1e-5)
+    assert data["vocabulary"][ids[0]] == tokenizer.decode(ids[:1])
+    logits, cache = model.run_with_cache(ids)
+    assert int(logits[0, -1].argmax()) == data["targets"][-1]
+    np.testing.assert_allclose(
+        data["logits"], logits[0] - logits[0].max(axis=1, keepdims=True), rtol=1e-3, atol=1e-4
+    )
+    for layer in range(6):
+        p = cache[f"blocks.{layer}.attn.hook_pattern"][0].swapaxes(0, 1)
+        np.testing.assert_allclose(data["patterns"][str(layer)]["p"], p, rtol=1e-3, atol=1e-9)
+    parts = insight.direct_logit_attribution(model, ids, int(data["targets"][4]), position=4)
+    assert len(data["attribution"]["parts"]) == sum(part.size for part in parts.values())
+    total = data["attribution"]["values"][4].sum()
+    assert total == pytest.approx(data["attribution"]["logits"][4], rel=1e-3)
+    lens = insight.logit_lens(model, ids)
+    np.testing.assert_allclose(data["lens"]["kl"], lens.kl[:, 0], rtol=1e-4, atol=1e-5)
+    report = insight.per_token(model, ids)
+    np.testing.assert_allclose(data["report"]["loss"][:-1], report.loss, rtol=1e-4, atol=1e-6)
+    assert set(data["checks"]) >= {"hook_embed", "blocks.0.attn.hook_pattern"}
+
+
+def test_where_a_page_opens(shipped):
+    model, tokenizer = shipped
+    king = tokenizer.encode(" king")[0]
+    last = insight.page(model, tokenizer, "My lord, the", target=" king")
+    assert last.trace.targets[-1] == king
+    assert (last.data["token"], last.data["target"]) == (4, king) or last.data["target"] == king
+    inner = insight.page(model, tokenizer, "My lord, the", token=1, target=" king")
+    assert inner.data["token"] == 1
+    assert inner.data["target"] == king
+    assert inner.trace.targets[1] == tokenizer.encode("My lord, the")[2]
+    assert insight.page(model, tokenizer, "My lord", token=-1).data["token"] == 1
+
+
+def test_one_token_alone(shipped):
+    model, tokenizer = shipped
+    page = insight.page(model, tokenizer, "My")
+    assert len(page.trace.ids) == 1
+    assert page.trace.loss == pytest.approx(
+        -np.log(np.exp(page.trace.logits[0]).max() / np.exp(page.trace.logits[0]).sum()), rel=1e-4
+    )
+
+
+def test_long_texts_are_cut_and_it_is_said(shipped):
+    model, tokenizer = shipped
+    ids = tokenizer.encode("My lord, the king. " * 30)
+    page = insight.page(model, tokenizer, "My lord, the king. " * 30, layers=(0, 1))
+    assert page.notes == [f"the text has {len(ids)} tokens: the first 64 are explained"]
+    assert list(page.trace.ids) == ids[:64]
+    assert page.trace.targets[-1] == ids[64]
+
+
+def test_a_target_of_several_tokens_is_its_first(shipped):
+    model, tokenizer = shipped
+    page = insight.page(model, tokenizer, "My lord", target=" kings", layers=(0, 1))
+    assert page.notes == ["the target ' kings' is 2 tokens, ' king' + 's': the first is taken"]
+
+
+def test_layers_limit_what_is_kept(shipped):
+    model, tokenizer = shipped
+    page = insight.page(model, tokenizer, TEXT, layers=(2, 4))
+    assert page.data["layers"] == [2, 3]
+    titles = [group["title"] for group in page.data["groups"]]
+    assert titles == ["Before the blocks", "Block 2", "Block 3", "After the blocks"]
+    whole = insight.page(model, tokenizer, TEXT)
+    assert len(page.html) < 0.5 * len(whole.html)
+    np.testing.assert_array_equal(
+        page.data["attribution"]["values"], whole.data["attribution"]["values"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"text": ""}, "the text is '': there is no token to explain"),
+        ({"token": 2}, "token=2: the text has tokens 0 to 1"),
+        ({"token": "x"}, "token='x': the text has tokens 0 to 1"),
+        ({"target": ""}, "target='': expected a text with a token in it"),
+        ({"layers": (0, 7)}, "layers=0:7: the model has layers 0:6, 0 to 5"),
+        ({"layers": (2, 2)}, "layers=2:2: the model has layers 0:6, 0 to 5"),
+        ({"layers": 3}, "layers=3: expected (A, B), layers A to B - 1"),
+    ],
+)
+def test_bad_input_is_one_line(shipped, options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        insight.page(*shipped, **({"text": "My lord"} | options))
+
+
+def test_a_model_too_large_for_the_memory(shipped, monkeypatch):
+    monkeypatch.setattr(trace, "available_memory", lambda: 20_000_000)
+    with pytest.raises(
+        ValueError, match=r"for 6 layers, and 0\.0 GB are free: choose fewer, layers"
+    ):
+        insight.page(*shipped, TEXT * 3)
+    monkeypatch.setattr(trace, "available_memory", lambda: None)
+    insight.page(*shipped, "My")
+
+
+def test_other_files_are_left_alone(shipped, tmp_path):
+    page = insight.page(*shipped, "My lord")
+    (tmp_path / "mine.html").write_text("<p>mine</p>")
+    with pytest.raises(FileExistsError, match="is there already, and is no page of numgpt"):
+        page.save(tmp_path / "mine.html")
+    assert (tmp_path / "mine.html").read_text() == "<p>mine</p>"
+    with pytest.raises(FileNotFoundError, match="there is no directory"):
+        page.save(tmp_path / "nowhere/page.html")
+
+
+def test_jupyter_shows_it_in_a_frame(shipped):
+    page = insight.page(*shipped, 'My <lord> & "king"')
+    shown = page._repr_html_()
+    assert shown.startswith('<iframe srcdoc="&lt;!doctype html&gt;')
+    assert shown.count("<") == 2
+    assert repr(page).startswith("<Page: ")
+
+
+def test_a_text_of_markup_stays_text(shipped):
+    page = insight.page(*shipped, "</script><b>&amp;")
+    head = page.html.partition("<style>")[0]
+    assert "&lt;/script&gt;&lt;b&gt;&amp;amp;" in head
+    assert "</script><b>" not in page.html
+
+
+@pytest.mark.parametrize("name", ["llama_grouped", "llama_qwen2", "untied"])
+def test_other_families_have_pages(name):
+    model = small_model(name)
+    letters = CharTokenizer(sorted("abcdefghijklmnopqrstuvwxyz .,:;!?-'\n"))
+    page = insight.page(model, letters, "to be", target="q")
+    data = data_of(page.html)
+    assert data["family"] == type(model).__name__
+    assert data["vocabulary"][page.trace.targets[-1]] == "q"
+    more = CharTokenizer(sorted("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"))
+    with pytest.raises(ValueError, match="its token 51 is outside the model's vocabulary of 37"):
+        insight.page(model, more, "ABC", target="z")
+
+
+def test_pictures(shipped, tmp_path):
+    pytest.importorskip("matplotlib")
+    page = insight.page(*shipped, "My $lord$, the")
+    written = page.save_pictures(tmp_path / "slides")
+    assert [path.name for path in written] == [
+        f"{n}.png" for n in ("loss", "attention", "head", "lens", "attribution", "prediction")
+    ]
+    for path in written:
+        header = path.read_bytes()[:24]
+        assert header[:8] == b"\x89PNG\r\n\x1a\n"
+        assert struct.unpack(">II", header[16:24]) == (1600, 900)
