@@ -91,7 +91,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     warnings.showwarning = lambda message, *_, **__: tell(f"numgpt: note: {message}")
     options = argparse.Namespace()
     try:
-        _parser().parse_args(arguments, options)
+        _, unknown = _parser().parse_known_args(arguments, options)
+        if unknown:
+            options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         if getattr(options, "threads", None) is not None:
             _set_threads(options.threads)
         options.run(options)

@@ -12,6 +12,7 @@ import numpy as np
 
 from numgpt.cli.common import add_command, add_model, add_threads, whole
 from numgpt.data.corpus import find_files
+from numgpt.data.records import ENDINGS
 from numgpt.evaluation.perplexity import Evaluation, sliding_window_loss
 from numgpt.formats import load
 from numgpt.messages import tell
@@ -41,7 +42,10 @@ def register(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     model, tokenizer = load(options.model, adapter=options.adapter)
-    texts = (read_text(file) for file in find_files(options.data))
+    files = find_files(options.data)
+    if lines := [file for file in files if str(file).endswith(ENDINGS)]:
+        tell(f"numgpt: note: {lines[0]} is JSON: measured as the text it is, keys and all")
+    texts = (read_text(file) for file in files)
     pieces = [tokenizer.encode(part) for text in texts for part in text]
     beginning = tokenizer.encode("", add_special_tokens=True)  # nothing, or the bos token
     ids = np.array(list(itertools.chain(beginning, *pieces)), np.int64)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from numgpt.cli.common import add_threads, check_directory_name, number, whole
@@ -79,10 +81,12 @@ def run(
     if options.resume is not None and options.overwrite:
         raise ValueError("--overwrite goes with --out: a resumed run goes on in its directory")
     if options.resume is not None:
-        trainer = Trainer.resume(options.resume, chosen)
+        trainer = Trainer.resume(options.resume, chosen, options.config_class)
     else:
-        check(chosen)
-        config = options.config_class(**chosen)
+        with _naming_file(options, known):
+            check(chosen)
+            config = options.config_class(**chosen)
+            config.validate()
         trainer = Trainer.start(config, options.out, options.overwrite)
     if trainer.optimizer.steps >= trainer.config.steps:
         return tell(
@@ -94,15 +98,26 @@ def run(
         trainer.run()
     done, steps = trainer.optimizer.steps, trainer.config.steps
     if done < steps:
-        command = "train" if trainer.config.kind == "train" else f"tune {trainer.config.kind}"
         tell(
-            f"stopped and saved at step {done} of {steps}; continue with: numgpt {command} --resume"
-            f" {quoted(trainer.out)}"
+            f"stopped and saved at step {done} of {steps}; continue with:"
+            f" numgpt {trainer.config.command} --resume {quoted(trainer.out)}"
         )
         raise SystemExit(128 + signals.caught)
     validated = trainer.source.validates
     best = f"the best model (validation loss {trainer.best_loss:.4f})" if validated else "the model"
     tell(f"done; {best} is in {trainer.out}; try: {end(trainer)}")
+
+
+@contextlib.contextmanager
+def _naming_file(options: argparse.Namespace, known: Collection[str]) -> Iterator[None]:
+    """What is wrong with an option within is said of the file that it stands in."""
+    try:
+        yield
+    except ValueError as error:
+        name = re.split("[=: ]", str(error), maxsplit=1)[0]
+        if options.config is None or name not in known or name in vars(options):
+            raise
+        raise ValueError(f"{options.config}: {error}") from None
 
 
 def _introduce(trainer: Trainer) -> None:
@@ -114,7 +129,8 @@ def _introduce(trainer: Trainer) -> None:
     )
     curve = "" if can_plot() else "; no curve: it needs  pip install matplotlib"
     size = max(0.1, checkpoint_bytes(model) / 1e6)
-    tell(f"a checkpoint of {size:,.1f} MB every {config.save_every} steps{curve}")
+    every = "step" if config.save_every == 1 else f"{config.save_every} steps"
+    tell(f"a checkpoint of {size:,.1f} MB every {every}{curve}")
     if trainer.optimizer.steps:
         tell(f"resumed at step {trainer.optimizer.steps}")
 

@@ -48,11 +48,17 @@ def _check(chosen: dict[str, Any]) -> None:
     if chosen.get("lora_r") == 0:
         for name in ("lora_alpha", "lora_targets", "lora_dropout", "use_rslora"):
             if name in chosen:
+                given = name if chosen[name] is True else f"{name}={shown(chosen[name])}"
                 raise ValueError(
-                    f"{name}={shown(chosen[name])} cannot be combined with --lora-r 0, which tunes"
-                    " the whole model"
+                    f"{given} cannot be combined with --lora-r 0, which tunes the whole model"
                 )
+    if "epochs" in chosen and "steps" in chosen:
+        raise ValueError(
+            f"epochs={chosen['epochs']} cannot be combined with steps={chosen['steps']}: choose one"
+        )
 
 
 def _end(trainer: Trainer) -> str:
-    return f"numgpt chat --model {quoted(trainer.out)}"
+    if trainer.state.tokens.conversations:
+        return f"numgpt chat --model {quoted(trainer.out)}"
+    return f'numgpt generate --model {quoted(trainer.out)} "…"'

@@ -128,6 +128,7 @@ class TokensFile:
     count: int
     sha256: str
     tokenizer: str  # the hash of the tokenizer that made them
+    conversations: bool = False  # whether they are written in the chat format
 
 
 @dataclass
@@ -302,4 +303,6 @@ def tokens_file_from(fields: object) -> TokensFile:
         raise ValueError(f"count={shown(tokens.count)}")
     if not all(isinstance(value, str) for value in (tokens.sha256, tokens.tokenizer)):
         raise ValueError("a hash is not a string")
+    if not isinstance(tokens.conversations, bool):
+        raise ValueError(f"conversations={shown(tokens.conversations)}")
     return tokens

@@ -34,7 +34,7 @@ SCANNED_AT_ONCE = 1 << 22  # tokens
 
 @dataclass
 class Counts:
-    """What became of the records."""
+    """What became of the records; tokens are those of the examples to train on."""
 
     trained: int = 0
     held_out: int = 0
@@ -45,9 +45,9 @@ class Counts:
     kind: str = ""
 
     def __str__(self) -> str:
-        kept = f"{self.trained:,} examples of {self.kind}"
-        kept += f", {self.held_out:,} more held out" if self.held_out else ""
-        kept += f"; {self.learnt:,} of their {self.tokens:,} tokens are learnt"
+        kept = f"{self.trained:,} example{'s' * (self.trained != 1)} of {self.kind}"
+        kept += f"; {self.learnt:,} of {self.tokens:,} tokens are learnt"
+        kept += f"; {self.held_out:,} more held out" if self.held_out else ""
         if self.cut:
             kept += f"; {self.cut:,} too long, cut from the left of the prompt"
         if self.dropped:
@@ -68,7 +68,7 @@ def encode_examples(
     Raises ValueError for a record that is wrong, by file and line, and where there is nothing to
     train on.
     """
-    encoder, counts, digest = ExampleEncoder(tokenizer), Counts(), hashlib.sha256()
+    encoder, counts, digest, written = ExampleEncoder(tokenizer), Counts(), hashlib.sha256(), 0
     with replacing(Path(directory) / TOKENS_FILE) as file:
         for record, is_held_out in records:
             counts.kind = record.kind
@@ -86,17 +86,18 @@ def encode_examples(
                 counts.held_out += 1
             else:
                 counts.trained += 1
-            counts.tokens += len(packed)
-            counts.learnt += int(np.count_nonzero(example.learnt[1:]))
+                counts.tokens += len(packed)
+                counts.learnt += int(np.count_nonzero(example.learnt[1:]))
+            written += len(packed)
             file.write(packed.data)
             digest.update(packed.data)
     if not counts.trained:
         reason = f": the answers of all {counts.dropped} are too long for max_length={most}"
-        if counts.held_out:
-            reason = f": {counts.held_out} are held out"
+        if not counts.dropped:
+            reason = f": all {counts.held_out} are held out, lower val_fraction"
         raise ValueError(f"there are no examples to train on{reason}")
-    digest_of_tokenizer = hash_tokenizer(tokenizer)
-    return TokensFile(DTYPE.str, counts.tokens, digest.hexdigest(), digest_of_tokenizer), counts
+    hashes = digest.hexdigest(), hash_tokenizer(tokenizer)
+    return TokensFile(DTYPE.str, written, *hashes, encoder.conversations), counts
 
 
 class ExampleSet:

@@ -30,6 +30,7 @@ class ExampleEncoder:
 
     def __init__(self, tokenizer: BaseTokenizer):
         self.tokenizer = tokenizer
+        self.conversations = False  # whether any was among the records
         self._template: ChatTemplate | None = None
 
     @property
@@ -52,7 +53,10 @@ class ExampleEncoder:
         ids = [id for segment, _ in segments for id in segment]
         learnt = [flag for segment, flag in segments for _ in segment]
         if not any(learnt[1:]):  # nothing predicts a first token
-            raise ValueError(f"{record.place}: nothing in it is to be learnt")
+            raise ValueError(
+                f"{record.place}: nothing in it is to be learnt: it needs a message of the"
+                " assistant, a completion, or a text of two tokens"
+            )
         return Example(np.array(ids, np.int64), np.array(learnt, bool))
 
     def _segments(self, record: Record) -> list[tuple[list[int], bool]]:
@@ -64,7 +68,9 @@ class ExampleEncoder:
             if not (isinstance(prompt, str) and isinstance(completion, str)):
                 return self._conversation(_as_messages(prompt, "user"), _answers(completion))
             if not completion:
-                raise ValueError("the completion is empty")
+                raise ValueError(
+                    "the completion is empty: write the answer there, or take the line out"
+                )
             return [
                 (list(self.tokenizer.encode(prompt, add_special_tokens=True)), False),
                 (list(self.tokenizer.encode(completion)) + self._end(), True),
@@ -85,7 +91,10 @@ class ExampleEncoder:
         """Of the messages that were said, the assistant's are learnt; of those asked, none."""
         for message in said:
             if message["role"] == "assistant" and not message["content"].strip():
-                raise ValueError("an answer of the assistant is empty")
+                raise ValueError(
+                    "an answer of the assistant is empty: write it there, or take the line out"
+                )
+        self.conversations = True
         learnt = [False] * len(asked) + [m["role"] == "assistant" for m in said]
         return self.template.segments([*asked, *said], learnt)
 
@@ -124,5 +133,5 @@ def _as_messages(value: Any, role: str) -> list[dict[str, Any]]:
 def _answers(completion: Any) -> list[dict[str, Any]]:
     messages = _as_messages(completion, "assistant")
     if not any(message["role"] == "assistant" for message in messages):
-        raise ValueError("the completion has no message of the assistant")
+        raise ValueError("the completion has no message of the assistant: it is what is learnt")
     return messages

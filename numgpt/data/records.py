@@ -81,22 +81,29 @@ def find_record_files(data: str | list[str]) -> list[str]:
 
 
 def read_records(files: list[str], kind: str | None = None) -> Iterator[Record]:
-    """The records of several files, all of one kind: that of the first, where none is given.
+    """The records of several files, all of one kind: that of the first, or where one is given, that
+    of the examples these are held out from.
 
     Raises ValueError naming file, line and what is wrong with it: no UTF-8, no JSON object, keys
     that are none of the kinds', another kind than the lines before.
     """
+    first: str | None = None
     for path in files:
         for number, fields in _objects(path):
             record = Record(path, number, _kind(fields, f"{path}, line {number}"), fields)
-            kind = record.kind if kind is None else kind
-            if record.kind != kind:
+            if kind is not None and record.kind != kind:
                 raise ValueError(
-                    f"{record.place} has {record.kind}, the lines before it {kind}: put them into"
+                    f"{record.place} has {record.kind}, the examples to train on {kind}: held-out"
+                    " examples are of the same kind"
+                )
+            if first is not None and record.kind != first:
+                raise ValueError(
+                    f"{record.place} has {record.kind}, the lines before it {first}: put them into"
                     " files of their own"
                 )
+            first = record.kind
             yield record
-    if kind is None:
+    if first is None:
         raise ValueError(f"{', '.join(files):.200}: no examples in it")
 
 
@@ -117,7 +124,8 @@ def _objects(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 ) from None
             except (ValueError, RecursionError) as error:
                 raise ValueError(
-                    f"{path}, line {number} is not JSON ({error!s:.100}): each line is one object"
+                    f"{path}, line {number} is not JSON ({_what_is_wrong(error)}): each line is one"
+                    f" object{_FROM_PRETTY if line.strip() in (b'[', b'{') else ''}"
                 ) from None
             if not isinstance(value, dict):
                 raise ValueError(
@@ -125,6 +133,16 @@ def _objects(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
                     " array becomes lines by: jq -c '.[]')"
                 )
             yield number, value
+
+
+# One object or array that is written on several lines.
+_FROM_PRETTY = ", which is what jq -c '.[]' or jq -c . makes of such a file"
+
+
+def _what_is_wrong(error: Exception) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return f"{error!s:.100}"
 
 
 def _open(path: str) -> BinaryIO:
@@ -192,4 +210,7 @@ def _check(name: str, value: Any, place: str, listed: bool, text: bool) -> None:
                 f' {{"role": {" | ".join(ROLES)}, "content": …}}'
             )
         if not isinstance(message.get("content"), str):
-            raise ValueError(f"{place}: a message in {name} has no text as its content")
+            raise ValueError(
+                f"{place}: a message in {name} has {shown(message.get('content'))} as its content:"
+                " expected a string"
+            )

@@ -158,6 +158,13 @@ def base_of(directory: Path) -> str:
     return _local_name(base)
 
 
+def _named_base(directory: Path) -> str:
+    try:
+        return shown(base_of(directory))
+    except ValueError:  # it does not say
+        return "another base"
+
+
 def hub_name(name: str) -> str:
     """The hub's id of a model, where the catalogue knows one; a path from anywhere."""
     if os.path.exists(name):
@@ -204,7 +211,10 @@ def _parameters(directory: Path, model: LanguageModel, config: LoRAConfig) -> Pa
         weight = family.our_name(f"{match[1]}.weight", model.config) or ""
         projection = weight.removesuffix(".weight")
         if projection not in shapes:
-            raise ValueError(f"{what} is for no projection of this model: for another base?")
+            raise ValueError(
+                f"{what} is for no projection of {shown(model.name_or_path)}: the adapter is for"
+                f" {_named_base(directory)}: name that as the model"
+            )
         found[f"{projection}.lora_{match[2]}.weight"] = tensor
     adapted = [name for name in shapes if f"{name}.lora_A.weight" in found]
     expected = adapter_shapes({name: shapes[name] for name in adapted}, config.r)
@@ -218,7 +228,8 @@ def _parameters(directory: Path, model: LanguageModel, config: LoRAConfig) -> Pa
         if tensor.shape != shape:
             raise ValueError(
                 f"{tensor.path}: tensor {shown(tensor.name)} has shape {list(tensor.shape)}, the"
-                f" model and r={config.r} ask for {list(shape)}: it is for another base"
+                f" model {shown(model.name_or_path)} and r={config.r} ask for {list(shape)}: the"
+                f" adapter is for {_named_base(directory)}: name that as the model"
             )
         if not tensor.is_float:
             raise ValueError(f"{tensor.path}: tensor {shown(tensor.name)} is {tensor.dtype}")

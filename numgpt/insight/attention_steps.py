@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from numgpt.insight.formulas import FORMULAS
+from numgpt.insight.formulas import FORMULAS, Formula
 from numgpt.insight.steps import Numbers, Side, Step, Strip
 from numgpt.insight.tables import HEAD_FEATURES, Input, Product, keys, largest, product, values
 from numgpt.layers import softmax_backward
@@ -37,7 +37,14 @@ def rope_step(a: Numbers, block: LlamaBlock) -> Step:
         back_strips.append(Strip(f"d{name}, turned back", heads, dx))
         back_tables.append(values(back | {"turned back": dx}, heads=heads))
     forward, backward = Side(strips, tables), Side(back_strips, back_tables)
-    return Step("rope", FORMULAS["rope"], f"{a.prefix}attn.hook_q", forward, backward)
+    pairs = "2i and 2i + 1" if config.rope_interleave else "i and i + D/2"
+    frequencies = f"ω_i = {config.rope_theta:g}^(−2i/D)"
+    if config.rope_scaling:
+        frequencies += ", stretched as rope_scaling says"
+    formula = FORMULAS["rope"].and_symbols(
+        f"t is the token's place; q_1 and q_2 are the features {pairs}; {frequencies}"
+    )
+    return Step("rope", formula, f"{a.prefix}attn.hook_q", forward, backward)
 
 
 def attention_steps(a: Numbers, block: BaseBlock) -> list[Step]:
@@ -57,7 +64,7 @@ def attention_steps(a: Numbers, block: BaseBlock) -> list[Step]:
     return [
         Step(
             "scores",
-            FORMULAS["scores"],
+            _formula("scores", block, group).and_symbols(f"scale = {scale:.6g}"),
             a.prefix + q_name,
             Side([], [keys({"s": s}, {}), dot("s", q, k, s, p, ("q", "k"), scale)]),
             Side(
@@ -70,14 +77,14 @@ def attention_steps(a: Numbers, block: BaseBlock) -> list[Step]:
         ),
         Step(
             "softmax",
-            FORMULAS["softmax"],
+            _formula("softmax", block, group),
             f"{a.prefix}attn.hook_pattern",
             Side([], [keys({"s": s, "p": p}, {"M": highest[..., 0], "Z": total[..., 0]})]),
             Side([], [keys({"p": p, "dp": dp, "ds": ds}, {"Σ dp p": np.vecdot(dp, p)})]),
         ),
         Step(
             "values",
-            FORMULAS["values"],
+            _formula("values", block, group),
             f"{a.prefix}attn.hook_z",
             Side([Strip("z", "H", z)], [over_keys("z", p, v, z, ("p", "v"))]),
             Side(
@@ -89,6 +96,22 @@ def attention_steps(a: Numbers, block: BaseBlock) -> list[Step]:
             ),
         ),
     ]
+
+
+def _formula(name: str, block: BaseBlock, group: int) -> Formula:
+    """As it is of turned queries and keys, and of heads that share a KV head."""
+    formula = FORMULAS[name]
+    if name == "scores" and isinstance(block, LlamaBlock):
+        formula = formula._replace(
+            forward="s_ij = scale · q′_i · k′_j for j ≤ i, else −∞",
+            backward="dq′_i = scale · Σ_j ds_ij k′_j,   dk′_j = scale · Σ_i ds_ij q′_i",
+        )
+    if group > 1 and name != "softmax":
+        formula = formula._replace(backward=formula.backward.replace("Σ_i", "Σ_h Σ_i")).and_symbols(
+            f"{group} heads share a KV head: head h has KV head h // {group}, and Σ_h goes over the"
+            " heads that share it"
+        )
+    return formula
 
 
 def dot(

@@ -123,6 +123,8 @@ def page(
     if after is None:
         after = int(model(checked[None])[0, -1].argmax())
     of = trace(model, checked, after, of_layers)
+    if not np.isfinite(of.loss):
+        raise ValueError(f"the loss of the text is {of.loss}: the model's weights are damaged")
     view = View(tokenizer, position, int(of.targets[position]) if asked is None else asked, notes)
     return Page(of, view)
 
@@ -190,7 +192,6 @@ def _data(of: Trace, view: View) -> dict[str, Any]:
     opening = of.layers[0]
     checked = [name for group in walk_hooks(of, opening) for name in group]
     groups = walk(of)
-    highest = of.logits.max(axis=1, keepdims=True)
     vocabulary = [_piece(view.tokenizer, id) for id in range(config.vocab_size)]
     return {
         "model": f"{_model_name(of)}: {model!r}",
@@ -217,12 +218,20 @@ def _data(of: Trace, view: View) -> dict[str, Any]:
             }
             for layer in of.layers
         },
-        "logits": of.logits - highest,
+        "logits": _drawn_from(of, view).astype(np.float64),
         "lens": _lens(of),
         "attribution": _attribution(of, view),
         "report": _report(of),
         "checks": differences(of, checked, view.token),
     }
+
+
+def _drawn_from(of: Trace, view: View) -> np.ndarray:
+    """Logits less their largest; those of ids that the tokenizer lacks, which a vocabulary may be
+    padded with, are never drawn."""
+    logits = of.logits - of.logits.max(axis=1, keepdims=True)
+    logits[:, view.tokenizer.vocab_size :] = -np.inf
+    return logits
 
 
 def seen_only(matrices: np.ndarray) -> np.ndarray:
@@ -269,6 +278,7 @@ def _group(of: Trace, group: Group) -> dict[str, Any]:
             | {
                 direction: {
                     "equation": equation_html(equation),
+                    "symbols": equation_html(formula.symbols) if formula.symbols else "",
                     "shapes": [_shape(part, letters) for part in shapes.split("; ")],
                     "functions": [name for name in functions.split(", ") if name],
                     "strips": side.strips,

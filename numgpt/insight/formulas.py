@@ -7,6 +7,7 @@ shapes are those of layers/__init__.py.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 
@@ -18,6 +19,17 @@ class Formula(NamedTuple):
     backward: str
     backward_shapes: str
     backward_functions: str
+    symbols: str = ""  # what the others mean
+
+    def without_biases(self) -> Formula:
+        """Where the model has none."""
+        forward = re.sub(r" \+ b(_\w+)?", "", self.forward)
+        backward = re.sub(r",   db\w* = Σ \w+(, …)?", "", self.backward)
+        return self._replace(forward=forward, backward=backward)
+
+    def and_symbols(self, text: str) -> Formula:
+        """With another sentence on what a symbol means."""
+        return self._replace(symbols=f"{self.symbols}; {text}" if self.symbols else text)
 
 
 FORMULAS = {
@@ -29,50 +41,48 @@ FORMULAS = {
         "dwte[v] = Σ dx_t over all t with id_t = v",
         "dx: BTC; dwte: VC",
         "embedding_backward",
-    ),
-    "embedding with positions": Formula(
-        "Embedding",
-        "x_t = wte[id_t] + wpe[t]",
-        "ids: BT; wte: VC; x: BTC",
-        "embedding_forward",
-        "dwte[v] = Σ dx_t over all t with id_t = v,   dwpe[t] = dx_t",
-        "dx: BTC; dwte: VC",
-        "embedding_backward",
+        "wte is the table of the tokens' vectors",
     ),
     "layernorm": Formula(
         "LayerNorm",
         "x̂ = (x − mean(x)) · rstd,   rstd = 1/√(var(x) + ε),   y = weight · x̂ + bias",
         "x, x̂, y: BTC; weight, bias: C",
         "layernorm_forward",
-        "g = dy · weight,   dx = rstd · (g − mean(g) − x̂ · mean(g · x̂))   + dx of the stream",
-        "dy, g, dx: BTC",
+        "g = dy · weight,   dx = rstd · (g − mean(g) − x̂ · mean(g · x̂)),"
+        "   dweight = Σ dy · x̂,   dbias = Σ dy",
+        "dy, g, dx: BTC; dweight, dbias: C",
         "layernorm_backward",
+        "mean and var are those of a token's C features, the sums go over the tokens",
     ),
     "rmsnorm": Formula(
         "RMSNorm",
         "x̂ = x · rstd,   rstd = 1/√(mean(x²) + ε),   y = weight · x̂",
         "x, x̂, y: BTC; weight: C",
         "rmsnorm_forward",
-        "g = dy · weight,   dx = rstd · (g − x̂ · mean(g · x̂))   + dx of the stream",
-        "dy, g, dx: BTC",
+        "g = dy · weight,   dx = rstd · (g − x̂ · mean(g · x̂)),   dweight = Σ dy · x̂",
+        "dy, g, dx: BTC; dweight: C",
         "rmsnorm_backward",
+        "mean is that of a token's C features, the sum goes over the tokens",
     ),
     "qkv": Formula(
         "Queries, keys, values",
         "q = y W_q + b_q,   k = y W_k + b_k,   v = y W_v + b_v",
         "y: BTC; q: BTHD; k, v: BTKD",
         "linear_forward",
-        "dy = dq W_qᵀ + dk W_kᵀ + dv W_vᵀ,   dW_q = yᵀ dq, …,   g = dy · weight",
-        "dq: BTHD; dk, dv: BTKD; dy: BTC",
+        "dy = dq W_qᵀ + dk W_kᵀ + dv W_vᵀ,   dW_q = yᵀ dq, …,   db_q = Σ dq, …,   g = dy · weight",
+        "dq: BTHD; dk, dv: BTKD; dy, g: BTC",
         "linear_backward",
+        "y is what the norm before has made; g its gradient at x̂, weight being the norm's",
     ),
     "rope": Formula(
         "Rotary positions",
-        "y_1 = x_1 cos(t ω_i) − x_2 sin(t ω_i),   y_2 = x_1 sin(t ω_i) + x_2 cos(t ω_i)",
-        "q: BTHD; k: BTKD",
+        "q′_1 = q_1 cos(t ω_i) − q_2 sin(t ω_i),   q′_2 = q_1 sin(t ω_i) + q_2 cos(t ω_i),"
+        "   k′ likewise",
+        "q, q′: BTHD; k, k′: BTKD",
         "rope_forward",
-        "dx_1 = dy_1 cos(t ω_i) + dy_2 sin(t ω_i),   dx_2 = −dy_1 sin(t ω_i) + dy_2 cos(t ω_i)",
-        "dq: BTHD; dk: BTKD",
+        "dq_1 = dq′_1 cos(t ω_i) + dq′_2 sin(t ω_i),   dq_2 = −dq′_1 sin(t ω_i) + dq′_2 cos(t ω_i),"
+        "   dk likewise",
+        "dq, dq′: BTHD; dk, dk′: BTKD",
         "rope_backward",
     ),
     "scores": Formula(
@@ -83,6 +93,7 @@ FORMULAS = {
         "dq_i = scale · Σ_j ds_ij k_j,   dk_j = scale · Σ_i ds_ij q_i",
         "ds: BHTS; dq: BTHD; dk: BTKD",
         "tile_backward",
+        "i is a query's place, j a key's",
     ),
     "softmax": Formula(
         "Softmax",
@@ -107,16 +118,17 @@ FORMULAS = {
         "out = (z_0, …, z_{H−1}) W_O + b_O = Σ_h z_h W_O[h] + b_O",
         "z: BTHD; out: BTC",
         "linear_forward",
-        "dz = dout W_Oᵀ,   dW_O = zᵀ dout",
+        "dz = dout W_Oᵀ,   dW_O = zᵀ dout,   db_O = Σ dout",
         "dout: BTC; dz: BTHD",
         "linear_backward",
+        "W_O[h] are the D rows of W_O that head h has",
     ),
     "stream": Formula(
         "Into the stream",
         "x ← x + out",
         "x, out: BTC",
         "",
-        "dout = dx, and dx goes on, unchanged, to the x before",
+        "dout = dx,   and dx goes on, unchanged, to the x before",
         "dx, dout: BTC",
         "",
     ),
@@ -125,7 +137,7 @@ FORMULAS = {
         "pre = y W + b",
         "y: BTC; pre: BTF",
         "linear_forward",
-        "dy = dpre Wᵀ,   dW = yᵀ dpre,   g = dy · weight",
+        "dy = dpre Wᵀ,   dW = yᵀ dpre,   db = Σ dpre,   g = dy · weight",
         "dpre: BTF; dy: BTC",
         "linear_backward",
     ),
@@ -134,7 +146,8 @@ FORMULAS = {
         "gate = y W_gate + b_gate,   up = y W_up + b_up",
         "y: BTC; gate, up: BTF",
         "linear_forward",
-        "dy = dgate W_gateᵀ + dup W_upᵀ,   dW_gate = yᵀ dgate, …,   g = dy · weight",
+        "dy = dgate W_gateᵀ + dup W_upᵀ,   dW_gate = yᵀ dgate, …,   db_gate = Σ dgate, …,"
+        "   g = dy · weight",
         "dgate, dup: BTF; dy: BTC",
         "linear_backward",
     ),
@@ -146,6 +159,7 @@ FORMULAS = {
         "dpre = dpost · (σ + pre σ (1 − σ) z′),   z′ = 2 √(2/π) (1 + 3 · 0.044715 pre²)",
         "dpost, dpre: BTF",
         "gelu_tanh_backward",
+        "σ(x) = 1/(1 + exp(−x)), and in the backward σ is σ(2u) and z′ the slope of 2u",
     ),
     "gelu_erf": Formula(
         "GELU",
@@ -173,13 +187,14 @@ FORMULAS = {
         "dgate = dpost · up · σ (1 + gate (1 − σ)),   dup = dpost · gate σ",
         "dpost, dgate, dup: BTF",
         "swiglu_backward",
+        "σ in the backward is σ(gate)",
     ),
     "feed-forward out": Formula(
         "Feed-forward, out",
         "out = post W + b",
         "post: BTF; out: BTC",
         "linear_forward",
-        "dpost = dout Wᵀ,   dW = postᵀ dout",
+        "dpost = dout Wᵀ,   dW = postᵀ dout,   db = Σ dout",
         "dout: BTC; dpost: BTF",
         "linear_backward",
     ),
@@ -189,8 +204,9 @@ FORMULAS = {
         "y: BTC; W_U: VC; z: BTV",
         "linear_forward",
         "dy = dz W_U,   dW_U = dzᵀ y,   g = dy · weight",
-        "dz: BTV; dy: BTC",
+        "dz: BTV; dy, g: BTC",
         "linear_cross_entropy",
+        "v is a token of the vocabulary, y what the final norm has made, weight that norm's",
     ),
     "loss": Formula(
         "Probabilities and loss",
@@ -200,5 +216,6 @@ FORMULAS = {
         "dz_v = (p_v − [v = target]) / T",
         "p, dz: BTV",
         "linear_cross_entropy",
+        "M = max_v z_v,   Z = Σ_v exp(z_v − M)",
     ),
 }

@@ -1,8 +1,8 @@
 """Nested data with arrays in it, as text that a page carries and its script reads.
 
 Numbers of float64 are written as float32. Those of float32 are written as float16, each row divided
-by a scale: eleven bits of a number, whatever its size, down to 10⁻⁹ of the row's largest. A row is
-the last axis, or the last two where that one is short. Whole numbers take the bytes they need.
+by a scale: eleven bits of a number, down to 4 · 10⁻⁹ of the row's largest, fewer below. A row is
+the last axis, or where that is short the last ones. Whole numbers take the bytes they need.
 
 In the JSON an array is {"shape", "dtype", "at", "scale", "length"}: where it begins among all
 numbers of its kind, where its scales do among the float32 ones, and how many numbers have one.
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 KINDS = {"half": "<f2", "float32": "<f4", "uint8": "u1", "uint16": "<u2", "uint32": "<u4"}
-SHORT_ROW = 16
+SHORT_ROW = 32  # numbers, for which a scale of their own would be much
 HALF_LARGEST = 2.0**14  # what a row's largest number becomes: far from float16's ends
 
 
@@ -70,11 +70,13 @@ class _Arrays:
         if array.dtype == np.float64:
             return {"dtype": "float32", "at": self._append("float32", array)}
         length = array.shape[-1]
-        if length < SHORT_ROW and array.ndim > 1:
-            length *= array.shape[-2]
+        for size in reversed(array.shape[1:-1]):
+            if length < SHORT_ROW:
+                length *= size
         rows = array.reshape(-1, length).astype(np.float64)
-        scale = np.abs(rows).max(axis=1, keepdims=True, initial=0) / HALF_LARGEST
-        scale = np.where(scale == 0, 1, scale).astype(np.float32)
+        largest = np.abs(rows).max(axis=1, keepdims=True, initial=0)
+        scale = (largest / HALF_LARGEST).astype(np.float32)
+        scale[scale < np.finfo(np.float32).tiny] = 1  # what is that small becomes 0
         at = self._append("half", rows / scale)
         of_scales = {"scale": self._append("float32", scale), "length": length}
         return {"dtype": "half", "at": at} | of_scales

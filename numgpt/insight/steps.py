@@ -29,8 +29,9 @@ from numgpt.layers.softmax import exponentials
 from numgpt.models.base import BaseBlock
 from numgpt.models.gpt2 import ACTIVATIONS
 from numgpt.models.gpt2 import Block as GPT2Block
+from numgpt.models.language_model import LanguageModel
 from numgpt.models.llama import Block as LlamaBlock
-from numgpt.models.modules import LayerNorm, RMSNorm
+from numgpt.models.modules import LayerNorm, Linear, RMSNorm
 
 TOKENS = 6  # of the vocabulary, whose logits are explained
 
@@ -77,23 +78,35 @@ class Numbers:
 def embedding_step(of: Trace) -> Step:
     """From ids to the stream."""
     a, model = Numbers(of), of.model
-    with_positions = len(model.embedding_hooks) == 2
-    stream = a.x(f"{model.blocks[0].hooks}hook_resid_pre")
-    parts = {"wte[id]": a.x("hook_embed")}
-    if with_positions:
+    formula, parts = FORMULAS["embedding"], {"wte[id]": a.x("hook_embed")}
+    if "hook_pos_embed" in model.embedding_hooks:
         parts["wpe[t]"] = a.x("hook_pos_embed")
-    dx = a.dx("hook_embed")
+        formula = formula._replace(
+            forward="x_t = wte[id_t] + wpe[t]",
+            backward=f"{formula.backward},   dwpe[t] = dx_t",
+        ).and_symbols("wpe that of the positions'")
+    stream, dx = a.x(f"{model.blocks[0].hooks}hook_resid_pre"), a.dx("hook_embed")
     same = (of.ids[:, None] == of.ids).astype(dx.dtype)
+    back = {"dx_t": dx, "Σ dx of this token": same @ dx}
+    if is_tied(model):
+        y, _ = model.final_norm.forward(a.x(f"{model.blocks[-1].hooks}hook_resid_post"))
+        back["dzᵀ y of this token"] = of.dlogits[:, of.ids].T @ y
+        formula = formula._replace(
+            backward=formula.backward.replace("id_t = v", "id_t = v  +  (dzᵀ y)_v")
+        ).and_symbols("dzᵀ y comes from the logits, which wte makes too")
+        back["dwte[id]"] = back["Σ dx of this token"] + back["dzᵀ y of this token"]
     return Step(
         "embedding",
-        FORMULAS["embedding with positions" if with_positions else "embedding"],
+        formula,
         "hook_embed",
         Side([Strip("x", "", stream)], [values(parts | {"x": stream})]),
-        Side(
-            [Strip("dx", "", dx)],
-            [values({"Σ dx of all places of this token": same @ dx, "dx": dx})],
-        ),
+        Side([Strip("dx", "", dx)], [values(back)]),
     )
+
+
+def is_tied(model: LanguageModel) -> bool:
+    """Whether the unembedding is the embedding."""
+    return model.unembedding in model.embeddings
 
 
 def norm_step(
@@ -111,11 +124,15 @@ def norm_step(
         forward |= {"bias": norm.bias, "mean(x)": _mean(x)}
         backward |= {"mean(g)": mean}
     backward |= {"rstd · (…)": cache.rstd * (g - mean - x_hat * of_product)}
+    formula = FORMULAS["layernorm" if centres else "rmsnorm"].and_symbols(f"ε = {norm.eps:g}")
     if above is not None:
         backward |= {"dx of the stream": a.dx(above)}
+        formula = formula._replace(
+            backward=formula.backward.replace("mean(g · x̂))", "mean(g · x̂)) + dx of the stream")
+        )
     return Step(
         name,
-        FORMULAS["layernorm" if centres else "rmsnorm"],
+        formula,
         a.prefix + f"{hook}hook_normalized",
         Side([Strip("y", "", y)], [values(forward | {"y": y})]),
         Side([Strip("dx", "", dx)], [values(backward | {"dx": dx})]),
@@ -155,7 +172,14 @@ def qkv_step(a: Numbers, block: BaseBlock) -> Step:
         gradients.append(Input(f"d{name}", dx))
     g = into_norm(a, "ln1.", block.norms[0], matrix, gradients)
     hook = f"{a.prefix}attn.hook_v"
-    return Step("qkv", FORMULAS["qkv"], hook, Side(strips, tables), Side(back, [g]))
+    formula = with_biases(FORMULAS["qkv"], block.attention_input)
+    return Step("qkv", formula, hook, Side(strips, tables), Side(back, [g]))
+
+
+def with_biases(formula: Formula, linear: Linear) -> Formula:
+    """As the projection has them or not."""
+    has_biases = any(part.bias is not None for part in linear.parts)
+    return formula if has_biases else formula.without_biases()
 
 
 def output_step(a: Numbers, block: BaseBlock) -> Step:
@@ -171,7 +195,7 @@ def output_step(a: Numbers, block: BaseBlock) -> Step:
     back = heads_product("dz", [Input("dout", dout)], matrix.T, dz, None, ("dout", "W"), "H")
     return Step(
         "output",
-        FORMULAS["output"],
+        with_biases(FORMULAS["output"], linear),
         a.prefix + "hook_attn_out",
         Side([Strip("out", "", out)], [whole, values(columns | {"out": out})]),
         Side([Strip("dout", "", dout), Strip("dz", "H", dz)], [back]),
@@ -212,7 +236,9 @@ def mlp_input_step(a: Numbers, block: BaseBlock) -> Step:
     g = into_norm(a, "ln2.", block.norms[1], matrix, gradients)
     return Step(
         "mlp_input",
-        FORMULAS["gated feed-forward in" if gated else "feed-forward in"],
+        with_biases(
+            FORMULAS["gated feed-forward in" if gated else "feed-forward in"], block.mlp_input
+        ),
         a.prefix + "mlp.hook_pre",
         Side([], tables),
         Side([], [g]),
@@ -237,7 +263,10 @@ def activation_step(a: Numbers, block: BaseBlock) -> Step:
         slope = f_backward(np.ones_like(pre), f_forward(pre)[1])
         formula = FORMULAS[f_forward.__name__.removesuffix("_forward")]
         forward = {"pre": pre, "post": post}
-        strips, backward = [], [values({"dpost": dpost, "pre": pre, "(…)": slope, "dpre": dpre})]
+        strips, backward = (
+            [],
+            [values({"dpost": dpost, "pre": pre, "the slope": slope, "dpre": dpre})],
+        )
     return Step(
         "activation",
         formula,
@@ -256,7 +285,7 @@ def mlp_output_step(a: Numbers, block: BaseBlock) -> Step:
     back = matrix_product("dpost", [Input("dout", dout)], matrix.T, dpost, None, ("dout", "W"))
     return Step(
         "mlp_output",
-        FORMULAS["feed-forward out"],
+        with_biases(FORMULAS["feed-forward out"], block.mlp_output),
         a.prefix + "hook_mlp_out",
         Side([Strip("out", "", out)], [whole]),
         Side([Strip("dout", "", dout)], [back]),
@@ -278,11 +307,14 @@ def final_steps(of: Trace) -> list[Step]:
     log_p = z - highest - np.log(total)
     of_loss = {"z": z, "M": highest, "Z": total, "−log p": -log_p, "p": p}
     of_dz = {"p": p, "[v = target]": onehot, "dz": of.dlogits}
+    logits_formula = FORMULAS["logits"]
+    if is_tied(model):
+        logits_formula = logits_formula.and_symbols("W_U is wte, the embedding's table")
     return [
         norm_step(a, "final_norm", norm, last, "ln_final.", None),
         Step(
             "logits",
-            FORMULAS["logits"],
+            logits_formula,
             "ln_final.hook_normalized",
             Side([], [forward]),
             Side([], [through_unembedding(of, g, unembedding, norm.weight)]),

@@ -24,7 +24,7 @@ class Values(NamedTuple):
     heads: str  # "H" or "K" where each has rows of its own, else ""
     columns: list[str]
     chosen: np.ndarray  # (T, [H,] n)
-    values: np.ndarray  # (T, [H,] n, columns)
+    values: np.ndarray  # (T, [H,] columns, n)
 
 
 class Product(NamedTuple):
@@ -41,7 +41,7 @@ class Product(NamedTuple):
     terms_index: np.ndarray  # (T, [H,] n, m)
     w: np.ndarray  # (T, [H,] n, m)
     terms: np.ndarray  # (T, [H,] n, m): factor · x · w
-    sums: np.ndarray  # (T, [H,] n, 3): the rest, the bias, the result
+    sums: np.ndarray  # (T, [H,] 3, n): the rest, the bias, the result
     x: np.ndarray | None = None  # (T, [H,] n, m), where it is written in place of all inputs
 
     def with_picked_x(self) -> Product:
@@ -97,7 +97,7 @@ def values(
         np.take_along_axis(np.broadcast_to(column, result.shape), chosen, axis=-1)
         for column in columns.values()
     ]
-    made_of = np.stack(picked, axis=-1).astype(np.float64)
+    made_of = np.stack(picked, axis=-2).astype(np.float64)
     return Values("values", rows, heads, list(columns), chosen, made_of)
 
 
@@ -145,7 +145,7 @@ def product(
         places,
         of_w.astype(result.dtype),
         terms.astype(result.dtype),
-        np.stack(sums, axis=-1).astype(result.dtype),
+        np.stack(sums, axis=-2).astype(result.dtype),
     )
 
 

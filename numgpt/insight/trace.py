@@ -23,6 +23,7 @@ from numgpt.models.language_model import LanguageModel
 from numgpt.runtime.memory import available_memory
 
 FLOAT32_BYTES = 4
+ROUNDING = 1e-6  # of the largest gradient, below which one is nothing but rounding
 
 
 class Trace(NamedTuple):
@@ -127,24 +128,30 @@ def memory_needed(model: LanguageModel, time: int, layers: int) -> int:
 
 
 def differences(of: Trace, names: Sequence[str], token: int) -> dict[str, Difference]:
-    """The largest gradient of each of these activations at a token, by a central difference:
+    """The largest gradient of each of these activations at a token, if it is not 0 but for
+    rounding, by a central difference:
 
         (L(x + h) - L(x - h)) / 2h
 
     Its error is of order h², and of L's rounding over h: they are alike where L changes by the cube
     root of the dtype's precision.
     """
-    return {name: _difference(of, name, token) for name in names}
+    found = {name: _difference(of, name, token) for name in names}
+    return {name: difference for name, difference in found.items() if difference is not None}
 
 
-def _difference(of: Trace, name: str, token: int) -> Difference:
+def _difference(of: Trace, name: str, token: int) -> Difference | None:
     x, dx = of.activations[name], of.gradients[name]
-    # Patterns are (H, T, S), all else has the token first.
-    place = (slice(None), token) if name.endswith("hook_pattern") else (token,)
+    if name.endswith("hook_pattern"):  # (H, query, key): later keys have no part in the model
+        place: tuple[slice | int, ...] = (slice(None), token, slice(token + 1))
+    else:
+        place = (token,)
     part = np.unravel_index(np.abs(dx[place]).argmax(), dx[place].shape)
     inner = tuple(int(number) for number in part)
-    index = (inner[0], token, inner[1]) if name.endswith("hook_pattern") else (token, *inner)
+    index = (inner[0], token, inner[1]) if len(place) == 3 else (token, *inner)
     gradient = float(dx[index])
+    if abs(gradient) < ROUNDING * np.abs(dx).max():
+        return None
     change = np.finfo(x.dtype).eps ** (1 / 3) * max(1.0, of.loss)
     step = float(change) / max(abs(gradient), 1e-12)
     step = min(step, 0.03 * float(np.abs(x[place]).max()) or step)

@@ -20,6 +20,7 @@ from numgpt.models.parameters import Gradients, Parameters, layout_of
 
 ALL_LINEAR = "all-linear"
 MOST_ALPHA = 1_000_000
+MOST_RANK = 500_000
 
 
 @dataclasses.dataclass
@@ -42,6 +43,10 @@ class LoRAConfig:
     def validate(self) -> None:
         """Raises ValueError naming the option that is invalid."""
         require_whole(self, "r")
+        if self.r > MOST_RANK:
+            raise ValueError(
+                f"r={self.r}: expected up to {MOST_RANK:,}, and no more than a matrix has rows"
+            )
         require_number(self, "lora_alpha")
         if not self.lora_alpha <= MOST_ALPHA:
             raise ValueError(

@@ -50,6 +50,7 @@ class RunConfig:
     """The options that all kinds of runs have."""
 
     kind: ClassVar[str]  # by which a checkpoint is known
+    command: ClassVar[str]  # of numgpt, which makes such runs
 
     steps: int = _option(None, "optimizer steps", "schedule", int)
     batch_size: int = _option(None, "sequences in a batch", "schedule", int)
@@ -116,7 +117,7 @@ class TrainConfig(RunConfig):
     from FROM_A_MODEL where init_from is given; block_size then is the model's context, up to
     MOST_CONTEXT."""
 
-    kind = "train"
+    kind = command = "train"
 
     data: str | list[str] | None = _option(
         None, "text: files, directories or globs; none: the Python language reference", "data", str
@@ -186,7 +187,7 @@ class TuneConfig(RunConfig):
     """The options of supervised tuning. What is None at first is decided by the data, and by
     whether an adapter or the whole model is tuned."""
 
-    kind = "sft"
+    kind, command = "sft", "tune sft"
 
     model: str = _option(None, "the model to tune: a directory or a name", "model", str)
     data: str | list[str] = _option(
@@ -264,6 +265,10 @@ class TuneConfig(RunConfig):
         if self.chat_format is not None and self.chat_format not in CHAT_TEMPLATES:
             names = " or ".join(CHAT_TEMPLATES)
             raise ValueError(f"chat_format={shown(self.chat_format)}: expected {names}")
+        if not self.lora_targets.strip(", "):
+            raise ValueError(
+                f"lora_targets={shown(self.lora_targets)}: name projections, or {ALL_LINEAR}"
+            )
         if self.lora_r:
             with self.naming_adapter_options():
                 self.lora().validate()
@@ -329,7 +334,7 @@ def _check_type(field: dataclasses.Field, value: Any) -> None:
         fits = fits and (not isinstance(value, int) or abs(value) < LARGEST) and value != math.inf
     if not fits:
         expected = {
-            int: "a whole number below 2⁵³",
+            int: "a whole number" + (" below 2⁵³" if isinstance(value, int) else ""),
             float: "a finite number",
             bool: "true or false",
         }.get(kind, "text")
@@ -365,6 +370,9 @@ def read_toml(path: str | Path, known: Collection[str] = OPTIONS.keys()) -> dict
     except (ValueError, RecursionError) as error:  # not TOML
         raise ValueError(f"{path} is not valid TOML: {error!s:.200}") from None
     options = {name.replace("-", "_"): value for name, value in options.items()}
+    targets = options.get("lora_targets")
+    if isinstance(targets, list) and all(isinstance(target, str) for target in targets):
+        options["lora_targets"] = ",".join(targets)  # a list is TOML's way to write several
     for name, value in options.items():
         if isinstance(value, dict):
             raise ValueError(

@@ -24,7 +24,7 @@ from numgpt.data.corpus import absolute, hash_tokenizer
 from numgpt.files import DirectoryLock, sweep
 from numgpt.formats.source import is_finite
 from numgpt.layers import TokenStatistics
-from numgpt.messages import shown, tell
+from numgpt.messages import quoted, shown, tell
 from numgpt.models import LanguageModel
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.training import pretraining, tuning
@@ -142,11 +142,17 @@ class Trainer:
             raise
 
     @classmethod
-    def resume(cls, out: str | Path, changes: dict[str, Any] | None = None) -> Trainer:
+    def resume(
+        cls,
+        out: str | Path,
+        changes: dict[str, Any] | None = None,
+        kind: type[RunConfig] = RunConfig,
+    ) -> Trainer:
         """Continue the run in `out` from its checkpoint, bit for bit.
 
-        `changes` replaces options, for instance steps. Raises ValueError for one that can't change
-        any more, and where the run's files are not those that it began with.
+        `changes` replaces options, for instance steps; `kind` is the kind of run that is expected.
+        Raises ValueError for another kind, for an option that can't change any more, and where the
+        run's files are not those that it began with.
         """
         out = Path(out)
         if not out.is_dir():
@@ -155,14 +161,23 @@ class Trainer:
         lock.acquire()
         try:
             sweep(out)
-            return cls._go_on(out, lock, changes or {})
+            return cls._go_on(out, lock, changes or {}, kind)
         except BaseException:
             lock.release()
             raise
 
     @classmethod
-    def _go_on(cls, out: Path, lock: DirectoryLock, changes: dict[str, Any]) -> Trainer:
+    def _go_on(
+        cls,
+        out: Path,
+        lock: DirectoryLock,
+        changes: dict[str, Any],
+        kind: type[RunConfig] = RunConfig,
+    ) -> Trainer:
         state = load_checkpoint(out)
+        if not isinstance(state.config, kind):
+            command = f"numgpt {state.config.command} --resume {quoted(out)}"
+            raise ValueError(f"{out} is a run of another kind: go on with {command}")
         config, known = state.config, options_of(type(state.config))
         task = TASKS[type(config)]
         for name, value in changes.items():
@@ -172,10 +187,12 @@ class Trainer:
             if name in ("init_from", "model") and isinstance(value, str):
                 value = absolute_model(value)
             if name in task.fixed and _listed(value) != _listed(getattr(config, name)):
+                mend = "raise --steps instead"
+                if name != "epochs":
+                    mend = "start a new run in another --out"
                 raise ValueError(
                     f"{name}={shown(value)}: the run in {out} began with"
-                    f" {shown(getattr(config, name))}, and that cannot change; start a new run in"
-                    " another --out"
+                    f" {shown(getattr(config, name))}, and that cannot change; {mend}"
                 )
             setattr(config, name, value)
         config.validate()

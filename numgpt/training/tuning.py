@@ -77,6 +77,8 @@ def prepare(config: TuneConfig, out: Path, staged: Path) -> RunState:
     tokenizer.save_pretrained(staged)
     tokens, counts = _encode(config, tokenizer, staged, files, held_out)
     tell(str(counts))
+    if config.chat_format is not None and not tokens.conversations:
+        tell(f"numgpt: note: chat_format={config.chat_format} is not used: no example is a talk")
     examples = ExampleSet(staged, tokens)
     if (config.val_fraction or config.val_data) and not len(examples.val):
         raise ValueError("no example is held out: raise val_fraction, or bring more examples")
@@ -116,11 +118,16 @@ def _encode(
 def _records(
     config: TuneConfig, files: list[str], held_out: list[str]
 ) -> Iterator[tuple[Record, bool]]:
-    """All records, each with whether it is held out."""
+    """All records, each with whether it is held out: of every 1 / val_fraction of them one, drawn
+    among them."""
     rng, kind = np.random.default_rng([config.seed, 1]), None
-    for record in read_records(files):
+    drawn, next_held_out = 0, -1
+    for number, record in enumerate(read_records(files)):
         kind = record.kind
-        yield record, bool(config.val_fraction and rng.random() < config.val_fraction)
+        while config.val_fraction and next_held_out < number:
+            next_held_out = int((drawn + rng.random()) / config.val_fraction)
+            drawn += 1
+        yield record, number == next_held_out
     for record in read_records(held_out, kind) if held_out else ():
         yield record, True
 

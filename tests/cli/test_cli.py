@@ -437,3 +437,19 @@ def test_beams_on_the_command_line(call):
         status, _, err = call("generate", "--model", "shakespeare", "To be", *flags, *wrong)
         assert status == 2
         assert message in err
+
+
+def test_an_unknown_flag_points_to_its_commands_help(call):
+    status, _, err = call("tune", "sft", "--no-such-flag")
+    assert status == 2
+    assert err == (
+        "numgpt tune sft: error: unrecognized arguments: --no-such-flag (numgpt tune sft --help)\n"
+    )
+
+
+def test_json_that_is_measured_as_text_is_said(call, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "To be, or not to be"}\n' * 3)
+    status, out, err = call("eval", "--data", tmp_path / "a.jsonl")
+    assert status == 0
+    assert "perplexity" in out
+    assert "a.jsonl is JSON: measured as the text it is, keys and all" in err

@@ -252,5 +252,5 @@ def test_what_is_too_long_is_counted(plain, tmp_path):
         ValueError, match="no examples to train on: the answers of all 1 are too long for max_len"
     ):
         example_set(plain, tmp_path, [50], most=10)
-    with pytest.raises(ValueError, match="no examples to train on: 1 are held out"):
+    with pytest.raises(ValueError, match="no examples to train on: all 1 are held out"):
         example_set(plain, tmp_path, [1], held_out=[0])

@@ -105,7 +105,7 @@ WRONG = {
     b'{"messages": "Hi"}': "line 2: messages is 'Hi', expected a list of messages",
     b'{"messages": []}': "line 2: messages is an empty list",
     b'{"messages": [{"role": "bot", "content": ""}]}': "line 2: messages holds .*expected messages",
-    b'{"messages": [{"role": "user"}]}': "line 2: a message in messages has no text",
+    b'{"messages": [{"role": "user"}]}': "line 2: a message in messages has None as its content",
     b'{"prompt": 1, "completion": "4"}': "line 2: prompt is 1, expected a string or messages",
     b'{"prompt": "1"}': "line 2 has prompt and answer fields, the lines before it text",
 }
@@ -130,3 +130,13 @@ def test_no_examples_and_damaged_archives(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match="is damaged, or no gzip file"):
             list(read_records([str(tmp_path / name)]))
+
+
+def test_what_is_wrong_with_json_has_one_line_number(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "fine"}\n{"text": }\n')
+    with pytest.raises(ValueError, match=r"line 2 is not JSON \(Expecting value at column 10\)"):
+        list(read_records([str(path)]))
+    path.write_text('[\n  {"text": "fine"}\n]\n')
+    with pytest.raises(ValueError, match=r"line 1 is not JSON .* jq -c '\.\[\]' or jq -c \. makes"):
+        list(read_records([str(path)]))

@@ -70,6 +70,8 @@ def test_every_gradient_is_a_finite_difference(traced):
     for token in (0, 3, 6):
         for name, found in differences(traced, traced.model.hook_names, token).items():
             assert token in found.place[:2]
+            if name.endswith("hook_pattern"):
+                assert found.place[2] <= token  # a key that the query sees
             assert found.gradient == traced.gradients[name][found.place]
             # Its error is of second order in the step, which is long where the gradient is small;
             # ReLU's kink may lie in it.
@@ -104,8 +106,8 @@ def test_sums_are_their_terms_and_what_the_model_computed(traced):
                 ]
             terms = table.factor * of_x * table.w[place]
             np.testing.assert_allclose(terms, table.terms[place], rtol=1e-9, atol=1e-15)
-        total = table.terms.sum(axis=-1) + table.sums[..., 0] + table.sums[..., 1]
-        result = table.sums[..., 2]
+        total = table.terms.sum(axis=-1) + table.sums[..., 0, :] + table.sums[..., 1, :]
+        result = table.sums[..., 2, :]
         if table.rows == "key":  # later keys are not seen: their rows are not shown
             later = table.chosen > np.arange(len(IDS))[:, None, None]
             total, result = np.where(later, 0, total), np.where(later, 0, result)
@@ -139,7 +141,7 @@ def test_sums_are_of_the_activations(traced):
         hook, kind = results[step.name, table.title]
         whole = getattr(traced, kind)[f"{block.hooks}{hook}"]
         picked = np.take_along_axis(whole, table.chosen, axis=-1)
-        np.testing.assert_array_equal(table.sums[..., 2], picked)
+        np.testing.assert_array_equal(table.sums[..., 2, :], picked)
         assert np.abs(whole).max() == np.abs(picked).max()
         seen.add((step.name, table.title))
     assert seen == set(results)
@@ -203,10 +205,12 @@ FILLED = {
 def test_formulas_hold_with_their_numbers(traced):
     seen = set()
     for step, direction, table in tables(traced, "values"):
-        column = dict(zip(table.columns, np.moveaxis(table.values, -1, 0), strict=True))
+        column = dict(zip(table.columns, np.moveaxis(table.values, -2, 0), strict=True))
         columns = list(column.values())
         if (step.name, direction) in FILLED:
             expected = FILLED[step.name, direction](columns)
+        elif step.name == "embedding":  # its sums: see the next test
+            expected = columns[-1] if len(columns) == 2 else columns[1] + columns[2]
         elif "norm" in step.name and direction == "forward":
             expected = column["weight"] * column["x̂"] + column.get("bias", 0)
             x_hat = (column["x"] - column.get("mean(x)", 0)) * column["rstd"]
@@ -220,19 +224,56 @@ def test_formulas_hold_with_their_numbers(traced):
             sigma, gate = column["σ(gate)"], column["gate"]
             expected = column["dpost"] * column["up"] * sigma * (1 + gate * (1 - sigma))
         elif step.name == "activation" and direction == "backward":
-            expected = column["dpost"] * column["(…)"]
+            expected = column["dpost"] * column["the slope"]
         elif step.name == "activation" and "up" in column:
             expected = column["gate"] * column["σ(gate)"] * column["up"]
         elif step.name == "loss":
             expected = np.exp(column["z"] - column["M"]) / column["Z"]
             np.testing.assert_allclose(column["−log p"], -np.log(expected), rtol=1e-9)
         else:
-            assert (step.name, direction) in {("activation", "forward"), ("embedding", "backward")}
+            assert (step.name, direction) == ("activation", "forward")
             continue
         message = f"{step.name}, {direction}"
         np.testing.assert_allclose(columns[-1], expected, rtol=1e-6, atol=1e-12, err_msg=message)
         seen.add((step.name, direction))
     assert {("loss", "forward"), ("norm_1", "backward"), ("stream_2", "backward")} <= seen
+
+
+def test_the_gradient_of_the_embedding_is_the_models(traced):
+    """Of every token of the text, by all ways: from the embedding, and where it is tied from the
+    logits."""
+    model = traced.model
+    name = model.embeddings[0]
+    _, gradients = model.loss_and_grads(IDS, traced.targets)
+    if name not in gradients:  # an adapter trains in its place
+        return
+    (table,) = (
+        t for step, _, t in tables(traced, "values", "backward") if step.name == "embedding"
+    )
+    for row, token in enumerate(IDS):
+        expected = gradients[name][token, table.chosen[row]]
+        np.testing.assert_allclose(table.values[row, -1], expected, rtol=1e-6, atol=1e-12)
+
+
+def test_formulas_say_what_this_model_has():
+    def step_of(name, wanted):
+        model = small_model(name)
+        of = trace.trace(model, IDS, 6, range(1))
+        return next(step for group in walk(of) for step in group.steps if step.name == wanted)
+
+    assert "+ b_q" in step_of("default", "qkv").formula.forward
+    assert step_of("llama", "qkv").formula.forward == "q = y W_q,   k = y W_k,   v = y W_v"
+    assert "db" not in step_of("llama", "qkv").formula.backward
+    assert "db_q = Σ dq, …,   g" in step_of("llama_biases", "qkv").formula.backward
+    assert "(dzᵀ y)_v" in step_of("default", "embedding").formula.backward
+    assert "dzᵀ" not in step_of("untied", "embedding").formula.backward
+    assert "+ dx of the stream" in step_of("default", "norm_1").formula.backward
+    assert "stream" not in step_of("default", "final_norm").formula.backward
+    assert "dk′_j = scale · Σ_h Σ_i" in step_of("llama_grouped", "scores").formula.backward
+    assert "dk_j = scale · Σ_i" in step_of("default", "scores").formula.backward
+    assert "features 2i and 2i + 1" in step_of("llama_neighbours", "rope").formula.symbols
+    assert "scale = 0.353553" in step_of("default", "scores").formula.symbols
+    assert "ε = 1e-05" in step_of("default", "norm_1").formula.symbols
 
 
 def test_softmax_and_its_backward_with_their_numbers(traced):
@@ -264,7 +305,7 @@ def test_equations_become_html():
         "<span>z<sub>H−1</sub> &lt; p<sub>ij</sub> v<sub>j</sub></span>"
     )
     for formula in FORMULAS.values():
-        for equation in (formula.forward, formula.backward):
+        for equation in (formula.forward, formula.backward, formula.symbols):
             assert "_" not in document.equation_html(equation)
 
 
@@ -313,7 +354,8 @@ def test_numbers_of_any_size_keep_eleven_bits():
         found = decoded(encode({"x": x}))["x"]
         # Half the last of float16's 11 bits, and float32's in the scale.
         np.testing.assert_allclose(found, x, rtol=2.0**-11 + 2.0**-23)
-    assert not decoded(encode([np.zeros((2, 3), np.float32)]))[0].any()
+    for nothing in (0.0, 1e-42, 1e-45):
+        assert not decoded(encode([np.full((2, 3), nothing, np.float32)]))[0].any()
 
 
 def test_arrays_come_back_with_shape_and_kind():
@@ -459,6 +501,21 @@ def test_a_model_too_large_for_the_memory(shipped, monkeypatch):
         insight.page(*shipped, TEXT * 3)
     monkeypatch.setattr(trace, "available_memory", lambda: None)
     insight.page(*shipped, "My")
+
+
+def test_damaged_weights_are_said(tmp_path):
+    model = small_model("default")
+    model.parameters["wte"][3] = np.nan
+    letters = CharTokenizer(sorted("abcdefghijklmnopqrstuvwxyz .,:;!?-'\n"))
+    with pytest.raises(ValueError, match="the loss of the text is nan: the model's weights"):
+        insight.page(model, letters, "to be")
+
+
+def test_rounding_alone_is_not_checked(shipped):
+    """The first query has one key, which has all its attention whatever the scores are."""
+    page = insight.page(*shipped, TEXT, token=0, layers=(0, 1))
+    assert "blocks.0.attn.hook_q" not in page.data["checks"]
+    assert "blocks.0.attn.hook_v" in page.data["checks"]
 
 
 def test_other_files_are_left_alone(shipped, tmp_path):

@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from numgpt import cli
 from numgpt.formats import read_safetensors
 from numgpt.training import Trainer, TrainingError, TuneConfig, loop
 from numgpt.training.checkpoint import load_checkpoint
+from numgpt.training.tuning import _records
 
 QUIET = {"sample_every": 0, "log_every": 1}
 
@@ -293,7 +295,7 @@ def test_held_out_examples_are_of_the_same_kind(data, tmp_path):
     other = tmp_path / "text.jsonl"
     other.write_text('{"text": "To be"}\n')
     with pytest.raises(
-        ValueError, match=r"text\.jsonl, line 1 has text, the lines before it messages"
+        ValueError, match=r"text\.jsonl, line 1 has text, the examples to train on messages: held"
     ):
         start(data, tmp_path / "run", val_data=str(other))
 
@@ -323,11 +325,14 @@ def test_options_that_cannot_change(data, tmp_path):
 
 WRONG = {
     (): "give --model",
-    ("--lora-targets=",): "--lora-targets []: expected a list of names",
+    ("--lora-targets=",): "--lora-targets '': name projections, or all-linear",
     ("--epochs=1e308",): "--epochs 1e+308: expected a number above 0, up to 1,000,000",
-    ("--val-fraction=0.9999",): "no examples to train on: 12 are held out",
+    ("--val-fraction=0.9999",): "all 12 are held out, lower --val-fraction",
     ("--lora-r=-1",): "--lora-r -1: expected 0 or more",
     ("--lora-r=100000",): "--lora-r 100000 is larger than",
+    ("--lora-r=100000000",): "--lora-r 100000000: expected up to 500,000",
+    ("--lora-r=0", "--use-rslora"): "--use-rslora cannot be combined with --lora-r 0",
+    ("--epochs=2", "--steps=3"): "--epochs 2.0 cannot be combined with --steps 3: choose one",
     ("--lora-targets=q_proj",): "'q_proj' is none of the model's projections: c_attn, c_fc, c_proj",
     ("--lora-dropout=1",): "--lora-dropout 1.0",
     ("--lora-alpha=1e300",): "--lora-alpha 1e+300: expected up to 1,000,000",
@@ -395,3 +400,78 @@ def test_texts_need_no_chat_format(data, tmp_path):
     start(str(lines), tmp_path / "run", **base).run()
     with pytest.raises(ValueError, match=r"line 1: .*, or tune with chat_format=chatml"):
         start(data, tmp_path / "talks", **base)
+
+
+# --- what is said ---
+
+
+def test_what_to_try_then_is_what_the_model_has_learnt(call, data, tmp_path):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "To be, or not to be"}\n' * 4)
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"prompt": "To be,", "completion": " or not"}\n' * 4)
+    for examples, command in ((data, "chat"), (texts, "generate"), (pairs, "generate")):
+        out = tmp_path / f"run-{Path(examples).stem}"
+        given = ("--model", "shakespeare", "--data", examples, "--out", out, "--steps", 1)
+        status, _, err = call("tune", "sft", *given, "--max-length", 64)
+        assert status == 0
+        assert f"try: numgpt {command} --model" in err.splitlines()[-1]
+
+
+def test_the_fraction_that_is_held_out_is_the_one_asked_for(tmp_path):
+    lines = tmp_path / "many.jsonl"
+    lines.write_text("".join(f'{{"text": "number {n}"}}\n' for n in range(40)))
+    for fraction, count in ((0.1, 4), (0.25, 10), (0.05, 2)):
+        for seed in range(5):
+            config = TuneConfig(data=str(lines), model="m", val_fraction=fraction, seed=seed)
+            chosen = [n for n, (_, out) in enumerate(_records(config, [str(lines)], [])) if out]
+            assert len(chosen) == count
+            # One of every 1 / fraction, not always at the same place.
+            assert [int(n * fraction) for n in chosen] == list(range(count))
+    seeds = (TuneConfig(data="d", model="m", val_fraction=0.1, seed=seed) for seed in range(5))
+    drawn = {tuple(out for _, out in _records(c, [str(lines)], [])) for c in seeds}
+    assert len(drawn) > 1
+
+
+def test_a_run_of_another_kind_is_not_resumed(call, data, tmp_path):
+    start(data, tmp_path / "tuned", steps=1).run()
+    status, _, err = call("train", "--resume", tmp_path / "tuned", "--steps", 2)
+    assert status == 2
+    assert "is a run of another kind: go on with numgpt tune sft --resume" in err
+    status, _, err = call("tune", "sft", "--resume", tmp_path / "tuned", "--epochs", 5)
+    assert status == 2
+    assert "--epochs 5.0: the run in" in err
+    assert err.strip().endswith("and that cannot change; raise --steps instead")
+    assert call("tune", "sft", "--resume", tmp_path / "tuned", "--steps", 2)[0] == 0
+
+
+def test_options_in_a_file_are_said_to_be_there(call, data, tmp_path):
+    path = tmp_path / "options.toml"
+    given = ("tune", "sft", "--model", "shakespeare", "--data", data, "--out", tmp_path / "run")
+    for text, message in (
+        ("lora_r = 4.5", f"{path}: --lora-r 4.5: expected a whole number\n"),
+        ("lora_alpha = -1", f"{path}: --lora-alpha -1: expected"),
+        ("lora_targets = 3", f"{path}: --lora-targets 3: expected text"),
+    ):
+        path.write_text(text)
+        status, _, err = call(*given, "--config", path)
+        assert (status, message in err) == (2, True), err
+    path.write_text("lora_r = 4.5")
+    status, _, err = call(*given, "--config", path, "--lora-r", -2)
+    assert status == 2
+    assert str(path) not in err
+    path.write_text('lora_targets = ["c_attn", "c_fc"]\nsteps = 1\nmax_length = 64')
+    assert call(*given, "--config", path)[0] == 0
+    adapter = json.loads((tmp_path / "run/adapter_config.json").read_text())
+    assert adapter["target_modules"] == ["c_attn", "c_fc"]
+
+
+def test_a_chat_format_that_nothing_is_written_in(call, tmp_path):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "To be, or not to be"}\n' * 4)
+    given = ("--model", "shakespeare", "--data", texts, "--out", tmp_path / "run", "--steps", 1)
+    status, _, err = call("tune", "sft", *given, "--chat-format", "chatml")
+    assert status == 0
+    assert "numgpt: note: chat_format=chatml is not used" in err
+    assert "4 examples of text; " in err
+    assert "MB every step" in err

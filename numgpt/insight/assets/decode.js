@@ -56,6 +56,11 @@ class NumberArray {
     return this.numbers;
   }
 
+  get largest() {
+    this.most ??= largestOf(this.flat);
+    return this.most;
+  }
+
   at(...index) {
     return this.flat[this.offset(index)];
   }

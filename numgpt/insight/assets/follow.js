@@ -1,6 +1,7 @@
 // A token's way, step by step: equation, shapes, code, whole vectors, and the formula's numbers.
 
 const STRIP_COLUMNS = 400; // numbers of a vector side by side
+const ROUNDING = 1e-6; // of the largest number of all tokens, below which there is nothing else
 
 function followView(data, state) {
   const groups = data.groups.filter((group) => group.layer === null || group.layer === state.layer);
@@ -54,11 +55,14 @@ function stepOf(data, state, step) {
   const side = step[state.direction];
   const equation = el("p", { class: "equation" });
   equation.innerHTML = side.equation; // written by numgpt from its own formulas
+  const symbols = side.symbols ? el("p", { class: "shapes" }) : null;
+  if (symbols) symbols.innerHTML = side.symbols;
   return el(
     "article",
     { class: "step", "data-step": step.name, "data-hook": step.hook },
     el("h3", {}, step.title),
     equation,
+    symbols,
     el("p", { class: "shapes" }, side.shapes.join(" · ")),
     ...side.strips.map((strip) => stripOf(data, state, strip)),
     el(
@@ -76,6 +80,11 @@ function headOf(data, state, heads) {
   return heads === "K" ? Math.floor((state.head * data.sizes.K) / data.sizes.H) : state.head;
 }
 
+function headName(data, state, heads) {
+  const kind = heads === "K" && data.sizes.K < data.sizes.H ? "KV head" : "head";
+  return heads ? ` of ${kind} ${headOf(data, state, heads)}` : "";
+}
+
 function place(data, state, heads) {
   return heads ? [state.token, headOf(data, state, heads)] : [state.token];
 }
@@ -86,12 +95,14 @@ function stripOf(data, state, strip) {
   const columns = Math.ceil(numbers.length / rows);
   const largest = largestOf(numbers);
   const peak = numbers.findIndex((x) => Math.abs(x) === largest);
-  const of = strip.heads ? ` of ${strip.heads === "K" ? "KV head" : "head"} ${headOf(data, state, strip.heads)}` : "";
-  const label = `${strip.label}${of}: ${numbers.length} numbers, the largest ${number(numbers[peak], 3)} at feature ${peak}`;
+  const nothing = largest < ROUNDING * strip.array.largest;
+  const label =
+    `${strip.label}${headName(data, state, strip.heads)}: ${numbers.length} numbers, ` +
+    (nothing ? "0 but for rounding" : `the largest ${number(numbers[peak], 3)} at feature ${peak}`);
   const field = heat({
     rows,
     columns,
-    valueAt: (r, c) => numbers[r * columns + c] ?? null,
+    valueAt: (r, c) => (nothing ? 0 : numbers[r * columns + c] ?? null),
     describe: (r, c) => {
       const at = r * columns + c;
       return at < numbers.length ? `${strip.label}[${at}] = ${number(numbers[at], 3)}` : null;
@@ -117,9 +128,10 @@ function valuesOf(data, state, numbers) {
   const at = place(data, state, numbers.heads);
   const rows = [...numbers.chosen.row(...at)].map((index, n) => [
     numbers.rows === "feature" ? String(index) : rowName(data, numbers.rows, index),
-    ...[...numbers.values.row(...at, n)].map((x) => number(x)),
+    ...numbers.columns.map((_, column) => number(numbers.values.at(...at, column, n))),
   ]);
-  return table(`The ${rows.length} largest:`, [numbers.rows, ...numbers.columns], rows);
+  const caption = numbers.rows === "token" ? "The likeliest tokens, and the one that came" : `The ${rows.length} largest`;
+  return table(`${caption}${headName(data, state, numbers.heads)}:`, [numbers.rows, ...numbers.columns], rows);
 }
 
 function keysOf(data, state, numbers) {
@@ -135,23 +147,26 @@ function keysOf(data, state, numbers) {
 // What a sum's term is of, and its x: inputs are parts, one after another.
 function inputOf(data, inputs, at, index) {
   for (const { name, x, by_head } of inputs) {
-    if (x === null) return [inputName(data, name, index, 0), null];
+    if (x === null) return [inputName(data, name, index, 0, null), null];
     const numbers = x.row(...at.slice(0, by_head ? 2 : 1));
     if (index < numbers.length) {
       const size = by_head || x.shape.length === 2 ? 0 : x.shape[2];
-      return [inputName(data, name, index, size), numbers[index]];
+      const shared = data.sizes.H / data.sizes.K;
+      const head = name === "query" && shared > 1 ? at[1] * shared : null;
+      return [inputName(data, name, index, size, head), numbers[index]];
     }
     index -= numbers.length;
   }
   throw new Error(`no input ${index}`);
 }
 
-function inputName(data, name, index, size) {
+// head: the first of those that share a KV head, where several do.
+function inputName(data, name, index, size, head) {
   if (name === "token") return visible(data.vocabulary[index]);
   if (name === "key" || name === "query") {
     const t = index % data.sizes.T;
-    const head = index >= data.sizes.T ? `, head ${Math.floor(index / data.sizes.T)} of the group` : "";
-    return `${name} ${t} “${visible(data.vocabulary[data.ids.at(t)])}”${head}`;
+    const of = head === null ? "" : `, head ${head + Math.floor(index / data.sizes.T)}`;
+    return `${name} ${t} “${visible(data.vocabulary[data.ids.at(t)])}”${of}`;
   }
   return size ? `${name}[head ${Math.floor(index / size)}, ${index % size}]` : `${name}[${index}]`;
 }
@@ -166,7 +181,7 @@ function productOf(data, state, numbers, key) {
   const choices = el("div", { class: "choices", role: "group", "aria-label": `Which ${numbers.rows} of ${numbers.title}` });
   const show = (n) => {
     state.chosen[key] = n;
-    const [rest, bias, result] = numbers.sums.row(...at, n);
+    const [rest, bias, result] = [0, 1, 2].map((which) => numbers.sums.at(...at, which, n));
     const rows = [];
     let inRows = 0;
     [...numbers.terms_index.row(...at, n)].forEach((index, m) => {
@@ -187,12 +202,13 @@ function productOf(data, state, numbers, key) {
   };
   chosen.forEach((index, n) => {
     if (numbers.rows === "key" && index > state.token) return; // not seen
-    const text = `${rowName(data, numbers.rows, index)}: ${half(numbers.sums.at(...at, n, 2))}`;
+    const text = `${rowName(data, numbers.rows, index)}: ${half(numbers.sums.at(...at, 2, n))}`;
     choices.append(el("button", { type: "button", class: "plain", "aria-pressed": "false", onclick: () => show(n) }, text));
   });
   const opening = state.chosen[key] ?? 0;
   show(opening < choices.children.length ? opening : 0);
-  const title = el("p", { class: "sum" }, `${numbers.title} is a sum of products. Of the largest:`);
+  const of = headName(data, state, numbers.heads);
+  const title = el("p", { class: "sum" }, `${numbers.title}${of} is a sum of products. Of the largest:`);
   return el("div", { "data-product": numbers.title }, title, choices, holder);
 }
 
