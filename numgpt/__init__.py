@@ -17,6 +17,7 @@ from numgpt.training import AdamW
 __version__ = "0.1.0"
 
 _MODULES = {"Chat": "generation.chat", "formats": "formats", "load": "formats"}
+_MODULES |= {"insight": "insight"}
 
 __all__ = [
     "GPT",

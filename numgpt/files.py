@@ -54,7 +54,9 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
     if not os.fspath(path):
         raise FileNotFoundError('"" is no name: name a file')
     path = Path(os.path.realpath(path) if os.path.islink(path) else path)
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory: name a file in it")
+    if path.exists() and not path.is_file():
         raise FileExistsError(f"{path} is a device or a pipe, which a file can't replace")
     temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
@@ -69,7 +71,8 @@ def replacing(path: str | os.PathLike) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that can't be written: what failed is said
+            temporary.unlink(missing_ok=True)
         raise
     _sync_directory(path.parent)
 

@@ -105,7 +105,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _fail(_in_flags(error, options), 2)
     except MemoryError as error:
         return _fail(f"out of memory ({error}): use a smaller model, batch or context", 1)
-    except (OSError, OverflowError, HubError, TrainingError) as error:
+    except (OSError, ArithmeticError, HubError, TrainingError) as error:
         return _fail(error, 2 if getattr(error, "errno", None) == errno.ENAMETOOLONG else 1)
     return 0
 

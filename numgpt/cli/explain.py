@@ -12,7 +12,8 @@ from numgpt.cli.common import add_command, add_model, add_threads, text_argument
 from numgpt.formats import load
 from numgpt.insight import page
 from numgpt.insight.document import require_place
-from numgpt.messages import quoted, tell
+from numgpt.insight.slides import require_directory, require_matplotlib
+from numgpt.messages import quoted, shown, tell
 
 OUT = "explain.html"
 
@@ -51,9 +52,8 @@ def register(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     text = text_argument(" ".join(options.text) if options.text else None, "text")
     if options.png is not None:
-        from numgpt.insight.slides import require_matplotlib
-
         require_matplotlib()
+        require_directory(options.png)
     require_place(options.out)
     model, tokenizer = load(options.model, adapter=options.adapter)
     made = page(model, tokenizer, text, options.token, options.target, options.layers)
@@ -68,10 +68,11 @@ def run(options: argparse.Namespace) -> None:
         tell(f"numgpt: note: there is no browser to open: open {quoted(options.out)} yourself")
 
 
-def _layers(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d{1,6}):(\d{1,6})", text)
+def _layers(text: str) -> tuple[int | None, int | None]:
+    match = re.fullmatch(r"(\d{0,9}):(\d{0,9})", text)
     if not match:
         raise argparse.ArgumentTypeError(
-            f"expected A:B, as in 0:4 for the first four layers, got {text[:50]!r}"
+            f"expected A:B, as in 0:4 for the first four layers, got {shown(text)}"
         )
-    return int(match[1]), int(match[2])
+    first, last = (int(number) if number else None for number in match.groups())
+    return first, last

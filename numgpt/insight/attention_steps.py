@@ -30,12 +30,12 @@ def rope_step(a: Numbers, block: LlamaBlock) -> Step:
     for name, heads in (("q", "H"), ("k", "K")):
         x, y = a.x(f"attn.hook_{name}"), a.x(f"attn.hook_rot_{name}")
         dx, dy = a.dx(f"attn.hook_{name}"), a.dx(f"attn.hook_rot_{name}")
-        turn = {name: x, "· cos": cos, "its pair": x[..., partner], "· ∓sin": sin, "turned": y}
-        back = {f"d{name}": dy, "· cos": cos, "its pair": dy[..., partner], "· ±sin": -sin}
-        strips.append(Strip(f"{name}, turned", heads, y))
+        turn = {name: x, "cos": cos, "its pair": x[..., partner], "∓sin": sin, f"{name}′": y}
+        back = {f"d{name}′": dy, "cos": cos, "its pair": dy[..., partner], "±sin": -sin}
+        strips.append(Strip(f"{name}′", heads, y))
         tables.append(values(turn, heads=heads))
-        back_strips.append(Strip(f"d{name}, turned back", heads, dx))
-        back_tables.append(values(back | {"turned back": dx}, heads=heads))
+        back_strips.append(Strip(f"d{name}", heads, dx))
+        back_tables.append(values(back | {f"d{name}": dx}, heads=heads))
     forward, backward = Side(strips, tables), Side(back_strips, back_tables)
     pairs = "2i and 2i + 1" if config.rope_interleave else "i and i + D/2"
     frequencies = f"ω_i = {config.rope_theta:g}^(−2i/D)"
@@ -49,8 +49,9 @@ def rope_step(a: Numbers, block: LlamaBlock) -> Step:
 
 def attention_steps(a: Numbers, block: BaseBlock) -> list[Step]:
     """Scores, softmax and the sum of values."""
-    turned = "rot_" if isinstance(block, LlamaBlock) else ""
-    q_name, k_name = f"attn.hook_{turned}q", f"attn.hook_{turned}k"
+    turned = isinstance(block, LlamaBlock)
+    q_name, k_name = (f"attn.hook_{'rot_' if turned else ''}{name}" for name in "qk")
+    of_q, of_k = ("q′", "k′") if turned else ("q", "k")
     q, dq, dk, dv = a.x(q_name), a.dx(q_name), a.dx(k_name), a.dx("attn.hook_v")
     z, dz = a.x("attn.hook_z"), a.dx("attn.hook_z")
     group = q.shape[1] // dk.shape[1]
@@ -66,26 +67,26 @@ def attention_steps(a: Numbers, block: BaseBlock) -> list[Step]:
             "scores",
             _formula("scores", block, group).and_symbols(f"scale = {scale:.6g}"),
             a.prefix + q_name,
-            Side([], [keys({"s": s}, {}), dot("s", q, k, s, p, ("q", "k"), scale)]),
+            Side([], [keys({"s": s}, {}), dot("s", q, k, s, p, (of_q, of_k), scale)]),
             Side(
-                [Strip("dq", "H", dq), Strip("dk", "K", dk)],
+                [Strip(f"d{of_q}", "H", dq), Strip(f"d{of_k}", "K", dk)],
                 [
-                    over_keys("dq", ds, k, dq, ("ds", "k"), scale),
-                    over_queries("dk", ds, q, dk, ("ds", "q"), scale),
+                    over_keys(f"d{of_q}", ds, k, dq, ("ds", of_k), scale),
+                    over_queries(f"d{of_k}", ds, q, dk, ("ds", of_q), scale),
                 ],
             ),
         ),
         Step(
             "softmax",
             _formula("softmax", block, group),
-            f"{a.prefix}attn.hook_pattern",
+            "",
             Side([], [keys({"s": s, "p": p}, {"M": highest[..., 0], "Z": total[..., 0]})]),
             Side([], [keys({"p": p, "dp": dp, "ds": ds}, {"Σ dp p": np.vecdot(dp, p)})]),
         ),
         Step(
             "values",
             _formula("values", block, group),
-            f"{a.prefix}attn.hook_z",
+            f"{a.prefix}attn.hook_pattern",
             Side([Strip("z", "H", z)], [over_keys("z", p, v, z, ("p", "v"))]),
             Side(
                 [Strip("dz", "H", dz), Strip("dv", "K", dv)],
@@ -130,7 +131,7 @@ def dot(
     head, query = np.arange(heads)[None, :, None], np.arange(time)[:, None, None]
     rows, result = w[chosen, head], matrix[head, query, chosen]
     rows = np.where(seen[query, chosen][..., None], rows, 0)  # no later key has a part in it
-    inputs = [Input(factors[0], x, by_head=True)]
+    inputs = [Input(factors[0], x, "head")]
     return product(title, inputs, rows, chosen, result, factors, "key", "H", None, factor)
 
 
@@ -143,7 +144,7 @@ def over_keys(
     factor: float = 1.0,
 ) -> Product:
     """result[i, h] = factor · Σ_j matrix[h, i, j] w[j, h], for its largest features."""
-    inputs = [Input("key", np.ascontiguousarray(matrix.swapaxes(0, 1)), by_head=True)]
+    inputs = [Input("key", np.ascontiguousarray(matrix.swapaxes(0, 1)), "head")]
     return _weighted_sum(title, inputs, w.transpose(1, 2, 0), result, factors, "H", factor)
 
 
@@ -159,10 +160,9 @@ def over_queries(
     the KV head κ, for its largest features."""
     time, kv_heads, size = result.shape
     group = w.shape[1] // kv_heads
-    x = matrix.transpose(2, 0, 1).reshape(time, kv_heads, group * time)
     w = w.transpose(1, 2, 0).reshape(kv_heads, group, size, time)
     w = w.swapaxes(1, 2).reshape(kv_heads, size, group * time)
-    inputs = [Input("query", np.ascontiguousarray(x), by_head=True)]
+    inputs = [Input("query", np.ascontiguousarray(matrix.swapaxes(0, 1)), "query")]
     return _weighted_sum(title, inputs, w, result, factors, "K", factor)
 
 

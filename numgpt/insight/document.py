@@ -2,46 +2,30 @@
 
 from __future__ import annotations
 
-import functools
 import html
-import importlib
-import inspect
 import os
 import re
 from importlib.resources import files as resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from numgpt import layers
 from numgpt.files import replacing
-from numgpt.insight.attribution import attribution_of
-from numgpt.insight.lens import lens_of_streams
+from numgpt.insight.contents import View, contents, piece
 from numgpt.insight.payload import encode
 from numgpt.insight.slides import save_pictures
-from numgpt.insight.targets import Target
-from numgpt.insight.tokens import report_of
-from numgpt.insight.trace import Trace, chosen_layers, differences, trace
-from numgpt.insight.walk import Group, walk
-from numgpt.layers import attention, softmax
-from numgpt.messages import printable, shown
+from numgpt.insight.trace import Trace, chosen_layers, trace
+from numgpt.messages import shown
 from numgpt.models.language_model import LanguageModel
 from numgpt.tokenizer import BaseTokenizer
 
 MOST_TOKENS = 64
-GENERATOR = "numgpt explain"  # in the page's head: who wrote it
+GENERATOR = "numgpt explain"
+BEGINNING = f'''<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="generator" content="{GENERATOR}">'''  # by which a page is known
 SCRIPTS = ("decode.js", "sampling.js", "widgets.js", "follow.js", "views.js", "page.js")
-LENS_TOP = 3
-PARTS = {
-    "embed": "the token's embedding",
-    "pos_embed": "the position's embedding",
-    "mlps": "feed-forward",
-    "mlp_biases": "feed-forward's bias",
-    "attention_biases": "attention's bias",
-    "final_bias": "the final norm's bias",
-}
-REPORT_TOP = 5
 
 
 class Page:
@@ -50,7 +34,7 @@ class Page:
     def __init__(self, of: Trace, view: View):
         self.trace = of
         self.notes = view.notes  # what was chosen for whoever asked
-        self.data = _data(of, view)
+        self.data = contents(of, view)
         self.html = _html(self.data)
 
     def save(self, path: str | os.PathLike) -> None:
@@ -61,7 +45,8 @@ class Page:
 
     def save_pictures(self, directory: str | os.PathLike) -> list[Path]:
         """Draw loss, attention, lens, attribution and prediction into a directory, as PNGs of 1600
-        x 900; returns the files.  Raises ValueError without matplotlib."""
+        x 900, in the place of older ones; returns the files.  Raises ValueError without matplotlib,
+        FileExistsError where another file has one of the names."""
         return save_pictures(self.data, directory)
 
     def _repr_html_(self) -> str:
@@ -74,22 +59,13 @@ class Page:
         return f"<Page: {len(self.trace.ids)} tokens, {len(self.html) / 1e6:.1f} MB: save(path)>"
 
 
-class View(NamedTuple):
-    """Where a page opens, and what is asked of it."""
-
-    tokenizer: BaseTokenizer
-    token: int  # the position that is looked at first
-    target: int  # the token whose logit there is attributed
-    notes: list[str]
-
-
 def page(
     model: LanguageModel,
     tokenizer: BaseTokenizer,
     text: str,
     token: int | None = None,
     target: str | None = None,
-    layers: tuple[int, int] | None = None,
+    layers: tuple[int | None, int | None] | None = None,
 ) -> Page:
     """The page on a text: every step of the pass with its equation, the numbers in it and the code
     that computes it, forwards and backwards; attention, the lens, attribution, loss, sampling.
@@ -99,8 +75,13 @@ def page(
     to B of layers=(A, B) are kept, by default all. Of a long text the first 64 tokens are taken.
 
     Raises ValueError for a text without tokens, a position outside it, layers that there are not,
-    and where it would take more memory than there is.
+    a model whose numbers are not finite, and where it would take more memory than there is.
     """
+    if not isinstance(model, LanguageModel) or not isinstance(tokenizer, BaseTokenizer):
+        raise TypeError(
+            f"page(model, tokenizer, text) was given {shown(model)}, {shown(tokenizer)}: pass what"
+            " numgpt.load returns"
+        )
     of_layers = chosen_layers(model, layers)
     ids = tokenizer.encode(text, add_special_tokens=True)
     if not ids:
@@ -118,25 +99,40 @@ def page(
         raise ValueError(f"token={shown(token)}: the text has tokens 0 to {last}")
     position = int(token) % len(checked)
     asked = None if target is None else _first_token(tokenizer, target, model, notes)
-    if position == last and asked is not None:
+    if asked is not None and position == last:
         after = asked
+    elif asked is not None:
+        notes.append(
+            f"{piece(tokenizer, asked)!r} after token {position} is looked at in Attribution: the"
+            " loss is that of the text as it is"
+        )
     if after is None:
         after = int(model(checked[None])[0, -1].argmax())
+        notes.append(
+            f"nothing comes after the last token: the loss takes {piece(tokenizer, after)!r}, the"
+            " likeliest; a target is another"
+        )
+    if len(of_layers) < len(model.blocks):
+        notes.append(
+            f"of {len(model.blocks)} layers {of_layers[0]} to {of_layers[-1]} are kept: steps and"
+            " attention of the others are not in the page"
+        )
     of = trace(model, checked, after, of_layers)
-    if not np.isfinite(of.loss):
-        raise ValueError(f"the loss of the text is {of.loss}: the model's weights are damaged")
-    view = View(tokenizer, position, int(of.targets[position]) if asked is None else asked, notes)
-    return Page(of, view)
+    target_id = int(of.targets[position]) if asked is None else asked
+    return Page(of, View(tokenizer, position, target_id, notes))
 
 
 def _first_token(
     tokenizer: BaseTokenizer, target: str, model: LanguageModel, notes: list[str]
 ) -> int:
-    ids = tokenizer.encode(target)
+    if not isinstance(target, str):
+        raise TypeError(f"target={shown(target)}: expected a text")
+    special = tokenizer.special_tokens.get(target)
+    ids = tokenizer.encode(target) if special is None else [special]
     if not ids:
         raise ValueError(f"target={shown(target)}: expected a text with a token in it")
     if len(ids) > 1:
-        pieces = " + ".join(shown(tokenizer.decode([id])) for id in ids[:8])
+        pieces = " + ".join(repr(piece(tokenizer, id)) for id in ids[:8])
         notes.append(
             f"the target {shown(target)} is {len(ids)} tokens, {pieces}"
             f"{' …' if len(ids) > 8 else ''}: the first is taken"
@@ -150,20 +146,23 @@ def _first_token(
 
 
 def require_place(path: str | os.PathLike) -> None:
-    """Raises FileExistsError for a file that is no page of this kind, FileNotFoundError for a
-    directory that there is not."""
+    """Raises FileExistsError for a file that is no page of this kind, another OSError where none
+    can be written."""
     place = Path(path)
-    if place.is_file():
+    if str(path) in ("", "-"):
+        raise FileNotFoundError(f'"{path}" is no name for a page: name a file')
+    if place.is_dir():
+        raise IsADirectoryError(f"{place} is a directory: name a file in it")
+    if not place.parent.is_dir():
+        raise FileNotFoundError(f"{place}: there is no directory {place.parent}: make it first")
+    if not os.access(place.parent, os.W_OK):
+        raise PermissionError(f"{place} can't be written: choose a place that you may use")
+    if place.is_file() and place.stat().st_size:
         with open(place, "rb") as file:
-            if GENERATOR.encode() not in file.read(1000) and place.stat().st_size:
+            if file.read(len(BEGINNING)) != BEGINNING.encode():
                 raise FileExistsError(
                     f"{place} is there already, and is no page of numgpt: choose another name"
                 )
-    elif not place.parent.is_dir():
-        raise FileNotFoundError(f"{place}: there is no directory {place.parent}: make it first")
-
-
-# --- what the page carries ---
 
 
 def _html(data: dict[str, Any]) -> str:
@@ -173,206 +172,10 @@ def _html(data: dict[str, Any]) -> str:
         return (assets / name).read_text(encoding="utf-8")
 
     parts = {
-        "generator": GENERATOR,
+        "beginning": BEGINNING,
         "title": html.escape(f"{data['model'].partition(':')[0]}: {data['text'][:60]}"),
         "style": asset("page.css"),
         "script": "\n".join(asset(name) for name in SCRIPTS),
         "data": encode(data),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], asset("page.html"))
-
-
-def _model_name(of: Trace) -> str:
-    path = of.model.name_or_path
-    return type(of.model).__name__ if path is None else os.path.basename(path.rstrip("/")) or path
-
-
-def _data(of: Trace, view: View) -> dict[str, Any]:
-    model, config = of.model, of.model.config
-    opening = of.layers[0]
-    checked = [name for group in walk_hooks(of, opening) for name in group]
-    groups = walk(of)
-    vocabulary = [_piece(view.tokenizer, id) for id in range(config.vocab_size)]
-    return {
-        "model": f"{_model_name(of)}: {model!r}",
-        "family": type(model).__name__,
-        "text": view.tokenizer.decode(of.ids.tolist()),
-        "notes": view.notes,
-        "ids": of.ids,
-        "targets": of.targets,
-        "sizes": sizes(of),
-        "layers": list(of.layers),
-        "token": view.token,
-        "target": view.target,
-        "loss": of.loss,
-        "vocabulary": vocabulary,
-        "groups": [_group(of, group) for group in groups],
-        "functions": _functions(groups),
-        "patterns": {
-            layer: {
-                name: np.ascontiguousarray(seen_only(matrices).swapaxes(0, 1))
-                for name, matrices in (
-                    ("p", of.activations[f"blocks.{layer}.attn.hook_pattern"]),
-                    ("dp", of.gradients[f"blocks.{layer}.attn.hook_pattern"]),
-                )
-            }
-            for layer in of.layers
-        },
-        "logits": _drawn_from(of, view).astype(np.float64),
-        "lens": _lens(of),
-        "attribution": _attribution(of, view),
-        "report": _report(of),
-        "checks": differences(of, checked, view.token),
-    }
-
-
-def _drawn_from(of: Trace, view: View) -> np.ndarray:
-    """Logits less their largest; those of ids that the tokenizer lacks, which a vocabulary may be
-    padded with, are never drawn."""
-    logits = of.logits - of.logits.max(axis=1, keepdims=True)
-    logits[:, view.tokenizer.vocab_size :] = -np.inf
-    return logits
-
-
-def seen_only(matrices: np.ndarray) -> np.ndarray:
-    """(H, query, key), 0 where the key is later."""
-    return np.where(np.tri(matrices.shape[1], dtype=bool), matrices, 0)
-
-
-def walk_hooks(of: Trace, layer: int) -> list[list[str]]:
-    """The hooks whose gradients are checked: those at the ends, and of one block."""
-    block = [name for name in of.gradients if name.startswith(f"blocks.{layer}.")]
-    return [list(of.model.embedding_hooks), block, ["ln_final.hook_normalized"]]
-
-
-def sizes(of: Trace) -> dict[str, int]:
-    """The letters of shapes, as numbers."""
-    config, time = of.model.config, len(of.ids)
-    found = {"B": 1, "T": time, "S": time, "H": config.heads, "K": config.kv_heads}
-    found |= {"D": config.head_size, "C": config.width, "F": config.inner_width}
-    return found | {"V": config.vocab_size}
-
-
-def _piece(tokenizer: BaseTokenizer, id: int) -> str:
-    try:
-        return printable(tokenizer.decode([id]))
-    except ValueError:
-        return f"[{id}]"  # a vocabulary that is padded to a round size
-
-
-def _group(of: Trace, group: Group) -> dict[str, Any]:
-    letters = sizes(of)
-    steps = []
-    for step in group.steps:
-        formula = step.formula
-        # fmt: off
-        directions = {
-            "forward": (formula.forward, formula.forward_shapes, formula.forward_functions,
-                        step.forward),
-            "backward": (formula.backward, formula.backward_shapes, formula.backward_functions,
-                         step.backward),
-        }
-        # fmt: on
-        steps.append(
-            {"name": step.name, "title": formula.title, "hook": step.hook}
-            | {
-                direction: {
-                    "equation": equation_html(equation),
-                    "symbols": equation_html(formula.symbols) if formula.symbols else "",
-                    "shapes": [_shape(part, letters) for part in shapes.split("; ")],
-                    "functions": [name for name in functions.split(", ") if name],
-                    "strips": side.strips,
-                    "tables": side.tables,
-                }
-                for direction, (equation, shapes, functions, side) in directions.items()
-            }
-        )
-    return {"title": group.title, "layer": group.layer, "steps": steps}
-
-
-def equation_html(equation: str) -> str:
-    """ "s_ij = q_i · k_j" with its indices below the line."""
-    indexed = re.sub(r"_(?:\{([^}]*)\}|([A-Za-z0-9]+))", r"<sub>\1\2</sub>", html.escape(equation))
-    return " ".join(f"<span>{part}</span>" for part in indexed.split("   "))
-
-
-def _shape(text: str, letters: dict[str, int]) -> str:
-    """ "x: BTC" -> "x (B, T, C) = (1, 20, 768)"."""
-    names, _, axes = text.partition(": ")
-    numbers = ", ".join(str(letters[axis]) for axis in axes)
-    return f"{names} ({', '.join(axes)}) = ({numbers})"
-
-
-def _functions(groups: list[Group]) -> dict[str, dict[str, Any]]:
-    """The text of the functions that the steps name, and of the derivations in their files."""
-    names = {
-        name
-        for group in groups
-        for step in group.steps
-        for listed in (step.formula.forward_functions, step.formula.backward_functions)
-        for name in listed.split(", ")
-        if name
-    }
-    return {name: source_of(name) for name in sorted(names)}
-
-
-@functools.cache
-def source_of(name: str) -> dict[str, Any]:
-    """File, line, text and derivation of a function of numgpt.layers."""
-    function = next(
-        getattr(module, name) for module in (layers, attention, softmax) if hasattr(module, name)
-    )
-    text, line = inspect.getsourcelines(function)
-    module = importlib.import_module(function.__module__)
-    file = function.__module__.replace(".", "/") + ".py"
-    return {"file": file, "line": line, "text": "".join(text), "derivation": module.__doc__ or ""}
-
-
-def _lens(of: Trace) -> dict[str, Any]:
-    streams = {name: array[None] for name, array in of.activations.items()}
-    lens = lens_of_streams(of.model, of.ids[None], streams)
-    log_probs = lens.log_probs[:, 0]
-    top = np.argsort(-log_probs, axis=-1, kind="stable")[..., :LENS_TOP]
-    return {
-        "names": ["embedding", *(f"block {block.layer}" for block in of.model.blocks)],
-        "top": top,
-        "probabilities": np.exp(np.take_along_axis(log_probs, top, -1), dtype=np.float64),
-        "kl": np.maximum(lens.kl[:, 0], 0, dtype=np.float64),
-        "ranks": lens.ranks[:, 0],
-        "predicted": lens.targets[0],
-    }
-
-
-def _attribution(of: Trace, view: View) -> dict[str, Any]:
-    """Of each token the parts of one logit: what comes next, or at the chosen token the target."""
-    activations = {name: array[None] for name, array in of.activations.items()}
-    tokens = of.targets.copy()
-    tokens[view.token] = view.target
-    names: list[str] = []
-    values = []
-    for position, token in enumerate(tokens):
-        asked = Target(of.ids[None], int(token), None, position)
-        parts = attribution_of(of.model, asked, of.logits[None], activations)
-        names = [name for kind, part in parts.items() for name in _part_names(kind, part.shape)]
-        values.append(np.concatenate([part.ravel() for part in parts.values()]))
-    logits = np.take_along_axis(of.logits, tokens[:, None], axis=1)[:, 0]
-    found = {"tokens": tokens, "logits": logits.astype(np.float64)}
-    return found | {"parts": names, "values": np.array(values, np.float32)}
-
-
-def _part_names(kind: str, shape: tuple[int, ...]) -> list[str]:
-    if kind == "heads":
-        return [f"layer {layer}, head {head}" for layer, head in np.ndindex(shape)]
-    word = PARTS.get(kind, kind.replace("_", " "))
-    return [f"layer {layer}, {word}" for layer in range(shape[0])] if shape else [word]
-
-
-def _report(of: Trace) -> dict[str, Any]:
-    report = report_of(of.logits, of.targets, min(REPORT_TOP, of.logits.shape[1]))
-    return {
-        "loss": report.loss.astype(np.float64),
-        "entropy": report.entropy.astype(np.float64),
-        "rank": report.rank,
-        "top": report.top_ids,
-        "logprobs": report.top_logprobs.astype(np.float64),
-    }

@@ -32,7 +32,9 @@ def encode(data: object) -> str:
     """Nested dicts, lists, named tuples, strings, numbers and arrays -> text."""
     arrays = _Arrays()
     described = {"data": arrays.described(data), "kinds": list(arrays.counts.items())}
-    head = json.dumps(described, ensure_ascii=False, separators=(",", ":")).encode()
+    head = json.dumps(
+        described, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+    ).encode()
     packed = [struct.pack("<I", len(head)), head, *arrays.planes()]
     return base64.b64encode(zlib.compress(b"".join(packed), 6)).decode("ascii")
 

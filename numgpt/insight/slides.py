@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from numgpt.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
 SIZE, DPI = (16.0, 9.0), 100  # inches, pixels an inch
 ABOVE, BELOW, FAINT = "#1f5fa8", "#b35806", "#59636e"
 MOST_BARS = 20
+SOFTWARE = "numgpt explain"  # in each file: who drew it
+LABELLED = 40  # tokens, of which a picture has room for the names
 
 
 def require_matplotlib() -> None:
@@ -28,18 +33,33 @@ def save_pictures(data: dict[str, Any], directory: str | os.PathLike) -> list[Pa
     """Draw what a page carries; returns the files: loss.png, attention.png, head.png, lens.png,
     attribution.png, prediction.png."""
     require_matplotlib()
+    require_directory(directory)
     from matplotlib.figure import Figure
 
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    written = []
-    for draw in (_loss, _attention, _head, _lens, _attribution, _prediction):
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    paths = [Path(directory) / name for name in NAMES]
+    for path, draw in zip(paths, PICTURES, strict=True):
         figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
         draw(figure, data)
-        path = directory / f"{draw.__name__.removeprefix('_')}.png"
-        figure.savefig(path)
-        written.append(path)
-    return written
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png", metadata={"Software": SOFTWARE})
+        with replacing(path) as file:
+            file.write(drawn.getvalue())
+    return paths
+
+
+def require_directory(directory: str | os.PathLike) -> None:
+    """Raises an OSError where the pictures can't be written, or would replace other files."""
+    if not os.fspath(directory):
+        raise FileNotFoundError('"" is no directory: name one')
+    place = Path(directory)
+    if place.exists() and not place.is_dir():
+        raise NotADirectoryError(f"{place} is a file: name a directory for the pictures")
+    for path in (place / name for name in NAMES):
+        if path.is_file() and SOFTWARE.encode() not in path.read_bytes():
+            raise FileExistsError(
+                f"{path} is there already, and is no picture of numgpt: choose another directory"
+            )
 
 
 def pieces(data: dict[str, Any]) -> list[str]:
@@ -68,11 +88,13 @@ def _attention(figure: Figure, data: dict[str, Any]) -> None:
     grid = figure.subplots(len(layers), heads, squeeze=False)
     for row, layer in zip(grid, layers, strict=True):
         for head, axes in enumerate(row):
+            if layer == layers[0]:
+                axes.set_title(str(head))
             _matrix(axes, data["patterns"][layer]["p"][:, head])
             axes.set_xticks([], [])
             axes.set_yticks([], [])
         row[0].set_ylabel(f"{layer}", rotation=0, ha="right", va="center")
-    figure.suptitle("Where each head looks: a row of pictures is a layer, a row in them a query")
+    figure.suptitle("Where each head looks: layers from above, heads from left; rows are queries")
 
 
 def _head(figure: Figure, data: dict[str, Any]) -> None:
@@ -105,7 +127,7 @@ def _lens(figure: Figure, data: dict[str, Any]) -> None:
     probabilities = lens["probabilities"][..., 0]
     axes.imshow(probabilities, cmap="Blues", vmin=0, vmax=1.6, aspect="auto", origin="lower")
     size = min(14, 240 / len(data["ids"]))
-    for layer, row in enumerate(lens["top"][..., 0]):
+    for layer, row in enumerate(lens["top"][..., 0] if len(data["ids"]) <= LABELLED else ()):
         for t, id in enumerate(row):
             text = visible(data["vocabulary"][id])[:9]
             axes.text(t, layer, text, ha="center", va="center", family="monospace", fontsize=size)
@@ -143,3 +165,7 @@ def _bars(figure: Figure, rows: list[tuple[str, float]], title: str) -> None:
     axes.axvline(0, color=FAINT, linewidth=0.8)
     axes.margins(x=0.08)
     axes.set_title(title, loc="left")
+
+
+PICTURES = (_loss, _attention, _head, _lens, _attribution, _prediction)
+NAMES = [f"{draw.__name__.removeprefix('_')}.png" for draw in PICTURES]

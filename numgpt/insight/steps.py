@@ -117,11 +117,12 @@ def norm_step(
     g, dx = a.dx(f"{hook}hook_normalized"), a.dx(stream)
     y, cache = norm.forward(x)
     centres = isinstance(norm, LayerNorm)
-    forward = {"x": x, "rstd": cache.rstd, "x̂": x_hat, "weight": norm.weight}
+    forward = {"x": x} | ({"mean(x)": _mean(x)} if centres else {})
+    forward |= {"rstd": cache.rstd, "x̂": x_hat, "weight": norm.weight}
     mean, of_product = _mean(g) if centres else np.zeros_like(cache.rstd), _mean(g * x_hat)
     backward = {"g": g, "x̂": x_hat, "mean(g · x̂)": of_product, "rstd": cache.rstd}
     if isinstance(norm, LayerNorm):
-        forward |= {"bias": norm.bias, "mean(x)": _mean(x)}
+        forward |= {"bias": norm.bias}
         backward |= {"mean(g)": mean}
     backward |= {"rstd · (…)": cache.rstd * (g - mean - x_hat * of_product)}
     formula = FORMULAS["layernorm" if centres else "rmsnorm"].and_symbols(f"ε = {norm.eps:g}")
@@ -133,7 +134,7 @@ def norm_step(
     return Step(
         name,
         formula,
-        a.prefix + f"{hook}hook_normalized",
+        a.prefix + stream,
         Side([Strip("y", "", y)], [values(forward | {"y": y})]),
         Side([Strip("dx", "", dx)], [values(backward | {"dx": dx})]),
     )
@@ -171,7 +172,7 @@ def qkv_step(a: Numbers, block: BaseBlock) -> Step:
         back.append(Strip(f"d{name}", heads, dx))
         gradients.append(Input(f"d{name}", dx))
     g = into_norm(a, "ln1.", block.norms[0], matrix, gradients)
-    hook = f"{a.prefix}attn.hook_v"
+    hook = f"{a.prefix}ln1.hook_normalized"
     formula = with_biases(FORMULAS["qkv"], block.attention_input)
     return Step("qkv", formula, hook, Side(strips, tables), Side(back, [g]))
 
@@ -190,13 +191,14 @@ def output_step(a: Numbers, block: BaseBlock) -> Step:
     matrix, bias = linear.matrix(), bias_of(linear, z.dtype)
     of_heads, _ = through_heads(block, z)  # (T, H, C)
     columns = {f"head {head}": of_heads[:, head] for head in range(z.shape[1])}
-    columns |= {"b": bias}
+    if bias.any():
+        columns |= {"b": bias}
     whole = matrix_product("out", [Input("z", z)], matrix, out, bias, ("z", "W"))
     back = heads_product("dz", [Input("dout", dout)], matrix.T, dz, None, ("dout", "W"), "H")
     return Step(
         "output",
         with_biases(FORMULAS["output"], linear),
-        a.prefix + "hook_attn_out",
+        a.prefix + "attn.hook_z",
         Side([Strip("out", "", out)], [whole, values(columns | {"out": out})]),
         Side([Strip("dout", "", dout), Strip("dz", "H", dz)], [back]),
     )
@@ -239,7 +241,7 @@ def mlp_input_step(a: Numbers, block: BaseBlock) -> Step:
         with_biases(
             FORMULAS["gated feed-forward in" if gated else "feed-forward in"], block.mlp_input
         ),
-        a.prefix + "mlp.hook_pre",
+        a.prefix + "ln2.hook_normalized",
         Side([], tables),
         Side([], [g]),
     )
@@ -265,12 +267,12 @@ def activation_step(a: Numbers, block: BaseBlock) -> Step:
         forward = {"pre": pre, "post": post}
         strips, backward = (
             [],
-            [values({"dpost": dpost, "pre": pre, "the slope": slope, "dpre": dpre})],
+            [values({"dpost": dpost, "pre": pre, "slope": slope, "dpre": dpre})],
         )
     return Step(
         "activation",
         formula,
-        a.prefix + "mlp.hook_post",
+        a.prefix + "mlp.hook_pre",
         Side([Strip("post", "", post)], [values(forward)]),
         Side([Strip("dgate" if strips else "dpre", "", dpre), *strips], backward),
     )
@@ -286,7 +288,7 @@ def mlp_output_step(a: Numbers, block: BaseBlock) -> Step:
     return Step(
         "mlp_output",
         with_biases(FORMULAS["feed-forward out"], block.mlp_output),
-        a.prefix + "hook_mlp_out",
+        a.prefix + "mlp.hook_post",
         Side([Strip("out", "", out)], [whole]),
         Side([Strip("dout", "", dout)], [back]),
     )

@@ -47,7 +47,7 @@ class Product(NamedTuple):
     def with_picked_x(self) -> Product:
         """With the x of the terms in place of the whole inputs, of which there is one part."""
         (part,) = self.inputs
-        x = np.take_along_axis(part.rows[:, None], self.terms_index, axis=-1)
+        x = np.take_along_axis(part.rows(1)[:, None], self.terms_index, axis=-1)
         return self._replace(inputs=[part._replace(x=None)], x=x)
 
 
@@ -55,14 +55,18 @@ class Input(NamedTuple):
     """A part of what a sum goes over."""
 
     name: str
-    x: np.ndarray | None  # (T, I), (T, heads, size), or with by_head (T, H, I)
-    by_head: bool = False  # each head has an x of its own
+    x: np.ndarray | None  # see `by`
+    # "": x is (T, I) or (T, heads, size), the same for all heads. "head": (T, H, I), each head has
+    # its own. "query": (query, H, key), of which a KV head of a key has all queries, one head that
+    # shares it after another.
+    by: str = ""
 
-    @property
-    def rows(self) -> np.ndarray:
+    def rows(self, kv_heads: int) -> np.ndarray:
         """(T, I), or by head (T, H, I)."""
         assert self.x is not None
-        return self.x if self.by_head else self.x.reshape(len(self.x), -1)
+        if self.by == "query":
+            return self.x.transpose(2, 1, 0).reshape(self.x.shape[2], kv_heads, -1)
+        return self.x if self.by else self.x.reshape(len(self.x), -1)
 
 
 class Keys(NamedTuple):
@@ -122,8 +126,9 @@ def product(
 ) -> Product:
     """The terms of result (T, [H,] n) = factor · Σ_i x (T, [H,] I) w (T, [H,] n, I) + bias, which
     are the features `chosen` of a vector."""
-    x = np.concatenate([part.rows for part in inputs], axis=-1).astype(np.float64)
-    if heads and not inputs[0].by_head:
+    kv_heads = chosen.shape[1]  # where there are any
+    x = np.concatenate([part.rows(kv_heads) for part in inputs], axis=-1).astype(np.float64)
+    if heads and not inputs[0].by:
         x = x[:, None]
     products = factor * (x[..., None, :] * w)  # (T, [H,] n, I)
     places = largest(products, TERMS)

@@ -63,6 +63,11 @@ def trace(model: LanguageModel, ids: np.ndarray, after: int, layers: range) -> T
         return found[0][None]
 
     logits, activations, gradients = model.run_with_gradients(ids, dlogits, names)
+    for name, array in (*activations.items(), ("the logits", logits), *gradients.items()):
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"{name} is not finite: the model's weights are damaged, or hold numbers too large"
+            )
     return Trace(
         model,
         ids,
@@ -89,18 +94,20 @@ def kept_names(model: LanguageModel, layers: range) -> list[str]:
     return [n for n in model.hook_names if n in everywhere or n.startswith(of_layers)]
 
 
-def chosen_layers(model: LanguageModel, layers: tuple[int, int] | None) -> range:
-    """Layers A up to, but not including, B; None: all.  Raises ValueError for none of them."""
+def chosen_layers(model: LanguageModel, layers: tuple[int | None, int | None] | None) -> range:
+    """Layers A up to, but not including, B, each of which may be None; None: all.  Raises
+    ValueError for none of them."""
     count = len(model.blocks)
-    if layers is None:
-        return range(count)
     try:
-        first, last = layers
+        first, last = (None, None) if layers is None else layers
+        first, last = 0 if first is None else first, count if last is None else last
         chosen = range(first, last)
     except (TypeError, ValueError):
         raise ValueError(f"layers={shown(layers)}: expected (A, B), layers A to B - 1") from None
     if not 0 <= first < last <= count:
-        raise ValueError(f"layers={first}:{last}: the model has layers 0:{count}, 0 to {count - 1}")
+        raise ValueError(
+            f"layers={first}:{last}: expected A:B with A below B, of the layers 0:{count}"
+        )
     return chosen
 
 

@@ -112,7 +112,7 @@ def test_every_view_opens_and_fits(open_page, width, scheme):
             assert len(tab.inner_text("main")) > 200
             assert tab.evaluate("document.documentElement.scrollWidth") <= width
         tab.click("#tokens button >> nth=2")
-        assert "Token 2 of" in tab.inner_text("#chosen")
+        assert "Token 2 (0 to" in tab.inner_text("#chosen")
 
 
 def test_everything_that_opens_opens(open_page):
@@ -120,7 +120,7 @@ def test_everything_that_opens_opens(open_page):
     for direction in ("forward", "backward"):
         tab.click(f"input[value={direction}]")
         tab.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
-        tab.wait_for_function("document.querySelectorAll('main pre').length > 10")
+        tab.wait_for_selector("main pre >> nth=10", state="attached")
         tab.evaluate("document.querySelectorAll('details').forEach((d) => (d.open = true))")
         text = tab.inner_text("main")
         assert "def layernorm_" in text
@@ -130,6 +130,14 @@ def test_everything_that_opens_opens(open_page):
     for layer in range(6):
         tab.select_option("#layer", str(layer))
         assert f"Block {layer}" in tab.inner_text("main")
+
+
+def test_code_that_was_opened_stays_open(open_page):
+    tab = open_page()
+    tab.click("[data-step=norm_1] summary")
+    assert "def layernorm_forward" in tab.inner_text("[data-step=norm_1]")
+    tab.select_option("#layer", "3")
+    assert "def layernorm_forward" in tab.inner_text("[data-step=norm_1]")
 
 
 def test_every_layer_and_head_has_a_thumbnail(open_page, page):
@@ -151,13 +159,13 @@ def test_every_layer_and_head_has_a_thumbnail(open_page, page):
     # Without a mouse:
     canvas.click(position={"x": x, "y": y})
     tab.keyboard.press("ArrowLeft")
-    readout = tab.inner_text(".map .readout")
+    readout = tab.inner_text(".readout-line .readout")
     p = page.trace.activations["blocks.3.attn.hook_pattern"][4, query, key - 1]
     assert_shown(readout.rpartition(" = ")[2], p, 3)
     tab.click("input[value=backward]")
     tab.locator(".map canvas").click(position={"x": x, "y": y})
     dp = page.trace.gradients["blocks.3.attn.hook_pattern"][4, query, key]
-    assert_shown(tab.inner_text(".map .readout").rpartition(" = ")[2], dp, 3)
+    assert_shown(tab.inner_text(".readout-line .readout").rpartition(" = ")[2], dp, 3)
 
 
 def test_the_keyboard_alone(open_page):
@@ -167,9 +175,9 @@ def test_the_keyboard_alone(open_page):
     tab.keyboard.press("Tab")
     assert tab.evaluate("document.activeElement.getAttribute('aria-checked')") == "true"
     tab.keyboard.press("Home")
-    assert "Token 0 of" in tab.inner_text("#chosen")
+    assert "Token 0 (" in tab.inner_text("#chosen")
     tab.keyboard.press("ArrowRight")
-    assert "Token 1 of" in tab.inner_text("#chosen")
+    assert "Token 1 (" in tab.inner_text("#chosen")
     tab.keyboard.press("Tab")
     assert tab.evaluate("document.activeElement.id") == "tab-follow"
     for view in [*VIEWS[1:], VIEWS[0]]:
@@ -181,6 +189,9 @@ def test_the_keyboard_alone(open_page):
     assert "∂loss/∂" in tab.inner_text("main")
     tab.keyboard.press("Tab")
     tab.keyboard.press("ArrowDown")
+    assert "Token 2 (" in tab.inner_text("#chosen")
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("ArrowDown")
     assert "Block 1" in tab.inner_text("main")
     # A vector is read with the arrows.
     tab.locator("canvas.heat").first.focus()
@@ -190,6 +201,11 @@ def test_the_keyboard_alone(open_page):
     tab.locator(".lens button[tabindex='0']").focus()
     tab.keyboard.press("ArrowDown")
     assert "After block 4" in tab.inner_text("main")
+    tab.click("#tab-attention")
+    tab.locator("[data-key='2/3']").focus()
+    tab.keyboard.press("Enter")
+    assert tab.evaluate("document.activeElement.dataset.key") == "2/3"
+    assert "Layer 2, head 3" in tab.inner_text("main")
 
 
 def test_pictures_have_texts(open_page):
@@ -340,11 +356,15 @@ def test_the_finite_difference_is_shown_beside_the_gradient(open_page, page):
     shown = tab.locator(".check")
     assert shown.count() >= 12
     text = tab.inner_text("[data-step=mlp_output] .check")
-    check = checks["blocks.0.hook_mlp_out"]
-    difference, gradient = re.search(r"slope of (\S+); by hand it is (\S+) \(", text).groups()
+    check = checks["blocks.0.mlp.hook_post"]
+    assert f"Checked at token {check.place[0]}, feature {check.place[1]}: where hook_post" in text
+    found = re.search(r"slope of (\S+); by the backward pass it is (\S+) \(", text)
+    difference, gradient = found.groups()
     assert_shown(difference, check.difference, 4)
     assert_shown(gradient, check.gradient, 4)
     assert check.difference == pytest.approx(check.gradient, rel=0.01)
+    tab.click("#tokens button >> nth=1")  # it is made at one token
+    assert shown.count() == 0
 
 
 def test_lens_loss_and_attribution_are_numpys(open_page, page):

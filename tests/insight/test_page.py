@@ -15,7 +15,7 @@ from models.references import small_model
 
 import numgpt
 from numgpt import LoRAConfig, insight
-from numgpt.insight import document, trace
+from numgpt.insight import contents, trace
 from numgpt.insight.formulas import FORMULAS
 from numgpt.insight.payload import encode
 from numgpt.insight.trace import differences
@@ -94,16 +94,16 @@ def test_a_trace_keeps_what_is_asked_for():
 def test_sums_are_their_terms_and_what_the_model_computed(traced):
     count = 0
     for step, _, table in tables(traced, "product"):
-        x = np.concatenate(
-            [np.zeros((len(IDS), 1)) if part.x is None else part.rows for part in table.inputs], -1
-        )
+        x = None
+        if table.x is None:
+            heads = table.chosen.shape[1]
+            x = np.concatenate([part.rows(heads) for part in table.inputs], axis=-1)
         for place in np.ndindex(table.terms.shape[:-1]):
             if table.x is not None:
                 of_x = table.x[place]
             else:
-                of_x = x[place[:2] if table.inputs[0].by_head else place[:1]][
-                    table.terms_index[place]
-                ]
+                at = place[:2] if table.inputs[0].by else place[:1]
+                of_x = x[at][table.terms_index[place]]
             terms = table.factor * of_x * table.w[place]
             np.testing.assert_allclose(terms, table.terms[place], rtol=1e-9, atol=1e-15)
         total = table.terms.sum(axis=-1) + table.sums[..., 0, :] + table.sums[..., 1, :]
@@ -150,8 +150,8 @@ def test_sums_are_of_the_activations(traced):
 STRIPS = {
     "qkv": {"q": "attn.hook_q", "k": "attn.hook_k", "v": "attn.hook_v"}
     | {"dq": "attn.hook_q", "dk": "attn.hook_k", "dv": "attn.hook_v"},
-    "rope": {"q, turned": "attn.hook_rot_q", "k, turned": "attn.hook_rot_k"}
-    | {"dq, turned back": "attn.hook_q", "dk, turned back": "attn.hook_k"},
+    "rope": {"q′": "attn.hook_rot_q", "k′": "attn.hook_rot_k"}
+    | {"dq": "attn.hook_q", "dk": "attn.hook_k"},
     "values": {"z": "attn.hook_z", "dz": "attn.hook_z", "dv": "attn.hook_v"},
     "output": {"out": "hook_attn_out", "dout": "hook_attn_out", "dz": "attn.hook_z"},
     "stream_1": {"x + out": "hook_resid_mid", "dx": "hook_resid_mid"},
@@ -176,7 +176,7 @@ def test_strips_are_the_activations_and_their_gradients(traced):
                 for strip in side.strips:
                     if step.name == "scores":
                         turned = "rot_" if isinstance(traced.model, Llama) else ""
-                        hook = f"attn.hook_{turned}{strip.label[1:]}"
+                        hook = f"attn.hook_{turned}{strip.label[1]}"
                     elif strip.label == "y":  # of a norm, which no hook sees
                         norm = traced.model.blocks[group.layer].norms[step.name == "norm_2"]
                         stream = "hook_resid_mid" if step.name == "norm_2" else "hook_resid_pre"
@@ -224,7 +224,7 @@ def test_formulas_hold_with_their_numbers(traced):
             sigma, gate = column["σ(gate)"], column["gate"]
             expected = column["dpost"] * column["up"] * sigma * (1 + gate * (1 - sigma))
         elif step.name == "activation" and direction == "backward":
-            expected = column["dpost"] * column["the slope"]
+            expected = column["dpost"] * column["slope"]
         elif step.name == "activation" and "up" in column:
             expected = column["gate"] * column["σ(gate)"] * column["up"]
         elif step.name == "loss":
@@ -294,19 +294,19 @@ def test_every_step_names_code_that_is_there(traced):
         for step in group.steps:
             listed = f"{step.formula.forward_functions}, {step.formula.backward_functions}"
             for name in filter(None, listed.split(", ")):
-                source = document.source_of(name)
+                source = contents.source_of(name)
                 assert source["file"].startswith("numgpt/layers/")
                 assert f"def {name}(" in source["text"]
                 assert len(source["derivation"]) > 100
 
 
 def test_equations_become_html():
-    assert document.equation_html("z_{H−1} < p_ij v_j") == (
+    assert contents.equation_html("z_{H−1} < p_ij v_j") == (
         "<span>z<sub>H−1</sub> &lt; p<sub>ij</sub> v<sub>j</sub></span>"
     )
     for formula in FORMULAS.values():
         for equation in (formula.forward, formula.backward, formula.symbols):
-            assert "_" not in document.equation_html(equation)
+            assert "_" not in contents.equation_html(equation)
 
 
 # --- what carries it ---
@@ -452,7 +452,7 @@ def test_long_texts_are_cut_and_it_is_said(shipped):
     model, tokenizer = shipped
     ids = tokenizer.encode("My lord, the king. " * 30)
     page = insight.page(model, tokenizer, "My lord, the king. " * 30, layers=(0, 1))
-    assert page.notes == [f"the text has {len(ids)} tokens: the first 64 are explained"]
+    assert page.notes[0] == f"the text has {len(ids)} tokens: the first 64 are explained"
     assert list(page.trace.ids) == ids[:64]
     assert page.trace.targets[-1] == ids[64]
 
@@ -460,7 +460,26 @@ def test_long_texts_are_cut_and_it_is_said(shipped):
 def test_a_target_of_several_tokens_is_its_first(shipped):
     model, tokenizer = shipped
     page = insight.page(model, tokenizer, "My lord", target=" kings", layers=(0, 1))
-    assert page.notes == ["the target ' kings' is 2 tokens, ' king' + 's': the first is taken"]
+    assert page.notes[:1] == ["the target ' kings' is 2 tokens, ' king' + 's': the first is taken"]
+
+
+def test_a_special_token_is_a_target(shipped):
+    model, tokenizer = shipped
+    (text, id), *_ = tokenizer.special_tokens.items()
+    page = insight.page(model, tokenizer, "My lord", target=text, layers=(0, 1))
+    assert page.data["target"] == page.trace.targets[-1] == id
+
+
+def test_what_was_chosen_is_said(shipped):
+    page = insight.page(*shipped, "My lord, the", token=1, target=" king", layers=(2, None))
+    assert [note.partition(":")[0] for note in page.notes] == [
+        "' king' after token 1 is looked at in Attribution",
+        "nothing comes after the last token",
+        "of 6 layers 2 to 5 are kept",
+    ]
+    assert insight.page(*shipped, "My lord, the", target=" king", layers=(None, 1)).notes == [
+        "of 6 layers 0 to 0 are kept: steps and attention of the others are not in the page"
+    ]
 
 
 def test_layers_limit_what_is_kept(shipped):
@@ -483,8 +502,8 @@ def test_layers_limit_what_is_kept(shipped):
         ({"token": 2}, "token=2: the text has tokens 0 to 1"),
         ({"token": "x"}, "token='x': the text has tokens 0 to 1"),
         ({"target": ""}, "target='': expected a text with a token in it"),
-        ({"layers": (0, 7)}, "layers=0:7: the model has layers 0:6, 0 to 5"),
-        ({"layers": (2, 2)}, "layers=2:2: the model has layers 0:6, 0 to 5"),
+        ({"layers": (0, 7)}, "layers=0:7: expected A:B with A below B, of the layers 0:6"),
+        ({"layers": (2, 2)}, "layers=2:2: expected A:B with A below B, of the layers 0:6"),
         ({"layers": 3}, "layers=3: expected (A, B), layers A to B - 1"),
     ],
 )
@@ -503,11 +522,29 @@ def test_a_model_too_large_for_the_memory(shipped, monkeypatch):
     insight.page(*shipped, "My")
 
 
+def test_bytes_are_shown_as_bytes(shipped):
+    model, tokenizer = shipped
+    ids = tokenizer.encode("é日")
+    shown = [
+        insight.page(model, tokenizer, "é日", layers=(0, 1)).data["vocabulary"][id] for id in ids
+    ]
+    assert "".join(shown).count("<0x") == len("é日".encode())
+
+
+def test_what_is_no_model(shipped):
+    model, tokenizer = shipped
+    for given in ((None, tokenizer, "a"), (tokenizer, model, "a"), (model, None, "a")):
+        with pytest.raises(TypeError, match=r"pass what numgpt\.load returns"):
+            insight.page(*given)
+    with pytest.raises(TypeError, match="target=5: expected a text"):
+        insight.page(model, tokenizer, "a", target=5)
+
+
 def test_damaged_weights_are_said(tmp_path):
     model = small_model("default")
     model.parameters["wte"][3] = np.nan
     letters = CharTokenizer(sorted("abcdefghijklmnopqrstuvwxyz .,:;!?-'\n"))
-    with pytest.raises(ValueError, match="the loss of the text is nan: the model's weights"):
+    with pytest.raises(ValueError, match="is not finite: the model's weights are damaged"):
         insight.page(model, letters, "to be")
 
 
@@ -526,6 +563,19 @@ def test_other_files_are_left_alone(shipped, tmp_path):
     assert (tmp_path / "mine.html").read_text() == "<p>mine</p>"
     with pytest.raises(FileNotFoundError, match="there is no directory"):
         page.save(tmp_path / "nowhere/page.html")
+
+
+def test_a_place_that_can_not_be_written(shipped, tmp_path):
+    page = insight.page(*shipped, "My lord", layers=(0, 1))
+    notes = tmp_path / "notes.txt"
+    notes.write_text("numgpt explain wrote a page")
+    with pytest.raises(FileExistsError, match="is no page of numgpt"):
+        page.save(notes)
+    with pytest.raises(IsADirectoryError, match="is a directory: name a file in it"):
+        page.save(tmp_path)
+    for name in ("", "-"):
+        with pytest.raises(FileNotFoundError, match="is no name for a page"):
+            page.save(name)
 
 
 def test_jupyter_shows_it_in_a_frame(shipped):
@@ -563,7 +613,14 @@ def test_pictures(shipped, tmp_path):
     assert [path.name for path in written] == [
         f"{n}.png" for n in ("loss", "attention", "head", "lens", "attribution", "prediction")
     ]
-    for path in written:
+    page.save_pictures(tmp_path / "slides")  # older ones may go
+    (tmp_path / "slides/lens.png").write_bytes(b"a curve of mine")
+    with pytest.raises(FileExistsError, match=r"lens\.png is there already, and is no picture"):
+        page.save_pictures(tmp_path / "slides")
+    assert (tmp_path / "slides/lens.png").read_bytes() == b"a curve of mine"
+    with pytest.raises(NotADirectoryError, match="is a file: name a directory"):
+        page.save_pictures(tmp_path / "slides/loss.png")
+    for path in (path for path in written if path.name != "lens.png"):
         header = path.read_bytes()[:24]
         assert header[:8] == b"\x89PNG\r\n\x1a\n"
         assert struct.unpack(">II", header[16:24]) == (1600, 900)

@@ -3,9 +3,25 @@
 const STRIP_COLUMNS = 400; // numbers of a vector side by side
 const ROUNDING = 1e-6; // of the largest number of all tokens, below which there is nothing else
 
+const LETTERS = [
+  ["B", "texts at once, the batch"],
+  ["T", "tokens, as queries"],
+  ["S", "tokens, as keys"],
+  ["C", "features of the residual stream"],
+  ["H", "heads of attention"],
+  ["K", "heads of keys and values, each for H/K heads"],
+  ["D", "features of a head"],
+  ["F", "features of the feed-forward layer"],
+  ["V", "tokens of the vocabulary"],
+];
+
 function followView(data, state) {
   const groups = data.groups.filter((group) => group.layer === null || group.layer === state.layer);
-  const parts = groups.map((group) => groupOf(data, state, group));
+  const parts = groups.flatMap((group) => [
+    ...between(data, group.layer === null ? 0 : group.layer, group.layer !== null),
+    groupOf(data, state, group),
+    ...between(data, data.blocks - (group.layer ?? data.blocks) - 1, group.layer !== null),
+  ]);
   const first = state.direction === "forward" ? [piecesStep(data, state)] : [];
   if (state.direction === "backward") {
     parts.reverse();
@@ -13,20 +29,27 @@ function followView(data, state) {
       el(
         "p",
         {},
-        `The loss of the text is ${number(data.loss)} nats a token: the mean of −log p over its ${data.sizes.T}`,
-        " predictions. Below stands ∂loss/∂ of everything on the way, from the loss back to the embedding.",
+        `The loss is ${number(data.loss)} nats a token: the mean of −log p over ${data.sizes.T} predictions, of each`,
+        " token of the text but the first, and of one after it. Below stands ∂loss/∂ of everything on the way, from the",
+        ` loss back to the embedding; dx is short for ∂loss/∂x. The largest of each at token ${data.token} is checked by a`,
+        ` finite difference, in layer ${data.layers[0]} and outside the blocks.`,
       ),
     );
   }
   return [...first, ...parts];
 }
 
+// A word on the blocks that are left out before or after the one that is shown.
+function between(data, count, isBlock) {
+  if (!isBlock || count <= 0) return [];
+  const kept = data.layers.length === data.blocks ? "choose them by “Layer”" : "those that are kept are under “Layer”";
+  return [el("p", { class: "faint between" }, `… ${count} ${count === 1 ? "block" : "blocks"} between: ${kept}`)];
+}
+
 function groupOf(data, state, group) {
   const steps = group.steps.map((step) => stepOf(data, state, step));
   if (state.direction === "backward") steps.reverse();
-  const others = group.layer !== null && data.layers.length > 1 ? " (the others by “Layer” above)" : "";
-  const title = el("h2", {}, group.title, el("small", { class: "faint" }, others));
-  return el("section", { "aria-label": group.title }, title, ...steps);
+  return el("section", { "aria-label": group.title }, el("h2", {}, group.title), ...steps);
 }
 
 function piecesStep(data, state) {
@@ -47,6 +70,12 @@ function piecesStep(data, state) {
       el("h3", {}, "Text → pieces → ids"),
       el("p", {}, `Token ${t} is “${visible(data.vocabulary[id])}”, number ${id} of a vocabulary of ${data.sizes.V}.`),
       el("details", {}, el("summary", {}, "All pieces"), table("", ["place", "piece", "id"], rows, { text: [0, 1] })),
+      el(
+        "details",
+        {},
+        el("summary", {}, "The letters of shapes"),
+        table("", ["letter", "size", "of"], LETTERS.map(([letter, of]) => [letter, String(data.sizes[letter]), of]), { text: [0, 2], result: false }),
+      ),
     ),
   );
 }
@@ -71,7 +100,7 @@ function stepOf(data, state, step) {
       ...side.tables.map((numbers, i) => tableOf(data, state, numbers, `${step.name}/${state.direction}/${i}`)),
     ),
     state.direction === "backward" ? checkOf(data, state, step) : null,
-    ...side.functions.map((name) => sourceOf(data, name)),
+    ...side.functions.map((name) => sourceOf(data, state, name, `${step.name}/${state.direction}/${name}`)),
   );
 }
 
@@ -107,15 +136,16 @@ function stripOf(data, state, strip) {
       const at = r * columns + c;
       return at < numbers.length ? `${strip.label}[${at}] = ${number(numbers[at], 3)}` : null;
     },
-    label,
+    label: `${label}. Arrow keys read single numbers.`,
     height: Math.max(22, 12 * rows),
     start: [Math.floor(peak / columns), peak % columns],
   });
-  return el("div", { class: "strip" }, el("span", { class: "label" }, label), field.element);
+  const head = el("div", { class: "label" }, el("span", {}, label), field.readout);
+  return el("div", { class: "strip" }, head, field.canvas);
 }
 
 function rowName(data, kind, index) {
-  if (kind === "token") return visible(data.vocabulary[index]);
+  if (kind === "token") return `“${visible(data.vocabulary[index])}”`;
   return kind === "key" ? `key ${index}, “${visible(data.vocabulary[data.ids.at(index)])}”` : `feature ${index}`;
 }
 
@@ -126,11 +156,14 @@ function tableOf(data, state, numbers, key) {
 
 function valuesOf(data, state, numbers) {
   const at = place(data, state, numbers.heads);
+  const target = data.targets.at(state.token);
   const rows = [...numbers.chosen.row(...at)].map((index, n) => [
-    numbers.rows === "feature" ? String(index) : rowName(data, numbers.rows, index),
+    numbers.rows === "feature"
+      ? String(index)
+      : rowName(data, numbers.rows, index) + (numbers.rows === "token" && index === target ? " ◂ came" : ""),
     ...numbers.columns.map((_, column) => number(numbers.values.at(...at, column, n))),
   ]);
-  const caption = numbers.rows === "token" ? "The likeliest tokens, and the one that came" : `The ${rows.length} largest`;
+  const caption = numbers.rows === "token" ? "Likely tokens, and the one that came" : `The ${rows.length} largest`;
   return table(`${caption}${headName(data, state, numbers.heads)}:`, [numbers.rows, ...numbers.columns], rows);
 }
 
@@ -144,29 +177,31 @@ function keysOf(data, state, numbers) {
   return table(caption, ["key", ...numbers.columns], rows);
 }
 
-// What a sum's term is of, and its x: inputs are parts, one after another.
+// What a sum's term is of, and its x: inputs are parts, one after another, as tables.py has them.
 function inputOf(data, inputs, at, index) {
-  for (const { name, x, by_head } of inputs) {
+  for (const { name, x, by } of inputs) {
     if (x === null) return [inputName(data, name, index, 0, null), null];
-    const numbers = x.row(...at.slice(0, by_head ? 2 : 1));
+    if (by === "query") {
+      const { T, H, K } = data.sizes;
+      const head = (at[1] * H) / K + Math.floor(index / T);
+      return [inputName(data, name, index % T, 0, H > K ? head : null), x.at(index % T, head, at[0])];
+    }
+    const numbers = x.row(...at.slice(0, by === "head" ? 2 : 1));
     if (index < numbers.length) {
-      const size = by_head || x.shape.length === 2 ? 0 : x.shape[2];
-      const shared = data.sizes.H / data.sizes.K;
-      const head = name === "query" && shared > 1 ? at[1] * shared : null;
-      return [inputName(data, name, index, size, head), numbers[index]];
+      const size = by === "head" || x.shape.length === 2 ? 0 : x.shape[2];
+      return [inputName(data, name, index, size, null), numbers[index]];
     }
     index -= numbers.length;
   }
   throw new Error(`no input ${index}`);
 }
 
-// head: the first of those that share a KV head, where several do.
+// head: whose query it is, where several share a KV head.
 function inputName(data, name, index, size, head) {
-  if (name === "token") return visible(data.vocabulary[index]);
+  if (name === "token") return `“${visible(data.vocabulary[index])}”`;
   if (name === "key" || name === "query") {
-    const t = index % data.sizes.T;
-    const of = head === null ? "" : `, head ${head + Math.floor(index / data.sizes.T)}`;
-    return `${name} ${t} “${visible(data.vocabulary[data.ids.at(t)])}”${of}`;
+    const of = head === null ? "" : `, head ${head}`;
+    return `${name} ${index} “${visible(data.vocabulary[data.ids.at(index)])}”${of}`;
   }
   return size ? `${name}[head ${Math.floor(index / size)}, ${index % size}]` : `${name}[${index}]`;
 }
@@ -176,7 +211,9 @@ function productOf(data, state, numbers, key) {
   const at = place(data, state, numbers.heads);
   const [xName, wName] = numbers.factors;
   const chosen = [...numbers.chosen.row(...at)];
-  const half = (x) => number(x, 3);
+  const most = numbers.sums.largest;
+  // What is that small beside the others is nothing but their rounding.
+  const half = (x) => (Math.abs(x) < ROUNDING * most ? "0" : number(x, 3));
   const holder = el("div");
   const choices = el("div", { class: "choices", role: "group", "aria-label": `Which ${numbers.rows} of ${numbers.title}` });
   const show = (n) => {
@@ -190,13 +227,14 @@ function productOf(data, state, numbers, key) {
       inRows++;
       const [name, input] = inputOf(data, numbers.inputs, at, index);
       const factors = [input ?? numbers.x.at(...at, n, m), numbers.w.at(...at, n, m)];
-      rows.push([name, ...factors.map(half), half(term)]);
+      rows.push([name, ...factors.map((x) => number(x, 3)), half(term)]);
     });
-    rows.push(["all others", "", "", half(rest)]);
+    if (rest !== 0) rows.push(["all others", "", "", half(rest)]);
     if (bias !== 0) rows.push(["bias", "", "", half(bias)]);
     rows.push([`${numbers.title}, ${rowName(data, numbers.rows, chosen[n])}`, "", "", half(result)]);
     const product = numbers.factor === 1 ? `${xName} · ${wName}` : `${number(numbers.factor)} · ${xName} · ${wName}`;
-    const caption = `${numbers.title}, ${rowName(data, numbers.rows, chosen[n])}: the ${inRows} largest terms of its sum`;
+    const which = rest === 0 ? "the terms of its sum" : `the ${inRows} largest terms of its sum`;
+    const caption = `${numbers.title}, ${rowName(data, numbers.rows, chosen[n])}: ${which}`;
     holder.replaceChildren(table(caption, ["from", xName, wName, product], rows));
     choices.querySelectorAll("button").forEach((button, i) => button.setAttribute("aria-pressed", String(i === n)));
   };
@@ -214,29 +252,44 @@ function productOf(data, state, numbers, key) {
 
 function checkOf(data, state, step) {
   const check = data.checks[step.hook];
-  if (!check) return null;
+  if (!check || state.token !== data.token) return null;
+  const [first, second, third] = check.place;
+  let place = `token ${first}, feature ${second}`;
+  if (third !== undefined)
+    place = step.hook.endsWith("pattern")
+      ? `head ${first}, query ${second}, key ${third}`
+      : `token ${first}, head ${second}, feature ${third}`;
+  const what = step.hook.endsWith("pattern") ? "p" : step.hook.split(".").pop();
   const off = Math.abs(check.gradient - check.difference) / (Math.abs(check.gradient) || 1);
   return el(
     "p",
     { class: "check" },
-    `Checked: moving ${step.hook}[${check.place.join(", ")}] by ±${number(check.step)} changes the loss by a slope of `,
+    `Checked at ${place}: where ${what} moves by ±${number(check.step)}, the loss moves with a slope of `,
     el("b", {}, number(check.difference)),
-    "; by hand it is ",
+    "; by the backward pass it is ",
     el("b", {}, number(check.gradient)),
     ` (${percent(off)} apart).`,
   );
 }
 
-function sourceOf(data, name) {
+function sourceOf(data, state, name, key) {
   const { file, line, text, derivation } = data.functions[name];
   const inside = el("div");
-  const details = el("details", {}, el("summary", {}, `${name}, ${file}:${line}`), inside);
-  details.addEventListener("toggle", () => {
-    if (details.open && !inside.firstChild)
+  const fill = () => {
+    if (!inside.firstChild)
       inside.append(
         el("pre", { tabindex: 0 }, text),
         el("details", {}, el("summary", {}, "The derivation"), el("pre", { tabindex: 0 }, derivation)),
       );
+  };
+  const open = state.opened.has(key);
+  if (open) fill();
+  const details = el("details", { open }, el("summary", {}, `${name}, ${file}:${line}`), inside);
+  details.addEventListener("toggle", () => {
+    if (details.open) {
+      state.opened.add(key);
+      fill();
+    } else state.opened.delete(key);
   });
   return details;
 }

@@ -12,6 +12,11 @@ const VIEWS = {
 const byId = (id) => document.getElementById(id);
 
 async function start() {
+  byId("main").replaceChildren(el("p", {}, "The page's data are unpacked …"));
+  byId("skip").addEventListener("click", (event) => {
+    event.preventDefault(); // in a frame of a notebook, #main would be the notebook's
+    byId("main").focus();
+  });
   const data = await unpacked(byId("data").textContent);
   byId("data").textContent = "";
   const state = {
@@ -21,6 +26,7 @@ async function start() {
     layer: data.layers[0],
     head: 0,
     chosen: {}, // of each product, which of its features
+    opened: new Set(), // code that is shown
     sampling: { temperature: 1, topK: 0, topP: 1 },
   };
   const set = (changes) => {
@@ -31,17 +37,20 @@ async function start() {
     hideTip();
     readPalette();
     const view = VIEWS[state.view];
+    const focused = document.activeElement?.dataset.key;
     for (const name of ["direction", "layer", "head"]) {
       const holder = byId(name === "direction" ? "directions" : `${name}-choice`);
       holder.hidden = !view.uses.includes(name);
     }
-    byId("controls").hidden = !view.uses.length;
+    byId("token").value = state.token;
     byId("layer").value = state.layer;
     byId("head").value = state.head;
     const id = data.ids.at(state.token);
+    const came = data.targets.at(state.token);
     byId("chosen").textContent =
-      `Token ${state.token} of ${data.sizes.T}: “${visible(data.vocabulary[id])}” (id ${id}), ` +
-      `then “${visible(data.vocabulary[data.targets.at(state.token)])}”, loss ${number(data.report.loss.at(state.token))}.`;
+      `Token ${state.token} (0 to ${data.sizes.T - 1}): “${visible(data.vocabulary[id])}”, id ${id}. ` +
+      `After it comes “${visible(data.vocabulary[came])}”, with a loss of ${number(data.report.loss.at(state.token))}.`;
+    byId("where").textContent = view.uses.length ? `${state.direction}, layer ${state.layer}, head ${state.head}` : "";
     byId("tokens").querySelectorAll("button").forEach((button, t) => {
       button.setAttribute("aria-checked", String(t === state.token));
       button.tabIndex = t === state.token ? 0 : -1;
@@ -53,6 +62,7 @@ async function start() {
     });
     byId("main").setAttribute("aria-labelledby", `tab-${state.view}`);
     byId("main").replaceChildren(...view.make(data, state, set));
+    if (focused) document.querySelector(`[data-key="${focused}"]`)?.focus();
   };
 
   byId("model").textContent = data.model;
@@ -67,8 +77,8 @@ async function start() {
           type: "button",
           class: "token",
           role: "radio",
-          style: `background: rgba(var(--loss), ${(0.6 * loss) / (most || 1)})`,
-          "aria-label": `Token ${t}, ${visible(data.vocabulary[id])}${t ? `, loss ${number(loss)}` : ""}`,
+          style: `background: rgba(var(--loss), calc(var(--strongest) * ${loss / (most || 1)}))`,
+          "aria-label": `Token ${t}, ${visible(data.vocabulary[id])}${t ? `, came with a loss of ${number(loss)}` : ""}`,
           onclick: () => set({ token: t }),
         },
         visible(data.vocabulary[id]),
@@ -87,11 +97,15 @@ async function start() {
     ),
   );
   moveWithArrows(byId("tabs"), (i) => set({ view: Object.keys(VIEWS)[i] }));
+  byId("token").append(
+    ...[...data.ids.flat].map((id, t) => el("option", { value: t }, `${t} “${visible(data.vocabulary[id])}”`)),
+  );
   byId("layer").append(...data.layers.map((layer) => el("option", { value: layer }, String(layer))));
   byId("head").append(...Array.from({ length: data.sizes.H }, (_, head) => el("option", { value: head }, String(head))));
   byId("controls").addEventListener("submit", (event) => event.preventDefault());
   byId("controls").addEventListener("change", () =>
     set({
+      token: Number(byId("token").value),
       direction: document.querySelector("input[name=direction]:checked").value,
       layer: Number(byId("layer").value),
       head: Number(byId("head").value),
@@ -104,12 +118,13 @@ async function start() {
   document.documentElement.dataset.ready = "true";
 }
 
-// Left and right go from one to the next, and choose it.
+// The arrows go from one to the next, and choose it.
 function moveWithArrows(holder, choose) {
   holder.addEventListener("keydown", (event) => {
     const buttons = [...holder.querySelectorAll("button")];
     const at = buttons.indexOf(document.activeElement);
-    const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: buttons.length - 1 }[event.key];
+    const steps = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 };
+    const to = { Home: 0, End: buttons.length - 1 }[event.key] ?? (event.key in steps ? at + steps[event.key] : undefined);
     if (at < 0 || to === undefined) return;
     event.preventDefault();
     const next = (to + buttons.length) % buttons.length;

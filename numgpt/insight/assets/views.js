@@ -2,6 +2,12 @@
 
 const MOST_BARS = 24;
 
+// Parts of an equation; an underscore begins an index.
+function formula(...parts) {
+  const piece = (text) => text.split(/_(\w+)/).map((part, i) => (i % 2 ? el("sub", {}, part) : part));
+  return el("p", { class: "equation" }, ...parts.map((part) => el("span", {}, ...piece(part))));
+}
+
 function quotedPiece(data, id) {
   return `“${visible(data.vocabulary[id])}”`;
 }
@@ -12,6 +18,13 @@ function matrixOf(matrices, head) {
   const numbers = new Float32Array(T * T);
   for (let query = 0; query < T; query++) numbers.set(matrices.row(query, head), query * T);
   return numbers;
+}
+
+// The tokens beside a matrix.
+function axisOf(data, kind) {
+  const size = `${Math.min(12, Math.floor(560 / data.sizes.T))}px`;
+  const names = [...data.ids.flat].map((id) => el("span", {}, visible(data.vocabulary[id]).slice(0, 12)));
+  return el("div", { class: `axis ${kind}`, "aria-hidden": "true", style: `font-size: ${size}` }, ...names);
 }
 
 function attentionView(data, state, set) {
@@ -39,6 +52,7 @@ function attentionView(data, state, set) {
             type: "button",
             "aria-pressed": String(pressed),
             "aria-label": `Layer ${layer}, head ${head}`,
+            "data-key": `${layer}/${head}`,
             title: `layer ${layer}, head ${head}`,
             onclick: () => set({ layer, head }),
           },
@@ -75,11 +89,13 @@ function attentionView(data, state, set) {
       "p",
       { class: "faint" },
       "Rows are queries, from the first token down; columns are the keys they look at. The stronger the colour, the larger the number",
-      name === "p" ? "." : "; orange is below zero.",
+      ": as its square root, in each picture up to its own largest",
+      name === "p" ? "." : "; blue is above zero, orange below.",
     ),
     grid,
     el("h3", {}, `Layer ${state.layer}, head ${state.head}`),
-    el("div", { class: "map" }, field.element),
+    el("p", { class: "readout-line" }, field.readout),
+    el("div", { class: "map" }, axisOf(data, "rows"), field.canvas, el("span"), axisOf(data, "columns")),
     list,
   ];
 }
@@ -95,7 +111,7 @@ function lensView(data, state, set) {
       el(
         "p",
         {},
-        `${number(kl.at(l, t))} nats from the final prediction; ${quotedPiece(data, predicted.at(t))}, which wins in the end,`,
+        `KL to the final prediction ${number(kl.at(l, t))} nats; ${quotedPiece(data, predicted.at(t))}, which wins in the end,`,
         ` has rank ${ranks.at(l, t) + 1} here.`,
       ),
     );
@@ -104,13 +120,13 @@ function lensView(data, state, set) {
   const rows = names.map((name, l) => {
     const cells = [...data.ids.flat].map((_, t) => {
       const p = probabilities.at(l, t, 0);
-      const [red, green, blue] = colour(0.55 * p * p);
+      const ground = colour(0.55 * p * p);
       const button = el(
         "button",
         {
           type: "button",
           tabindex: l === names.length - 1 && t === state.token ? 0 : -1,
-          style: `background: rgb(${red}, ${green}, ${blue})`,
+          style: `background: rgb(${ground.join(", ")}); color: ${inkOn(ground)}`,
           "aria-label": `${name}, token ${t}: ${visible(data.vocabulary[top.at(l, t, 0)])}, ${percent(p)}`,
           onclick: () => focusCell(l, t),
         },
@@ -131,7 +147,7 @@ function lensView(data, state, set) {
     for (const row of buttons) for (const cell of row) { cell.tabIndex = -1; cell.setAttribute("aria-pressed", "false"); }
     buttons[l][t].tabIndex = 0;
     buttons[l][t].setAttribute("aria-pressed", "true");
-    buttons[l][t].focus({ preventScroll: true });
+    buttons[l][t].focus();
     show(l, t);
   };
   show(names.length - 1, state.token);
@@ -144,6 +160,7 @@ function lensView(data, state, set) {
       "The stream after each block, through the final norm and the unembedding: the likeliest next token there. The stronger",
       " the colour, the surer it is. The last block's row is the model's prediction.",
     ),
+    formula("p_l = softmax(norm(x_l) W_Uᵀ)", "KL(p_l ‖ p) = Σ_v p_l(v) (log p_l(v) − log p(v))"),
     el(
       "div",
       { class: "scroll" },
@@ -174,6 +191,8 @@ function attributionView(data, state) {
       ` ${number(logits.at(state.token))}. It is a sum of what the embedding, each head and each feed-forward layer have`,
       " added to the stream, through the final norm:",
     ),
+    formula("logit_v = Σ_c (weight · x_c · rstd) · W_U[v]", "x = Σ_c x_c, the parts of the stream"),
+    el("p", { class: "faint" }, "rstd is that of the whole stream; LayerNorm takes each part's mean away."),
     bars("Parts of the logit", shownRows.map(([name, value]) => [name, value, number(value, 3)])),
   ];
 }
@@ -187,7 +206,7 @@ function lossView(data, state, set) {
     text.append(
       el(
         "span",
-        { style: `background: rgba(var(--loss), ${(0.75 * loss.at(t - 1)) / (most || 1)})`, title: `${number(loss.at(t - 1))} nats` },
+        { style: `background: rgba(var(--loss), calc(var(--strongest) * ${loss.at(t - 1) / (most || 1)}))`, title: `${number(loss.at(t - 1))} nats` },
         data.vocabulary[data.ids.at(t)],
       ),
     );
@@ -198,13 +217,14 @@ function lossView(data, state, set) {
     percent(Math.exp(-loss.at(t))),
     String(rank.at(t) + 1),
     number(entropy.at(t)),
-    [...top.row(t)].map((id, n) => `${visible(data.vocabulary[id])} ${percent(Math.exp(logprobs.at(t, n)))}`).join("  "),
+    [...top.row(t)].map((id, n) => `“${visible(data.vocabulary[id])}” ${percent(Math.exp(logprobs.at(t, n)))}`).join(", "),
   ]);
   return [
     el("h2", {}, "How surprising each token was"),
     el("p", {}, `Mean loss ${number(data.loss)} nats a token, a perplexity of ${number(Math.exp(data.loss))}. The stronger the colour, the more surprising.`),
+    formula("loss = −log p(came)", "entropy = −Σ_v p_v log p_v", "perplexity = exp(mean loss)"),
     text,
-    table("Each prediction, in nats", ["after", "came", "loss", "p", "rank", "entropy", "likeliest"], rows, { text: [0, 1, 6], result: false }),
+    table("Each prediction: loss and entropy in nats, the rank of what came", ["after", "came", "loss", "p", "rank", "entropy", "likeliest"], rows, { text: [0, 1, 6], result: false }),
   ];
 }
 
@@ -234,6 +254,12 @@ function samplingView(data, state) {
   draw();
   return [
     el("h2", {}, `What may come after token ${state.token} ${quotedPiece(data, data.ids.at(state.token))}`),
+    formula("p_v = exp(z_v / temperature) / Z, of the tokens that are left"),
+    el(
+      "p",
+      { class: "faint" },
+      "Top-k leaves the k likeliest; top-p then the fewest that have probability p together. One of what is left is drawn.",
+    ),
     el(
       "div",
       { class: "sliders" },

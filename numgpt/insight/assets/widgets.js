@@ -50,6 +50,12 @@ function colour(share) {
   return palette.zero.map((from, i) => Math.round(from + (end[i] - from) * part));
 }
 
+// Text on a colour: dark or light, whichever is read better.
+function inkOn([red, green, blue]) {
+  const light = [red, green, blue].map((c) => ((c / 255 + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * light[0] + 0.7152 * light[1] + 0.0722 * light[2] > 0.18 ? "#000" : "#fff";
+}
+
 function paint(canvas, rows, columns, valueAt, largest) {
   canvas.width = columns;
   canvas.height = rows;
@@ -77,7 +83,7 @@ function heat({ rows, columns, valueAt, describe, label, height, start, onmove }
   const canvas = el("canvas", { class: "heat", tabindex: 0, role: "img", "aria-label": label });
   paint(canvas, rows, columns, valueAt, largest);
   if (height) canvas.style.height = `${height}px`;
-  const readout = el("p", { class: "readout", "aria-live": "polite" });
+  const readout = el("span", { class: "readout", "aria-live": "polite" });
   let [row, column] = start ?? [0, 0];
   const say = () => {
     const text = describe(row, column);
@@ -104,7 +110,7 @@ function heat({ rows, columns, valueAt, describe, label, height, start, onmove }
     [row, column] = under(event);
     say();
   });
-  return { element: el("div", {}, canvas, readout), canvas, readout, say };
+  return { canvas, readout, say };
 }
 
 function showTip(event, text) {

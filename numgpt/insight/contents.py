@@ -1,0 +1,248 @@
+"""What a page carries: the steps with their numbers, attention, lens, attribution, losses."""
+
+from __future__ import annotations
+
+import functools
+import html
+import importlib
+import inspect
+import os
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numgpt import layers
+from numgpt.insight.attribution import attribution_of
+from numgpt.insight.lens import lens_of_streams
+from numgpt.insight.targets import Target
+from numgpt.insight.tokens import report_of
+from numgpt.insight.trace import Trace, differences
+from numgpt.insight.walk import Group, walk
+from numgpt.layers import attention, softmax
+from numgpt.messages import printable
+from numgpt.tokenizer import BaseTokenizer
+
+LENS_TOP = 3
+REPORT_TOP = 5
+PARTS = {
+    "embed": "the token's embedding",
+    "pos_embed": "the position's embedding",
+    "mlps": "feed-forward",
+    "mlp_biases": "feed-forward's bias",
+    "attention_biases": "attention's bias",
+    "final_bias": "the final norm's bias",
+}
+
+
+class View(NamedTuple):
+    """Where a page opens, and what is asked of it."""
+
+    tokenizer: BaseTokenizer
+    token: int  # the position that is looked at first
+    target: int  # the token whose logit there is attributed
+    notes: list[str]
+
+
+def _model_name(of: Trace) -> str:
+    path = of.model.name_or_path
+    return type(of.model).__name__ if path is None else os.path.basename(path.rstrip("/")) or path
+
+
+def contents(of: Trace, view: View) -> dict[str, Any]:
+    model, config = of.model, of.model.config
+    opening = of.layers[0]
+    checked = [name for group in walk_hooks(of, opening) for name in group]
+    groups = walk(of)
+    vocabulary = [piece(view.tokenizer, id) for id in range(config.vocab_size)]
+    return {
+        "model": f"{_model_name(of)}: {model!r}"
+        + ("" if model.adapter is None else f", with {model.adapter!r}"),
+        "blocks": len(model.blocks),
+        "family": type(model).__name__,
+        "text": view.tokenizer.decode(of.ids.tolist()),
+        "notes": view.notes,
+        "ids": of.ids,
+        "targets": of.targets,
+        "sizes": sizes(of),
+        "layers": list(of.layers),
+        "token": view.token,
+        "target": view.target,
+        "loss": of.loss,
+        "vocabulary": vocabulary,
+        "groups": [_group(of, group) for group in groups],
+        "functions": _functions(groups),
+        "patterns": {
+            layer: {
+                name: np.ascontiguousarray(seen_only(matrices).swapaxes(0, 1))
+                for name, matrices in (
+                    ("p", of.activations[f"blocks.{layer}.attn.hook_pattern"]),
+                    ("dp", of.gradients[f"blocks.{layer}.attn.hook_pattern"]),
+                )
+            }
+            for layer in of.layers
+        },
+        "logits": _drawn_from(of, view).astype(np.float64),
+        "lens": _lens(of),
+        "attribution": _attribution(of, view),
+        "report": _report(of),
+        "checks": differences(of, checked, view.token),
+    }
+
+
+def _drawn_from(of: Trace, view: View) -> np.ndarray:
+    """Logits less their largest; those of ids that the tokenizer lacks, which a vocabulary may be
+    padded with, are never drawn."""
+    logits = of.logits - of.logits.max(axis=1, keepdims=True)
+    logits[:, view.tokenizer.vocab_size :] = -np.inf
+    return logits
+
+
+def seen_only(matrices: np.ndarray) -> np.ndarray:
+    """(H, query, key), 0 where the key is later."""
+    return np.where(np.tri(matrices.shape[1], dtype=bool), matrices, 0)
+
+
+def walk_hooks(of: Trace, layer: int) -> list[list[str]]:
+    """The hooks whose gradients are checked: those at the ends, and of one block."""
+    block = [name for name in of.gradients if name.startswith(f"blocks.{layer}.")]
+    last = f"{of.model.blocks[-1].hooks}hook_resid_post"
+    return [["hook_embed"], block, [last, "ln_final.hook_normalized"]]
+
+
+def sizes(of: Trace) -> dict[str, int]:
+    """The letters of shapes, as numbers."""
+    config, time = of.model.config, len(of.ids)
+    found = {"B": 1, "T": time, "S": time, "H": config.heads, "K": config.kv_heads}
+    found |= {"D": config.head_size, "C": config.width, "F": config.inner_width}
+    return found | {"V": config.vocab_size}
+
+
+def piece(tokenizer: BaseTokenizer, id: int) -> str:
+    """A token's text; bytes that are no text by themselves as <0x…>."""
+    try:
+        raw = tokenizer.token_to_bytes(id)
+    except (ValueError, IndexError):
+        return f"[{id}]"  # a vocabulary that is padded to a round size
+    try:
+        return printable(raw.decode())
+    except UnicodeDecodeError:
+        return "".join(f"<0x{byte:02X}>" for byte in raw)
+
+
+def _group(of: Trace, group: Group) -> dict[str, Any]:
+    letters = sizes(of)
+    steps = []
+    for step in group.steps:
+        formula = step.formula
+        # fmt: off
+        directions = {
+            "forward": (formula.forward, formula.forward_shapes, formula.forward_functions,
+                        step.forward),
+            "backward": (formula.backward, formula.backward_shapes, formula.backward_functions,
+                         step.backward),
+        }
+        # fmt: on
+        steps.append(
+            {"name": step.name, "title": formula.title, "hook": step.hook}
+            | {
+                direction: {
+                    "equation": equation_html(equation),
+                    "symbols": equation_html(formula.symbols) if formula.symbols else "",
+                    "shapes": [_shape(part, letters) for part in shapes.split("; ")],
+                    "functions": [name for name in functions.split(", ") if name],
+                    "strips": side.strips,
+                    "tables": side.tables,
+                }
+                for direction, (equation, shapes, functions, side) in directions.items()
+            }
+        )
+    return {"title": group.title, "layer": group.layer, "steps": steps}
+
+
+def equation_html(equation: str) -> str:
+    """ "s_ij = q_i · k_j" with its indices below the line."""
+    indexed = re.sub(r"_(?:\{([^}]*)\}|([A-Za-z0-9]+))", r"<sub>\1\2</sub>", html.escape(equation))
+    return " ".join(f"<span>{part}</span>" for part in indexed.split("   "))
+
+
+def _shape(text: str, letters: dict[str, int]) -> str:
+    """ "x: BTC" -> "x (B, T, C) = (1, 20, 768)"."""
+    names, _, axes = text.partition(": ")
+    numbers = ", ".join(str(letters[axis]) for axis in axes)
+    return f"{names} ({', '.join(axes)}) = ({numbers})"
+
+
+def _functions(groups: list[Group]) -> dict[str, dict[str, Any]]:
+    """The text of the functions that the steps name, and of the derivations in their files."""
+    names = {
+        name
+        for group in groups
+        for step in group.steps
+        for listed in (step.formula.forward_functions, step.formula.backward_functions)
+        for name in listed.split(", ")
+        if name
+    }
+    return {name: source_of(name) for name in sorted(names)}
+
+
+@functools.cache
+def source_of(name: str) -> dict[str, Any]:
+    """File, line, text and derivation of a function of numgpt.layers."""
+    function = next(
+        getattr(module, name) for module in (layers, attention, softmax) if hasattr(module, name)
+    )
+    text, line = inspect.getsourcelines(function)
+    module = importlib.import_module(function.__module__)
+    file = function.__module__.replace(".", "/") + ".py"
+    return {"file": file, "line": line, "text": "".join(text), "derivation": module.__doc__ or ""}
+
+
+def _lens(of: Trace) -> dict[str, Any]:
+    streams = {name: array[None] for name, array in of.activations.items()}
+    lens = lens_of_streams(of.model, of.ids[None], streams)
+    log_probs = lens.log_probs[:, 0]
+    top = np.argsort(-log_probs, axis=-1, kind="stable")[..., :LENS_TOP]
+    return {
+        "names": ["embedding", *(f"block {block.layer}" for block in of.model.blocks)],
+        "top": top,
+        "probabilities": np.exp(np.take_along_axis(log_probs, top, -1), dtype=np.float64),
+        "kl": np.maximum(lens.kl[:, 0], 0, dtype=np.float64),
+        "ranks": lens.ranks[:, 0],
+        "predicted": lens.targets[0],
+    }
+
+
+def _attribution(of: Trace, view: View) -> dict[str, Any]:
+    """Of each token the parts of one logit: what comes next, or at the chosen token the target."""
+    activations = {name: array[None] for name, array in of.activations.items()}
+    tokens = of.targets.copy()
+    tokens[view.token] = view.target
+    names: list[str] = []
+    values = []
+    for position, token in enumerate(tokens):
+        asked = Target(of.ids[None], int(token), None, position)
+        parts = attribution_of(of.model, asked, of.logits[None], activations)
+        names = [name for kind, part in parts.items() for name in _part_names(kind, part.shape)]
+        values.append(np.concatenate([part.ravel() for part in parts.values()]))
+    logits = np.take_along_axis(of.logits, tokens[:, None], axis=1)[:, 0]
+    found = {"tokens": tokens, "logits": logits.astype(np.float64)}
+    return found | {"parts": names, "values": np.array(values, np.float32)}
+
+
+def _part_names(kind: str, shape: tuple[int, ...]) -> list[str]:
+    if kind == "heads":
+        return [f"layer {layer}, head {head}" for layer, head in np.ndindex(shape)]
+    word = PARTS.get(kind, kind.replace("_", " "))
+    return [f"layer {layer}, {word}" for layer in range(shape[0])] if shape else [word]
+
+
+def _report(of: Trace) -> dict[str, Any]:
+    report = report_of(of.logits, of.targets, min(REPORT_TOP, of.logits.shape[1]))
+    return {
+        "loss": report.loss.astype(np.float64),
+        "entropy": report.entropy.astype(np.float64),
+        "rank": report.rank,
+        "top": report.top_ids,
+        "logprobs": report.top_logprobs.astype(np.float64),
+    }
