@@ -101,7 +101,8 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--logprobs",
         action="store_true",
-        help="write JSON lines: a text each, with the log-probability of every token",
+        help="write JSON lines: a text each, with the log-probability of every token, as the"
+        " model gives it: before temperature, top-k and the like",
     )
     parser.add_argument(
         "--top-logprobs",
@@ -184,6 +185,16 @@ def _check(options: argparse.Namespace) -> None:
     """What the library would refuse in the names of its arguments, in those of the flags."""
     if options.num_beams > 1 and options.logprobs:
         raise ValueError("--logprobs cannot be combined with --num-beams: leave one of them out")
+    if options.num_beams > 1:
+        for name in ("temperature", "top_k", "top_p", "min_p", "seed"):
+            given = getattr(options, name)
+            if given != options.parser.get_default(name):
+                raise ValueError(
+                    f"--{name.replace('_', '-')} {given} cannot be combined with --num-beams, which"
+                    " samples nothing: leave one of them out"
+                )
+    elif options.length_penalty != 1:
+        raise ValueError(f"--length-penalty {options.length_penalty} goes with --num-beams: add it")
     if options.top_logprobs is None:
         options.top_logprobs = TOP_LOGPROBS
     elif not options.logprobs:

@@ -41,6 +41,8 @@ def load(
 
     Raises FileNotFoundError or ValueError, in one line that names what is wrong and what to do.
     """
+    if adapter is not None and not isinstance(adapter, (str, os.PathLike)):
+        raise TypeError(f"adapter={shown(adapter)}: expected the directory of an adapter")
     path = resolve(name_or_path)
     if peft.is_adapter(path) and not huggingface.is_model(path):
         if adapter is not None:

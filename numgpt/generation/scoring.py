@@ -36,7 +36,8 @@ def score(model: LanguageModel, context: Ids, continuations: Sequence[Ids]) -> l
         raise ValueError(f"the context is {shown(context)}: expected the ids of one text")
     if isinstance(continuations, np.ndarray):
         continuations = list(continuations)
-    if not continuations or any(np.ndim(ids) != 1 for ids in continuations):
+    listed = isinstance(continuations, Sequence) and not isinstance(continuations, (str, bytes))
+    if not listed or not continuations or not all(map(_is_text, continuations)):
         raise ValueError(
             f"the continuations are {shown(continuations)}: expected lists of token ids, [[5], …]"
         )
@@ -66,6 +67,11 @@ def score(model: LanguageModel, context: Ids, continuations: Sequence[Ids]) -> l
             _score(model.logits(row[: len(ids)]), ids) for row, ids in zip(rows, part, strict=True)
         ]
     return scores
+
+
+def _is_text(ids: Ids) -> bool:
+    """Whether these can be the ids of one text."""
+    return np.ndim(ids) == 1 and np.size(ids) > 0
 
 
 def _score(logits: np.ndarray, ids: np.ndarray) -> Score:

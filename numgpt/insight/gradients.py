@@ -72,7 +72,10 @@ def integrated_gradients(
     e = cache[EMBEDDING][0].astype(np.float64)  # (T, C)
     start = np.zeros_like(e)
     if baseline is not None:
-        places = np.full_like(of.ids, target(model, ids, baseline, None, position).token)
+        vocabulary = model.config.vocab_size
+        if not hasattr(baseline, "__index__") or not 0 <= baseline < vocabulary:
+            raise ValueError(f"baseline={shown(baseline)}: expected a token id below {vocabulary}")
+        places = np.full_like(of.ids, int(baseline))
         start = model.run_with_cache(places, EMBEDDING)[1][EMBEDDING][0].astype(np.float64)
     points, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
     points, weights = (points + 1) / 2, weights / 2

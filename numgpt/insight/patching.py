@@ -23,7 +23,7 @@ from numgpt.layers import IGNORE_INDEX
 from numgpt.layers.softmax import log_softmax
 from numgpt.messages import shown
 from numgpt.models.hooks import Hook
-from numgpt.models.inputs import Ids
+from numgpt.models.inputs import Ids, targets_array
 from numgpt.models.language_model import LanguageModel
 
 # What can be patched -> the hook in a block; of a head all positions at once, else each position.
@@ -150,6 +150,7 @@ def ablation(
     """How much the mean loss on a text rises without each head and each feed-forward layer:
     {"heads": (L, H), "mlps": (L,)}, in nats.  means as in `ablation_hooks`."""
     layers, heads = range(len(model.blocks)), range(model.config.heads)
+    targets = targets_array(targets, model.check_ids(ids), model.config)
     before = _loss(model, ids, targets, {})
 
     def rise(**what: Any) -> float:

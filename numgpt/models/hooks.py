@@ -12,6 +12,7 @@ A replacement is straight-through: backward treats it as if the value had been c
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -103,6 +104,21 @@ def check_hooks(kind: str, hooks: Mapping[str, Hook], known: Sequence[str]) -> N
     for name, function in hooks.items():
         if not callable(function):
             raise TypeError(f"{kind}: under {name} is {shown(function)}: expected a function")
+        if not takes(function, 1):
+            raise TypeError(
+                f"{kind}: {shown(function)} under {name} does not take one argument, the array"
+            )
+
+
+def takes(function: Callable, count: int) -> bool:
+    """Whether a function can be called with so many arguments, as far as it tells."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature
+        return True
+    return True
 
 
 def check_names(kind: str, names: Iterable[str], known: Sequence[str]) -> None:

@@ -64,6 +64,8 @@ def _check_range(name: str, array: np.ndarray, config: Config) -> None:
 
 def _integers(name: str, values: Ids) -> np.ndarray:
     """(B, T) int64 from a list, (T,) or (B, T)."""
+    if isinstance(values, (str, bytes)):
+        raise ValueError(f"{name} are {shown(values)}: encode the text first, tokenizer.encode(…)")
     try:
         array = np.asarray(values)
     except ValueError:

@@ -20,6 +20,7 @@ from numgpt.layers import (
     linear_log_probs_forward,
 )
 from numgpt.layers.cross_entropy import LogProbsCache
+from numgpt.messages import shown
 from numgpt.models.base import CacheT, ConfigT
 from numgpt.models.context import Context
 from numgpt.models.data_parallel import Part, cut_batch, over_parts, with_gradients
@@ -166,7 +167,7 @@ class LanguageModel(ObservedModel[ConfigT, CacheT]):
             return ctx, cache, logp_cache
 
         kept = over_parts(part_log_probs, parts)
-        loss, dlogp, metrics = objective(logp.copy())
+        loss, dlogp, metrics = _checked_objective(objective(logp.copy()))
         dlogp = np.asarray(dlogp, logp.dtype)
         if dlogp.shape != logp.shape:
             raise ValueError(
@@ -272,3 +273,10 @@ class LanguageModel(ObservedModel[ConfigT, CacheT]):
         from numgpt import generation
 
         return generation.score(self, context, continuations)
+
+
+def _checked_objective(result: object) -> tuple[float, np.ndarray, dict[str, float]]:
+    """Raises ValueError for what is not loss, dlogp and metrics."""
+    if not isinstance(result, tuple) or len(result) != 3:
+        raise ValueError(f"the objective returned {shown(result)}: expected loss, dlogp, metrics")
+    return result

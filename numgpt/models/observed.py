@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from numgpt.messages import shown
 from numgpt.models.adapters import AdaptableModel
 from numgpt.models.base import CacheT, ConfigT
 from numgpt.models.context import Context
@@ -106,7 +107,12 @@ class ObservedModel(AdaptableModel[ConfigT, CacheT]):
         self._look_on(ctx, seers, {name: _keeper(name, gradients) for name in names})
         hidden, cache = self.forward(ids, ctx)
         logits = self.logits(hidden).reshape(*ids.shape, -1)
-        upstream = np.asarray(dlogits(logits), logits.dtype)
+        returned = dlogits(logits)
+        if not isinstance(returned, np.ndarray):
+            raise ValueError(
+                f"dlogits returned {shown(returned)}: expected an array of the logits' shape"
+            )
+        upstream = returned.astype(logits.dtype, copy=False)
         if upstream.shape != logits.shape:
             raise ValueError(
                 f"dlogits returned shape {upstream.shape}: expected that of the logits,"

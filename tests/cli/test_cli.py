@@ -453,3 +453,43 @@ def test_json_that_is_measured_as_text_is_said(call, tmp_path):
     assert status == 0
     assert "perplexity" in out
     assert "a.jsonl is JSON: measured as the text it is, keys and all" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--num-beams=2", "--temperature=0.5"), "--temperature 0.5 cannot be combined with --num"),
+        (("--num-beams=2", "--seed=3"), "--seed 3 cannot be combined with --num-beams"),
+        (("--length-penalty=2",), "--length-penalty 2.0 goes with --num-beams"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(call, flags, message):
+    status, _, err = call("generate", "--model", "shakespeare", "To be", *flags)
+    assert status == 2
+    assert message in err
+
+
+def test_a_page_from_the_command_line(call, tmp_path):
+    out = tmp_path / "page.html"
+    given = ("explain", "My lord, the", "--target", " kings", "--layers", ":2", "--out", out)
+    status, text, err = call(*given)
+    assert (status, text) == (0, f"{out}\n")
+    assert err.splitlines() == [
+        "numgpt: note: the target ' kings' is 2 tokens, ' king' + 's': the first is taken",
+        "numgpt: note: of 6 layers 0 to 1 are kept: steps and attention of the others are not in"
+        " the page",
+    ]
+    assert out.read_text().startswith("<!doctype html>")
+    before = out.read_bytes()
+    for flags, message in (
+        (("--token", 99), "--token 99: the text has tokens 0 to 3"),
+        (("--layers", "x"), "expected A:B, as in 0:4 for the first four layers, got 'x'"),
+        (("--out", tmp_path), "is a directory: name a file in it"),
+        (("--out", tmp_path / "no/page.html"), "there is no directory"),
+        (("--png", out), "is a file: name a directory"),
+    ):
+        status, _, err = call("explain", "My lord, the", "--out", out, *flags)
+        assert status in (1, 2)
+        assert message in err
+        assert len(err.strip().splitlines()) == 1
+        assert out.read_bytes() == before

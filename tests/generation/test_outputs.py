@@ -146,7 +146,7 @@ def test_continuations_as_long_as_the_context_allows():
         ([], [[1]], "empty|at least one"),
         ([1], [], "expected lists of token ids"),
         ([1], [1, 2], "expected lists of token ids"),
-        ([1], [[]], "empty|at least one"),
+        ([1], [[]], "expected lists of token ids"),
         ([[1], [2]], [[1]], "expected the ids of one text"),
         ([1], [[999]], "999"),
     ],

@@ -281,7 +281,7 @@ def test_accepts_a_list_a_vector_and_a_batch():
         ([[1, 2], [3]], "different lengths"),
         ([[[1]]], "shape"),
         (list(range(25)), "n_positions=24"),
-        ("hello", "integers"),
+        ("hello", "encode the text first"),
     ],
 )
 def test_refuses_bad_ids(ids, message):
