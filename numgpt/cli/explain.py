@@ -10,9 +10,6 @@ from typing import Any
 
 from numgpt.cli.common import add_command, add_model, add_threads, text_argument, whole
 from numgpt.formats import load
-from numgpt.insight import page
-from numgpt.insight.document import require_place
-from numgpt.insight.slides import require_directory, require_matplotlib
 from numgpt.messages import quoted, shown, tell
 
 OUT = "explain.html"
@@ -50,10 +47,14 @@ def register(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
+    # Here, so that no other command waits for them.
+    from numgpt.insight.document import page, require_place
+    from numgpt.insight.slides import require_directory, require_matplotlib
+
     text = text_argument(" ".join(options.text) if options.text else None, "text")
     if options.png is not None:
-        require_matplotlib()
         require_directory(options.png)
+        require_matplotlib()
     require_place(options.out)
     model, tokenizer = load(options.model, adapter=options.adapter)
     made = page(model, tokenizer, text, options.token, options.target, options.layers)

@@ -7,7 +7,7 @@ import numpy as np
 from numgpt.insight.formulas import FORMULAS, Formula
 from numgpt.insight.steps import Numbers, Side, Step, Strip
 from numgpt.insight.tables import HEAD_FEATURES, Input, Product, keys, largest, product, values
-from numgpt.layers import softmax_backward
+from numgpt.layers import rope_rotation, softmax_backward
 from numgpt.layers.softmax import exponentials
 from numgpt.models.base import BaseBlock
 from numgpt.models.llama import Block as LlamaBlock
@@ -23,9 +23,10 @@ def rope_step(a: Numbers, block: LlamaBlock) -> Step:
         partner, pair, first = order ^ 1, order // 2, order % 2 == 0
     else:
         partner, pair, first = (order + half) % (2 * half), order % half, order < half
-    time = len(a.trace.ids)
-    angles = (np.arange(time)[:, None] * config.frequencies())[:, None, pair]
-    cos, sin = np.cos(angles), np.where(first, -np.sin(angles), np.sin(angles))
+    places = np.arange(len(a.trace.ids))[None]
+    rotation = rope_rotation(places, config.frequencies(), a.x("attn.hook_q").dtype)
+    cos, sin = (part[0, 0][:, None, pair] for part in rotation)  # (T, 1, D)
+    sin = np.where(first, -sin, sin)
     strips, tables, back_strips, back_tables = [], [], [], []
     for name, heads in (("q", "H"), ("k", "K")):
         x, y = a.x(f"attn.hook_{name}"), a.x(f"attn.hook_rot_{name}")
@@ -40,7 +41,7 @@ def rope_step(a: Numbers, block: LlamaBlock) -> Step:
     pairs = "2i and 2i + 1" if config.rope_interleave else "i and i + D/2"
     frequencies = f"ω_i = {config.rope_theta:g}^(−2i/D)"
     if config.rope_scaling:
-        frequencies += ", stretched as rope_scaling says"
+        frequencies += ", stretched for longer contexts"
     formula = FORMULAS["rope"].and_symbols(
         f"t is the token's place; q_1 and q_2 are the features {pairs}; {frequencies}"
     )

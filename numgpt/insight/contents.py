@@ -14,7 +14,9 @@ import numpy as np
 
 from numgpt import layers
 from numgpt.insight.attribution import attribution_of
+from numgpt.insight.formulas import Formula
 from numgpt.insight.lens import lens_of_streams
+from numgpt.insight.steps import Side
 from numgpt.insight.targets import Target
 from numgpt.insight.tokens import report_of
 from numgpt.insight.trace import Trace, differences
@@ -44,16 +46,9 @@ class View(NamedTuple):
     notes: list[str]
 
 
-def _model_name(of: Trace) -> str:
-    path = of.model.name_or_path
-    return type(of.model).__name__ if path is None else os.path.basename(path.rstrip("/")) or path
-
-
 def contents(of: Trace, view: View) -> dict[str, Any]:
-    model, config = of.model, of.model.config
-    opening = of.layers[0]
-    checked = [name for group in walk_hooks(of, opening) for name in group]
-    groups = walk(of)
+    """Nested dicts, lists and arrays: what `payload.encode` writes, and the page's script reads."""
+    model, config, groups = of.model, of.model.config, walk(of)
     vocabulary = [piece(view.tokenizer, id) for id in range(config.vocab_size)]
     return {
         "model": f"{_model_name(of)}: {model!r}"
@@ -64,7 +59,7 @@ def contents(of: Trace, view: View) -> dict[str, Any]:
         "notes": view.notes,
         "ids": of.ids,
         "targets": of.targets,
-        "sizes": sizes(of),
+        "sizes": _sizes(of),
         "layers": list(of.layers),
         "token": view.token,
         "target": view.target,
@@ -74,7 +69,7 @@ def contents(of: Trace, view: View) -> dict[str, Any]:
         "functions": _functions(groups),
         "patterns": {
             layer: {
-                name: np.ascontiguousarray(seen_only(matrices).swapaxes(0, 1))
+                name: np.ascontiguousarray(_seen(matrices).swapaxes(0, 1))
                 for name, matrices in (
                     ("p", of.activations[f"blocks.{layer}.attn.hook_pattern"]),
                     ("dp", of.gradients[f"blocks.{layer}.attn.hook_pattern"]),
@@ -82,15 +77,15 @@ def contents(of: Trace, view: View) -> dict[str, Any]:
             }
             for layer in of.layers
         },
-        "logits": _drawn_from(of, view).astype(np.float64),
+        "logits": _drawable(of, view).astype(np.float64),
         "lens": _lens(of),
         "attribution": _attribution(of, view),
         "report": _report(of),
-        "checks": differences(of, checked, view.token),
+        "checks": differences(of, _checked_hooks(of), view.token),
     }
 
 
-def _drawn_from(of: Trace, view: View) -> np.ndarray:
+def _drawable(of: Trace, view: View) -> np.ndarray:
     """Logits less their largest; those of ids that the tokenizer lacks, which a vocabulary may be
     padded with, are never drawn."""
     logits = of.logits - of.logits.max(axis=1, keepdims=True)
@@ -98,19 +93,25 @@ def _drawn_from(of: Trace, view: View) -> np.ndarray:
     return logits
 
 
-def seen_only(matrices: np.ndarray) -> np.ndarray:
+def _seen(matrices: np.ndarray) -> np.ndarray:
     """(H, query, key), 0 where the key is later."""
     return np.where(np.tri(matrices.shape[1], dtype=bool), matrices, 0)
 
 
-def walk_hooks(of: Trace, layer: int) -> list[list[str]]:
-    """The hooks whose gradients are checked: those at the ends, and of one block."""
-    block = [name for name in of.gradients if name.startswith(f"blocks.{layer}.")]
+def _checked_hooks(of: Trace) -> list[str]:
+    """The hooks whose gradients are checked: those of the first block that is kept, and those
+    outside the blocks."""
+    block = [name for name in of.gradients if name.startswith(f"blocks.{of.layers[0]}.")]
     last = f"{of.model.blocks[-1].hooks}hook_resid_post"
-    return [["hook_embed"], block, [last, "ln_final.hook_normalized"]]
+    return ["hook_embed", *block, last, "ln_final.hook_normalized"]
 
 
-def sizes(of: Trace) -> dict[str, int]:
+def _model_name(of: Trace) -> str:
+    path = of.model.name_or_path
+    return type(of.model).__name__ if path is None else os.path.basename(path.rstrip("/")) or path
+
+
+def _sizes(of: Trace) -> dict[str, int]:
     """The letters of shapes, as numbers."""
     config, time = of.model.config, len(of.ids)
     found = {"B": 1, "T": time, "S": time, "H": config.heads, "K": config.kv_heads}
@@ -131,33 +132,31 @@ def piece(tokenizer: BaseTokenizer, id: int) -> str:
 
 
 def _group(of: Trace, group: Group) -> dict[str, Any]:
-    letters = sizes(of)
-    steps = []
-    for step in group.steps:
-        formula = step.formula
-        # fmt: off
-        directions = {
-            "forward": (formula.forward, formula.forward_shapes, formula.forward_functions,
-                        step.forward),
-            "backward": (formula.backward, formula.backward_shapes, formula.backward_functions,
-                         step.backward),
-        }
-        # fmt: on
-        steps.append(
-            {"name": step.name, "title": formula.title, "hook": step.hook}
+    letters = _sizes(of)
+    return {
+        "title": group.title,
+        "layer": group.layer,
+        "steps": [
+            {"name": step.name, "title": step.formula.title, "hook": step.hook}
             | {
-                direction: {
-                    "equation": equation_html(equation),
-                    "symbols": equation_html(formula.symbols) if formula.symbols else "",
-                    "shapes": [_shape(part, letters) for part in shapes.split("; ")],
-                    "functions": [name for name in functions.split(", ") if name],
-                    "strips": side.strips,
-                    "tables": side.tables,
-                }
-                for direction, (equation, shapes, functions, side) in directions.items()
+                direction: _side(step.formula, getattr(step, direction), direction, letters)
+                for direction in ("forward", "backward")
             }
-        )
-    return {"title": group.title, "layer": group.layer, "steps": steps}
+            for step in group.steps
+        ],
+    }
+
+
+def _side(formula: Formula, side: Side, direction: str, letters: dict[str, int]) -> dict[str, Any]:
+    equation, shapes, functions = formula.of(direction)
+    return {
+        "equation": equation_html(equation),
+        "symbols": equation_html(formula.symbols) if formula.symbols else "",
+        "shapes": [_shape(part, letters) for part in shapes.split("; ")],
+        "functions": functions,
+        "strips": side.strips,
+        "tables": side.tables,
+    }
 
 
 def equation_html(equation: str) -> str:
@@ -175,14 +174,9 @@ def _shape(text: str, letters: dict[str, int]) -> str:
 
 def _functions(groups: list[Group]) -> dict[str, dict[str, Any]]:
     """The text of the functions that the steps name, and of the derivations in their files."""
-    names = {
-        name
-        for group in groups
-        for step in group.steps
-        for listed in (step.formula.forward_functions, step.formula.backward_functions)
-        for name in listed.split(", ")
-        if name
-    }
+    formulas = {step.formula for group in groups for step in group.steps}
+    directions = [formula.of(name) for formula in formulas for name in ("forward", "backward")]
+    names = {name for _, _, functions in directions for name in functions}
     return {name: source_of(name) for name in sorted(names)}
 
 

@@ -21,6 +21,14 @@ class Formula(NamedTuple):
     backward_functions: str
     symbols: str = ""  # what the others mean
 
+    def of(self, direction: str) -> tuple[str, str, list[str]]:
+        """Equation, shapes and functions of one direction, "forward" or "backward"."""
+        if direction == "forward":
+            equation, shapes, functions = self[1:4]
+        else:
+            equation, shapes, functions = self[4:7]
+        return equation, shapes, [name for name in functions.split(", ") if name]
+
     def without_biases(self) -> Formula:
         """Where the model has none."""
         forward = re.sub(r" \+ b(_\w+)?", "", self.forward)

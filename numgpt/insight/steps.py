@@ -25,6 +25,7 @@ from numgpt.insight.tables import (
     values,
 )
 from numgpt.insight.trace import Trace
+from numgpt.layers.sigmoid import sigmoid
 from numgpt.layers.softmax import exponentials
 from numgpt.models.base import BaseBlock
 from numgpt.models.gpt2 import ACTIVATIONS
@@ -253,7 +254,7 @@ def activation_step(a: Numbers, block: BaseBlock) -> Step:
     dpre, dpost = a.dx("mlp.hook_pre"), a.dx("mlp.hook_post")
     if isinstance(block, LlamaBlock):
         up, dup = a.x("mlp.hook_pre_linear"), a.dx("mlp.hook_pre_linear")
-        sigma = 1 / (1 + np.exp(-pre.astype(np.float64)))
+        sigma = sigmoid(pre)
         formula = FORMULAS["swiglu"]
         forward = {"gate": pre, "σ(gate)": sigma, "up": up, "post": post}
         of_pre = {"dpost": dpost, "up": up, "σ(gate)": sigma, "gate": pre, "dgate": dpre}

@@ -292,8 +292,8 @@ def test_softmax_and_its_backward_with_their_numbers(traced):
 def test_every_step_names_code_that_is_there(traced):
     for group in walk(traced):
         for step in group.steps:
-            listed = f"{step.formula.forward_functions}, {step.formula.backward_functions}"
-            for name in filter(None, listed.split(", ")):
+            forward, backward = (step.formula.of(d)[2] for d in ("forward", "backward"))
+            for name in forward + backward:
                 source = contents.source_of(name)
                 assert source["file"].startswith("numgpt/layers/")
                 assert f"def {name}(" in source["text"]
@@ -624,3 +624,15 @@ def test_pictures(shipped, tmp_path):
         header = path.read_bytes()[:24]
         assert header[:8] == b"\x89PNG\r\n\x1a\n"
         assert struct.unpack(">II", header[16:24]) == (1600, 900)
+
+
+@pytest.mark.slow
+def test_a_page_of_gpt2s_size(gpt2_tokenizer):
+    model = numgpt.GPT(numgpt.GPTConfig())
+    text = (
+        "In the beginning there was nothing, and then a machine began to count all the words of it"
+    )
+    ids = gpt2_tokenizer.encode(text)[:20]
+    assert len(ids) == 20
+    page = insight.page(model, gpt2_tokenizer, gpt2_tokenizer.decode(ids))
+    assert len(page.html.encode()) < 25_000_000
