@@ -13,7 +13,13 @@ async function unpacked(base64) {
   return revived(json.data, kinds(json.kinds, new Uint8Array(buffer, 4 + length)));
 }
 
-const ARRAYS = { half: Uint16Array, float32: Float32Array, uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array };
+const ARRAYS = {
+  half: Uint16Array,
+  float32: Float32Array,
+  uint8: Uint8Array,
+  uint16: Uint16Array,
+  uint32: Uint32Array,
+};
 
 // All numbers of each kind. They lie as planes: all first bytes, all second ones, …
 function kinds(counts, bytes) {
@@ -51,7 +57,10 @@ class NumberArray {
   get flat() {
     if (!this.numbers) {
       const { scales, length } = this;
-      this.numbers = Float32Array.from(this.written, (half, i) => halfToNumber(half) * scales[Math.floor(i / length)]);
+      this.numbers = Float32Array.from(
+        this.written,
+        (half, i) => halfToNumber(half) * scales[Math.floor(i / length)],
+      );
     }
     return this.numbers;
   }

@@ -17,11 +17,11 @@ const LETTERS = [
 
 function followView(data, state) {
   const groups = data.groups.filter((group) => group.layer === null || group.layer === state.layer);
-  const parts = groups.flatMap((group) => [
-    ...between(data, group.layer === null ? 0 : group.layer, group.layer !== null),
-    groupOf(data, state, group),
-    ...between(data, data.blocks - (group.layer ?? data.blocks) - 1, group.layer !== null),
-  ]);
+  const parts = groups.flatMap((group) => {
+    const steps = groupOf(data, state, group);
+    if (group.layer === null) return [steps];
+    return [between(data, group.layer), steps, between(data, data.blocks - group.layer - 1)];
+  });
   const first = state.direction === "forward" ? [piecesStep(data, state)] : [];
   if (state.direction === "backward") {
     parts.reverse();
@@ -40,10 +40,11 @@ function followView(data, state) {
 }
 
 // A word on the blocks that are left out before or after the one that is shown.
-function between(data, count, isBlock) {
-  if (!isBlock || count <= 0) return [];
-  const kept = data.layers.length === data.blocks ? "choose them by “Layer”" : "those that are kept are under “Layer”";
-  return [el("p", { class: "faint between" }, `… ${count} ${count === 1 ? "block" : "blocks"} between: ${kept}`)];
+function between(data, count) {
+  const where =
+    data.layers.length === data.blocks ? "choose them by “Layer”" : "those that are kept are under “Layer”";
+  const blocks = count === 1 ? "block" : "blocks";
+  return el("p", { class: "faint between", hidden: count === 0 }, `… ${count} ${blocks} between: ${where}`);
 }
 
 function groupOf(data, state, group) {
@@ -68,13 +69,27 @@ function piecesStep(data, state) {
       "div",
       { class: "step" },
       el("h3", {}, "Text → pieces → ids"),
-      el("p", {}, `Token ${t} is “${visible(data.vocabulary[id])}”, number ${id} of a vocabulary of ${data.sizes.V}.`),
-      el("details", {}, el("summary", {}, "All pieces"), table("", ["place", "piece", "id"], rows, { text: [0, 1] })),
+      el(
+        "p",
+        {},
+        `Token ${t} is “${visible(data.vocabulary[id])}”, number ${id} of a vocabulary of ${data.sizes.V}.`,
+      ),
+      el(
+        "details",
+        {},
+        el("summary", {}, "All pieces"),
+        table("", ["place", "piece", "id"], rows, { text: [0, 1] }),
+      ),
       el(
         "details",
         {},
         el("summary", {}, "The letters of shapes"),
-        table("", ["letter", "size", "of"], LETTERS.map(([letter, of]) => [letter, String(data.sizes[letter]), of]), { text: [0, 2], result: false }),
+        table(
+          "",
+          ["letter", "size", "of"],
+          LETTERS.map(([letter, of]) => [letter, String(data.sizes[letter]), of]),
+          { text: [0, 2], result: false },
+        ),
       ),
     ),
   );
@@ -97,7 +112,9 @@ function stepOf(data, state, step) {
     el(
       "div",
       { class: "tables" },
-      ...side.tables.map((numbers, i) => tableOf(data, state, numbers, `${step.name}/${state.direction}/${i}`)),
+      ...side.tables.map((numbers, i) =>
+        tableOf(data, state, numbers, `${step.name}/${state.direction}/${i}`),
+      ),
     ),
     state.direction === "backward" ? checkOf(data, state, step) : null,
     ...side.functions.map((name) => sourceOf(data, state, name, `${step.name}/${state.direction}/${name}`)),
@@ -131,7 +148,7 @@ function stripOf(data, state, strip) {
   const field = heat({
     rows,
     columns,
-    valueAt: (r, c) => (nothing ? 0 : numbers[r * columns + c] ?? null),
+    valueAt: (r, c) => (nothing ? 0 : (numbers[r * columns + c] ?? null)),
     describe: (r, c) => {
       const at = r * columns + c;
       return at < numbers.length ? `${strip.label}[${at}] = ${number(numbers[at], 3)}` : null;
@@ -146,7 +163,9 @@ function stripOf(data, state, strip) {
 
 function rowName(data, kind, index) {
   if (kind === "token") return `“${visible(data.vocabulary[index])}”`;
-  return kind === "key" ? `key ${index}, “${visible(data.vocabulary[data.ids.at(index)])}”` : `feature ${index}`;
+  return kind === "key"
+    ? `key ${index}, “${visible(data.vocabulary[data.ids.at(index)])}”`
+    : `feature ${index}`;
 }
 
 function tableOf(data, state, numbers, key) {
@@ -163,16 +182,26 @@ function valuesOf(data, state, numbers) {
       : rowName(data, numbers.rows, index) + (numbers.rows === "token" && index === target ? " ◂ came" : ""),
     ...numbers.columns.map((_, column) => number(numbers.values.at(...at, column, n))),
   ]);
-  const caption = numbers.rows === "token" ? "Likely tokens, and the one that came" : `The ${rows.length} largest`;
-  return table(`${caption}${headName(data, state, numbers.heads)}:`, [numbers.rows, ...numbers.columns], rows);
+  const caption =
+    numbers.rows === "token" ? "Likely tokens, and the one that came" : `The ${rows.length} largest`;
+  return table(
+    `${caption}${headName(data, state, numbers.heads)}:`,
+    [numbers.rows, ...numbers.columns],
+    rows,
+  );
 }
 
 function keysOf(data, state, numbers) {
   const query = state.token;
-  const scalars = Object.entries(numbers.scalars).map(([name, of]) => `${name} = ${number(of.at(query, state.head), 3)}`);
+  const scalars = Object.entries(numbers.scalars).map(
+    ([name, of]) => `${name} = ${number(of.at(query, state.head), 3)}`,
+  );
   const rows = [];
   for (let key = 0; key <= query; key++)
-    rows.push([rowName(data, "key", key), ...numbers.matrices.map((matrix) => number(matrix.at(query, state.head, key), 3))]);
+    rows.push([
+      rowName(data, "key", key),
+      ...numbers.matrices.map((matrix) => number(matrix.at(query, state.head, key), 3)),
+    ]);
   const caption = `Head ${state.head}, query ${query}, and each key it sees${scalars.length ? `; ${scalars.join(", ")}` : ""}`;
   return table(caption, ["key", ...numbers.columns], rows);
 }
@@ -215,7 +244,11 @@ function productOf(data, state, numbers, key) {
   // What is that small beside the others is nothing but their rounding.
   const half = (x) => (Math.abs(x) < ROUNDING * most ? "0" : number(x, 3));
   const holder = el("div");
-  const choices = el("div", { class: "choices", role: "group", "aria-label": `Which ${numbers.rows} of ${numbers.title}` });
+  const choices = el("div", {
+    class: "choices",
+    role: "group",
+    "aria-label": `Which ${numbers.rows} of ${numbers.title}`,
+  });
   const show = (n) => {
     state.chosen[key] = n;
     const [rest, bias, result] = [0, 1, 2].map((which) => numbers.sums.at(...at, which, n));
@@ -232,16 +265,21 @@ function productOf(data, state, numbers, key) {
     if (rest !== 0) rows.push(["all others", "", "", half(rest)]);
     if (bias !== 0) rows.push(["bias", "", "", half(bias)]);
     rows.push([`${numbers.title}, ${rowName(data, numbers.rows, chosen[n])}`, "", "", half(result)]);
-    const product = numbers.factor === 1 ? `${xName} · ${wName}` : `${number(numbers.factor)} · ${xName} · ${wName}`;
+    const product =
+      numbers.factor === 1 ? `${xName} · ${wName}` : `${number(numbers.factor)} · ${xName} · ${wName}`;
     const which = rest === 0 ? "the terms of its sum" : `the ${inRows} largest terms of its sum`;
     const caption = `${numbers.title}, ${rowName(data, numbers.rows, chosen[n])}: ${which}`;
     holder.replaceChildren(table(caption, ["from", xName, wName, product], rows));
-    choices.querySelectorAll("button").forEach((button, i) => button.setAttribute("aria-pressed", String(i === n)));
+    choices
+      .querySelectorAll("button")
+      .forEach((button, i) => button.setAttribute("aria-pressed", String(i === n)));
   };
   chosen.forEach((index, n) => {
     if (numbers.rows === "key" && index > state.token) return; // not seen
     const text = `${rowName(data, numbers.rows, index)}: ${half(numbers.sums.at(...at, 2, n))}`;
-    choices.append(el("button", { type: "button", class: "plain", "aria-pressed": "false", onclick: () => show(n) }, text));
+    choices.append(
+      el("button", { type: "button", class: "plain", "aria-pressed": "false", onclick: () => show(n) }, text),
+    );
   });
   const opening = state.chosen[key] ?? 0;
   show(opening < choices.children.length ? opening : 0);

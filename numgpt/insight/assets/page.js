@@ -50,16 +50,22 @@ async function start() {
     byId("chosen").textContent =
       `Token ${state.token} (0 to ${data.sizes.T - 1}): “${visible(data.vocabulary[id])}”, id ${id}. ` +
       `After it comes “${visible(data.vocabulary[came])}”, with a loss of ${number(data.report.loss.at(state.token))}.`;
-    byId("where").textContent = view.uses.length ? `${state.direction}, layer ${state.layer}, head ${state.head}` : "";
-    byId("tokens").querySelectorAll("button").forEach((button, t) => {
-      button.setAttribute("aria-checked", String(t === state.token));
-      button.tabIndex = t === state.token ? 0 : -1;
-    });
-    byId("tabs").querySelectorAll("button").forEach((button) => {
-      const selected = button.dataset.view === state.view;
-      button.setAttribute("aria-selected", String(selected));
-      button.tabIndex = selected ? 0 : -1;
-    });
+    byId("where").textContent = view.uses.length
+      ? `${state.direction}, layer ${state.layer}, head ${state.head}`
+      : "";
+    byId("tokens")
+      .querySelectorAll("button")
+      .forEach((button, t) => {
+        button.setAttribute("aria-checked", String(t === state.token));
+        button.tabIndex = t === state.token ? 0 : -1;
+      });
+    byId("tabs")
+      .querySelectorAll("button")
+      .forEach((button) => {
+        const selected = button.dataset.view === state.view;
+        button.setAttribute("aria-selected", String(selected));
+        button.tabIndex = selected ? 0 : -1;
+      });
     byId("main").setAttribute("aria-labelledby", `tab-${state.view}`);
     byId("main").replaceChildren(...view.make(data, state, set));
     if (focused) document.querySelector(`[data-key="${focused}"]`)?.focus();
@@ -91,17 +97,28 @@ async function start() {
     ...Object.entries(VIEWS).map(([name, view]) =>
       el(
         "button",
-        { type: "button", role: "tab", id: `tab-${name}`, "data-view": name, "aria-controls": "main", onclick: () => set({ view: name }) },
+        {
+          type: "button",
+          role: "tab",
+          id: `tab-${name}`,
+          "data-view": name,
+          "aria-controls": "main",
+          onclick: () => set({ view: name }),
+        },
         view.title,
       ),
     ),
   );
   moveWithArrows(byId("tabs"), (i) => set({ view: Object.keys(VIEWS)[i] }));
   byId("token").append(
-    ...[...data.ids.flat].map((id, t) => el("option", { value: t }, `${t} “${visible(data.vocabulary[id])}”`)),
+    ...[...data.ids.flat].map((id, t) =>
+      el("option", { value: t }, `${t} “${visible(data.vocabulary[id])}”`),
+    ),
   );
   byId("layer").append(...data.layers.map((layer) => el("option", { value: layer }, String(layer))));
-  byId("head").append(...Array.from({ length: data.sizes.H }, (_, head) => el("option", { value: head }, String(head))));
+  byId("head").append(
+    ...Array.from({ length: data.sizes.H }, (_, head) => el("option", { value: head }, String(head))),
+  );
   byId("controls").addEventListener("submit", (event) => event.preventDefault());
   byId("controls").addEventListener("change", () =>
     set({
@@ -124,7 +141,9 @@ function moveWithArrows(holder, choose) {
     const buttons = [...holder.querySelectorAll("button")];
     const at = buttons.indexOf(document.activeElement);
     const steps = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 };
-    const to = { Home: 0, End: buttons.length - 1 }[event.key] ?? (event.key in steps ? at + steps[event.key] : undefined);
+    const to =
+      { Home: 0, End: buttons.length - 1 }[event.key] ??
+      (event.key in steps ? at + steps[event.key] : undefined);
     if (at < 0 || to === undefined) return;
     event.preventDefault();
     const next = (to + buttons.length) % buttons.length;

@@ -12,7 +12,9 @@ function processed(logits, { temperature, topK, topP }) {
   const z = Float64Array.from(logits, (value) => value / temperature);
   if (topK > 0 && topK < z.length) {
     const least = Float64Array.from(z).sort()[z.length - topK];
-    z.forEach((value, i) => { if (value < least) z[i] = -Infinity; }); // what equals it stays
+    z.forEach((value, i) => {
+      if (value < least) z[i] = -Infinity;
+    }); // what equals it stays
   }
   if (topP < 1) {
     const possible = [...z.keys()].filter((i) => z[i] > -Infinity);

@@ -67,16 +67,22 @@ function attentionView(data, state, set) {
   const piece = (t) => `${t} ${quotedPiece(data, data.ids.at(t))}`;
   const list = el("div");
   const listKeys = (query) => {
-    const keys = [...Array(query + 1).keys()].sort((a, b) => Math.abs(numbers[query * T + b]) - Math.abs(numbers[query * T + a]));
+    const keys = [...Array(query + 1).keys()].sort(
+      (a, b) => Math.abs(numbers[query * T + b]) - Math.abs(numbers[query * T + a]),
+    );
     const rows = keys.slice(0, 8).map((key) => [piece(key), number(numbers[query * T + key], 3)]);
-    list.replaceChildren(table(`Query ${piece(query)} and the keys with the largest ${symbol}`, ["key", symbol], rows));
+    list.replaceChildren(
+      table(`Query ${piece(query)} and the keys with the largest ${symbol}`, ["key", symbol], rows),
+    );
   };
   const field = heat({
     rows: T,
     columns: T,
     valueAt: (i, j) => (j > i ? null : numbers[i * T + j]),
     describe: (i, j) =>
-      j > i ? `query ${piece(i)} does not see key ${piece(j)}, which is later` : `query ${piece(i)}, key ${piece(j)}: ${symbol} = ${number(numbers[i * T + j], 3)}`,
+      j > i
+        ? `query ${piece(i)} does not see key ${piece(j)}, which is later`
+        : `query ${piece(i)}, key ${piece(j)}: ${symbol} = ${number(numbers[i * T + j], 3)}`,
     label: `${symbol} of layer ${state.layer}, head ${state.head}: rows are queries, columns keys. Arrow keys read single values.`,
     start: [state.token, 0],
     onmove: listKeys,
@@ -84,7 +90,11 @@ function attentionView(data, state, set) {
   field.canvas.style.aspectRatio = "1";
   listKeys(state.token);
   return [
-    el("h2", {}, name === "p" ? "Where each head looks" : "The loss's gradient by the attention's probabilities"),
+    el(
+      "h2",
+      {},
+      name === "p" ? "Where each head looks" : "The loss's gradient by the attention's probabilities",
+    ),
     el(
       "p",
       { class: "faint" },
@@ -104,7 +114,10 @@ function lensView(data, state, set) {
   const { names, top, probabilities, kl, ranks, predicted } = data.lens;
   const details = el("div", { "aria-live": "polite" });
   const show = (l, t) => {
-    const rows = [...top.row(l, t)].map((id, n) => [visible(data.vocabulary[id]), percent(probabilities.at(l, t, n))]);
+    const rows = [...top.row(l, t)].map((id, n) => [
+      visible(data.vocabulary[id]),
+      percent(probabilities.at(l, t, n)),
+    ]);
     details.replaceChildren(
       el("h3", {}, `After ${names[l]}, at token ${t} ${quotedPiece(data, data.ids.at(t))}`),
       table("It would predict", ["token", "probability"], rows),
@@ -133,10 +146,15 @@ function lensView(data, state, set) {
         visible(data.vocabulary[top.at(l, t, 0)]),
       );
       button.addEventListener("keydown", (event) => {
-        const move = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [1, 0], ArrowDown: [-1, 0] }[event.key];
+        const move = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [1, 0], ArrowDown: [-1, 0] }[
+          event.key
+        ];
         if (!move) return;
         event.preventDefault();
-        focusCell(Math.min(names.length - 1, Math.max(0, l + move[0])), Math.min(data.sizes.T - 1, Math.max(0, t + move[1])));
+        focusCell(
+          Math.min(names.length - 1, Math.max(0, l + move[0])),
+          Math.min(data.sizes.T - 1, Math.max(0, t + move[1])),
+        );
       });
       return button;
     });
@@ -144,14 +162,20 @@ function lensView(data, state, set) {
     return el("tr", {}, el("th", { scope: "row" }, name), ...cells.map((cell) => el("td", {}, cell)));
   });
   const focusCell = (l, t) => {
-    for (const row of buttons) for (const cell of row) { cell.tabIndex = -1; cell.setAttribute("aria-pressed", "false"); }
+    for (const row of buttons)
+      for (const cell of row) {
+        cell.tabIndex = -1;
+        cell.setAttribute("aria-pressed", "false");
+      }
     buttons[l][t].tabIndex = 0;
     buttons[l][t].setAttribute("aria-pressed", "true");
     buttons[l][t].focus();
     show(l, t);
   };
   show(names.length - 1, state.token);
-  const head = [...data.ids.flat].map((id, t) => el("th", { scope: "col", class: "text piece" }, `${visible(data.vocabulary[id])}`));
+  const head = [...data.ids.flat].map((id, t) =>
+    el("th", { scope: "col", class: "text piece" }, `${visible(data.vocabulary[id])}`),
+  );
   return [
     el("h2", {}, "What it would predict if it stopped early"),
     el(
@@ -193,20 +217,30 @@ function attributionView(data, state) {
     ),
     formula("logit_v = Σ_c (weight · x_c · rstd) · W_U[v]", "x = Σ_c x_c, the parts of the stream"),
     el("p", { class: "faint" }, "rstd is that of the whole stream; LayerNorm takes each part's mean away."),
-    bars("Parts of the logit", shownRows.map(([name, value]) => [name, value, number(value, 3)])),
+    bars(
+      "Parts of the logit",
+      shownRows.map(([name, value]) => [name, value, number(value, 3)]),
+    ),
   ];
 }
 
 function lossView(data, state, set) {
   const { loss, entropy, rank, top, logprobs } = data.report;
   const most = largestOf(loss.flat);
-  const text = el("p", { class: "loss-text", role: "img", "aria-label": "The text, each token coloured by its loss; the table has the numbers" });
+  const text = el("p", {
+    class: "loss-text",
+    role: "img",
+    "aria-label": "The text, each token coloured by its loss; the table has the numbers",
+  });
   text.append(el("span", {}, data.vocabulary[data.ids.at(0)]));
   for (let t = 1; t < data.sizes.T; t++)
     text.append(
       el(
         "span",
-        { style: `background: rgba(var(--loss), calc(var(--strongest) * ${loss.at(t - 1) / (most || 1)}))`, title: `${number(loss.at(t - 1))} nats` },
+        {
+          style: `background: rgba(var(--loss), calc(var(--strongest) * ${loss.at(t - 1) / (most || 1)}))`,
+          title: `${number(loss.at(t - 1))} nats`,
+        },
         data.vocabulary[data.ids.at(t)],
       ),
     );
@@ -217,14 +251,25 @@ function lossView(data, state, set) {
     percent(Math.exp(-loss.at(t))),
     String(rank.at(t) + 1),
     number(entropy.at(t)),
-    [...top.row(t)].map((id, n) => `“${visible(data.vocabulary[id])}” ${percent(Math.exp(logprobs.at(t, n)))}`).join(", "),
+    [...top.row(t)]
+      .map((id, n) => `“${visible(data.vocabulary[id])}” ${percent(Math.exp(logprobs.at(t, n)))}`)
+      .join(", "),
   ]);
   return [
     el("h2", {}, "How surprising each token was"),
-    el("p", {}, `Mean loss ${number(data.loss)} nats a token, a perplexity of ${number(Math.exp(data.loss))}. The stronger the colour, the more surprising.`),
+    el(
+      "p",
+      {},
+      `Mean loss ${number(data.loss)} nats a token, a perplexity of ${number(Math.exp(data.loss))}. The stronger the colour, the more surprising.`,
+    ),
     formula("loss = −log p(came)", "entropy = −Σ_v p_v log p_v", "perplexity = exp(mean loss)"),
     text,
-    table("Each prediction: loss and entropy in nats, the rank of what came", ["after", "came", "loss", "p", "rank", "entropy", "likeliest"], rows, { text: [0, 1, 6], result: false }),
+    table(
+      "Each prediction: loss and entropy in nats, the rank of what came",
+      ["after", "came", "loss", "p", "rank", "entropy", "likeliest"],
+      rows,
+      { text: [0, 1, 6], result: false },
+    ),
   ];
 }
 
@@ -239,7 +284,12 @@ function samplingView(data, state) {
     const after = softmax(processed(logits, settings));
     const kept = after.reduce((count, p) => count + (p > 0), 0);
     said.textContent = `${kept} of ${logits.length} tokens can be drawn. Filled: as it is sampled; outlined: at temperature 1, with all tokens.`;
-    chart.replaceChildren(bars("Probabilities of the next token", order.map((id) => [visible(data.vocabulary[id]), after[id], percent(after[id]), before[id]])));
+    chart.replaceChildren(
+      bars(
+        "Probabilities of the next token",
+        order.map((id) => [visible(data.vocabulary[id]), after[id], percent(after[id]), before[id]]),
+      ),
+    );
   };
   const slider = (id, label, key, attributes, text) => {
     const output = el("output", { for: id }, text(settings[key]));
@@ -263,8 +313,12 @@ function samplingView(data, state) {
     el(
       "div",
       { class: "sliders" },
-      ...slider("temperature", "Temperature", "temperature", { min: 0.05, max: 2, step: 0.05 }, (x) => x.toFixed(2)),
-      ...slider("top-k", "Top-k", "topK", { min: 0, max: Math.min(200, logits.length), step: 1 }, (x) => (x ? String(x) : "all")),
+      ...slider("temperature", "Temperature", "temperature", { min: 0.05, max: 2, step: 0.05 }, (x) =>
+        x.toFixed(2),
+      ),
+      ...slider("top-k", "Top-k", "topK", { min: 0, max: Math.min(200, logits.length), step: 1 }, (x) =>
+        x ? String(x) : "all",
+      ),
       ...slider("top-p", "Top-p", "topP", { min: 0.05, max: 1, step: 0.01 }, (x) => x.toFixed(2)),
     ),
     said,

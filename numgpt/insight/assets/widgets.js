@@ -102,7 +102,10 @@ function heat({ rows, columns, valueAt, describe, label, height, start, onmove }
   const under = (event) => {
     const box = canvas.getBoundingClientRect();
     const inside = (at, size, count) => Math.min(count - 1, Math.max(0, Math.floor((at / size) * count)));
-    return [inside(event.clientY - box.top, box.height, rows), inside(event.clientX - box.left, box.width, columns)];
+    return [
+      inside(event.clientY - box.top, box.height, rows),
+      inside(event.clientX - box.left, box.width, columns),
+    ];
   };
   canvas.addEventListener("mousemove", (event) => showTip(event, describe(...under(event))));
   canvas.addEventListener("mouseleave", hideTip);
@@ -128,8 +131,12 @@ function hideTip() {
 
 // rows: arrays of texts or elements; `text` columns are aligned left, the last is the result.
 function table(caption, heads, rows, { text = [0], result = true } = {}) {
-  const kind = (i) => [text.includes(i) ? "text" : "", result && i === heads.length - 1 ? "result" : ""].join(" ").trim();
-  const cells = (row, name) => row.map((cell, i) => el(name, name === "th" ? { scope: "col", class: kind(i) } : { class: kind(i) }, cell));
+  const kind = (i) =>
+    [text.includes(i) ? "text" : "", result && i === heads.length - 1 ? "result" : ""].join(" ").trim();
+  const cells = (row, name) =>
+    row.map((cell, i) =>
+      el(name, name === "th" ? { scope: "col", class: kind(i) } : { class: kind(i) }, cell),
+    );
   return el(
     "div",
     { class: "scroll", tabindex: 0, role: "group", "aria-label": caption || "Table" },
@@ -150,7 +157,10 @@ function bars(label, rows) {
   const span = most - least || 1;
   const bar = (value, kind) => {
     const from = (Math.min(0, value) - least) / span;
-    return el("span", { class: kind, style: `left: ${100 * from}%; width: ${(100 * Math.abs(value)) / span}%` });
+    return el("span", {
+      class: kind,
+      style: `left: ${100 * from}%; width: ${(100 * Math.abs(value)) / span}%`,
+    });
   };
   return el(
     "div",
