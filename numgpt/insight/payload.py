@@ -16,6 +16,7 @@ of numbers are much alike and the low ones are not, and all is compressed:
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import struct
 import zlib
@@ -45,13 +46,13 @@ class _Arrays:
     def __init__(self) -> None:
         self.kinds: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
         self.counts = dict.fromkeys(KINDS, 0)
-        self.known: dict[tuple, dict[str, Any]] = {}
+        self.known: dict[tuple[str, bytes], dict[str, Any]] = {}
 
     def described(self, data: Any) -> Any:
         """What JSON can hold, arrays put aside."""
         if isinstance(data, np.ndarray):
             # Of arrays with equal numbers one is written: (T, H, D) is (T, H · D) as well.
-            key = (data.dtype.str, data.tobytes())
+            key = data.dtype.str, hashlib.sha256(np.ascontiguousarray(data).data).digest()
             if key not in self.known:
                 self.known[key] = self._put(data)
             return self.known[key] | {"shape": list(data.shape)}

@@ -83,7 +83,8 @@ Table = Values | Product | Keys
 
 def largest(x: np.ndarray, count: int) -> np.ndarray:
     """Where the largest |x| of the last axis are, the largest first.  (…, n) -> (…, count)."""
-    return np.argsort(-np.abs(x), axis=-1, kind="stable")[..., :count]
+    order = np.argsort(-np.abs(x), axis=-1, kind="stable")
+    return order[..., :count].copy()  # a view would keep all of it
 
 
 def values(

@@ -124,14 +124,14 @@ def require_memory(model: LanguageModel, time: int, layers: range) -> None:
 
 
 def memory_needed(model: LanguageModel, time: int, layers: int) -> int:
-    """Bytes, beside the weights: what backward keeps of all layers, hooks' copies of activations
-    and gradients, the logits with what is computed from them, and the largest matrix copied."""
-    config = model.config
-    block = 10 * config.width + 3 * config.inner_width + 4 * config.heads * time
-    logits = 6 * config.vocab_size + 2 * len(model.blocks) * config.vocab_size
-    matrix = max(config.width * config.inner_width, config.width * config.vocab_size)
-    kept = 2 * block * (len(model.blocks) + 2 * layers)
-    return FLOAT32_BYTES * (time * (kept + logits) + 2 * matrix)
+    """Bytes, beside the weights, within a factor of two: what a backward keeps of all layers, and
+    of those that are shown activations, gradients, tables, and all of it again as text; or, where
+    the vocabulary is large, the lens; and a layer's matrix as a copy."""
+    config, blocks = model.config, len(model.blocks)
+    of_block = 10 * config.width + 3 * config.inner_width + 4 * config.heads * time
+    steps = time * of_block * (9 * layers + 1.5 * blocks)
+    lens = time * config.vocab_size * (4 * blocks + 12)
+    return round(FLOAT32_BYTES * (max(steps, lens) + 2 * config.width * config.inner_width))
 
 
 def differences(of: Trace, names: Sequence[str], token: int) -> dict[str, Difference]:

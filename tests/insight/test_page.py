@@ -4,9 +4,11 @@ is one line."""
 from __future__ import annotations
 
 import base64
+import gc
 import json
 import re
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -555,6 +557,21 @@ def test_rounding_alone_is_not_checked(shipped):
     assert "blocks.0.attn.hook_v" in page.data["checks"]
 
 
+@pytest.mark.parametrize(("tokens", "layers"), [(15, 6), (15, 1), (50, 1)])
+def test_the_memory_that_is_asked_for_is_what_a_page_takes(shipped, tokens, layers):
+    model, tokenizer = shipped
+    text = tokenizer.decode(tokenizer.encode("My lord, the king. " * 30)[:tokens])
+    insight.page(model, tokenizer, text, layers=(0, 1))  # what is imported or cached is no part
+    gc.collect()
+    tracemalloc.start()
+    try:
+        insight.page(model, tokenizer, text, layers=(0, layers))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak / 2 < trace.memory_needed(model, tokens, layers) < 2 * peak
+
+
 def test_other_files_are_left_alone(shipped, tmp_path):
     page = insight.page(*shipped, "My lord")
     (tmp_path / "mine.html").write_text("<p>mine</p>")
@@ -629,10 +646,13 @@ def test_pictures(shipped, tmp_path):
 @pytest.mark.slow
 def test_a_page_of_gpt2s_size(gpt2_tokenizer):
     model = numgpt.GPT(numgpt.GPTConfig())
-    text = (
-        "In the beginning there was nothing, and then a machine began to count all the words of it"
-    )
-    ids = gpt2_tokenizer.encode(text)[:20]
-    assert len(ids) == 20
-    page = insight.page(model, gpt2_tokenizer, gpt2_tokenizer.decode(ids))
+    ids = gpt2_tokenizer.encode("In the beginning a machine began to count the words. " * 3)[:20]
+    tracemalloc.start()
+    try:
+        page = insight.page(model, gpt2_tokenizer, gpt2_tokenizer.decode(ids))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(page.trace.ids) == 20
     assert len(page.html.encode()) < 25_000_000
+    assert peak / 2 < trace.memory_needed(model, 20, 12) < 2 * peak
