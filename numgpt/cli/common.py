@@ -21,6 +21,7 @@ def add_command(
         description=help[0].upper() + help[1:] + ".",
         epilog="example:\n  " + example.replace("\n", "\n  "),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # a flag that is mistyped is none
     )
     parser.set_defaults(run=run, parser=parser)
     return parser

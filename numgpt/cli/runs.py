@@ -73,8 +73,17 @@ def run(
     be combined, `end` says what to try then."""
     known = options_of(options.config_class)
     chosen = {} if options.config is None else read_toml(options.config, known)
-    chosen |= {name: value for name, value in vars(options).items() if name in known}
-    if (options.out is None) == (options.resume is None):
+    flags = {name: value for name, value in vars(options).items() if name in known}
+    for name, other in (("steps", "epochs"), ("epochs", "steps")):
+        if name in flags:
+            chosen.pop(other, None)  # of the file: the flag decides on both
+    chosen |= flags
+    if options.out is not None and options.resume is not None:
+        raise ValueError(
+            f"--out {options.out} and --resume {options.resume}: give one of them; a resumed run"
+            " goes on in its own directory"
+        )
+    if options.out is None and options.resume is None:
         raise ValueError("give --out DIR for a new run, or --resume DIR to continue one")
     for flag, name in (("--out", options.out), ("--resume", options.resume)):
         check_directory_name(flag, name)

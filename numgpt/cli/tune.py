@@ -44,7 +44,8 @@ def _check(chosen: dict[str, Any]) -> None:
     """Raises ValueError for options that are missing, or cannot be combined."""
     for name in ("model", "data"):
         if name not in chosen:
-            raise ValueError(f"give --{name}: what is to be tuned, and the examples that it learns")
+            what = "the model to tune" if name == "model" else "the examples that it learns from"
+            raise ValueError(f"give --{name}, {what}")
     if chosen.get("lora_r") == 0:
         for name in ("lora_alpha", "lora_targets", "lora_dropout", "use_rslora"):
             if name in chosen:

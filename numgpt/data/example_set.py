@@ -92,7 +92,10 @@ def encode_examples(
             file.write(packed.data)
             digest.update(packed.data)
     if not counts.trained:
-        reason = f": the answers of all {counts.dropped} are too long for max_length={most}"
+        reason = (
+            f": all {counts.dropped} are too long for max_length={most}, even without their"
+            " prompts; raise it, or make them shorter"
+        )
         if not counts.dropped:
             reason = f": all {counts.held_out} are held out, lower val_fraction"
         raise ValueError(f"there are no examples to train on{reason}")

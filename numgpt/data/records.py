@@ -139,9 +139,19 @@ def _objects(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
 _FROM_PRETTY = ", which is what jq -c '.[]' or jq -c . makes of such a file"
 
 
+# json's words for what is met most often.
+_PLAIN = {
+    "Extra data": "a comma or more stands behind the object",
+    "Expecting property name enclosed in double quotes": "no key in quotes, or a comma too many",
+    "Illegal trailing comma before end of object": "a comma too many",
+    "Invalid control character at": "a line break or tab inside a text",
+}
+
+
 def _what_is_wrong(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
+        what = _PLAIN.get(error.msg, error.msg.removesuffix(" at"))
+        return f"{what} at column {error.colno}"
     return f"{error!s:.100}"
 
 

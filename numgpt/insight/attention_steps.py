@@ -106,6 +106,8 @@ def _formula(name: str, block: BaseBlock, group: int) -> Formula:
     if name == "scores" and isinstance(block, LlamaBlock):
         formula = formula._replace(
             forward="s_ij = scale · q′_i · k′_j for j ≤ i, else −∞",
+            forward_shapes="q′: BTHD; k′: BTKD; s: BHTS",
+            backward_shapes="ds: BHTS; dq′: BTHD; dk′: BTKD",
             backward="dq′_i = scale · Σ_j ds_ij k′_j,   dk′_j = scale · Σ_i ds_ij q′_i",
         )
     if group > 1 and name != "softmax":

@@ -51,8 +51,7 @@ def contents(of: Trace, view: View) -> dict[str, Any]:
     model, config, groups = of.model, of.model.config, walk(of)
     vocabulary = [piece(view.tokenizer, id) for id in range(config.vocab_size)]
     return {
-        "model": f"{_model_name(of)}: {model!r}"
-        + ("" if model.adapter is None else f", with {model.adapter!r}"),
+        "model": _described(of),
         "blocks": len(model.blocks),
         "family": type(model).__name__,
         "text": view.tokenizer.decode(of.ids.tolist()),
@@ -106,6 +105,18 @@ def _checked_hooks(of: Trace) -> list[str]:
     return ["hook_embed", *block, last, "ln_final.hook_normalized"]
 
 
+def _described(of: Trace) -> str:
+    model, config = of.model, of.model.config
+    shared = "" if config.kv_heads == config.heads else f" on {config.kv_heads} KV heads"
+    adapted = "" if model.adapter is None else f"; with the adapter {model.adapter!r}"
+    return (
+        f"{_model_name(of)}: {type(model).__name__} of {model.num_parameters():,} parameters,"
+        f" {len(model.blocks)} layers of width {config.width:,}, {config.heads} heads{shared} of"
+        f" size {config.head_size}, vocabulary {config.vocab_size:,}, context"
+        f" {model.context_length:,}{adapted}"
+    )
+
+
 def _model_name(of: Trace) -> str:
     path = of.model.name_or_path
     return type(of.model).__name__ if path is None else os.path.basename(path.rstrip("/")) or path
@@ -148,10 +159,10 @@ def _group(of: Trace, group: Group) -> dict[str, Any]:
 
 
 def _side(formula: Formula, side: Side, direction: str, letters: dict[str, int]) -> dict[str, Any]:
-    equation, shapes, functions = formula.of(direction)
+    equation, shapes, functions, symbols = formula.of(direction)
     return {
         "equation": equation_html(equation),
-        "symbols": equation_html(formula.symbols) if formula.symbols else "",
+        "symbols": equation_html(symbols) if symbols else "",
         "shapes": [_shape(part, letters) for part in shapes.split("; ")],
         "functions": functions,
         "strips": side.strips,
@@ -176,7 +187,7 @@ def _functions(groups: list[Group]) -> dict[str, dict[str, Any]]:
     """The text of the functions that the steps name, and of the derivations in their files."""
     formulas = {step.formula for group in groups for step in group.steps}
     directions = [formula.of(name) for formula in formulas for name in ("forward", "backward")]
-    names = {name for _, _, functions in directions for name in functions}
+    names = {name for _, _, functions, _ in directions for name in functions}
     return {name: source_of(name) for name in sorted(names)}
 
 

@@ -96,26 +96,30 @@ def page(
     if token is None:
         token = last
     if not hasattr(token, "__index__") or not -len(checked) <= token <= last:
-        raise ValueError(f"token={shown(token)}: the text has tokens 0 to {last}")
+        which = "text has" if after is None else f"first {most} of the text are"
+        raise ValueError(f"token={shown(token)}: the {which} tokens 0 to {last}")
     position = int(token) % len(checked)
     asked = None if target is None else _first_token(tokenizer, target, model, notes)
     if asked is not None and position == last:
         after = asked
     elif asked is not None:
         notes.append(
-            f"{piece(tokenizer, asked)!r} after token {position} is looked at in Attribution: the"
+            f"“{piece(tokenizer, asked)}” after token {position} is looked at in Attribution: the"
             " loss is that of the text as it is"
         )
     if after is None:
         after = int(model(checked[None])[0, -1].argmax())
         notes.append(
-            f"nothing comes after the last token: the loss takes {piece(tokenizer, after)!r}, the"
-            " likeliest; a target is another"
+            f"after the last token the loss expects “{piece(tokenizer, after)}”, the likeliest"
+            " there: a target names another"
         )
     if len(of_layers) < len(model.blocks):
+        which = f"layers {of_layers[0]} to {of_layers[-1]} are"
+        if len(of_layers) == 1:
+            which = f"layer {of_layers[0]} is"
         notes.append(
-            f"of {len(model.blocks)} layers {of_layers[0]} to {of_layers[-1]} are kept: steps and"
-            " attention of the others are not in the page"
+            f"{which} kept, of {len(model.blocks)}: steps and attention of the others are not in"
+            " the page"
         )
     of = trace(model, checked, after, of_layers)
     target_id = int(of.targets[position]) if asked is None else asked
@@ -151,6 +155,8 @@ def require_place(path: str | os.PathLike) -> None:
     place = Path(path)
     if str(path) in ("", "-"):
         raise FileNotFoundError(f'"{path}" is no name for a page: name a file')
+    if place.exists() and not place.is_file() and not place.is_dir():
+        raise FileExistsError(f"{place} is a device or a pipe: name a file")
     if place.is_dir():
         raise IsADirectoryError(f"{place} is a directory: name a file in it")
     if not place.parent.is_dir():

@@ -20,14 +20,17 @@ class Formula(NamedTuple):
     backward_shapes: str
     backward_functions: str
     symbols: str = ""  # what the others mean
+    backward_symbols: str = ""  # … those that only the backward has
 
-    def of(self, direction: str) -> tuple[str, str, list[str]]:
-        """Equation, shapes and functions of one direction, "forward" or "backward"."""
+    def of(self, direction: str) -> tuple[str, str, list[str], str]:
+        """Equation, shapes, functions and symbols of one direction, "forward" or "backward"."""
         if direction == "forward":
             equation, shapes, functions = self[1:4]
+            symbols = self.symbols
         else:
             equation, shapes, functions = self[4:7]
-        return equation, shapes, [name for name in functions.split(", ") if name]
+            symbols = "; ".join(filter(None, (self.symbols, self.backward_symbols)))
+        return equation, shapes, [name for name in functions.split(", ") if name], symbols
 
     def without_biases(self) -> Formula:
         """Where the model has none."""
@@ -35,9 +38,12 @@ class Formula(NamedTuple):
         backward = re.sub(r",   db\w* = Σ \w+(, …)?", "", self.backward)
         return self._replace(forward=forward, backward=backward)
 
-    def and_symbols(self, text: str) -> Formula:
+    def and_symbols(self, text: str, backward: bool = False) -> Formula:
         """With another sentence on what a symbol means."""
-        return self._replace(symbols=f"{self.symbols}; {text}" if self.symbols else text)
+        if backward:
+            both = filter(None, (self.backward_symbols, text))
+            return self._replace(backward_symbols="; ".join(both))
+        return self._replace(symbols="; ".join(filter(None, (self.symbols, text))))
 
 
 FORMULAS = {
@@ -60,7 +66,8 @@ FORMULAS = {
         "   dweight = Σ dy · x̂,   dbias = Σ dy",
         "dy, g, dx: BTC; dweight, dbias: C",
         "layernorm_backward",
-        "mean and var are those of a token's C features, the sums go over the tokens",
+        "mean and var are those of a token's C features",
+        "the sums go over the tokens",
     ),
     "rmsnorm": Formula(
         "RMSNorm",
@@ -70,7 +77,8 @@ FORMULAS = {
         "g = dy · weight,   dx = rstd · (g − x̂ · mean(g · x̂)),   dweight = Σ dy · x̂",
         "dy, g, dx: BTC; dweight: C",
         "rmsnorm_backward",
-        "mean is that of a token's C features, the sum goes over the tokens",
+        "mean is that of a token's C features",
+        "the sum goes over the tokens",
     ),
     "qkv": Formula(
         "Queries, keys, values",
@@ -80,7 +88,8 @@ FORMULAS = {
         "dy = dq W_qᵀ + dk W_kᵀ + dv W_vᵀ,   dW_q = yᵀ dq, …,   db_q = Σ dq, …,   g = dy · weight",
         "dq: BTHD; dk, dv: BTKD; dy, g: BTC",
         "linear_backward",
-        "y is what the norm before has made; g its gradient at x̂, weight being the norm's",
+        "y is what the norm before has made",
+        "g is the gradient at that norm's x̂, weight being the norm's",
     ),
     "rope": Formula(
         "Rotary positions",
@@ -167,7 +176,8 @@ FORMULAS = {
         "dpre = dpost · (σ + pre σ (1 − σ) z′),   z′ = 2 √(2/π) (1 + 3 · 0.044715 pre²)",
         "dpost, dpre: BTF",
         "gelu_tanh_backward",
-        "σ(x) = 1/(1 + exp(−x)), and in the backward σ is σ(2u) and z′ the slope of 2u",
+        "σ(x) = 1/(1 + exp(−x))",
+        "σ stands for σ(2u), z′ for the slope of 2u",
     ),
     "gelu_erf": Formula(
         "GELU",
@@ -195,7 +205,8 @@ FORMULAS = {
         "dgate = dpost · up · σ (1 + gate (1 − σ)),   dup = dpost · gate σ",
         "dpost, dgate, dup: BTF",
         "swiglu_backward",
-        "σ in the backward is σ(gate)",
+        "",
+        "σ stands for σ(gate)",
     ),
     "feed-forward out": Formula(
         "Feed-forward, out",
@@ -214,7 +225,8 @@ FORMULAS = {
         "dy = dz W_U,   dW_U = dzᵀ y,   g = dy · weight",
         "dz: BTV; dy, g: BTC",
         "linear_cross_entropy",
-        "v is a token of the vocabulary, y what the final norm has made, weight that norm's",
+        "v is a token of the vocabulary, y what the final norm has made",
+        "g is the gradient at that norm's x̂, weight being the norm's",
     ),
     "loss": Formula(
         "Probabilities and loss",

@@ -94,7 +94,7 @@ def embedding_step(of: Trace) -> Step:
         back["dzᵀ y of this token"] = of.dlogits[:, of.ids].T @ y
         formula = formula._replace(
             backward=formula.backward.replace("id_t = v", "id_t = v  +  (dzᵀ y)_v")
-        ).and_symbols("dzᵀ y comes from the logits, which wte makes too")
+        ).and_symbols("dzᵀ y comes from the logits, which wte makes too", backward=True)
         back["dwte[id]"] = back["Σ dx of this token"] + back["dzᵀ y of this token"]
     return Step(
         "embedding",

@@ -23,6 +23,7 @@ from numgpt.models.language_model import LanguageModel
 from numgpt.runtime.memory import available_memory
 
 FLOAT32_BYTES = 4
+STEPS = np.array([1, 3 / 4, 1 / 2, 1 / 4])  # of a finite difference, beside the longest
 ROUNDING = 1e-6  # of the largest gradient, below which one is nothing but rounding
 
 
@@ -41,12 +42,12 @@ class Trace(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A number of the backward pass, and the same by a finite difference of the loss."""
+    """A number of the backward pass, and the same by finite differences of the loss."""
 
     place: tuple[int, ...]  # in the activation
     gradient: float
     difference: float
-    step: float  # h
+    step: float  # the longest
 
 
 def trace(model: LanguageModel, ids: np.ndarray, after: int, layers: range) -> Trace:
@@ -66,7 +67,8 @@ def trace(model: LanguageModel, ids: np.ndarray, after: int, layers: range) -> T
     for name, array in (*activations.items(), ("the logits", logits), *gradients.items()):
         if not np.isfinite(array).all():
             raise ValueError(
-                f"{name} is not finite: the model's weights are damaged, or hold numbers too large"
+                f"{name} is not finite: the weights of {shown(model.name_or_path)} are damaged, or"
+                " hold numbers too large"
             )
     return Trace(
         model,
@@ -136,12 +138,12 @@ def memory_needed(model: LanguageModel, time: int, layers: int) -> int:
 
 def differences(of: Trace, names: Sequence[str], token: int) -> dict[str, Difference]:
     """The largest gradient of each of these activations at a token, if it is not 0 but for
-    rounding, by a central difference:
+    rounding, by central differences of the loss: the g of
 
-        (L(x + h) - L(x - h)) / 2h
+        (L(x + h) - L(x - h)) / 2  =  g h + c h³
 
-    Its error is of order h², and of L's rounding over h: they are alike where L changes by the cube
-    root of the dtype's precision.
+    for several steps h, by least squares. The longest changes L by about the cube root of the
+    dtype's precision: beside that L's rounding is small, and where L bends, c takes it up.
     """
     found = {name: _difference(of, name, token) for name in names}
     return {name: difference for name, difference in found.items() if difference is not None}
@@ -157,18 +159,21 @@ def _difference(of: Trace, name: str, token: int) -> Difference | None:
     inner = tuple(int(number) for number in part)
     index = (inner[0], token, inner[1]) if len(place) == 3 else (token, *inner)
     gradient = float(dx[index])
-    if abs(gradient) < ROUNDING * np.abs(dx).max():
+    if not abs(gradient) > ROUNDING * np.abs(dx).max():
         return None
     change = np.finfo(x.dtype).eps ** (1 / 3) * max(1.0, of.loss)
-    step = float(change) / max(abs(gradient), 1e-12)
-    step = min(step, 0.03 * float(np.abs(x[place]).max()) or step)
+    longest = float(change) / abs(gradient)
+    longest = min(longest, 0.2 * float(np.abs(x[place]).max()) or longest)
+    steps = longest * STEPS
 
     def moved(activation: np.ndarray) -> np.ndarray:
         changed = activation.copy()
-        changed[(0, *index)] += step
-        changed[(1, *index)] -= step
+        for copy, step in enumerate(np.concatenate([steps, -steps])):
+            changed[(copy, *index)] += step
         return changed
 
-    logits = of.model.run_with_hooks(np.stack([of.ids] * 2), {name: moved})
-    above, below = mean_loss(logits, of.targets)
-    return Difference(index, gradient, (above - below) / (2 * step), step)
+    logits = of.model.run_with_hooks(np.stack([of.ids] * (2 * len(steps))), {name: moved})
+    losses = np.array(mean_loss(logits, of.targets)).reshape(2, -1)
+    terms = np.stack([STEPS, STEPS**3], axis=1)
+    (slope, _), *_ = np.linalg.lstsq(terms, (losses[0] - losses[1]) / 2, rcond=None)
+    return Difference(index, gradient, float(slope) / longest, longest)

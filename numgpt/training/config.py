@@ -380,6 +380,7 @@ def read_toml(path: str | Path, known: Collection[str] = OPTIONS.keys()) -> dict
             )
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            names = ", ".join(near or known).replace("_", "-")  # as the flags have them
+            hint = f"did you mean {names}?" if near else f"there are {names}"
             raise ValueError(f"{path}: {shown(name)} is not an option of training; {hint}")
     return options

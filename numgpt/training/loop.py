@@ -191,8 +191,8 @@ class Trainer:
                 if name != "epochs":
                     mend = "start a new run in another --out"
                 raise ValueError(
-                    f"{name}={shown(value)}: the run in {out} began with"
-                    f" {shown(getattr(config, name))}, and that cannot change; {mend}"
+                    f"{name}={shown(_listed(value))}: the run in {out} began with"
+                    f" {shown(_listed(getattr(config, name)))}, and that cannot change; {mend}"
                 )
             setattr(config, name, value)
         config.validate()

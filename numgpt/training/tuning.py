@@ -78,7 +78,7 @@ def prepare(config: TuneConfig, out: Path, staged: Path) -> RunState:
     tokens, counts = _encode(config, tokenizer, staged, files, held_out)
     tell(str(counts))
     if config.chat_format is not None and not tokens.conversations:
-        tell(f"numgpt: note: chat_format={config.chat_format} is not used: no example is a talk")
+        tell("numgpt: note: --chat-format is not used: no example is a conversation")
     examples = ExampleSet(staged, tokens)
     if (config.val_fraction or config.val_data) and not len(examples.val):
         raise ValueError("no example is held out: raise val_fraction, or bring more examples")
@@ -160,7 +160,8 @@ class ExampleBatches:
 
     def __str__(self) -> str:
         held_out = f", {len(self.examples.val):,} held out" if self.validates else ""
-        return f"{len(self.examples.train):,} examples to train on{held_out}"
+        count = len(self.examples.train)
+        return f"{count:,} example{'s' * (count != 1)} to train on{held_out}"
 
     def _encode_again(self, out: Path) -> TokensFile:
         try:

@@ -249,7 +249,7 @@ def test_what_is_too_long_is_counted(plain, tmp_path):
     assert "1 left out, too long even without a prompt" in str(counts)
     assert len(examples.train) == 2
     with pytest.raises(
-        ValueError, match="no examples to train on: the answers of all 1 are too long for max_len"
+        ValueError, match="no examples to train on: all 1 are too long for max_length=10, even"
     ):
         example_set(plain, tmp_path, [50], most=10)
     with pytest.raises(ValueError, match="no examples to train on: all 1 are held out"):

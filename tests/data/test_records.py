@@ -137,6 +137,9 @@ def test_what_is_wrong_with_json_has_one_line_number(tmp_path):
     path.write_text('{"text": "fine"}\n{"text": }\n')
     with pytest.raises(ValueError, match=r"line 2 is not JSON \(Expecting value at column 10\)"):
         list(read_records([str(path)]))
+    path.write_text('{"text": "fine"},\n')
+    with pytest.raises(ValueError, match="a comma or more stands behind the object at column 17"):
+        list(read_records([str(path)]))
     path.write_text('[\n  {"text": "fine"}\n]\n')
     with pytest.raises(ValueError, match=r"line 1 is not JSON .* jq -c '\.\[\]' or jq -c \. makes"):
         list(read_records([str(path)]))

@@ -273,6 +273,8 @@ def test_formulas_say_what_this_model_has():
     assert "stream" not in step_of("default", "final_norm").formula.backward
     assert "dk′_j = scale · Σ_h Σ_i" in step_of("llama_grouped", "scores").formula.backward
     assert "dk_j = scale · Σ_i" in step_of("default", "scores").formula.backward
+    assert "that norm's x̂" not in step_of("default", "qkv").formula.of("forward")[3]
+    assert "that norm's x̂" in step_of("default", "qkv").formula.of("backward")[3]
     assert "features 2i and 2i + 1" in step_of("llama_neighbours", "rope").formula.symbols
     assert "scale = 0.353553" in step_of("default", "scores").formula.symbols
     assert "ε = 1e-05" in step_of("default", "norm_1").formula.symbols
@@ -474,13 +476,14 @@ def test_a_special_token_is_a_target(shipped):
 
 def test_what_was_chosen_is_said(shipped):
     page = insight.page(*shipped, "My lord, the", token=1, target=" king", layers=(2, None))
+    chosen = page.data["vocabulary"][page.trace.targets[-1]]
     assert [note.partition(":")[0] for note in page.notes] == [
-        "' king' after token 1 is looked at in Attribution",
-        "nothing comes after the last token",
-        "of 6 layers 2 to 5 are kept",
+        "“ king” after token 1 is looked at in Attribution",
+        f"after the last token the loss expects “{chosen}”, the likeliest there",
+        "layers 2 to 5 are kept, of 6",
     ]
     assert insight.page(*shipped, "My lord, the", target=" king", layers=(None, 1)).notes == [
-        "of 6 layers 0 to 0 are kept: steps and attention of the others are not in the page"
+        "layer 0 is kept, of 6: steps and attention of the others are not in the page"
     ]
 
 
@@ -542,11 +545,26 @@ def test_what_is_no_model(shipped):
         insight.page(model, tokenizer, "a", target=5)
 
 
+def test_finite_differences_hold_where_the_loss_bends(shipped):
+    model, tokenizer = shipped
+    for text in ("The capital of France is", TEXT, "aaaaaaaa"):
+        page = insight.page(model, tokenizer, text, layers=(0, 1))
+        for name, check in page.data["checks"].items():
+            assert check.difference == pytest.approx(check.gradient, rel=0.02), name
+
+
+def test_nothing_to_check():
+    model = small_model("default")
+    model.parameters.flat[:] = 0
+    of = trace.trace(model, IDS, 6, range(2))
+    assert differences(of, model.hook_names, 3) == {}
+
+
 def test_damaged_weights_are_said(tmp_path):
     model = small_model("default")
     model.parameters["wte"][3] = np.nan
     letters = CharTokenizer(sorted("abcdefghijklmnopqrstuvwxyz .,:;!?-'\n"))
-    with pytest.raises(ValueError, match="is not finite: the model's weights are damaged"):
+    with pytest.raises(ValueError, match="is not finite: the weights of None are damaged"):
         insight.page(model, letters, "to be")
 
 

@@ -347,7 +347,7 @@ def test_toml_holds_the_same_names(tmp_path):
     path.write_text("n_layer = 2\nlr = 1e-3\n")
     assert read_toml(path) == {"n_layer": 2, "lr": 1e-3}
     path.write_text("n_layers = 2\n")
-    with pytest.raises(ValueError, match=r"'n_layers' is not an option.*did you mean n_layer"):
+    with pytest.raises(ValueError, match=r"'n_layers' is not an option.*did you mean n-layer"):
         read_toml(path)
     path.write_text("n-layer = 2\n")
     assert read_toml(path) == {"n_layer": 2}

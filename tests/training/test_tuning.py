@@ -342,7 +342,7 @@ WRONG = {
     ("--epochs=0",): "--epochs 0.0: expected a number above 0",
     ("--val-fraction=1",): "--val-fraction 1.0",
     ("--max-length=100000",): "--max-length 100000 is more than the model's --n-positions",
-    ("--max-length=3",): "no examples to train on: the answers of all 12 are too long",
+    ("--max-length=3",): "all 12 are too long for --max-length 3, even without their prompts",
     ("--chat-format=x",): "--chat-format 'x': expected chatml or plain",
     ("--lr=0",): "--lr 0.0: expected a number above 0",
 }
@@ -443,6 +443,9 @@ def test_a_run_of_another_kind_is_not_resumed(call, data, tmp_path):
     assert "--epochs 5.0: the run in" in err
     assert err.strip().endswith("and that cannot change; raise --steps instead")
     assert call("tune", "sft", "--resume", tmp_path / "tuned", "--steps", 2)[0] == 0
+    status, _, err = call("tune", "sft", "--resume", tmp_path / "tuned", "--out", tmp_path / "x")
+    assert status == 2
+    assert "give one of them; a resumed run goes on in its own directory" in err
 
 
 def test_options_in_a_file_are_said_to_be_there(call, data, tmp_path):
@@ -456,12 +459,19 @@ def test_options_in_a_file_are_said_to_be_there(call, data, tmp_path):
         path.write_text(text)
         status, _, err = call(*given, "--config", path)
         assert (status, message in err) == (2, True), err
+    for text, message in (
+        ("stepz = 4", "'stepz' is not an option of training; did you mean steps?"),
+        ("xyzzy = 4", "there are steps, batch-size, "),
+    ):
+        path.write_text(text)
+        status, _, err = call(*given, "--config", path)
+        assert (status, message in err) == (2, True), err
     path.write_text("lora_r = 4.5")
     status, _, err = call(*given, "--config", path, "--lora-r", -2)
     assert status == 2
     assert str(path) not in err
-    path.write_text('lora_targets = ["c_attn", "c_fc"]\nsteps = 1\nmax_length = 64')
-    assert call(*given, "--config", path)[0] == 0
+    path.write_text('lora_targets = ["c_attn", "c_fc"]\nepochs = 9\nmax_length = 64')
+    assert call(*given, "--config", path, "--steps", 1)[0] == 0  # flags win, of a pair too
     adapter = json.loads((tmp_path / "run/adapter_config.json").read_text())
     assert adapter["target_modules"] == ["c_attn", "c_fc"]
 
@@ -472,6 +482,6 @@ def test_a_chat_format_that_nothing_is_written_in(call, tmp_path):
     given = ("--model", "shakespeare", "--data", texts, "--out", tmp_path / "run", "--steps", 1)
     status, _, err = call("tune", "sft", *given, "--chat-format", "chatml")
     assert status == 0
-    assert "numgpt: note: chat_format=chatml is not used" in err
+    assert "numgpt: note: --chat-format is not used: no example is a conversation" in err
     assert "4 examples of text; " in err
     assert "MB every step" in err

@@ -31,8 +31,10 @@ function followView(data, state) {
         {},
         `The loss is ${number(data.loss)} nats a token: the mean of −log p over ${data.sizes.T} predictions, of each`,
         " token of the text but the first, and of one after it. Below stands ∂loss/∂ of everything on the way, from the",
-        ` loss back to the embedding; dx is short for ∂loss/∂x. The largest of each at token ${data.token} is checked by a`,
-        ` finite difference, in layer ${data.layers[0]} and outside the blocks.`,
+        " loss back to the embedding; dx is short for ∂loss/∂x.",
+        Object.keys(data.checks).length
+          ? ` At token ${data.token}, in layer ${data.layers[0]} and outside the blocks, the largest number of most steps is checked by a finite difference.`
+          : "",
       ),
     );
   }
@@ -74,23 +76,17 @@ function piecesStep(data, state) {
         {},
         `Token ${t} is “${visible(data.vocabulary[id])}”, number ${id} of a vocabulary of ${data.sizes.V}.`,
       ),
-      el(
-        "details",
-        {},
-        el("summary", {}, "All pieces"),
+      opening(state, "All pieces", "All pieces", () => [
         table("", ["place", "piece", "id"], rows, { text: [0, 1] }),
-      ),
-      el(
-        "details",
-        {},
-        el("summary", {}, "The letters of shapes"),
+      ]),
+      opening(state, "letters", "The letters of shapes", () => [
         table(
           "",
           ["letter", "size", "of"],
           LETTERS.map(([letter, of]) => [letter, String(data.sizes[letter]), of]),
           { text: [0, 2], result: false },
         ),
-      ),
+      ]),
     ),
   );
 }
@@ -302,7 +298,7 @@ function checkOf(data, state, step) {
   return el(
     "p",
     { class: "check" },
-    `Checked at ${place}: where ${what} moves by ±${number(check.step)}, the loss moves with a slope of `,
+    `Checked at ${place}: where ${what} moves by up to ±${number(check.step)}, the loss moves with a slope of `,
     el("b", {}, number(check.difference)),
     "; by the backward pass it is ",
     el("b", {}, number(check.gradient)),
@@ -312,22 +308,22 @@ function checkOf(data, state, step) {
 
 function sourceOf(data, state, name, key) {
   const { file, line, text, derivation } = data.functions[name];
+  return opening(state, key, `${name}, ${file}:${line}`, () => [
+    el("pre", { tabindex: 0 }, text),
+    el("details", {}, el("summary", {}, "The derivation"), el("pre", { tabindex: 0 }, derivation)),
+  ]);
+}
+
+// What is made when it is opened, and stays open while another token, layer or head is looked at.
+function opening(state, key, title, make) {
   const inside = el("div");
-  const fill = () => {
-    if (!inside.firstChild)
-      inside.append(
-        el("pre", { tabindex: 0 }, text),
-        el("details", {}, el("summary", {}, "The derivation"), el("pre", { tabindex: 0 }, derivation)),
-      );
-  };
   const open = state.opened.has(key);
-  if (open) fill();
-  const details = el("details", { open }, el("summary", {}, `${name}, ${file}:${line}`), inside);
+  if (open) inside.append(...make());
+  const details = el("details", { open }, el("summary", {}, title), inside);
   details.addEventListener("toggle", () => {
-    if (details.open) {
-      state.opened.add(key);
-      fill();
-    } else state.opened.delete(key);
+    if (details.open && !inside.firstChild) inside.append(...make());
+    if (details.open) state.opened.add(key);
+    else state.opened.delete(key);
   });
   return details;
 }

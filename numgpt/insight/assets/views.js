@@ -124,8 +124,8 @@ function lensView(data, state, set) {
       el(
         "p",
         {},
-        `KL to the final prediction ${number(kl.at(l, t))} nats; ${quotedPiece(data, predicted.at(t))}, which wins in the end,`,
-        ` has rank ${ranks.at(l, t) + 1} here.`,
+        `Its KL divergence to the final prediction is ${number(kl.at(l, t))} nats.`,
+        ` ${quotedPiece(data, predicted.at(t))}, which wins in the end, has rank ${ranks.at(l, t) + 1} here.`,
       ),
     );
   };
@@ -173,6 +173,10 @@ function lensView(data, state, set) {
     show(l, t);
   };
   show(names.length - 1, state.token);
+  // Once it is in the page:
+  setTimeout(() =>
+    buttons[names.length - 1][state.token].scrollIntoView({ block: "nearest", inline: "nearest" }),
+  );
   const head = [...data.ids.flat].map((id, t) =>
     el("th", { scope: "col", class: "text piece" }, `${visible(data.vocabulary[id])}`),
   );
@@ -215,8 +219,12 @@ function attributionView(data, state) {
       ` ${number(logits.at(state.token))}. It is a sum of what the embedding, each head and each feed-forward layer have`,
       " added to the stream, through the final norm:",
     ),
-    formula("logit_v = Σ_c (weight · x_c · rstd) · W_U[v]", "x = Σ_c x_c, the parts of the stream"),
-    el("p", { class: "faint" }, "rstd is that of the whole stream; LayerNorm takes each part's mean away."),
+    formula("logit_v = Σ_part (weight · x_part · rstd) · W_U[v]", "x = Σ_part x_part, the stream"),
+    el(
+      "p",
+      { class: "faint" },
+      "rstd is that of the whole stream. LayerNorm takes each part's mean away, and its bias is a part.",
+    ),
     bars(
       "Parts of the logit",
       shownRows.map(([name, value]) => [name, value, number(value, 3)]),
