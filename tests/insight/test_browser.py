@@ -135,6 +135,7 @@ def test_everything_that_opens_opens(open_page):
 def test_code_that_was_opened_stays_open(open_page):
     tab = open_page()
     tab.click("[data-step=norm_1] summary")
+    tab.wait_for_selector("[data-step=norm_1] pre")
     assert "def layernorm_forward" in tab.inner_text("[data-step=norm_1]")
     tab.select_option("#layer", "3")
     assert "def layernorm_forward" in tab.inner_text("[data-step=norm_1]")

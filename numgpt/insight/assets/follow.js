@@ -280,7 +280,7 @@ function productOf(data, state, numbers, key) {
   const opening = state.chosen[key] ?? 0;
   show(opening < choices.children.length ? opening : 0);
   const of = headName(data, state, numbers.heads);
-  const title = el("p", { class: "sum" }, `${numbers.title}${of} is a sum of products. Of the largest:`);
+  const title = el("p", { class: "sum" }, `${numbers.title}${of} is a sum of products:`);
   return el("div", { "data-product": numbers.title }, title, choices, holder);
 }
 

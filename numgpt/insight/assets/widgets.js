@@ -137,16 +137,18 @@ function table(caption, heads, rows, { text = [0], result = true } = {}) {
     row.map((cell, i) =>
       el(name, name === "th" ? { scope: "col", class: kind(i) } : { class: kind(i) }, cell),
     );
+  const body = el(
+    "table",
+    { "aria-label": caption || null },
+    el("thead", {}, el("tr", {}, ...cells(heads, "th"))),
+    el("tbody", {}, ...rows.map((row) => el("tr", {}, ...cells(row, "td")))),
+  );
+  // Beside the table, which may be wider than the page and move under it.
   return el(
     "div",
-    { class: "scroll", tabindex: 0, role: "group", "aria-label": caption || "Table" },
-    el(
-      "table",
-      {},
-      caption ? el("caption", {}, caption) : null,
-      el("thead", {}, el("tr", {}, ...cells(heads, "th"))),
-      el("tbody", {}, ...rows.map((row) => el("tr", {}, ...cells(row, "td")))),
-    ),
+    { class: "titled" },
+    caption ? el("p", { class: "caption" }, caption) : null,
+    el("div", { class: "scroll", tabindex: 0, role: "group", "aria-label": caption || "Table" }, body),
   );
 }
 
