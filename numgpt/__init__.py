@@ -16,8 +16,8 @@ from numgpt.training import AdamW
 
 __version__ = "0.1.0"
 
-_MODULES = {"Chat": "generation.chat", "formats": "formats", "load": "formats"}
-_MODULES |= {"insight": "insight"}
+_MODULES = {"Chat": "generation.chat", "insight": "insight"}
+_MODULES |= {"formats": "formats", "load": "formats"}
 
 __all__ = [
     "GPT",

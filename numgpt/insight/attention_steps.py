@@ -111,10 +111,9 @@ def _formula(name: str, block: BaseBlock, group: int) -> Formula:
             backward="dq′_i = scale · Σ_j ds_ij k′_j,   dk′_j = scale · Σ_i ds_ij q′_i",
         )
     if group > 1 and name != "softmax":
-        formula = formula._replace(backward=formula.backward.replace("Σ_i", "Σ_h Σ_i")).and_symbols(
-            f"{group} heads share a KV head: head h has KV head h // {group}, and Σ_h goes over the"
-            " heads that share it"
-        )
+        formula = formula._replace(backward=formula.backward.replace("Σ_i", "Σ_h Σ_i"))
+        formula = formula.and_symbols(f"{group} heads share a KV head: head h has h // {group}")
+        formula = formula.and_symbols("Σ_h goes over the heads that share it", backward=True)
     return formula
 
 

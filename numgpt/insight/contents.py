@@ -25,6 +25,7 @@ from numgpt.layers import attention, softmax
 from numgpt.messages import printable
 from numgpt.tokenizer import BaseTokenizer
 
+GENERATOR = "numgpt explain"  # in pages and pictures: who made them
 LENS_TOP = 3
 REPORT_TOP = 5
 PARTS = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from numgpt.files import replacing
-from numgpt.insight.contents import View, contents, piece
+from numgpt.insight.contents import GENERATOR, View, contents, piece
 from numgpt.insight.payload import encode
 from numgpt.insight.slides import save_pictures
 from numgpt.insight.trace import Trace, chosen_layers, trace
@@ -19,7 +19,6 @@ from numgpt.models.language_model import LanguageModel
 from numgpt.tokenizer import BaseTokenizer
 
 MOST_TOKENS = 64
-GENERATOR = "numgpt explain"
 BEGINNING = f'''<!doctype html>
 <html lang="en">
 <head>

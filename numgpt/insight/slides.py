@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from numgpt.files import replacing
+from numgpt.insight.contents import GENERATOR
+from numgpt.layers import softmax_forward
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 SIZE, DPI = (16.0, 9.0), 100  # inches, pixels an inch
 ABOVE, BELOW, FAINT = "#1f5fa8", "#b35806", "#59636e"
 MOST_BARS = 20
-SOFTWARE = "numgpt explain"  # in each file: who drew it
 LABELLED = 40  # tokens, of which a picture has room for the names
 
 
@@ -42,7 +43,7 @@ def save_pictures(data: dict[str, Any], directory: str | os.PathLike) -> list[Pa
         figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained")
         draw(figure, data)
         drawn = io.BytesIO()
-        figure.savefig(drawn, format="png", metadata={"Software": SOFTWARE})
+        figure.savefig(drawn, format="png", metadata={"Software": GENERATOR})
         with replacing(path) as file:
             file.write(drawn.getvalue())
     return paths
@@ -56,7 +57,7 @@ def require_directory(directory: str | os.PathLike) -> None:
     if place.exists() and not place.is_dir():
         raise NotADirectoryError(f"{place} is a file: name a directory for the pictures")
     for path in (place / name for name in NAMES):
-        if path.is_file() and SOFTWARE.encode() not in path.read_bytes():
+        if path.is_file() and GENERATOR.encode() not in path.read_bytes():
             raise FileExistsError(
                 f"{path} is there already, and is no picture of numgpt: choose another directory"
             )
@@ -149,8 +150,7 @@ def _attribution(figure: Figure, data: dict[str, Any]) -> None:
 
 
 def _prediction(figure: Figure, data: dict[str, Any]) -> None:
-    z = data["logits"][data["token"]].astype(np.float64)
-    p = np.exp(z) / np.exp(z).sum()
+    p, _ = softmax_forward(data["logits"][data["token"]])
     top = np.argsort(-p, kind="stable")[:MOST_BARS]
     shown = [(visible(data["vocabulary"][id]), float(p[id])) for id in top]
     _bars(figure, shown, f"What may come after “{pieces(data)[data['token']]}”")

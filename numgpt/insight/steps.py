@@ -266,10 +266,8 @@ def activation_step(a: Numbers, block: BaseBlock) -> Step:
         slope = f_backward(np.ones_like(pre), f_forward(pre)[1])
         formula = FORMULAS[f_forward.__name__.removesuffix("_forward")]
         forward = {"pre": pre, "post": post}
-        strips, backward = (
-            [],
-            [values({"dpost": dpost, "pre": pre, "slope": slope, "dpre": dpre})],
-        )
+        of_pre = {"dpost": dpost, "pre": pre, "slope": slope, "dpre": dpre}
+        strips, backward = [], [values(of_pre)]
     return Step(
         "activation",
         formula,

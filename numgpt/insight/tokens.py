@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numgpt.insight.targets import one_text
-from numgpt.layers.softmax import log_softmax
+from numgpt.layers.softmax import log_softmax, softmax_forward
 from numgpt.messages import shown
 from numgpt.models.hooks import NamesFilter, chosen_names
 from numgpt.models.inputs import Ids
@@ -48,6 +48,14 @@ def report_of(logits: np.ndarray, targets: np.ndarray, top: int) -> TokenReport:
     )
 
 
+def loss_dlogits(logits: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """From Σ_t w_t · (-log softmax(z_t)[target_t]) comes dz_t = w_t (p_t - onehot(target_t)).
+    logits (T, V), targets and weights (T,) -> (T, V)."""
+    dz = softmax_forward(logits)[0]
+    dz[np.arange(len(targets)), targets] -= 1
+    return dz * weights[:, None].astype(logits.dtype)
+
+
 def loss_gradients(
     model: LanguageModel, ids: Ids, number: int, names_filter: NamesFilter = None
 ) -> dict[str, np.ndarray]:
@@ -60,12 +68,12 @@ def loss_gradients(
             f"number={shown(number)}: the tokens that are predicted are 1 to {checked.shape[1] - 1}"
         )
 
+    weights = np.zeros(checked.shape[1])
+    weights[number - 1] = 1
+    targets = np.append(checked[0, 1:], 0)
+
     def dlogits(logits: np.ndarray) -> np.ndarray:
-        """From -log softmax(z)[t] comes dz = p - onehot."""
-        dz = np.zeros_like(logits)
-        dz[0, number - 1] = np.exp(log_softmax(logits[0, number - 1]))
-        dz[0, number - 1, checked[0, number]] -= 1
-        return dz
+        return loss_dlogits(logits[0], targets, weights)[None]
 
     names = chosen_names(names_filter, model.hook_names)
     return model.run_with_gradients(checked, dlogits, names)[2]

@@ -17,6 +17,7 @@ import numpy as np
 
 from numgpt.insight.attribution import attribution_names
 from numgpt.insight.lens import lens_names
+from numgpt.insight.tokens import loss_dlogits
 from numgpt.layers.softmax import log_softmax
 from numgpt.messages import shown
 from numgpt.models.language_model import LanguageModel
@@ -58,9 +59,7 @@ def trace(model: LanguageModel, ids: np.ndarray, after: int, layers: range) -> T
     found: list[np.ndarray] = []
 
     def dlogits(logits: np.ndarray) -> np.ndarray:
-        p = np.exp(log_softmax(logits[0]))
-        p[np.arange(len(targets)), targets] -= 1
-        found.append(p / len(targets))
+        found.append(loss_dlogits(logits[0], targets, np.full(len(targets), 1 / len(targets))))
         return found[0][None]
 
     logits, activations, gradients = model.run_with_gradients(ids, dlogits, names)

@@ -32,42 +32,17 @@ class BaseBlock:
     """What is the same in the blocks of all families."""
 
     hook_names: ClassVar[tuple[str, ...]]  # in the order of the forward pass
+    norms: tuple[LayerNorm, LayerNorm] | tuple[RMSNorm, RMSNorm]  # before attention, feed-forward
+    attention_input: Linear  # to queries, keys and values, side by side
+    attention_output: Linear  # from the heads' results to the stream
+    attention_scale: float  # what q · k is multiplied by
+    mlp_input: Linear  # the feed-forward layer's first; of a gated one gate and up, side by side
+    mlp_output: Linear  # … and its last
 
     def __init__(self, name: str, layer: int):
         self.name = name  # its parameters' names begin so
         self.layer = layer
         self.hooks = f"blocks.{layer}."  # … and its hooks' names so
-
-    @property
-    def norms(self) -> tuple[LayerNorm, LayerNorm] | tuple[RMSNorm, RMSNorm]:
-        """The norms before attention and before the feed-forward layer."""
-        raise NotImplementedError
-
-    @property
-    def attention_input(self) -> Linear:
-        """The projection to queries, keys and values, side by side."""
-        raise NotImplementedError
-
-    @property
-    def attention_output(self) -> Linear:
-        """The projection that takes the heads' results to the stream."""
-        raise NotImplementedError
-
-    @property
-    def attention_scale(self) -> float:
-        """What q · k is multiplied by."""
-        raise NotImplementedError
-
-    @property
-    def mlp_input(self) -> Linear:
-        """The first projection of the feed-forward layer; of a gated one gate and up, side by
-        side."""
-        raise NotImplementedError
-
-    @property
-    def mlp_output(self) -> Linear:
-        """The last projection of the feed-forward layer."""
-        raise NotImplementedError
 
 
 class BaseModel(Generic[ConfigT, CacheT]):

@@ -214,6 +214,10 @@ class Block(BaseBlock):
         self.c_fc = Linear(parameters, f"{name}.mlp.c_fc")
         self.mlp_proj = Linear(parameters, f"{name}.mlp.c_proj")
         self.act_forward, self.act_backward = ACTIVATIONS[config.activation_function]
+        self.norms = self.ln_1, self.ln_2
+        self.attention_input, self.attention_output = self.c_attn, self.attn_proj
+        self.attention_scale = config.attention_scale(layer)
+        self.mlp_input, self.mlp_output = self.c_fc, self.mlp_proj
 
     def forward(self, x: np.ndarray, ctx: Context) -> tuple[np.ndarray, BlockCache]:
         """x (N, C), the residual stream, may be added to in place -> x, cache."""
@@ -227,7 +231,8 @@ class Block(BaseBlock):
         k, v, key_mask = ctx.keys_and_values(self.layer, k, hook.heads("attn.hook_v", v))  # T -> S
         if ctx.last_only and self.layer == config.n_layer - 1:
             q, x = ctx.last_of(q, x)  # T = 1, N = B
-        z, heads = attend(q, k, v, key_mask, ctx, hook, config.attn_pdrop, self.attention_scale)
+        scale = self.attention_scale
+        z, heads = attend(q, k, v, key_mask, ctx, hook, config.attn_pdrop, scale)  # (N, C)
         y, attn_proj = self.attn_proj.forward(z, heads.merged, ctx.rng)
         y, dropout_1 = dropout_forward(y, config.resid_pdrop, ctx.rng)
         x = ctx.add(x, hook.rows("hook_attn_out", y))
@@ -273,30 +278,6 @@ class Block(BaseBlock):
 
     def _activated(self, pre: np.ndarray) -> np.ndarray:
         return self.act_forward(pre)[0]
-
-    @property
-    def norms(self) -> tuple[LayerNorm, LayerNorm]:
-        return self.ln_1, self.ln_2
-
-    @property
-    def attention_input(self) -> Linear:
-        return self.c_attn
-
-    @property
-    def attention_output(self) -> Linear:
-        return self.attn_proj
-
-    @property
-    def attention_scale(self) -> float:
-        return self.config.attention_scale(self.layer)
-
-    @property
-    def mlp_input(self) -> Linear:
-        return self.c_fc
-
-    @property
-    def mlp_output(self) -> Linear:
-        return self.mlp_proj
 
 
 class GPTCache(NamedTuple):

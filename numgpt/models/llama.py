@@ -253,6 +253,10 @@ class Block(BaseBlock):
         self.norm_2 = RMSNorm(parameters, f"{name}.post_attention_layernorm", eps)
         self.gate_up = linear("mlp.gate_proj", "mlp.up_proj")
         self.down_proj = linear("mlp.down_proj")
+        self.norms = self.norm_1, self.norm_2
+        self.attention_input, self.attention_output = self.qkv, self.o_proj
+        self.attention_scale = 1 / math.sqrt(config.head_size)
+        self.mlp_input, self.mlp_output = self.gate_up, self.down_proj
 
     def forward(
         self, x: np.ndarray, rotation: Rotation, ctx: Context
@@ -315,30 +319,6 @@ class Block(BaseBlock):
         dy = self.qkv.backward(dqkv, cache.qkv, g)
         dx = ctx.add(dx, self.norm_1.backward(dy, cache.norm_1, g, hook.under("ln1.")))
         return hook.rows("hook_resid_pre", dx)
-
-    @property
-    def norms(self) -> tuple[RMSNorm, RMSNorm]:
-        return self.norm_1, self.norm_2
-
-    @property
-    def attention_input(self) -> Linear:
-        return self.qkv
-
-    @property
-    def attention_output(self) -> Linear:
-        return self.o_proj
-
-    @property
-    def attention_scale(self) -> float:
-        return 1 / math.sqrt(self.config.head_size)
-
-    @property
-    def mlp_input(self) -> Linear:
-        return self.gate_up
-
-    @property
-    def mlp_output(self) -> Linear:
-        return self.down_proj
 
     def _split(self, qkv: np.ndarray, ctx: Context) -> tuple[np.ndarray, ...]:
         """(N, (H + 2K) · D) -> views (B, H, T, D), (B, K, T, D), (B, K, T, D)."""
