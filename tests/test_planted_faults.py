@@ -158,9 +158,9 @@ FAULTS = {
         "data/test_examples.py",
     ),
     "examples: the end of a turn": (
-        "tokenizer/chat_template.py",
-        "ending and runs[-1][1]",
-        "False",
+        "tokenizer/chat_habits.py",
+        "stop += place + len(habits.end)",
+        "pass",
         "data/test_examples.py",
     ),
     "tuning: one count for the whole step": (

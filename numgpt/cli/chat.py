@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from numgpt.cli.common import (
+    add_chat_format,
     add_command,
     add_model,
     add_sampling,
@@ -29,6 +30,8 @@ from numgpt.formats import load
 from numgpt.generation import Chat
 from numgpt.generation.chat import DEFAULTS
 from numgpt.messages import one_line, printable, tell
+from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES
+from numgpt.tokenizer.conversation import template_variables
 
 DEFAULT_MODEL = "smollm2"
 CUT = {
@@ -72,6 +75,7 @@ def register(subparsers: Any) -> None:
         help=f"longest answer (default {DEFAULTS['max_new_tokens']})",
     )
     add_sampling(parser, DEFAULTS["temperature"], DEFAULTS["top_p"])
+    add_chat_format(parser)
     parser.add_argument(
         "--json",
         action="store_true",
@@ -88,7 +92,12 @@ def run(options: argparse.Namespace) -> None:
     model, tokenizer = load(options.model, adapter=options.adapter)
     most = options.max_new_tokens
     sampling |= {"max_new_tokens": most, "seed": options.seed}
-    chat = Chat(model, tokenizer, system=options.system, **sampling)
+    if options.chat_format is not None:
+        tokenizer.chat_template = CHAT_TEMPLATES[options.chat_format]
+    variables = template_variables(options.chat_var)
+    chat = Chat(model, tokenizer, options.system, variables, **sampling)
+    if unused := chat.template.unused_variables:
+        raise ValueError(f"--chat-var {unused[0]}: the chat template does not use it")
     seed = secrets.randbits(32) if options.seed is None else options.seed
     if options.json:
         _answer_lines(chat, itertools.count(seed))

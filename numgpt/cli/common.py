@@ -9,6 +9,7 @@ from typing import Any
 
 from numgpt.formats import SHIPPED
 from numgpt.messages import shown
+from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES
 
 
 def add_command(
@@ -42,6 +43,23 @@ def add_model(
 def add_adapter(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adapter", metavar="DIR", help="what was tuned of the model: an adapter's directory"
+    )
+
+
+def add_chat_format(parser: argparse.ArgumentParser) -> None:
+    """How conversations are written down."""
+    parser.add_argument(
+        "--chat-format",
+        choices=CHAT_TEMPLATES,
+        help="write conversations so, whatever the model's template",
+    )
+    parser.add_argument(
+        "--chat-var",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="for the chat template, such as enable_thinking=false",
     )
 
 

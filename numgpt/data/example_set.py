@@ -23,7 +23,6 @@ from numgpt.data.corpus import TOKENS_FILE, TokensFile, hash_tokenizer, open_tok
 from numgpt.data.examples import Example, ExampleEncoder, fit
 from numgpt.data.records import Record
 from numgpt.files import replacing
-from numgpt.tokenizer import BaseTokenizer
 
 DTYPE = np.dtype("<u4")
 LEARNT, BEGINS, HELD_OUT = np.uint32(1 << 31), np.uint32(1 << 30), np.uint32(1 << 29)
@@ -57,7 +56,7 @@ class Counts:
 
 def encode_examples(
     records: Iterable[tuple[Record, bool]],
-    tokenizer: BaseTokenizer,
+    encoder: ExampleEncoder,
     most: int,
     directory: str | os.PathLike,
     show: Callable[[Example], None] = lambda example: None,
@@ -68,7 +67,7 @@ def encode_examples(
     Raises ValueError for a record that is wrong, by file and line, and where there is nothing to
     train on.
     """
-    encoder, counts, digest, written = ExampleEncoder(tokenizer), Counts(), hashlib.sha256(), 0
+    counts, digest, written = Counts(), hashlib.sha256(), 0
     with replacing(Path(directory) / TOKENS_FILE) as file:
         for record, is_held_out in records:
             counts.kind = record.kind
@@ -99,7 +98,7 @@ def encode_examples(
         if not counts.dropped:
             reason = f": all {counts.held_out} are held out, lower val_fraction"
         raise ValueError(f"there are no examples to train on{reason}")
-    hashes = digest.hexdigest(), hash_tokenizer(tokenizer)
+    hashes = digest.hexdigest(), hash_tokenizer(encoder.tokenizer)
     return TokensFile(DTYPE.str, written, *hashes, encoder.conversations), counts
 
 

@@ -1,13 +1,13 @@
 """Examples -> tokens, with what of them is learnt: the answers, and nothing that was asked.
 
-An example is tokenised in segments, each of which is learnt or not, so that the border between a
-prompt and its completion is exact: tokens never reach over it. What is learnt: the assistant's
-turns with the token that ends a turn; of prompt and completion, the completion and the end of the
-text; of a text alone, all of it.
+Of prompt and completion, each is tokenised by itself, so that no token reaches over their border;
+the completion is learnt, and the end of the text. Of a conversation, what the assistant says is
+learnt, and the token that ends its turn (tokenizer/chat_template.py); of a text alone, all of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -28,17 +28,18 @@ class Example(NamedTuple):
 class ExampleEncoder:
     """Records -> examples, by one tokenizer and its chat format."""
 
-    def __init__(self, tokenizer: BaseTokenizer):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: BaseTokenizer, variables: Mapping[str, Any] | None = None):
+        """variables are handed to the chat template."""
+        self.tokenizer, self.variables = tokenizer, variables
         self.conversations = False  # whether any was among the records
         self._template: ChatTemplate | None = None
 
     @property
     def template(self) -> ChatTemplate:
-        """Raises ValueError where the tokenizer's format is not known."""
+        """Raises ValueError where the tokenizer's template can't be rendered."""
         if self._template is None:
             try:
-                self._template = ChatTemplate(self.tokenizer)
+                self._template = ChatTemplate(self.tokenizer, self.variables)
             except ValueError as error:
                 raise ValueError(f"{error}, or tune with chat_format=chatml") from None
         return self._template
@@ -47,11 +48,9 @@ class ExampleEncoder:
         """Raises ValueError naming file and line for a record with nothing to learn, or that the
         chat format can't express."""
         try:
-            segments = self._segments(record)
+            ids, learnt = self._tokens(record)
         except ValueError as error:
             raise ValueError(f"{record.place}: {error}") from None
-        ids = [id for segment, _ in segments for id in segment]
-        learnt = [flag for segment, flag in segments for _ in segment]
         if not any(learnt[1:]):  # nothing predicts a first token
             raise ValueError(
                 f"{record.place}: nothing in it is to be learnt: it needs a message of the"
@@ -59,25 +58,25 @@ class ExampleEncoder:
             )
         return Example(np.array(ids, np.int64), np.array(learnt, bool))
 
-    def _segments(self, record: Record) -> list[tuple[list[int], bool]]:
+    def _tokens(self, record: Record) -> tuple[list[int], list[bool]]:
         fields = record.fields
         if record.kind == MESSAGES:
-            return self._conversation([], fields["messages"])
+            return self._conversation([], fields["messages"], fields.get("tools"))
         if record.kind == COMPLETION:
             prompt, completion = fields["prompt"], fields["completion"]
             if not (isinstance(prompt, str) and isinstance(completion, str)):
-                return self._conversation(_as_messages(prompt, "user"), _answers(completion))
+                asked, said = _as_messages(prompt, "user"), _answers(completion)
+                return self._conversation(asked, said, fields.get("tools"))
             if not completion:
                 raise ValueError(
                     "the completion is empty: write the answer there, or take the line out"
                 )
-            return [
-                (list(self.tokenizer.encode(prompt, add_special_tokens=True)), False),
-                (list(self.tokenizer.encode(completion)) + self._end(), True),
-            ]
+            given = list(self.tokenizer.encode(prompt, add_special_tokens=True))
+            answer = list(self.tokenizer.encode(completion)) + self._end()
+            return given + answer, [False] * len(given) + [True] * len(answer)
         if record.kind == TEXT:
             text = list(self.tokenizer.encode(fields["text"], add_special_tokens=True))
-            return [(text + self._end(), True)]
+            return text + self._end(), [True] * len(text + self._end())
         if fields.keys() <= {"prompt"}:
             raise ValueError("it has a prompt alone: the answer's key is 'completion'")
         raise ValueError(
@@ -86,17 +85,21 @@ class ExampleEncoder:
         )
 
     def _conversation(
-        self, asked: list[dict[str, Any]], said: list[dict[str, Any]]
-    ) -> list[tuple[list[int], bool]]:
+        self,
+        asked: list[dict[str, Any]],
+        said: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+    ) -> tuple[list[int], list[bool]]:
         """Of the messages that were said, the assistant's are learnt; of those asked, none."""
         for message in said:
-            if message["role"] == "assistant" and not message["content"].strip():
+            calls = message.get("tool_calls")
+            if message["role"] == "assistant" and not (calls or message["content"].strip()):
                 raise ValueError(
                     "an answer of the assistant is empty: write it there, or take the line out"
                 )
         self.conversations = True
         learnt = [False] * len(asked) + [m["role"] == "assistant" for m in said]
-        return self.template.segments([*asked, *said], learnt)
+        return self.template.examples([*asked, *said], learnt, tools)
 
     def _end(self) -> list[int]:
         end = self.tokenizer.eos_token_id

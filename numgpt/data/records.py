@@ -30,7 +30,7 @@ from numgpt.messages import shown
 ENDINGS = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 LONGEST_LINE = 1 << 26  # bytes
 GZIP = b"\x1f\x8b"  # begins such a file
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 TEXT, COMPLETION, MESSAGES = "text", "prompt and completion", "messages"
 PREFERENCE, PROMPT = "prompt, chosen and rejected", "prompt and answer fields"
 
@@ -219,6 +219,8 @@ def _check(name: str, value: Any, place: str, listed: bool, text: bool) -> None:
                 f"{place}: {name} holds {shown(message)}: expected messages"
                 f' {{"role": {" | ".join(ROLES)}, "content": …}}'
             )
+        if message.get("content") is None and message.get("tool_calls"):
+            continue  # an answer that calls functions and says nothing
         if not isinstance(message.get("content"), str):
             raise ValueError(
                 f"{place}: a message in {name} has {shown(message.get('content'))} as its content:"

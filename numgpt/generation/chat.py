@@ -24,7 +24,8 @@ from numgpt.messages import shown
 from numgpt.models.kv_cache import KVCache
 from numgpt.models.language_model import LanguageModel
 from numgpt.tokenizer import BaseTokenizer, StreamDecoder
-from numgpt.tokenizer.chat_template import ChatTemplate, MadeIds
+from numgpt.tokenizer.chat_template import ChatTemplate
+from numgpt.tokenizer.conversation import MadeIds, checked_messages
 
 # Those that SmolLM2's authors recommend.
 DEFAULTS = {"do_sample": True, "temperature": 0.2, "top_p": 0.9, "max_new_tokens": 512}
@@ -58,13 +59,15 @@ class Chat:
         model: LanguageModel,
         tokenizer: BaseTokenizer,
         system: str | None = None,
+        template_variables: Mapping[str, Any] | None = None,
         **options: Any,
     ):
-        """system is the system prompt; None: the template's own, if it has one. The options are
-        those of `generate`, with DEFAULTS where not given.
+        """system is the system prompt; None: the template's own, if it has one. template_variables
+        are handed to the chat template (enable_thinking=False). The options are those of
+        `generate`, with DEFAULTS where not given.
 
-        Raises ValueError where the tokenizer's chat template is of no known format, or an option
-        can't be.
+        Raises ValueError where the tokenizer's chat template can't be rendered, or an option is
+        invalid.
         """
         if not isinstance(model, LanguageModel) or not isinstance(tokenizer, BaseTokenizer):
             given = f"{type(model).__name__} and {type(tokenizer).__name__}"
@@ -74,7 +77,7 @@ class Chat:
             )
         self.model = model
         self.tokenizer = tokenizer
-        self.template = ChatTemplate(tokenizer)
+        self.template = ChatTemplate(tokenizer, template_variables)
         self.options: dict[str, Any] = DEFAULTS
         self.options = self._checked(options)
         self.statistics = TurnStatistics(context_length=model.context_length)
@@ -122,8 +125,17 @@ class Chat:
         if not isinstance(messages, Sequence) or isinstance(messages, str):
             raise ValueError('a conversation is a list of {"role": …, "content": …}')
         said = [_what_was_said(message) for message in messages]
-        if said:
-            parts = self.template.parts(said)  # checks each message
+        for number, message in enumerate(checked_messages(said) if said else ()):
+            if not isinstance(message.get("content"), str):
+                raise ValueError(f"message {number} has no text as its content")
+            if message["role"] not in ("user", "assistant") and (
+                number or message["role"] != "system"
+            ):
+                raise ValueError(
+                    f"message {number} has the role {shown(message['role'])}: expected user or"
+                    " assistant, and the system first or not at all"
+                )
+        conversation = list(said)
         system = said.pop(0)["content"] if said and said[0]["role"] == "system" else None
         for number, message in enumerate(said):
             if message["role"] != ("user", "assistant")[number % 2]:
@@ -133,8 +145,8 @@ class Chat:
                 )
         if len(said) % 2:
             raise ValueError("the conversation ends with a question: leave it out, and ask it")
-        if messages:
-            self.template.ids(parts)  # checks each character
+        if len(conversation) > 1:
+            self.template.ids(conversation)  # which the template may refuse
         if system is not None:
             self._check_room_beside(system)
         self._stop_speaking()
@@ -185,7 +197,7 @@ class Chat:
         """Raises ValueError for a file that holds no conversation, and should not be replaced by
         one."""
         try:
-            self.template.parts([*_read_messages(path), {"role": "user", "content": ""}])
+            self.template.text([*_read_messages(path), {"role": "user", "content": ""}])
         except ValueError:
             raise ValueError(f"{path} is there already and holds no conversation") from None
 
@@ -247,7 +259,7 @@ class Chat:
         began, first, complete = time.perf_counter(), None, False
         reason = "interrupted"
         answer = ready = ""  # what the tokens spell, and what of it can't be part of a stop string
-        space = 1 if self.template.format.begins_with_space else 0  # that is not shown
+        space = 1 if self.template.habits.space else 0  # that is not shown
         sent = 0  # characters
         try:
             for token in tokens:
@@ -283,8 +295,8 @@ class Chat:
             if made or complete:  # one that was stopped before its first token was never asked for
                 said = made if ready == answer else self.tokenizer.encode_ordinary(ready)
                 # A marker in an answer marks nothing in the turns to come.
-                special = self.tokenizer.special_tokens.values()
-                said = [id for id in said if id not in special]
+                markers = self.template.marker_ids
+                said = [id for id in said if id not in markers]
                 answered = {"role": "assistant", "content": ready[space:], "ids": MadeIds(said)}
                 self._turns[place:] = [question, answered]
             self.statistics = TurnStatistics(
@@ -308,7 +320,7 @@ class Chat:
 
         def ids_without(dropped: int) -> list[int]:
             messages = [*system, *self._turns[dropped:place], question]
-            return self.template.ids(self.template.parts(messages, add_generation_prompt=True))
+            return self.template.ids(messages, add_generation_prompt=True)
 
         dropped = min(self._dropped, place)
         ids = ids_without(dropped)
@@ -329,7 +341,7 @@ class Chat:
     def _check_room_beside(self, system: str) -> None:
         """Raises ValueError where a system prompt leaves no room for a question and an answer."""
         messages = [{"role": "system", "content": system}, {"role": "user", "content": "?"}]
-        ids = self.template.ids(self.template.parts(messages, add_generation_prompt=True))
+        ids = self.template.ids(messages, add_generation_prompt=True)
         most = self.model.context_length * 3 // 4
         if len(ids) > most:
             raise ValueError(

@@ -10,6 +10,7 @@ import codecs
 import functools
 import os
 import re
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -97,6 +98,12 @@ class BaseTokenizer:
         return None if self.bos_token is None else self.special_tokens.get(self.bos_token)
 
     @property
+    def named_tokens(self) -> dict[str, str]:
+        """The tokens that have a part: bos_token and eos_token, as far as there are any."""
+        named = {"bos_token": self.bos_token, "eos_token": self.eos_token}
+        return {name: token for name, token in named.items() if token is not None}
+
+    @property
     def eos_token_id(self) -> int | None:
         """The id of the token that ends a text, where there is one."""
         return None if self.eos_token is None else self.special_tokens.get(self.eos_token)
@@ -124,9 +131,7 @@ class BaseTokenizer:
                 f"return_tensors={shown(return_tensors)} is not supported: use 'np' or leave it out"
             )
         check_unicode(text)
-        specials = (
-            self.special_tokens.keys() if allowed_special == "all" else frozenset(allowed_special)
-        )
+        specials = frozenset(self.special_tokens if allowed_special == "all" else allowed_special)
         if unknown := specials - self.special_tokens.keys():
             known = ", ".join([*self.special_tokens][:MOST_SHOWN]) or "none"
             known += ", …" if len(self.special_tokens) > MOST_SHOWN else ""
@@ -135,15 +140,16 @@ class BaseTokenizer:
             )
         beginning = self.bos_token_id if add_special_tokens and self.add_bos_token else None
         ids = [] if beginning is None else [beginning]
-        # Splitting on a group keeps what was matched: ordinary and special text take turns.
-        searched = frozenset(specials).union(self.added_tokens)
-        pieces = any_of(searched).split(text) if searched else [text]
-        for index, piece in enumerate(pieces):
+        for index, piece in enumerate(self.cut_at(specials | self.added_tokens.keys(), text)):
             if index % 2:
                 ids.append((self.added_tokens | self.special_tokens)[piece])
             elif piece:
                 ids.extend(self.encode_ordinary(piece))
         return ids if return_tensors is None else np.array([ids], dtype=np.int64)
+
+    def cut_at(self, tokens: Collection[str], text: str) -> list[str]:
+        """The text, cut at these tokens: ordinary text and tokens take turns."""
+        return any_of(frozenset(tokens)).split(text) if tokens else [text]
 
     def encode_batch(
         self, texts: Iterable[str], allowed_special: Literal["all"] | Collection[str] = ()
@@ -156,19 +162,25 @@ class BaseTokenizer:
         messages: Sequence[Mapping[str, Any]],
         add_generation_prompt: bool = False,
         tokenize: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
     ) -> list[int] | str:
         """The ids of a conversation in the form that the model was taught (chat_template.py), or
         with tokenize=False its text.
 
-        A message is {"role": "system", "user" or "assistant", "content": text}. No content can
-        become a special token. With add_generation_prompt the assistant's answer comes next.
-        Raises ValueError for a message, or a chat_template, that can't be.
+        A message is {"role": "system", "user" or "assistant", "content": text}, and may have what
+        else the template reads. No content can become a special token. With add_generation_prompt
+        the assistant's answer comes next. tools are JSON schemas of functions; they, documents and
+        other variables (enable_thinking=False) are the template's. Warns of those that it does not
+        use. Raises ValueError for a message, or a chat_template, that is invalid.
         """
         from numgpt.tokenizer.chat_template import ChatTemplate
 
-        template = ChatTemplate(self)
-        parts = template.parts(messages, add_generation_prompt)
-        return template.ids(parts) if tokenize else template.text(parts)
+        template = ChatTemplate(self, variables | {"tools": tools, "documents": documents})
+        if unused := template.unused_variables:
+            warnings.warn(f"the chat template does not use {', '.join(unused)}", stacklevel=2)
+        return (template.ids if tokenize else template.text)(messages, add_generation_prompt)
 
     # --- decoding ---
 

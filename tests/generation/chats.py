@@ -69,12 +69,17 @@ class Reference:
     def plain(self) -> bool:
         return "<|im_end|>" not in self.tokenizer.special_tokens
 
+    @property
+    def trims(self) -> bool:
+        """Whether the template cuts white space off what is said."""
+        return "trim" in (self.tokenizer.chat_template or "")
+
     def prompt(self, question: str) -> list[int]:
         pieces: list[str | list[int]] = []
         if self.system is not None:
             pieces = [f"{self.system}\n\n" if self.plain else f"@system\n{self.system}!\n"]
         for asked, made in [*self.turns[self.dropped :], (question, None)]:
-            asked = asked.strip() if self.tokenizer.chat_template else asked
+            asked = asked.strip() if self.trims else asked
             pieces += [
                 f"User: {asked}\nAssistant:" if self.plain else f"@user\n{asked}!\n@assistant\n"
             ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from numgpt import CharTokenizer, Tokenizer
 from numgpt.tokenizer import BaseTokenizer
-from numgpt.tokenizer.chat_template import FORMATS, PLAIN
 
 TEXT = "The system and the user said to the assistant: what is it, and who are you? User: I am.\n"
 
@@ -43,6 +42,8 @@ ZEPHYR = (
 IM = ("<|im_start|>", "<|im_end|>")
 HEADERS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+INST = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
+SAID = ("System:", "User:", "Assistant:")  # where a line begins
 
 # name -> template, special tokens, bos_token, eos_token
 FORMS = {
@@ -79,11 +80,17 @@ def every_tokenizer() -> dict[str, BaseTokenizer]:
     tokenizers["plain_characters"] = CharTokenizer([chr(code) for code in (10, *range(32, 127))])
     tokenizers["plain_ascii"] = ascii_only()
     tokenizers["zephyr_ascii"] = ascii_only(ZEPHYR)
-    tokenizers["llama2_ascii"] = ascii_only(LLAMA2)
+    tokenizers["llama2_ascii"] = ascii_only(LLAMA2.replace("bos_token + ", ""))  # it has none
     return tokenizers
+
+
+def marks_in_text(name: str) -> tuple[str, ...]:
+    """What marks a turn in the text of a format; as a special token it is none."""
+    special = FORMS[name][1] if name in FORMS else ()
+    marks = {"chatml": IM, "llama3": HEADERS, "llama2": INST, "zephyr": ROLES, "plain": SAID}
+    return tuple(mark for mark in marks[name.split("_")[0]] if mark not in special)
 
 
 def every_marker() -> list[str]:
     """What only a template may write, of any format."""
-    markers = {marker for form in (*FORMATS, PLAIN) for marker in form.markers}
-    return sorted(markers | {token for form in FORMS.values() for token in form[1]})
+    return sorted({*IM, *HEADERS, *ROLES, *INST, *SAID} | {t for f in FORMS.values() for t in f[1]})

@@ -4,7 +4,7 @@ can mark a role."""
 from __future__ import annotations
 
 import re
-import time
+import sys
 from collections import Counter
 
 import pytest
@@ -13,20 +13,33 @@ from hypothesis import strategies as st
 from tokenizer.chat_formats import (
     CHATML,
     FORMS,
+    HEADERS,
+    IM,
     LLAMA2,
     TEXT,
     ZEPHYR,
     ascii_only,
     every_marker,
     every_tokenizer,
+    marks_in_text,
     trained,
 )
 
 from numgpt import CharTokenizer, Tokenizer
 from numgpt.tokenizer import load_tokenizer
-from numgpt.tokenizer.chat_template import ChatTemplate, MadeIds
+from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES, PLAIN, ChatFormat, known_format
+from numgpt.tokenizer.chat_formats import CHATML as CHATML_FORMAT
+from numgpt.tokenizer.chat_formats import LLAMA3 as LLAMA3_FORMAT
+from numgpt.tokenizer.chat_template import ChatTemplate
+from numgpt.tokenizer.conversation import MadeIds
 
 TOKENIZERS = every_tokenizer()
+# As many models have it in their files.
+PUBLISHED_CHATML = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content']"
+    " + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 
 def message(role: str, content: str) -> dict[str, str]:
@@ -157,16 +170,13 @@ BY_HAND = [
 ]
 
 
-def marks(tokenizer, messages) -> Counter:
+def marks(name, tokenizer, messages) -> Counter:
     """How often each special token, and each marker in the text, is there."""
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
     found = Counter(id for id in ids if id in tokenizer.special_tokens.values())
     text = tokenizer.decode(ids, skip_special_tokens=True)
-    form = ChatTemplate(tokenizer).format
-    for marker in form.markers:
-        if marker in tokenizer.special_tokens:
-            continue  # counted, and as text it is none
-        begins = r"^" if form.name == "plain" else ""
+    for marker in marks_in_text(name):
+        begins = r"^" if marker.endswith(":") else ""
         found[marker] = len(re.findall(begins + re.escape(marker), text, re.MULTILINE))
     return found
 
@@ -174,7 +184,7 @@ def marks(tokenizer, messages) -> Counter:
 @pytest.mark.parametrize("name", TOKENIZERS)
 @given(conversations(HOSTILE))
 def test_no_content_marks_a_role_or_is_a_special_token(name, messages):
-    check_marks(TOKENIZERS[name], messages)
+    check_marks(name, TOKENIZERS[name], messages)
 
 
 @pytest.mark.parametrize("content", BY_HAND)
@@ -183,15 +193,15 @@ def test_no_content_by_hand_does(content):
         if name == "plain_characters":
             content = "".join(char for char in content if char in tokenizer.characters)
         for said in (content, "\n" + content, content * 2, content[:-1], content[1:]):
-            check_marks(tokenizer, conversation(said, said, said, system=said))
+            check_marks(name, tokenizer, conversation(said, said, said, system=said))
 
 
-def check_marks(tokenizer, messages) -> None:
+def check_marks(name, tokenizer, messages) -> None:
     if isinstance(tokenizer, CharTokenizer):  # it would refuse the rest
         kept = str.maketrans(dict.fromkeys("\r\x04\u200bé"))
         messages = [message(m["role"], m["content"].translate(kept)) for m in messages]
     innocent = [message(m["role"], "x") for m in messages]
-    assert marks(tokenizer, messages) == marks(tokenizer, innocent)
+    assert marks(name, tokenizer, messages) == marks(name, tokenizer, innocent)
 
 
 def test_normalising_makes_no_marker():
@@ -199,7 +209,7 @@ def test_normalising_makes_no_marker():
     vocabulary = {bytes([byte]): id for id, byte in enumerate([10, *range(32, 127), 0xCC, 0x81])}
     tokenizer = Tokenizer(vocabulary, [], {}, normalizer="NFC")
     for content in BY_HAND:
-        check_marks(tokenizer, conversation("a\n" + content, content))
+        check_marks("plain", tokenizer, conversation("a\n" + content, content))
 
 
 def test_a_text_is_changed_only_where_it_spells_a_marker_that_is_text():
@@ -227,100 +237,90 @@ def test_only_a_models_own_ids_are_taken_for_tokens():
     honest = conversation("a", "b")
     forged = [m | {"ids": [end, end]} for m in honest]
     assert tokenizer.apply_chat_template(forged) == tokenizer.apply_chat_template(honest)
-    made = [honest[0], honest[1] | {"ids": MadeIds(tokenizer.encode("made"))}]
+    odd = [
+        tokenizer.special_tokens["<|endoftext|>"],
+        *tokenizer.encode("ma"),
+        *tokenizer.encode("de"),
+    ]
+    made = conversation("a", "made")
+    made[1]["ids"] = MadeIds(odd[1:])
     assert "assistant\nmade<|im_end|>" in tokenizer.decode(tokenizer.apply_chat_template(made))
     for name in ("llama2", "plain"):  # where an answer's first token brings the space
         made[1]["ids"] = MadeIds(TOKENIZERS[name].encode(" made"))
-        assert re.search(r"[:\]] made", TOKENIZERS[name].apply_chat_template(made, tokenize=False))
+        assert re.search(
+            r"[:\]] made", TOKENIZERS[name].decode(TOKENIZERS[name].apply_chat_template(made))
+        )
 
 
 # --- which format, which system prompt ---
 
 
 def test_without_a_template_the_special_tokens_tell():
-    for name, (_, special, *_) in FORMS.items():
+    for name, form in {"chatml": CHATML_FORMAT, "llama3": LLAMA3_FORMAT, "zephyr": PLAIN}.items():
         tokenizer = trained(name)
         tokenizer.chat_template = None
-        expected = TOKENIZERS[name] if len(special) > 2 else TOKENIZERS["plain"]
-        if "llama2" not in name:  # whose own special tokens many models have
-            assert ChatTemplate(tokenizer).format is ChatTemplate(expected).format, name
-    tokenizer = trained("chatml")
-    tokenizer.chat_template = None
-    assert ChatTemplate(tokenizer).default_system is None
+        assert ChatTemplate(tokenizer).format is form
     tokenizer = trained("llama3")
     tokenizer.chat_template = None
     assert tokenizer.apply_chat_template(TALK, True, tokenize=False) == EXPECTED["llama3"]
 
 
-@pytest.mark.parametrize(
-    ("template", "expected"),
-    [
-        (CHATML, "You're kind.\nAlways."),
-        ("{{ '<|im_start|>system\nKind.<|im_end|>\n' }}", "Kind."),
-        ('{{ "<|im_start|>system\\nIt\'s <b>.<|im_end|>" }}', "It's <b>."),
-        (r"{{ '<|im_start|>system\nA \\ \t\'B\'<|im_end|>' }}", "A \\ \t'B'"),
-        ("{{ '<s><|im_start|>system\\nKind.<|im_end|>' }}", "Kind."),
-        ("{% if x == 'y' %}<|im_start|>system\nKind.<|im_end|>\n{% endif %}", "Kind."),
-        # The next ones write what somebody says.
-        ("{{ '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}", None),
-        ('{{ "<|im_start|>system\\n" ~ system ~ "<|im_end|>" }}', None),
-        ("<|im_start|>system\n{{ system }}<|im_end|>", None),
-        ("{% if x == 'y' %}<|im_start|>system\n{{ system }}<|im_end|>{{ 'z' }}", None),
-        ("{{ '<|im_start|>system\\n<|im_start|>user\\n<|im_end|>' }}", None),
-        ("{{ '<|im_start|>system\\n<|im_end|>' }}", None),
-        ("<|im_start|>", None),
-        ("{% set system_message = 'Kind.' %}<|im_start|>", "Kind."),
-        ("{% set system_message = messages[0]['content'] %}<|im_start|>", None),
-    ],
-)
-def test_the_system_prompt_that_a_template_writes_by_itself(template, expected):
+@pytest.mark.parametrize("name", CHAT_TEMPLATES)
+@given(conversations(st.text(st.characters(exclude_categories=["Cs"]), max_size=12)), st.booleans())
+def test_the_formats_that_ship_write_what_their_templates_do(name, messages, asked):
+    """… which are programs for transformers, and here are not run."""
+    pytest.importorskip("jinja2")
+    from numgpt.tokenizer.jinja_template import JinjaTemplate
+
+    form = known_format(CHAT_TEMPLATES[name])
+    assert isinstance(form, ChatFormat)
+    tokens = {"bos_token": "<s>"}
+    ours = form.render(messages, asked, tokens, {})
+    theirs = JinjaTemplate(CHAT_TEMPLATES[name]).render(messages, asked, tokens, {})
+    assert ours == theirs
+    assert ours.origin == theirs.origin
+
+
+def test_a_template_is_known_by_its_whole_text_alone():
+    assert known_format(CHAT_TEMPLATES["chatml"] + " ") is None
+    assert known_format(CHAT_TEMPLATES["chatml"].replace("assistant", "model")) is None
+    assert known_format(PUBLISHED_CHATML) is CHATML_FORMAT
+
+
+@pytest.mark.parametrize("template", [7, ["{{ messages }}"], "{{ a", "{% for %}", "{% if %}" * 9])
+def test_what_is_no_template_is_refused(template):
     tokenizer = trained("chatml")
-    tokenizer.chat_template = template + "{{ '<|im_end|>' + '\\n' }}"  # as after every turn
-    assert ChatTemplate(tokenizer).default_system == expected
-    text = tokenizer.apply_chat_template(conversation("a"), tokenize=False)
-    begins = "" if expected is None else f"<|im_start|>system\n{expected}<|im_end|>\n"
-    assert text == f"{begins}<|im_start|>user\na<|im_end|>\n"
-
-
-@pytest.mark.parametrize(
-    "piece",
-    [
-        *("<|im_start|>", "<|im_start|>system\n", "<|im_start|>system\na<|im_end|", "'<", "{", "'"),
-        *("'<|im_start|>system\n", "'<|im_start|>system\na", "a\\n\\\\", "|", "| ", "\\"),
-    ],
-)
-def test_no_template_takes_long(piece):
-    tokenizer = trained("chatml")
-    for begin in ("<|im_start|>", "'<|im_start|>system\n"):
-        tokenizer.chat_template = begin + piece * (1_000_000 // len(piece)) + "<|im_end|>\n"
-        start = time.perf_counter()
-        ChatTemplate(tokenizer)
-        assert time.perf_counter() - start < 10  # a second power would be hours
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        *("", "{{ messages }}", "[INST] {{ messages[0].content }} [/INST]", "<|end|>", 7),
-        # Relatives of the known formats: turns without a line's end, or that end otherwise.
-        "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' }}{% endfor %}",
-        "{{ '<|user|>\\n' + m.content + '<|end|>\\n<|assistant|>\\n' }}",
-        "{{ '<|user|>\\n' + m.content + '\\n' }}{{ '<|assistant|>\\n' + m.content + eos_token }}",
-        "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>' + m.content + '<|end|>' }}",
-    ],
-)
-def test_unknown_templates_are_refused(template):
-    tokenizer = trained("llama2_special")
     tokenizer.chat_template = template
     with pytest.raises(ValueError, match=r"chat.template") as error:
         tokenizer.apply_chat_template(conversation("a"))
     assert "\n" not in str(error.value)
 
 
+def test_without_jinja2_other_templates_are_refused(monkeypatch):
+    """… in a line that names the extra; those that ship need nothing."""
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    monkeypatch.delitem(sys.modules, "numgpt.tokenizer.jinja_template", raising=False)
+    tokenizer = trained("zephyr")
+    tokenizer.chat_template += " "
+    with pytest.raises(ValueError, match=r"pip install 'numgpt\[chat\]'.*--chat-format") as error:
+        tokenizer.apply_chat_template(conversation("a"))
+    assert "\n" not in str(error.value)
+    for template in (*CHAT_TEMPLATES.values(), PUBLISHED_CHATML):
+        tokenizer.chat_template = template
+        assert "a" in tokenizer.apply_chat_template(conversation("a"), tokenize=False)
+
+
 def test_a_vocabulary_that_can_not_write_the_roles_is_refused():
     tokenizer = CharTokenizer(sorted(set("To be, or not to be\n")))
     with pytest.raises(ValueError, match="can't chat"):
         tokenizer.apply_chat_template(conversation("To be"))
+
+
+def nested(depth: int) -> list:
+    value: list = []
+    for _ in range(depth):
+        value = [value]
+    return value
 
 
 BAD = [
@@ -332,19 +332,30 @@ BAD = [
     (["Hi"], "message 0 has the role None"),
     ([None], "message 0 has the role None"),
     ([{"content": "Hi"}], "message 0 has the role None"),
-    ([message("tool", "Hi")], "message 0 has the role 'tool'"),
     ([message(["user"], "Hi")], "message 0 has the role"),
     ([message("user\n", "Hi")], "message 0 has the role"),
-    (
-        [message("user", "Hi"), message("system", "x")],
-        "message 1 has the role 'system' .the system",
-    ),
-    ([message("user", "Hi"), message("assistant", None)], "message 1 has no text"),
-    ([message("user", ["Hi"])], "message 0 has no text"),
-    ([message("user", b"Hi")], "message 0 has no text"),
-    ([{"role": "assistant", "ids": [1]}], "message 0 has no text"),
+    ([message("user<|im_end|>", "Hi")], "message 0 has the role"),
+    ([message("user", b"Hi")], "message 0 holds b'Hi'"),
     ([message("user", "a\ud800")], "unpaired surrogate"),
+    ([message("user", "Hi") | {"name": {"x": ["a\ud800"]}}], "unpaired surrogate"),
+    ([message("user", nested(3000))], "nested too deeply"),
 ]
+# What the formats that ship have no place for; other templates decide for themselves.
+NOT_WRITTEN = [
+    ("plain", [message("tool", "Hi")], "message 0 has the role 'tool': in plain text"),
+    ("plain", [message("user", "Hi"), message("system", "x")], "message 1 .* the system first"),
+    ("chatml", [message("user", "Hi"), message("assistant", None)], "message 1 has no text"),
+    ("llama3", [message("user", ["Hi"])], "message 0 has no text"),
+    ("chatml", [{"role": "assistant", "ids": [1]}], "message 0 has no text"),
+]
+
+
+@pytest.mark.parametrize(("name", "messages", "expected"), NOT_WRITTEN)
+def test_what_a_format_can_not_express_is_refused(name, messages, expected):
+    tokenizer = trained("chatml")
+    tokenizer.chat_template = CHAT_TEMPLATES[name]
+    with pytest.raises(ValueError, match=expected):
+        tokenizer.apply_chat_template(messages)
 
 
 @pytest.mark.parametrize(("messages", "expected"), BAD)
@@ -355,58 +366,12 @@ def test_what_is_no_conversation_is_refused(messages, expected):
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("messages", "number"),
-    [
-        ([message("assistant", "a")], 0),
-        ([message("user", "a"), message("user", "b")], 1),
-        ([message("system", "s"), message("assistant", "b")], 1),
-        ([message("system", "s"), message("user", "b"), message("user", "c")], 2),
-    ],
-)
-def test_llama_2_takes_turns(messages, number):
-    with pytest.raises(ValueError, match=f"message {number} is the .* take turns"):
-        TOKENIZERS["llama2"].apply_chat_template(messages)
-
-
 @pytest.mark.parametrize("template", [CHATML, LLAMA2, ZEPHYR + "{# é \u2028 #}\n"])
 def test_saving_keeps_the_template(template, tmp_path):
     for tokenizer in (Tokenizer.train([TEXT], 300), ascii_only()):
         tokenizer.chat_template = template
         tokenizer.save_pretrained(tmp_path)
         assert load_tokenizer(tmp_path).chat_template == template
-
-
-LLAMA31 = (
-    "{{- bos_token }}{%- set date_string = '26 Jul 2024' %}"
-    "{%- if messages[0]['role'] == 'system' %}"
-    "{%- set system_message = messages[0]['content']|trim %}{%- set messages = messages[1:] %}"
-    "{%- else %}{%- set system_message = '' %}{%- endif %}"
-    "{{- '<|start_header_id|>system<|end_header_id|>\\n\\n' }}"
-    "{{- 'Cutting Knowledge Date: December 2023\\n' }}"
-    "{{- 'Today Date: ' + date_string + '\\n\\n' }}{{- system_message }}{{- '<|eot_id|>' }}"
-    "{%- for message in messages %}{{- '<|start_header_id|>' + message['role'] +"
-    " '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}{%- endfor %}"
-    "{%- if add_generation_prompt %}"
-    "{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}"
-)
-
-
-@pytest.mark.parametrize("messages", [TALK, TALK[1:]])
-def test_llama_31_says_what_day_it_is(messages, tmp_path):
-    tokenizer = trained("llama3")
-    tokenizer.chat_template = LLAMA31
-    text = tokenizer.apply_chat_template(messages, True, tokenize=False)
-    assert "December 2023\nToday Date: 26 Jul 2024\n\n" in text
-    tokenizer.save_pretrained(tmp_path)
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("jinja2")
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    expected = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert text == expected
-    tokenizer.chat_template = LLAMA31.replace("'26 Jul 2024'", "strftime_now('%d %b %Y')")
-    today = tokenizer.apply_chat_template(messages, tokenize=False)
-    assert time.strftime("Today Date: %d %b %Y\n\n") in today
 
 
 @pytest.mark.parametrize(
@@ -420,11 +385,11 @@ def test_no_kind_of_line_can_begin_with_a_role_in_plain_text(attack):
 
 
 def test_an_answer_ends_at_any_marker():
-    for name in ("chatml", "llama3"):
+    for name, ends in {"chatml": ("<|endoftext|>", *IM), "llama3": HEADERS}.items():
         template = ChatTemplate(TOKENIZERS[name])
         special = TOKENIZERS[name].special_tokens
-        markers = [marker for marker in template.format.markers if marker in special]
-        assert len(markers) > 1
-        assert {special[marker] for marker in markers} <= set(template.end_ids())
+        assert set(template.end_ids()) >= {special[end] for end in ends if "text" not in end}
         assert template.stop_strings() == ()
     assert ChatTemplate(TOKENIZERS["chatml_in_text"]).stop_strings() == ("<|im_end|>",)
+    assert ChatTemplate(TOKENIZERS["plain"]).stop_strings() == ("\nUser:",)
+    assert ChatTemplate(TOKENIZERS["zephyr"]).stop_strings() == ()

@@ -343,7 +343,7 @@ WRONG = {
     ("--val-fraction=1",): "--val-fraction 1.0",
     ("--max-length=100000",): "--max-length 100000 is more than the model's --n-positions",
     ("--max-length=3",): "all 12 are too long for --max-length 3, even without their prompts",
-    ("--chat-format=x",): "--chat-format 'x': expected chatml or plain",
+    ("--chat-format=x",): "--chat-format 'x': expected chatml or llama3 or plain",
     ("--lr=0",): "--lr 0.0: expected a number above 0",
 }
 

@@ -1,0 +1,238 @@
+"""Chat templates as published models have them: programs in Jinja, rendered in jinja2's sandbox.
+
+What such a program may call is what transformers gives it: raise_exception, strftime_now, tojson,
+{% generation %}, {% break %} and {% continue %}. A conversation is rendered twice: as it is, and
+with texts that know who wrote them (traced.py). Both must come out equal.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+try:
+    import jinja2
+    from jinja2 import ext, meta, nodes, runtime, sandbox
+    from jinja2.compiler import CodeGenerator
+except ImportError:
+    raise ValueError(
+        "the tokenizer's chat template is a program in Jinja, which jinja2 renders:"
+        " pip install 'numgpt[chat]', or choose a format that ships (--chat-format chatml)"
+    ) from None
+
+from numgpt.messages import one_line, shown
+from numgpt.tokenizer.traced import (
+    GENERATED,
+    OTHERS,
+    TEMPLATE,
+    Traced,
+    as_traced,
+    joined,
+    of_message,
+    through,
+    to_json,
+    traced,
+)
+
+OLDEST = (3, 1, 6)  # earlier sandboxes can be left
+MOST_CHARACTERS = 1 << 24
+# Fields that reasoning is given as, the one that templates read first.
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+
+
+class JinjaTemplate:
+    """A program that writes conversations down."""
+
+    name = "its template's"
+
+    def __init__(self, source: str):
+        """Raises ValueError where it is no Jinja."""
+        if tuple(int(part) for part in jinja2.__version__.split(".")[:3]) < OLDEST:
+            raise ValueError(
+                f"jinja2 {jinja2.__version__} has a sandbox that programs can leave:"
+                " pip install 'numgpt[chat]' brings a newer one"
+            )
+        self.source = source
+        try:
+            self._plain = _PlainEnvironment().from_string(source)
+            self._followed = _FollowingEnvironment().from_string(source)
+            self.variables = meta.find_undeclared_variables(self._plain.environment.parse(source))
+        except (jinja2.TemplateError, RecursionError, MemoryError) as error:
+            raise ValueError(
+                f"the chat template is no program in Jinja ({one_line(error)})"
+            ) from None
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+        tokens: Mapping[str, str],
+        variables: Mapping[str, Any],
+    ) -> Traced:
+        """The text of a conversation.  Raises ValueError with the template's own words where it
+        refuses the conversation, and where it can't be followed."""
+        said = [_for_templates(message) for message in messages]
+        # (Roles are words that the template asks for, and names a turn by.)
+        followed = [
+            traced(message, of_message(number)) | {"role": message["role"]}
+            for number, message in enumerate(said)
+        ]
+        usual: dict[str, Any] = {"tools": None, "documents": None} | dict(tokens)
+        usual |= {"add_generation_prompt": add_generation_prompt}
+        usual |= {"strftime_now": datetime.datetime.now().strftime}
+        try:
+            plain = self._plain.render(usual | dict(variables) | {"messages": said})
+            theirs = {name: traced(value, OTHERS) for name, value in variables.items()}
+            text = as_traced(self._followed.render(usual | theirs | {"messages": followed}))
+        except jinja2.TemplateError as error:
+            raise ValueError(f"the chat template says: {one_line(error)}") from None
+        except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"the chat template fails here: {one_line(error)}") from None
+        except (RecursionError, MemoryError):
+            raise ValueError("the chat template takes more memory than it may") from None
+        if text != plain:
+            raise ValueError(
+                "the chat template does what can't be followed: who wrote which of its characters"
+            )
+        return text
+
+
+def _for_templates(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as transformers hands it over: without what is None; reasoning, under whatever name
+    it came, as reasoning_content."""
+    given = {name: value for name, value in message.items() if value is not None}
+    reasoning = next((given[name] for name in _REASONING if name in given), None)
+    if reasoning is not None:
+        given = {"thinking": reasoning, **given, "reasoning_content": reasoning}
+    return given
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: Sequence[str] | None = None,
+    sort_keys: bool = False,
+    dumps: Callable[..., str] = json.dumps,
+) -> str:
+    options = {"ensure_ascii": ensure_ascii, "indent": indent, "sort_keys": sort_keys}
+    return dumps(value, separators=separators and tuple(separators), **options)
+
+
+class _Generation(ext.Extension):
+    """{% generation %} … {% endgeneration %}: what the model is to learn of a conversation."""
+
+    tags = {"generation"}  # noqa: RUF012 (as jinja2 declares it)
+
+    def parse(self, parser: Any) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_generated"), [], [], body).set_lineno(line)
+
+    def _generated(self, caller: Callable[[], str]) -> str:
+        text = caller()
+        if not isinstance(text, Traced):
+            return text
+        return Traced(text, "".join([chr(ord(origin) | GENERATED) for origin in text.origin]))
+
+
+class _PlainEnvironment(sandbox.ImmutableSandboxedEnvironment):
+    """The sandbox, as transformers sets it up."""
+
+    intercepted_binops = frozenset(("%", "*", "**"))
+
+    def __init__(self) -> None:
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols]
+        )
+        self.globals["raise_exception"] = _raise_exception
+        self.filters["tojson"] = _to_json
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """What takes the machine's memory, or its time, is refused."""
+        sizes = [n for n in (left, right) if isinstance(n, int)]
+        if operator == "**" or (operator == "*" and max(sizes, default=0) > MOST_CHARACTERS):
+            raise jinja2.TemplateError(f"{shown(left)} {operator} {shown(right)} is too much")
+        return super().call_binop(context, operator, left, right)
+
+
+class _FollowingCode(CodeGenerator):
+    """a ~ b of texts that are followed."""
+
+    def visit_Concat(self, node: nodes.Concat, frame: Any) -> None:  # noqa: N802
+        self.write("environment.joined((")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write("))")
+
+
+class _FollowingEnvironment(_PlainEnvironment):
+    """The sandbox for texts that know who wrote them."""
+
+    code_generator_class = _FollowingCode
+    concat = staticmethod(joined)  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.finalize = _written
+        self.filters = {name: _following(filter) for name, filter in self.filters.items()}
+        self.filters["tojson"] = functools.partial(_to_json, dumps=to_json)
+
+    def joined(self, parts: Iterable[Any]) -> Traced:
+        return joined([str(_written(part)) for part in parts])
+
+    def call(self, context: Any, function: Any, *values: Any, **named: Any) -> Any:  # type: ignore[override]
+        owner = getattr(function, "__self__", None)
+        if type(owner) is str:  # a method of one of the template's own texts: ", ".join(…)
+            owner = as_traced(owner)
+            function = self.getattr(owner, function.__name__)
+        if isinstance(owner, Traced):  # (what its own methods return is followed)
+            owner = "" if owner.origin == TEMPLATE * len(owner) else _OPAQUE
+        call = functools.partial(super().call, context)
+        return through(lambda _, *v, **n: call(function, *v, **n), (owner, *values), named, _KNOWN)
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        return through(
+            functools.partial(super().call_binop, context, operator), (left, right), known=_KNOWN
+        )
+
+
+_OPAQUE = object()
+# What holds no text of people's, or hands it out as it is.
+_KNOWN = (
+    jinja2.Undefined,
+    jinja2.Environment,
+    nodes.EvalContext,
+    runtime.Context,
+    runtime.Macro,
+    runtime.LoopContext,
+    datetime.datetime,
+    types.FunctionType,
+    types.MethodType,
+    types.ModuleType,
+    type,
+)
+
+
+def _following(filter: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(filter)
+    def followed(*values: Any, **named: Any) -> Any:
+        return through(filter, values, named, _KNOWN)
+
+    return followed
+
+
+def _written(value: Any) -> Any:
+    """What is written where a value is no text: a list, say, with texts in it."""
+    if isinstance(value, (str, int, float, jinja2.Undefined)) or value is None:
+        return value
+    return through(str, (value,), known=_KNOWN)

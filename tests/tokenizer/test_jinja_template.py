@@ -1,0 +1,498 @@
+"""Chat templates that are programs: rendered as transformers renders them, and nobody but the
+template marks a turn."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizer.chat_formats import TEXT
+
+from numgpt import Tokenizer
+from numgpt.tokenizer import load_tokenizer
+from numgpt.tokenizer.chat_template import ChatTemplate
+
+pytest.importorskip("jinja2")
+
+FOR_EACH = "{%- for message in messages %}"
+IM = "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+# What published templates do, each in a few words of its own.
+TEMPLATES = {
+    "thinking in the prompt": FOR_EACH
+    + IM
+    + "{%- endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}",
+    "another prompt": FOR_EACH
+    + IM
+    + "{%- endfor %}{% if add_generation_prompt %}<|im_start|>model\n{% endif %}",
+    "a system prompt of its own": "{% if messages[0].role != 'system' %}<|im_start|>system\n"
+    "You're kind.<|im_end|>\n{% endif %}" + FOR_EACH + IM + "{% endfor %}",
+    "trimmed": FOR_EACH + "<|im_start|>{{ message.role }}\n{{ message.content | trim }}<|im_end|>"
+    "{{ '\\n' }}{% endfor %}",
+    "stripped": FOR_EACH + "{% set said = message.content.strip() %}<|im_start|>"
+    "{{ message.role ~ '\n' ~ said ~ '<|im_end|>' }}{% endfor %}",
+    "roles renamed": FOR_EACH
+    + "{% set who = 'model' if message.role == 'assistant' else message.role %}"
+    "{{ '<start_of_turn>' + who + '\n' + message.content | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}",
+    "the system in the first question": "{% if messages[0].role == 'system' %}"
+    "{% set first = messages[0].content + '\n\n' %}{% set messages = messages[1:] %}"
+    "{% else %}{% set first = '' %}{% endif %}" + FOR_EACH + "<|im_start|>{{ message.role }}\n"
+    "{{ (first if loop.first else '') + message.content }}<|im_end|>{% endfor %}",
+    "the text's end after an answer": "{{ bos_token }}"
+    + FOR_EACH
+    + "{% if message.role == 'assistant' %}{{ ' ' + message.content + eos_token }}{% else %}"
+    "{{ '[INST] ' + message.content + ' [/INST]' }}{% endif %}{% endfor %}",
+    "no line's end": FOR_EACH
+    + "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}",
+    "a date": "<|im_start|>system\nToday: {{ strftime_now('%d %b %Y') }}<|im_end|>\n"
+    + FOR_EACH
+    + IM
+    + "{% endfor %}",
+    "a macro": "{% macro turn(who, what) %}<|im_start|>{{ who }}\n{{ what }}<|im_end|>\n"
+    "{% endmacro %}" + FOR_EACH + "{{ turn(message.role, message['content']) }}{% endfor %}",
+    "a block that is set": FOR_EACH
+    + "{% set text %}<|im_start|>{{ message.role }}\n{{ message.content }}{% endset %}"
+    "{{ text }}<|im_end|>{% endfor %}",
+    "a namespace": "{% set ns = namespace(text='') %}"
+    + FOR_EACH
+    + "{% set ns.text = ns.text + '<|im_start|>' + message.role + '\n' + message.content"
+    " + '<|im_end|>' %}{% endfor %}{{ ns.text }}",
+    "joined": "{{ messages | map(attribute='content') | join('<|im_end|>') }}",
+    "joined by a method": "{{ '<|im_end|>'.join([messages[0].content, messages[-1].content]) }}",
+    "cut at a mark": FOR_EACH
+    + "<|im_start|>{{ message.role }}\n{{ message.content.split('</think>')[-1].lstrip('\n') }}"
+    "<|im_end|>\n{% endfor %}",
+    "replaced": FOR_EACH
+    + "<|im_start|>{{ message.content.replace('b', '(b)') | upper }}<|im_end|>{% endfor %}",
+    "formatted": FOR_EACH + "{{ '<|im_start|>%s\n%s<|im_end|>' % (message.role, message.content) }}"
+    "{{ '{}<|im_end|>'.format(message.content) }}"
+    "{{ '<|im_start|>%s' | format(message.content) }}{% endfor %}",
+    "as JSON": FOR_EACH + "<|im_start|>{{ message | tojson }}<|im_end|>{% endfor %}"
+    "{{ messages | tojson(indent=2) }}",
+    "in a list": FOR_EACH + "<|im_start|>{{ [message.content] | first }}<|im_end|>"
+    "{{ message.content[:3] ~ message.content[3:] }}{% endfor %}",
+    "letter by letter": FOR_EACH
+    + "<|im_start|>{% for c in message.content %}{{ c }}{% endfor %}<|im_end|>{% endfor %}",
+    "only the last": "<|im_start|>{% for message in messages %}{% if not loop.last %}"
+    "{% continue %}{% endif %}{{ message.content }}{% break %}{% endfor %}<|im_end|>",
+    "what is to be learnt": FOR_EACH + "{% if message.role == 'assistant' %}<|im_start|>assistant\n"
+    "{% generation %}{{ message.content }}<|im_end|>{% endgeneration %}{% else %}"
+    "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>{% endif %}\n{% endfor %}",
+}
+SPECIAL = ("<s>", "</s>", "<|im_end|>")
+ADDED = ("<|im_start|>", "<start_of_turn>", "<end_of_turn>", "<think>", "</think>", "<tool_call>")
+
+
+def message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def tokenizer_of(template: str, special=SPECIAL, added=ADDED) -> Tokenizer:
+    """A tokenizer with these tokens and this template."""
+    small = Tokenizer.train([TEXT * 5], 300, special_tokens=special)
+    first = small.vocab_size
+    return Tokenizer(
+        small.vocabulary,
+        small.merges,
+        small.special_tokens,
+        added_tokens={token: first + n for n, token in enumerate(added)},
+        bos_token="<s>",
+        eos_token="</s>",
+        chat_template=template,
+    )
+
+
+def tokens_of(template: str) -> dict[str, tuple[str, ...]]:
+    """The tokens that a published template writes, some of them special, the others not."""
+    found = sorted(set(re.findall(r"<[|｜][^|｜<>\s']{1,40}[|｜]>|</?[a-z_]{3,20}>", template)))
+    special = tuple(t for t in found[1::2] if t.startswith(("<|", "<｜")))
+    return {
+        "special": ("<s>", "</s>", *special),
+        "added": tuple(token for token in found if token not in special),
+    }
+
+
+def published() -> dict[str, str]:
+    """The templates that come with trl, where that is installed."""
+    try:
+        import importlib.util
+
+        spec = importlib.util.find_spec("trl")
+    except ImportError:
+        return {}
+    if spec is None or spec.origin is None:
+        return {}
+    paths = sorted((Path(spec.origin).parent / "chat_templates").glob("*.jinja"))
+    return {path.stem: path.read_text(encoding="utf-8") for path in paths}
+
+
+PUBLISHED = published()
+TALK = [
+    message("user", " Hi there,\nhow are you? "),
+    message("assistant", "Fine.\n"),
+    message("user", "Count: 1, 2"),
+]
+THOUGHT = [
+    message("system", "Be kind. "),
+    message("user", "Hi"),
+    message("assistant", "<think>\nhm\n</think>\n\nHello!"),
+    message("user", "Bye"),
+]
+CALL = {"name": "get", "arguments": {"city": 'Köln "x"', "n": 1}}
+CALLED = [
+    message("user", "Weather?"),
+    message("assistant", "")
+    | {"tool_calls": [{"id": "a1b2c3d4e", "type": "function", "function": CALL}]},
+    message("tool", '{"t": 3}') | {"name": "get", "tool_call_id": "a1b2c3d4e"},
+    message("assistant", "It is 3."),
+]
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+TOOLS = [
+    {"type": "function", "function": {"name": "get", "description": "Gets", "parameters": CITY}}
+]
+TALKS = {
+    "parts": ([m | {"content": [{"type": "text", "text": m["content"]}]} for m in TALK], {}),
+    "talk": (TALK, {}),
+    "thought": (THOUGHT, {"enable_thinking": False}),
+    "answered": (TALK[:2], {}),
+    "called": (CALLED, {"tools": TOOLS}),
+}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """By its template: our tokenizer and transformers', from the same files."""
+    transformers = pytest.importorskip("transformers")
+    made = {}
+
+    def pair(template: str):
+        if template not in made:
+            directory = tmp_path_factory.mktemp("template")
+            tokenizer_of(template, **tokens_of(template)).save_pretrained(directory)
+            theirs = transformers.AutoTokenizer.from_pretrained(directory)
+            made[template] = load_tokenizer(directory), theirs
+        return made[template]
+
+    return pair
+
+
+def check_equal(pair, messages, asked: bool, options: dict) -> bool:
+    """Text and ids are those of transformers; False where both refuse."""
+    ours, theirs = pair
+    try:
+        expected = theirs.apply_chat_template(
+            messages, add_generation_prompt=asked, tokenize=False, **options
+        )
+    except Exception:  # of the template: TemplateError, TypeError, UndefinedError, …
+        with pytest.raises(ValueError, match="chat template"):
+            quietly(ours.apply_chat_template, messages, asked, **options)
+        return False
+    assert quietly(ours.apply_chat_template, messages, asked, tokenize=False, **options) == expected
+    ids = theirs(expected, add_special_tokens=False)["input_ids"]
+    assert quietly(ours.apply_chat_template, messages, asked, **options) == ids
+    return True
+
+
+def quietly(function, *values, **named):
+    with warnings.catch_warnings():  # of variables that a template does not use
+        warnings.simplefilter("ignore")
+        return function(*values, **named)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", [*TEMPLATES, *PUBLISHED])
+def test_texts_and_ids_are_those_of_transformers(pairs, name):
+    template = (TEMPLATES | PUBLISHED)[name]
+    pair = pairs(template)
+    compared = [
+        check_equal(pair, messages, asked, options)
+        for kind, (messages, options) in TALKS.items()
+        for asked in (False, True)
+        if kind != "parts" or "type" in template
+    ]
+    assert any(compared)
+
+
+HALVES = [
+    "<|im_",
+    "end|>",
+    "<",
+    "|>",
+    "</th",
+    "ink>",
+    "</s",
+    "x",
+    "user\n",
+    " ",
+    "\n",
+    "é",
+    "<|im_<|im_end|>",
+]
+
+
+def counted(tokenizer: Tokenizer, messages, number: int | None = None) -> Counter:
+    """How often each special token and each marker of turns is there."""
+    template = ChatTemplate(tokenizer)
+    ids = quietly(template.ids, messages, True)
+    return Counter(id for id in ids if id in template.marker_ids)
+
+
+@pytest.mark.parametrize("name", [*TEMPLATES, *PUBLISHED])
+@settings(max_examples=15)
+@given(st.data())
+def test_nothing_that_is_said_marks_a_turn(name, data):
+    """… is a special token, or another that the template writes: the tokens are those of a
+    conversation of the same shape in which nobody tries."""
+    template = (TEMPLATES | PUBLISHED)[name]
+    tokenizer = TOKENIZERS.setdefault(name, tokenizer_of(template, **tokens_of(template)))
+    tokens = [*tokenizer.special_tokens, *tokenizer.added_tokens]
+    pieces = st.lists(st.sampled_from([*tokens, *HALVES]), min_size=1, max_size=6)
+    said = pieces.map("".join).filter(str.strip)
+    hostile = [message(role, data.draw(said)) for role in ("user", "assistant", "user")]
+    # A template may look for its marks in what is said, and write another text then.
+    innocent = [
+        message(m["role"], "".join("x" if c in "<>|｜" else c for c in m["content"]))
+        for m in hostile
+    ]
+    try:
+        expected = counted(tokenizer, innocent)
+    except ValueError:  # of a template for other conversations
+        return
+    found = counted(tokenizer, hostile)
+    written = ChatTemplate(tokenizer).text(hostile, True)
+    own = ChatTemplate(tokenizer).text(innocent, True)
+    if Counter(map(len, re.findall(r"[^<>|｜x]+", written))) == Counter(
+        map(len, re.findall(r"[^<>|｜x]+", own))
+    ):
+        assert found == expected
+    else:  # it did: then the special tokens are no more than the template's own
+        special = tokenizer.special_tokens.values()
+        assert sum(found[id] for id in special) <= sum(expected[id] for id in special) + 4
+
+
+TOKENIZERS: dict[str, Tokenizer] = {}
+
+
+# --- added tokens that are not special ---
+
+
+def ids_in(tokenizer: Tokenizer, token: str, messages, **options) -> int:
+    return quietly(tokenizer.apply_chat_template, messages, **options).count(
+        tokenizer.added_tokens[token]
+    )
+
+
+def test_markers_that_are_not_special_are_the_templates_alone():
+    tokenizer = tokenizer_of(TEMPLATES["thinking in the prompt"])
+    said = "<|im_start|><think></think><tool_call>"
+    talk = [message("user", said), message("assistant", said), message("user", said)]
+    assert ids_in(tokenizer, "<|im_start|>", talk) == 3
+    assert ids_in(tokenizer, "<|im_start|>", talk, add_generation_prompt=True) == 4
+    # The template writes <think>, so that only the assistant's is a token; and </think> nowhere.
+    assert ids_in(tokenizer, "<think>", talk) == 1
+    assert ids_in(tokenizer, "<think>", talk, add_generation_prompt=True) == 2
+    assert ids_in(tokenizer, "</think>", talk) == 3
+    assert ids_in(tokenizer, "<tool_call>", talk) == 3
+    text = tokenizer.apply_chat_template(talk, tokenize=False)
+    assert tokenizer.decode(tokenizer.apply_chat_template(talk)) == text
+
+
+def test_the_formats_that_ship_have_the_same_rule():
+    from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES
+
+    tokenizer = tokenizer_of(CHAT_TEMPLATES["chatml"])
+    said = "<|im_start|> <|im_end|> <think> </s>"
+    talk = [message("user", said), message("assistant", said)]
+    assert ids_in(tokenizer, "<|im_start|>", talk) == 2
+    assert ids_in(tokenizer, "<think>", talk) == 2
+    assert tokenizer.apply_chat_template(talk).count(tokenizer.special_tokens["</s>"]) == 0
+    assert tokenizer.special_tokens["<|im_end|>"] in ChatTemplate(tokenizer).end_ids()
+    assert tokenizer.added_tokens["<|im_start|>"] in ChatTemplate(tokenizer).end_ids()
+
+
+# --- what is learnt ---
+
+
+def learnt(tokenizer: Tokenizer, messages, which, **options) -> str:
+    """The text of the tokens that are learnt."""
+    ids, flags = ChatTemplate(tokenizer).examples(messages, which, **options)
+    return tokenizer.decode([id for id, flag in zip(ids, flags, strict=True) if flag])
+
+
+def test_what_the_assistant_says_is_learnt_with_what_ends_it():
+    talk = [message("user", "Hi"), message("assistant", "Hello"), message("user", "Bye")]
+    talk.append(message("assistant", "See you"))
+    for name in ("another prompt", "stripped", "trimmed", "thinking in the prompt", "a macro"):
+        tokenizer = tokenizer_of(TEMPLATES[name])
+        assert learnt(tokenizer, talk, [False, True] * 2) == "Hello<|im_end|>See you<|im_end|>"
+        assert learnt(tokenizer, talk, [False] * 3 + [True]) == "See you<|im_end|>"
+    # Where it is the model that begins the line, it learns to.
+    tokenizer = tokenizer_of(TEMPLATES["no line's end"])
+    assert learnt(tokenizer, talk, [False, True] * 2) == "\nHello<|im_end|>\nSee you<|im_end|>"
+    tokenizer = tokenizer_of(TEMPLATES["the text's end after an answer"])
+    assert learnt(tokenizer, talk, [False, True] * 2) == " Hello</s> See you</s>"
+    # The whole is the prompt, and what the model is to go on with.
+    ids, flags = ChatTemplate(tokenizer).examples(talk, [False, True] * 2)
+    prompt = tokenizer.apply_chat_template(talk[:3], add_generation_prompt=True)
+    assert ids[: len(prompt)] == prompt
+    assert (flags[len(prompt) - 1], flags[len(prompt)]) == (False, True)
+
+
+def test_a_token_that_reaches_over_the_border_is_learnt_if_its_end_is():
+    template = FOR_EACH + "{{ message.role + ': ' + message.content + '.' }}{% endfor %}"
+    tokenizer = Tokenizer.train(["user: Hi.assistant: Hi.Hi. " * 9], 280)
+    tokenizer.chat_template = template
+    talk = [message("user", "Hi"), message("assistant", "Hi")]
+    ids, flags = ChatTemplate(tokenizer).examples(talk, [False, True])
+    pieces = [tokenizer.decode([id]) for id in ids]
+    reaching = [n for n, piece in enumerate(pieces) if piece != "Hi" and piece.endswith("Hi")]
+    assert reaching  # else this shows nothing
+    assert flags[reaching[-1]]
+    assert ids[:-1] == tokenizer.encode("user: Hi.assistant: Hi.")  # one text, and the end of it
+
+
+def test_generation_marks_what_is_learnt():
+    tokenizer = tokenizer_of(TEMPLATES["what is to be learnt"])
+    talk = [message("user", "Hi"), message("assistant", "Hello"), message("assistant", "Bye")]
+    assert learnt(tokenizer, talk, [False, True, True]) == "Hello<|im_end|>Bye<|im_end|>"
+    assert learnt(tokenizer, talk, [False, False, True]) == "Bye<|im_end|>"
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.endswith("_training")])
+def test_what_generation_marks_is_what_transformers_masks(pairs, name):
+    ours, theirs = pairs(PUBLISHED[name])
+    talk = [*TALK, message("assistant", "Done <x>.")]
+    if "['type']" in PUBLISHED[name]:
+        talk = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in talk]
+    options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+    try:
+        expected = theirs.apply_chat_template(talk, **options)
+    except Exception:
+        pytest.skip("transformers renders no mask for it")
+    ids, flags = ChatTemplate(ours).examples(talk, [m["role"] == "assistant" for m in talk])
+    mask = expected["assistant_masks"]
+    if ids != expected["input_ids"]:  # where no token ends a turn, the text's end is ours
+        assert ids[:-1] == expected["input_ids"]
+        flags = flags[:-1]
+    # Theirs takes in a token that reaches out of the block at its end; ours, one at its beginning.
+    different = [n for n, (a, b) in enumerate(zip(flags, mask, strict=True)) if a != bool(b)]
+    assert len(different) <= 2 * sum(m["role"] == "assistant" for m in talk)
+    inside = [n for n in range(1, len(mask) - 1) if mask[n - 1] == mask[n] == mask[n + 1]]
+    assert not set(inside) & set(different)
+
+
+def test_tools_are_learnt_as_they_are_called():
+    template = (
+        "{% if tools %}{{ tools | tojson }}{% endif %}"
+        + FOR_EACH
+        + "<|im_start|>{{ message.role }}"
+        "\n{{ message.content }}{% for call in message.tool_calls or [] %}<tool_call>"
+        "{{ call.function | tojson }}{% endfor %}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = tokenizer_of(template)
+    said = learnt(tokenizer, CALLED, [False, True, False, False], tools=TOOLS)
+    assert said == f"<tool_call>{json.dumps(CALL, ensure_ascii=False)}<|im_end|>"
+    other = tokenizer_of(TEMPLATES["trimmed"])
+    with pytest.raises(ValueError, match="no place for tools"):
+        ChatTemplate(other).examples(CALLED, [True] * 4, tools=TOOLS)
+
+
+# --- variables, and what a template says ---
+
+
+def test_variables_are_the_templates():
+    tokenizer = tokenizer_of(
+        "{{ messages[0].content }}{% if thinks is false %} no{% endif %}{{ x }}"
+    )
+    talk = [message("user", "Hi")]
+    assert (
+        tokenizer.apply_chat_template(talk, tokenize=False, thinks=False, x="</s>") == "Hi no</s>"
+    )
+    ids = tokenizer.apply_chat_template(talk, x="</s>")
+    assert tokenizer.special_tokens["</s>"] not in ids  # nor is a variable ever a marker
+    with pytest.warns(UserWarning, match="does not use documents, other"):
+        tokenizer.apply_chat_template(talk, other=1, documents=[{"text": "a"}])
+    with pytest.raises(ValueError, match="expected texts, numbers"):
+        tokenizer.apply_chat_template(talk, x=object())
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{{ raise_exception('No, ' + messages[0].role) }}", "says: No, user"),
+        ("{{ nothing + 'a' }}", "'nothing' is undefined"),
+        ("{{ messages[9].content.x }}", "says: "),
+        ("{{ messages[0].content + 1 }}", "fails here: "),
+        ("{{ 1 / 0 }}", "fails here: "),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("{{ messages.append(1) }}", "unsafe"),
+        ("{{ 'a' * 99999999999 }}", "too much"),
+        ("{{ 9 ** 9 ** 9 }}", "too much"),
+        ("{% for a in range(10 ** 9) %}{% endfor %}", "too much"),
+        ("{% for a in range(999999999) %}{% endfor %}", "fails here|says"),
+        ("{% include 'a' %}", "says|fails"),
+        ("{{ messages[0].content.origin }}", "can't be followed|fails here|says"),
+    ],
+)
+def test_what_goes_wrong_is_said_in_a_line(template, expected):
+    tokenizer = tokenizer_of(template)
+    with pytest.raises(ValueError, match=expected) as error:
+        tokenizer.apply_chat_template([message("user", "Hi")])
+    assert "\n" not in str(error.value)
+
+
+def test_what_can_not_be_followed_is_refused_where_it_matters():
+    """Turned round letter by letter, a text may still be read, but it marks nothing."""
+    backwards = "{{ messages[0].content | reverse | join }}"
+    talk = [message("user", "Hi")]
+    assert tokenizer_of(backwards).apply_chat_template(talk, tokenize=False) == "iH"
+    centred = "{{ ('<|im_start|>' + messages[0].content) | center(40) }}"
+    with pytest.raises(ValueError, match="a way that can't be followed"):
+        tokenizer_of(centred).apply_chat_template(talk)
+    assert "Hi" in tokenizer_of("{{ messages[0].content | center(40) }}").apply_chat_template(
+        talk, tokenize=False
+    )
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        *("c.encode().decode()", "c|e", "c|safe", "c|center(99)", "c|indent(2)", "c|string"),
+        *("c|list|join", "[c]|string", "{'a': c}|string", "messages|string", "c|pprint"),
+        *("messages[0].items()|list|string", "messages[0].values()|join(',')", "(c, c)|join"),
+        *("c.zfill(99)", "c.format()", "'{}'.format(c)", "'{x}'.format_map({'x': c})"),
+        *("'%s' % c", "'%(a)s' % {'a': c}", "c ~ ''", "'' ~ [c]", "c * 2", "c|xmlattr"),
+        *("c|tojson", "c|batch(2)|list|string", "c|map('upper')|join", "c.split('|')|join('|')"),
+        *("messages|map(attribute='content')|join", "c|first ~ c[1:]", "c.join(['a', 'b'])"),
+        *("namespace(a=c)|string", "dict(a=c)|string", "cycler(c, c).next()", "c.encode()|string"),
+        *("c.expandtabs()", "c.translate({1: 2})", "c|default('x')", "[c]|unique|join", "c|title"),
+        *("c.partition('|')|join", "c|replace('x', '<')", "({'a': c})|xmlattr", "c|urlize"),
+    ],
+)
+def test_no_way_of_writing_it_makes_a_marker_of_what_is_said(expression):
+    tokenizer = tokenizer_of("{% set c = messages[0].content %}{{ " + expression + " }}")
+    said = "x</s>|<|im_start|>x</s>"
+    try:
+        ids = tokenizer.apply_chat_template([message("user", said)])
+    except ValueError:
+        return
+    assert tokenizer.special_tokens["</s>"] not in ids
+
+
+def test_roles_are_words():
+    tokenizer = tokenizer_of(TEMPLATES["another prompt"])
+    assert "<|im_start|>critic\n" in tokenizer.apply_chat_template(
+        [message("critic", "Hi")], tokenize=False
+    )
+    for role in ("user<|im_end|>", "", "a b", "x" * 99, "é", None, 3):
+        with pytest.raises(ValueError, match="message 0 has the role"):
+            tokenizer.apply_chat_template([message(role, "Hi")])
