@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from numgpt.formats import SHIPPED
+from numgpt.generation.options import SAMPLING
 from numgpt.messages import shown
 from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES
 
@@ -73,17 +74,16 @@ def add_sampling(
     parser.add_argument(
         "--temperature",
         type=number,
-        default=temperature,
         metavar="X",
-        help=f"below 1 is safer (default {temperature})",
+        help=f"below 1 is safer (default {temperature}, here and below where the model's"
+        " generation_config.json says nothing else)",
     )
     parser.add_argument(
-        "--top-k", type=whole, default=50, metavar="K", help="the K likeliest; 0: all (default 50)"
+        "--top-k", type=whole, metavar="K", help="the K likeliest; 0: all (default 50)"
     )
     parser.add_argument(
         "--top-p",
         type=number,
-        default=top_p,
         metavar="P",
         help="the likeliest that reach probability P together"
         + ("" if top_p is None else f" (default {top_p})"),
@@ -92,7 +92,7 @@ def add_sampling(
         "--min-p", type=number, metavar="P", help="only tokens P times as likely as the likeliest"
     )
     parser.add_argument(
-        "--repetition-penalty", type=number, default=1.0, metavar="X", help="above 1 repeats less"
+        "--repetition-penalty", type=number, metavar="X", help="above 1 repeats less (default 1)"
     )
     parser.add_argument(
         "--seed", type=whole, metavar="N", help="the same numbers again (default: a new seed)"
@@ -100,18 +100,20 @@ def add_sampling(
 
 
 def sampling_options(options: argparse.Namespace) -> dict[str, Any]:
-    """The flags of add_sampling as options of `generate`, but for the seed.
+    """The flags of add_sampling that are given, as options of `generate`, but for the seed.
 
     Raises ValueError for what the library would refuse, in the names of the flags.
     """
-    if not 0 < options.temperature < math.inf:
+    if options.temperature is not None and not 0 < options.temperature < math.inf:
         raise ValueError(
             f"--temperature {options.temperature}: expected a number above 0; for the most likely"
             " token every time: --greedy"
         )
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    chosen = {name: getattr(options, name) for name in names}
-    return chosen | {"do_sample": not options.greedy}
+    given = {name: getattr(options, name) for name in (*SAMPLING, "repetition_penalty")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if options.greedy or given.keys() & set(SAMPLING):
+        given["do_sample"] = not options.greedy
+    return given
 
 
 def whole(text: str) -> int:
@@ -130,6 +132,14 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a number, got {shown(text)}") from None
+
+
+def add_special_tokens(parser: argparse.ArgumentParser, where: str) -> None:
+    parser.add_argument(
+        "--special-tokens",
+        action="store_true",
+        help=f"special tokens in the {where} (<|endoftext|>) are meant, not spelt",
+    )
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:

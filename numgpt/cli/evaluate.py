@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from numgpt.cli.common import add_command, add_model, add_threads, whole
+from numgpt.cli.common import add_command, add_model, add_special_tokens, add_threads, whole
 from numgpt.data.corpus import find_files
 from numgpt.data.records import ENDINGS
 from numgpt.evaluation.perplexity import Evaluation, sliding_window_loss
@@ -37,6 +37,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--stride", type=whole, metavar="N", help="tokens a window moves on (default: half of it)"
     )
+    add_special_tokens(parser, "text")
     add_threads(parser)
 
 
@@ -46,7 +47,12 @@ def run(options: argparse.Namespace) -> None:
     if lines := [file for file in files if str(file).endswith(ENDINGS)]:
         tell(f"numgpt: note: {lines[0]} is JSON: measured as the text it is, keys and all")
     texts = (read_text(file) for file in files)
-    pieces = [tokenizer.encode(part) for text in texts for part in text]
+    allowed = "all" if options.special_tokens else ()
+    pieces = [
+        tokenizer.encode(part, allowed, continues=place > 0)
+        for text in texts
+        for place, part in enumerate(text)
+    ]
     beginning = tokenizer.encode("", add_special_tokens=True)  # nothing, or the bos token
     ids = np.array(list(itertools.chain(beginning, *pieces)), np.int64)
     began = time.perf_counter()

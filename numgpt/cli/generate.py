@@ -15,6 +15,7 @@ from numgpt.cli.common import (
     add_command,
     add_model,
     add_sampling,
+    add_special_tokens,
     add_threads,
     number,
     sampling_options,
@@ -23,11 +24,16 @@ from numgpt.cli.common import (
 )
 from numgpt.formats import load
 from numgpt.generation import GenerateOutput, generate, generate_each
+from numgpt.generation.options import model_defaults
 from numgpt.layers.softmax import log_softmax
 from numgpt.messages import printable, shown, tell
 from numgpt.tokenizer import BaseTokenizer, StreamDecoder
 
 NEW_TOKENS = 200
+DEFAULTS = {"do_sample": True, "temperature": 0.8, "num_beams": 1, "num_return_sequences": 1}
+# Flags that are options of `generate` by the same name.
+GIVEN = frozenset(("max_new_tokens", "max_length", "min_new_tokens", "no_repeat_ngram_size"))
+GIVEN |= {"num_beams", "length_penalty", "num_return_sequences"}
 TOP_LOGPROBS, MOST_TOP_LOGPROBS = 5, 1000
 
 
@@ -43,6 +49,7 @@ def register(subparsers: Any) -> None:
         "prompt", nargs="*", help="the text to continue; - or a pipe: standard input"
     )
     add_model(parser)
+    add_special_tokens(parser, "prompt")
     parser.add_argument(
         "--max-new-tokens", type=whole, metavar="N", help=f"tokens to add (default {NEW_TOKENS})"
     )
@@ -50,13 +57,12 @@ def register(subparsers: Any) -> None:
         "--max-length", type=whole, metavar="N", help="tokens in all, the prompt's included"
     )
     parser.add_argument(
-        "--min-new-tokens", type=whole, default=0, metavar="N", help="no end of text before these"
+        "--min-new-tokens", type=whole, metavar="N", help="no end of text before these"
     )
     parser.add_argument(
         "--num-return-sequences",
         "-n",
         type=whole,
-        default=1,
         metavar="N",
         help="continuations (default 1)",
     )
@@ -66,7 +72,7 @@ def register(subparsers: Any) -> None:
         action="store_false",
         help="end where the model's context is full (default: go on from its newer half)",
     )
-    add_sampling(parser, temperature=0.8)
+    add_sampling(parser, temperature=DEFAULTS["temperature"])
     parser.add_argument(
         "--stop",
         action="append",
@@ -80,21 +86,18 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--no-repeat-ngram-size",
         type=whole,
-        default=0,
         metavar="N",
         help="no N tokens in a row occur twice",
     )
     parser.add_argument(
         "--num-beams",
         type=whole,
-        default=1,
         metavar="N",
         help="search for the most probable text with N beams, in place of sampling",
     )
     parser.add_argument(
         "--length-penalty",
         type=number,
-        default=1.0,
         metavar="X",
         help="of beams: above 1 favours longer texts (default 1)",
     )
@@ -117,33 +120,37 @@ def run(options: argparse.Namespace) -> None:
     _check(options)
     prompt = text_argument(" ".join(options.prompt) if options.prompt else None, "prompt")
     model, tokenizer = load(options.model, adapter=options.adapter)
-    ids = tokenizer.encode(prompt, add_special_tokens=True)
+    allowed = "all" if options.special_tokens else ()
+    ids = tokenizer.encode(prompt, allowed, add_special_tokens=True)
     if not ids:
         raise ValueError(
             'the prompt is empty: numgpt generate "Once upon a time", or pipe a text in'
         )
     seed = secrets.randbits(32) if options.seed is None else options.seed
-    max_new_tokens = options.max_new_tokens
-    if max_new_tokens is None and options.max_length is None:
-        max_new_tokens = NEW_TOKENS
-    request = {
-        "max_new_tokens": max_new_tokens,
-        "max_length": options.max_length,
-        "min_new_tokens": options.min_new_tokens,
-        **sampling_options(options),
-        "stop_strings": options.stop,
-        "bad_words_ids": [
-            tokenizer.encode(space + word) for word in options.ban for space in _spaces(tokenizer)
-        ],
-        "tokenizer": tokenizer,
-        "seed": seed,
-        "slide": options.slide,
-        "no_repeat_ngram_size": options.no_repeat_ngram_size,
-    }
-    request |= {"num_beams": options.num_beams, "length_penalty": options.length_penalty}
-    if options.num_beams > 1:
-        request |= {"do_sample": False, "slide": False}
-    began, count = time.perf_counter(), options.num_return_sequences
+    given = sampling_options(options)
+    for name in GIVEN:
+        if getattr(options, name) is not None:
+            given[name] = getattr(options, name)
+    if options.stop:
+        given["stop_strings"] = options.stop
+    defaults = model_defaults(model, DEFAULTS | given)
+    if "max_length" in given:  # which else goes behind
+        defaults.pop("max_new_tokens", None)
+    request = DEFAULTS | defaults | given
+    if request.get("max_new_tokens") is None and request.get("max_length") is None:
+        request["max_new_tokens"] = NEW_TOKENS
+    banned = [
+        tokenizer.encode(space + word, continues=True)
+        for word in options.ban
+        for space in _spaces(tokenizer)
+    ]
+    request["bad_words_ids"] = [*request.get("bad_words_ids", ()), *banned]
+    request |= {"tokenizer": tokenizer, "seed": seed, "slide": options.slide}
+    beams, count = request["num_beams"], request.pop("num_return_sequences")
+    if beams > 1:
+        request["slide"] = False
+        request["do_sample"] = model.generation_config.get("do_sample", False)
+    began = time.perf_counter()
     if options.logprobs:
         found = generate(
             model,
@@ -155,7 +162,7 @@ def run(options: argparse.Namespace) -> None:
         )
         made, longest = int(found.lengths.sum()), len(ids) + int(found.lengths.max())
         _write_logprobs(found, prompt, len(ids), tokenizer, options.top_logprobs)
-    elif count == 1 and options.num_beams == 1:
+    elif count == 1 and beams == 1:
         decoder = StreamDecoder(tokenizer, skip_special_tokens=True)
         tokens = model.stream(ids, **request)  # checks everything, before any text appears
         _write(prompt)
@@ -172,7 +179,7 @@ def run(options: argparse.Namespace) -> None:
             text = tokenizer.decode(sequence, skip_special_tokens=True)
             _write(text + "\n" if count == 1 else f"=== {index} of {count} ===\n{text}\n\n")
     seconds = time.perf_counter() - began
-    sampled = "" if options.greedy or options.num_beams > 1 else f", seed {seed}"
+    sampled = f", seed {seed}" if request["do_sample"] else ""
     tell(f"{made} tokens in {seconds:.2f} s, {made / seconds:.1f} tokens/s{sampled}")
     if options.slide and longest > model.context_length:
         tell(
@@ -183,17 +190,18 @@ def run(options: argparse.Namespace) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     """What the library would refuse in the names of its arguments, in those of the flags."""
-    if options.num_beams > 1 and options.logprobs:
+    beams = options.num_beams or 1
+    if beams > 1 and options.logprobs:
         raise ValueError("--logprobs cannot be combined with --num-beams: leave one of them out")
-    if options.num_beams > 1:
+    if beams > 1:
         for name in ("temperature", "top_k", "top_p", "min_p", "seed"):
             given = getattr(options, name)
-            if given != options.parser.get_default(name):
+            if given is not None:
                 raise ValueError(
                     f"--{name.replace('_', '-')} {given} cannot be combined with --num-beams, which"
                     " samples nothing: leave one of them out"
                 )
-    elif options.length_penalty != 1:
+    elif options.length_penalty is not None:
         raise ValueError(f"--length-penalty {options.length_penalty} goes with --num-beams: add it")
     if options.top_logprobs is None:
         options.top_logprobs = TOP_LOGPROBS
@@ -203,7 +211,7 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(
             f"--top-logprobs {options.top_logprobs}: expected 0 to {MOST_TOP_LOGPROBS}"
         )
-    if options.greedy and options.num_return_sequences > options.num_beams:
+    if options.greedy and (options.num_return_sequences or 1) > beams:
         raise ValueError(
             "--greedy writes the same text every time: leave --num-return-sequences out"
         )

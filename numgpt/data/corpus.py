@@ -160,13 +160,16 @@ def _windows(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> Batch:
 
 
 def encode_corpus(
-    documents: Documents, tokenizer: BaseTokenizer, directory: str | os.PathLike
+    documents: Documents,
+    tokenizer: BaseTokenizer,
+    directory: str | os.PathLike,
+    special_tokens: bool = False,
 ) -> TokensFile:
     """Encode a corpus into directory/tokens.bin.
 
-    Documents are separated by the end-of-text token where the tokenizer has one. Warns of files
-    whose text looks like something else than text: JSON lines, special tokens spelt out. Raises
-    ValueError where the text can't be encoded.
+    Documents are separated by the end-of-text token where the tokenizer has one. With
+    special_tokens those in the text are meant; else they are ordinary text, and a warning says so,
+    as of files that look like JSON lines. Raises ValueError where the text can't be encoded.
     """
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     specials = any_of(frozenset(tokenizer.special_tokens))
@@ -192,13 +195,15 @@ def encode_corpus(
                         " or conversations in it: numgpt tune sft",
                         stacklevel=2,
                     )
-                spelt.update(specials.findall(part))
-                write(list(tokenizer.encode(part)))
+                if not special_tokens:
+                    spelt.update(specials.findall(part))
+                allowed = "all" if special_tokens else ()
+                write(list(tokenizer.encode(part, allowed, continues=place > 0)))
     if spelt:
         token, times = spelt.most_common(1)[0]
         warnings.warn(
             f"the text spells special tokens, {token} {times} times: there they are ordinary text;"
-            " for documents that end with one, give each a file of its own",
+            " special_tokens means them, or give each document a file of its own",
             stacklevel=2,
         )
     return TokensFile(dtype.str, count, digest.hexdigest(), hash_tokenizer(tokenizer))
@@ -291,6 +296,8 @@ def hash_tokenizer(tokenizer: BaseTokenizer) -> str:
         pattern, normalizer = tokenizer.pattern.name, tokenizer.normalizer
         if (pattern, normalizer, tokenizer.ignore_merges) != ("gpt2", None, False):
             digest.update(f"{pattern} {normalizer} {tokenizer.ignore_merges}".encode())
+        if tokenizer.add_prefix_space:
+            digest.update(b"add_prefix_space")
     return digest.hexdigest()
 
 

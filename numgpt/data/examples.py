@@ -72,7 +72,7 @@ class ExampleEncoder:
                     "the completion is empty: write the answer there, or take the line out"
                 )
             given = list(self.tokenizer.encode(prompt, add_special_tokens=True))
-            answer = list(self.tokenizer.encode(completion)) + self._end()
+            answer = list(self.tokenizer.encode(completion, continues=bool(given))) + self._end()
             return given + answer, [False] * len(given) + [True] * len(answer)
         if record.kind == TEXT:
             text = list(self.tokenizer.encode(fields["text"], add_special_tokens=True))

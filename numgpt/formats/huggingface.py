@@ -61,6 +61,9 @@ def open_directory(directory: Path, named: Path | None = None) -> Source:
     for_generation = read_json(generation) if generation.is_file() else {}
     if (ends := for_generation.get("eos_token_id")) is not None:
         fields["eos_token_id"] = ends
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if fields.get(name) in (-1, []):  # as some files say that there is none
+            fields[name] = None
     try:
         config = family.config_from(fields)
         config.validate()
@@ -75,6 +78,7 @@ def open_directory(directory: Path, named: Path | None = None) -> Source:
         tensors,
         WeightMapping(family, config),
         lambda: load_tokenizer(directory),
+        for_generation,
     )
 
 
@@ -86,8 +90,9 @@ def save_model(
 ) -> None:
     """Write config.json and model.safetensors, in the names and layout that transformers loads.
 
-    Both change at once. A generation_config.json that is there is told what ends a text now; all
-    other files stay. `report` is called with each tensor's name as its turn comes.
+    Both change at once, with generation_config.json where the model has one; one that is there is
+    told what ends a text now. All other files stay. `report` is called with each tensor's name as
+    its turn comes.
     """
     storage_dtype(dtype)  # refuses a bad one before anything is written
     if model.adapter is not None and not model.is_merged:
@@ -109,9 +114,10 @@ def save_model(
     with replacing_together(directory) as staged:
         write_safetensors(staged / WEIGHTS_FILE, tensors, dtype=dtype, report=report)
         _write_json(staged / CONFIG_FILE, fields)
-        if (path := Path(directory) / GENERATION_FILE).is_file():
+        ours, path = model.generation_config, Path(directory) / GENERATION_FILE
+        if ours or path.is_file():
             ends = {name: fields[name] for name in ("bos_token_id", "eos_token_id")}
-            _write_json(staged / GENERATION_FILE, _old_fields(path) | ends)
+            _write_json(staged / GENERATION_FILE, (ours or _old_fields(path)) | ends)
 
 
 def _write_json(path: Path, fields: dict[str, Any]) -> None:

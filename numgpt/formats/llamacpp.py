@@ -26,7 +26,7 @@ from numgpt.tokenizer import Tokenizer, build_bpe
 # tokenizer.ggml.pre, where llama.cpp's splitting is one of our patterns.
 PATTERNS = {
     **dict.fromkeys(("gpt-2", "phi-2"), "gpt2"),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), "llama3"),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "smaug-bpe"), "llama3"),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), "smollm"),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), "qwen2"),
 }
@@ -122,8 +122,9 @@ def read_tokenizer(path: Path, metadata: Metadata) -> Tokenizer:
     tokens = metadata.require("tokenizer.ggml.tokens", list)
     pre = metadata.get("tokenizer.ggml.pre", str, "default")
     if pre == "default":  # as in older files; then other things have to tell
-        gpt2s = metadata.get("general.architecture", str) == "gpt2"
-        pre = "gpt-2" if gpt2s else "llama-bpe" if "<|begin_of_text|>" in tokens else pre
+        family = metadata.get("general.architecture", str)
+        of_family = {"gpt2": "gpt-2", "qwen2": "qwen2"}.get(family, pre)
+        pre = "llama-bpe" if "<|begin_of_text|>" in tokens else of_family
     if pre not in PATTERNS:
         raise ValueError(
             f"{path}: tokenizer.ggml.pre={shown(pre)} is not supported, only {', '.join(PATTERNS)}"

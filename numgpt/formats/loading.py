@@ -103,7 +103,9 @@ def read_model(
 ) -> LanguageModel:
     """The model of a source; `report` is called with each tensor's name as its turn comes."""
     parameters = read_parameters(source, report, mmap)
-    return source.family.model(source.config, parameters=parameters)
+    model = source.family.model(source.config, parameters=parameters)
+    model.generation_config = dict(source.generation)
+    return model
 
 
 def open_model(path: Path) -> Source:

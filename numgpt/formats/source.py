@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ class Source:
     tensors: Iterable[tuple[str, StoredTensor]]  # under the names in the files
     mapping: WeightMapping
     read_tokenizer: Callable[[], BaseTokenizer]
+    generation: dict[str, Any] = field(default_factory=dict)  # of generation_config.json
 
 
 def read_parameters(

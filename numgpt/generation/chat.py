@@ -19,7 +19,7 @@ from typing import Any
 from numgpt.files import replacing
 from numgpt.generation.decode import stream
 from numgpt.generation.endings import before_stop, goes_in_circles
-from numgpt.generation.options import GenerationOptions
+from numgpt.generation.options import GenerationOptions, model_defaults, token_ids
 from numgpt.messages import shown
 from numgpt.models.kv_cache import KVCache
 from numgpt.models.language_model import LanguageModel
@@ -64,7 +64,7 @@ class Chat:
     ):
         """system is the system prompt; None: the template's own, if it has one. template_variables
         are handed to the chat template (enable_thinking=False). The options are those of
-        `generate`, with DEFAULTS where not given.
+        `generate`; where not given, the model's generation_config decides, else DEFAULTS.
 
         Raises ValueError where the tokenizer's chat template can't be rendered, or an option is
         invalid.
@@ -78,7 +78,7 @@ class Chat:
         self.model = model
         self.tokenizer = tokenizer
         self.template = ChatTemplate(tokenizer, template_variables)
-        self.options: dict[str, Any] = DEFAULTS
+        self.options: dict[str, Any] = DEFAULTS | model_defaults(model, DEFAULTS, single=True)
         self.options = self._checked(options)
         self.statistics = TurnStatistics(context_length=model.context_length)
         self.system: str | None = None
@@ -229,8 +229,7 @@ class Chat:
         room = self.model.context_length - len(ids)
         cache = self._cache_for(ids, len(ids) + min(most, room))
         stops = (*self.template.stop_strings(), *options.pop("stop_strings"))
-        ends = self.template.end_ids() + _as_list(self.model.config.eos_token_id)
-        # A config may name a token of the family's usual vocabulary that this model's lacks.
+        ends = self.template.end_ids() + token_ids(self.model, "eos_token_id")
         ends = sorted({id for id in ends if id < self.model.config.vocab_size})
         reused = cache.length
         tokens = stream(
@@ -384,7 +383,3 @@ def _what_was_said(message: Any) -> Any:
     if not isinstance(message, Mapping):
         return message  # the template refuses it
     return {key: message[key] for key in ("role", "content") if key in message}
-
-
-def _as_list(ids: int | Sequence[int] | None) -> list[int]:
-    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)

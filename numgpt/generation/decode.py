@@ -63,13 +63,15 @@ def generate(
     """Continue one or several prompts.
 
     ids: (T,), (B, T) or lists of unequal length, which are padded on the left; attention_mask
-    (B, T) is 0 at padding that is there already. The options are the fields of GenerationOptions.
+    (B, T) is 0 at padding that is there already. The options are the fields of GenerationOptions;
+    of those not given the model's generation_config decides, where it has them.
     Returns (B · num_return_sequences, T'): prompts and continuations; those that ended early are
     filled up with pad_token_id. With return_dict_in_generate=True returns a GenerateOutput. Raises
     ValueError for a prompt or an option that is invalid; warns with LengthWarning where the model's
     context ended a sequence.
     """
-    sequences = _continued(model, ids, attention_mask, GenerationOptions.of(**options))
+    chosen = GenerationOptions.for_model(model, options)
+    sequences = _continued(model, ids, attention_mask, chosen)
     if not sequences.request.options.return_dict_in_generate:
         return sequences.ids
     scores, logits = sequences.scores, sequences.logits
@@ -84,7 +86,7 @@ def generate(
 
 def generate_each(model: LanguageModel, ids: Ids, **options: Any) -> list[np.ndarray]:
     """As `generate`, but each sequence by itself, prompt and continuation without any padding."""
-    sequences = _continued(model, ids, None, GenerationOptions.of(**options))
+    sequences = _continued(model, ids, None, GenerationOptions.for_model(model, options))
     rows = zip(sequences.ids, sequences.starts, sequences.ends, strict=True)
     return [row[start:end] for row, start, end in rows]
 
@@ -102,7 +104,8 @@ def stream(
     kv_cache may hold the keys and values of the prompt's first tokens, from an earlier call: then
     only the rest is computed, and it takes in what is. It needs room for all tokens but the last.
     """
-    request = Request(model, ids, attention_mask, GenerationOptions.of(**options), kv_cache)
+    chosen = GenerationOptions.for_model(model, options, single=True)
+    request = Request(model, ids, attention_mask, chosen, kv_cache)
     if len(request.ids) * request.options.num_return_sequences != 1:
         raise ValueError(
             "stream makes one sequence: pass one prompt and leave num_return_sequences at 1"

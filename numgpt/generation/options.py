@@ -6,13 +6,15 @@ import dataclasses
 import difflib
 import math
 import numbers
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from numgpt.messages import shown
+from numgpt.models.language_model import LanguageModel
 from numgpt.tokenizer import BaseTokenizer
 
 LogitsProcessor = Callable[[np.ndarray, np.ndarray], np.ndarray]  # ids, logits -> logits
@@ -46,6 +48,58 @@ NOT_SUPPORTED = frozenset(  # (a string, as it would fill sixty lines as a list)
     " stopping_criteria prefix_allowed_tokens_fn synced_gpus assistant_model"
     " streamer negative_prompt_ids custom_generate".split()
 )
+
+
+# What sampling alone reads.
+SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+# What in a generation_config.json changes nothing of what is generated, or is none of its options.
+_NO_OPTION = frozenset(
+    "use_cache cache_implementation cache_config transformers_version"  # noqa: SIM905
+    " bos_token_id eos_token_id pad_token_id"
+    " output_attentions output_hidden_states output_scores output_logits return_dict_in_generate"
+    " max_cache_len compile_config disable_compile is_assistant prefill_chunk_size low_memory"
+    " num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold".split()
+)
+# Values of options that are not here by which nothing changes.
+_NEUTRAL: tuple[Any, ...] = (None, False, 0, 0.0, 1, 1.0, [], {})
+
+
+def token_ids(model: LanguageModel, name: str) -> list[int]:
+    """The model's eos_token_id or pad_token_id: of its generation_config, or else of its config."""
+    own = getattr(model.config, name)
+    said = model.generation_config.get(name)
+    ids = np.atleast_1d([]) if said is own is None else np.atleast_1d(own if said is None else said)
+    # A config may name a token of the family's usual vocabulary that this model's lacks, or -1.
+    return [id for id in ids.tolist() if 0 <= id < model.config.vocab_size]
+
+
+def model_defaults(
+    model: LanguageModel, given: Mapping[str, Any], single: bool = False
+) -> dict[str, Any]:
+    """What a model's generation_config says, as transformers' generate takes it where nothing is
+    given; with `single`, for one sequence as it grows. Warns of options that are not supported."""
+    fields = {name: value for name, value in model.generation_config.items() if value is not None}
+    known = {field.name for field in dataclasses.fields(GenerationOptions)} - _NO_OPTION
+    left_out = [
+        name
+        for name, value in fields.items()
+        if name not in known | _NO_OPTION and name[0] != "_" and value not in _NEUTRAL
+    ]
+    chosen = {name: value for name, value in fields.items() if name in known}
+    if single:
+        left_out += [name for name in ("num_beams",) if chosen.pop(name, 1) != 1]
+        chosen.pop("num_return_sequences", None)
+    if left_out:
+        warnings.warn(
+            f"the model's generation_config has {', '.join(sorted(left_out))}: left out here",
+            stacklevel=3,
+        )
+    if not given.get("do_sample", chosen.get("do_sample", False)):
+        chosen = {name: value for name, value in chosen.items() if name not in SAMPLING}
+    least, most = chosen.get("min_new_tokens"), given.get("max_new_tokens")
+    if isinstance(least, int) and isinstance(most, int):
+        chosen["min_new_tokens"] = min(least, most)
+    return chosen
 
 
 @dataclass
@@ -89,6 +143,13 @@ class GenerationOptions:
     output_logits: bool = False  # the model's own
     # numgpt's own: when the model's context is full, go on from its newer half; False: end there
     slide: bool = False
+
+    @classmethod
+    def for_model(
+        cls, model: LanguageModel, options: Mapping[str, Any], single: bool = False
+    ) -> GenerationOptions:
+        """The options of a call, those of the model's generation_config where it gives none."""
+        return cls.of(**{**model_defaults(model, options, single), **options})
 
     @classmethod
     def of(cls, **options: Any) -> GenerationOptions:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from numgpt.generation.options import DEFAULT_NEW_TOKENS, GenerationOptions
+from numgpt.generation.options import DEFAULT_NEW_TOKENS, GenerationOptions, token_ids
 from numgpt.messages import shown
 from numgpt.models.context import Context
 from numgpt.models.kv_cache import KVCache
@@ -30,14 +30,12 @@ class Request:
         """Raises ValueError for a prompt or an option that is invalid."""
         config = model.config
         options.validate(config.vocab_size)
-        eos = config.eos_token_id if options.eos_token_id is None else options.eos_token_id
-        eos = [] if eos is None else np.atleast_1d(eos).tolist()
-        # A config may name a token of the family's usual vocabulary that this model's lacks.
-        self.eos_token_ids = [id for id in eos if id < config.vocab_size]
-        pad = options.pad_token_id
-        self.pad_token_id = (
-            pad if pad is not None else self.eos_token_ids[0] if self.eos_token_ids else 0
+        eos, pad = options.eos_token_id, options.pad_token_id
+        self.eos_token_ids = (
+            token_ids(model, "eos_token_id") if eos is None else np.atleast_1d(eos).tolist()
         )
+        pads = token_ids(model, "pad_token_id") if pad is None else [pad]
+        self.pad_token_id = next(iter([*pads, *self.eos_token_ids]), 0)
         ids, mask = _pad_left(ids, attention_mask, self.pad_token_id)
         self.ids = model.check_ids(ids, any_length=options.slide)
         mask = _check_mask(mask, self.ids)

@@ -18,6 +18,7 @@ class Config:
     tie_word_embeddings: bool  # the unembedding is the embedding
     bos_token_id: int | None
     eos_token_id: int | list[int] | None  # ends a generated sequence
+    pad_token_id: int | None  # fills up a batch
 
     @classmethod
     def of_sizes(

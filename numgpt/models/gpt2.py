@@ -95,6 +95,7 @@ class GPTConfig(Config):
     scale_attn_by_inverse_layer_idx: bool = False
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
     model_type: str = "gpt2"
 
     @classmethod
@@ -134,7 +135,7 @@ class GPTConfig(Config):
         require_booleans(
             self, "tie_word_embeddings", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"
         )
-        require_ids(self, "bos_token_id", "eos_token_id")
+        require_ids(self, "bos_token_id", "eos_token_id", "pad_token_id")
         if self.model_type != "gpt2":
             raise ValueError(f"model_type={shown(self.model_type)}: expected gpt2")
 

@@ -247,24 +247,30 @@ class LanguageModel(ObservedModel[ConfigT, CacheT]):
 
     @overload
     def generate(  # type: ignore[overload-overlap]
-        self, ids: Ids, *, return_dict_in_generate: Literal[True], **options: object
+        self,
+        ids: Ids | None = None,
+        *,
+        return_dict_in_generate: Literal[True],
+        **options: object,
     ) -> GenerateOutput: ...
 
     @overload
-    def generate(self, ids: Ids, **options: object) -> np.ndarray: ...
+    def generate(self, ids: Ids | None = None, **options: object) -> np.ndarray: ...
 
-    def generate(self, ids: Ids, **options: object) -> np.ndarray | GenerateOutput:
-        """Continue the prompt; see numgpt.generation.generate for the options.  Returns (n, T')
-        ids."""
+    def generate(self, ids: Ids | None = None, **options: object) -> np.ndarray | GenerateOutput:
+        """Continue the prompt, which transformers' tokenizers name input_ids; see
+        numgpt.generation.generate for the options.  Returns (n, T') ids."""
         from numgpt import generation
 
+        ids = _prompt(ids, options)
         return generation.generate(self, ids, **options)  # type: ignore[call-overload,no-any-return]
 
-    def stream(self, ids: Ids, **options: object) -> Iterator[int]:
+    def stream(self, ids: Ids | None = None, **options: object) -> Iterator[int]:
         """Continue one prompt and yield each token as it is made; the options are those of
         `generate`."""
         from numgpt import generation
 
+        ids = _prompt(ids, options)
         return generation.stream(self, ids, **options)  # type: ignore[arg-type]
 
     def score(self, context: Ids, continuations: Sequence[Ids]) -> list[Score]:
@@ -273,6 +279,13 @@ class LanguageModel(ObservedModel[ConfigT, CacheT]):
         from numgpt import generation
 
         return generation.score(self, context, continuations)
+
+
+def _prompt(ids: Ids | None, options: dict[str, object]) -> Ids:
+    """The ids, by whatever name they are given."""
+    if (ids is None) == ("input_ids" not in options):
+        raise TypeError("generate takes the prompt's ids, once: generate(ids) or input_ids=ids")
+    return options.pop("input_ids") if ids is None else ids  # type: ignore[return-value]
 
 
 def _checked_objective(result: object) -> tuple[float, np.ndarray, dict[str, float]]:

@@ -87,6 +87,7 @@ class LlamaConfig(Config):
     tie_word_embeddings: bool = False
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
     model_type: str = "llama"  # or "qwen2"
 
     @classmethod
@@ -134,7 +135,7 @@ class LlamaConfig(Config):
         )
         if self.attention_output_bias is not None:
             require_booleans(self, "attention_output_bias")
-        require_ids(self, "bos_token_id", "eos_token_id")
+        require_ids(self, "bos_token_id", "eos_token_id", "pad_token_id")
         if self.model_type not in ("llama", "qwen2"):
             raise ValueError(f"model_type={shown(self.model_type)}: expected llama or qwen2")
         heads = self.num_attention_heads

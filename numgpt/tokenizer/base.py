@@ -35,13 +35,15 @@ class BaseTokenizer:
         eos_token: str | None = None,
         add_bos_token: bool = False,
         chat_template: str | None = None,
+        settings: Mapping[str, Any] | None = None,
     ):
         """added_tokens are found in any text, though no merge makes them, and are text when
         decoded; special tokens are neither. bos_token begins a text where add_bos_token is set,
         eos_token ends one (by default it is <|endoftext|>, where that is a special token);
-        chat_template is a conversation's form, in Jinja.
+        chat_template is a conversation's form, in Jinja; settings are what tokenizer_config.json
+        says that changes nothing here, and is kept (pad_token, padding_side, model_max_length, …).
 
-        Raises ValueError where one of the two is no special token.
+        Raises ValueError where one of the two is neither a special nor an added token.
         """
         self.special_tokens = dict(special_tokens or {})  # text -> id
         self.added_tokens = dict(added_tokens or {})  # text -> id
@@ -49,18 +51,23 @@ class BaseTokenizer:
         if eos_token is None and END_OF_TEXT in self.special_tokens:
             eos_token = END_OF_TEXT
         for name, token in (("bos_token", bos_token), ("eos_token", eos_token)):
-            if token is not None and token not in self.special_tokens:
+            if token is not None and token not in self.special_tokens | self.added_tokens:
                 raise ValueError(f"{name}={shown(token)} is not one of the special tokens")
         if add_bos_token and bos_token is None:
             raise ValueError("add_bos_token is set, but there is no bos_token to add")
         self.bos_token, self.eos_token = bos_token, eos_token
         self.add_bos_token, self.chat_template = bool(add_bos_token), chat_template
+        self.settings = dict(settings or {})
 
     # --- what a subclass supplies ---
 
     def encode_ordinary(self, text: str) -> list[int]:
         """Ids of text in which nothing is special."""
         raise NotImplementedError
+
+    def encode_rest(self, text: str) -> list[int]:
+        """Ids of such text that goes on from other text: nothing is put before it."""
+        return self.encode_ordinary(text)
 
     def token_to_bytes(self, id: int) -> bytes:
         """The bytes that a token stands for.  Raises ValueError for an id that is not in the
@@ -95,18 +102,27 @@ class BaseTokenizer:
     @property
     def bos_token_id(self) -> int | None:
         """The id of the token that begins a text, where there is one."""
-        return None if self.bos_token is None else self.special_tokens.get(self.bos_token)
+        return self._id_of(self.bos_token)
 
     @property
     def named_tokens(self) -> dict[str, str]:
-        """The tokens that have a part: bos_token and eos_token, as far as there are any."""
-        named = {"bos_token": self.bos_token, "eos_token": self.eos_token}
-        return {name: token for name, token in named.items() if token is not None}
+        """The tokens that have a part: bos_token, eos_token, and pad_token and its like."""
+        named = {name: token for name, token in self.settings.items() if name.endswith("_token")}
+        named |= {"bos_token": self.bos_token, "eos_token": self.eos_token}
+        return {name: token for name, token in named.items() if isinstance(token, str)}
+
+    def _id_of(self, token: str | None) -> int | None:
+        return None if token is None else (self.special_tokens | self.added_tokens).get(token)
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """The id of the token that fills up a batch, where there is one."""
+        return self._id_of(self.named_tokens.get("pad_token"))
 
     @property
     def eos_token_id(self) -> int | None:
         """The id of the token that ends a text, where there is one."""
-        return None if self.eos_token is None else self.special_tokens.get(self.eos_token)
+        return self._id_of(self.eos_token)
 
     def encode(
         self,
@@ -114,13 +130,15 @@ class BaseTokenizer:
         allowed_special: Literal["all"] | Collection[str] = (),
         return_tensors: Literal["np"] | None = None,
         add_special_tokens: bool = False,
+        continues: bool = False,
     ) -> list[int] | np.ndarray:
         """Ids of a text: a list, or with return_tensors="np" an array (1, T) of int64.
 
         Special tokens in the text are encoded as such only where allowed_special names them ("all":
         all of them); added tokens always.  With add_special_tokens the text begins with bos_token,
-        if the model was trained that way (add_bos_token).  Raises ValueError for text that is not
-        valid Unicode (unpaired surrogates).
+        if the model was trained that way (add_bos_token). A text that continues another gets
+        nothing before it, not even the space that some tokenizers put before a text.  Raises
+        ValueError for text that is not valid Unicode (unpaired surrogates).
         """
         if not isinstance(text, str):
             raise TypeError(
@@ -144,7 +162,8 @@ class BaseTokenizer:
             if index % 2:
                 ids.append((self.added_tokens | self.special_tokens)[piece])
             elif piece:
-                ids.extend(self.encode_ordinary(piece))
+                goes_on = continues and not index
+                ids.extend((self.encode_rest if goes_on else self.encode_ordinary)(piece))
         return ids if return_tensors is None else np.array([ids], dtype=np.int64)
 
     def cut_at(self, tokens: Collection[str], text: str) -> list[str]:

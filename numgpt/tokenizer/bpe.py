@@ -14,7 +14,8 @@ from __future__ import annotations
 import itertools
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from numgpt.messages import shown
 from numgpt.tokenizer.base import END_OF_TEXT, BaseTokenizer
@@ -38,18 +39,24 @@ class Tokenizer(BaseTokenizer):
         *,
         normalizer: str | None = None,
         ignore_merges: bool = False,
+        add_prefix_space: bool = False,
         added_tokens: dict[str, int] | None = None,
+        normalized_tokens: Collection[str] = (),
         bos_token: str | None = None,
         eos_token: str | None = None,
         add_bos_token: bool = False,
         chat_template: str | None = None,
+        settings: Mapping[str, Any] | None = None,
     ):
         """A vocabulary of all bytes and what the merges make of them, the merges in the order they
         were learnt.
 
         pattern is the name of one in pattern.py. normalizer="NFC" composes the characters of
-        ordinary text first: é is one character, however it was typed. With ignore_merges a piece
-        that is a token as a whole is that token, even if the merges end elsewhere (Llama 3).
+        ordinary text first: é is one character, however it was typed; those of the special and
+        added tokens that are named in normalized_tokens are looked for afterwards. With
+        ignore_merges a piece that is a token as a whole is that token, even if the merges end
+        elsewhere (Llama 3). With add_prefix_space a text that does not begin with a space gets one.
+        A special token that merges make as well is not made of ordinary text.
 
         Raises ValueError where a merge's part or result or one of the 95 printable ASCII bytes is
         missing (without those it is no byte-level BPE), or two tokens share an id.
@@ -61,6 +68,7 @@ class Tokenizer(BaseTokenizer):
             eos_token=eos_token,
             add_bos_token=add_bos_token,
             chat_template=chat_template,
+            settings=settings,
         )
         if normalizer not in (None, "NFC"):
             raise ValueError(f"normalizer={shown(normalizer)} is not supported, only 'NFC' or none")
@@ -68,15 +76,21 @@ class Tokenizer(BaseTokenizer):
         self.merges = list(merges)
         self.pattern = Pattern(pattern)
         self.normalizer, self.ignore_merges = normalizer, bool(ignore_merges)
-        for text in (*self.special_tokens, *self.added_tokens):
-            if text.encode() in self.vocabulary or not text:
+        self.add_prefix_space = bool(add_prefix_space)
+        self.normalized_tokens = frozenset(normalized_tokens) if normalizer else frozenset()
+        made = 0  # of the special and added tokens by merges, too
+        for text, id in (self.special_tokens | self.added_tokens).items():
+            ordinary = self.vocabulary.get(text.encode())
+            if not text or ordinary not in (None, id):
                 raise ValueError(
-                    f"the special token {shown(text)} is empty or an ordinary token too"
+                    f"the special token {shown(text)} is empty, or an ordinary token with another"
+                    " id, too"
                 )
+            made += ordinary is not None
         self._bytes = {id: token for token, id in self.vocabulary.items()} | self._special_bytes
         self._bytes |= {id: text.encode() for text, id in self.added_tokens.items()}
         named = len(self.special_tokens) + len(self.added_tokens)
-        if len(self._bytes) != len(self.vocabulary) + named:
+        if len(self._bytes) != len(self.vocabulary) + named - made:
             raise ValueError("the vocabulary gives one id to two tokens")
         if min(self._bytes, default=0) < 0:
             raise ValueError(f"the vocabulary has a negative id: {min(self._bytes)}")
@@ -103,6 +117,9 @@ class Tokenizer(BaseTokenizer):
                 f" but {shown(missing)} is not in the vocabulary"
             ) from None
         self._table = MergeTable(table)
+        # A special token that merges make -> its two parts, which take its place.
+        reserved = set(self.special_tokens.values())
+        self._apart = {m: (left, right) for left, right, m in reversed(table) if m in reserved}
         self._pieces = _PieceCache(self._merge_piece)
 
     @property
@@ -115,10 +132,30 @@ class Tokenizer(BaseTokenizer):
         return max(self._bytes) + 1
 
     def encode_ordinary(self, text: str) -> list[int]:
+        if self.add_prefix_space and text and not text.startswith(" "):
+            text = f" {text}"
+        return self.encode_rest(text)
+
+    def encode_rest(self, text: str) -> list[int]:
         if self.normalizer is not None:
             text = unicodedata.normalize("NFC", text)  # the only one that is supported
         pieces = map(self._pieces.__getitem__, self.pattern.split(text))
         return list(itertools.chain.from_iterable(pieces))
+
+    def cut_at(self, tokens: Collection[str], text: str) -> list[str]:
+        later = self.normalized_tokens.intersection(tokens)
+        pieces = super().cut_at(frozenset(tokens) - later, text)
+        if not later:
+            return pieces
+        forms = {unicodedata.normalize("NFC", token): token for token in later}
+        cut: list[str] = []
+        for index, piece in enumerate(pieces):
+            if index % 2:
+                cut.append(piece)
+            else:
+                found = super().cut_at(forms, unicodedata.normalize("NFC", piece))
+                cut += [forms[p] if n % 2 else p for n, p in enumerate(found)]
+        return cut
 
     def token_to_bytes(self, id: int) -> bytes:
         try:
@@ -154,12 +191,17 @@ class Tokenizer(BaseTokenizer):
     def _merge_piece(self, piece: str) -> list[int]:
         data = piece.encode()
         token = self.vocabulary.get(data)
+        if token in self._apart:
+            token = None
         if token is not None and (self.ignore_merges or self._table.makes_whole(token)):
             return [token]
         if self._missing:
             data = data.translate(None, self._missing)
         byte_ids = self._byte_ids
-        return self._table.merge([byte_ids[byte] for byte in data])
+        ids = self._table.merge([byte_ids[byte] for byte in data])
+        while any(id in self._apart for id in ids):
+            ids = [part for id in ids for part in self._apart.get(id, (id,))]
+        return ids
 
 
 class _PieceCache(dict):

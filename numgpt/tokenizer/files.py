@@ -5,6 +5,8 @@ vocab.json, merges.txt       GPT-2's vocabulary in two files, as Hugging Face na
 encoder.json, vocab.bpe      the same two, as in OpenAI's release of GPT-2
 tokenizer_config.json        beside these: what begins and ends a text, the form of a chat
 chat_template.jinja          beside these: the form of a chat, where it has a file of its own
+special_tokens_map.json      beside these, until 2023: which tokens are special, …
+added_tokens.json            … and which were added to the vocabulary
 characters.json              the characters of a CharTokenizer, as earlier versions wrote them
 
 All files of a tokenizer change together.
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ PAIRED_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 CHARACTERS_FILE = "characters.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
+SPECIAL_FILE, ADDED_FILE = "special_tokens_map.json", "added_tokens.json"
 
 
 def load_tokenizer(directory: str | os.PathLike) -> BaseTokenizer:
@@ -69,7 +73,7 @@ def build_bpe(
     options.
 
     A longer token that no merge makes can't come from text: it is a special one. With ignore_merges
-    it can, where a piece is that token.
+    it can, where a piece is that token. A special or added token may be one that merges make.
     """
     pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
     for number, parts in enumerate(pairs):
@@ -86,9 +90,11 @@ def build_bpe(
             )
     made = {left + right for left, right in pairs}
     reachable = _is_printable if options.get("ignore_merges") else made.__contains__
-    ordinary = {t: id for t, id in vocabulary.items() if t not in special and t not in added}
+    ordinary = {
+        t: id for t, id in vocabulary.items() if t in made or (t not in special and t not in added)
+    }
     special = special | {t: i for t, i in ordinary.items() if len(t) > 1 and not reachable(t)}
-    tokens = {from_printable(t): id for t, id in ordinary.items() if t not in special}
+    tokens = {from_printable(t): id for t, id in ordinary.items() if t in made or t not in special}
     made_of = [(from_printable(left), from_printable(right)) for left, right in pairs]
     return Tokenizer(tokens, made_of, special, added_tokens=added, **options)
 
@@ -99,15 +105,17 @@ def save_bpe(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:
     vocabulary = {to_printable(token): id for token, id in tokenizer.vocabulary.items()}
     merges = [f"{to_printable(left)} {to_printable(right)}" for left, right in tokenizer.merges]
     special, added = tokenizer.special_tokens, tokenizer.added_tokens
-    in_order = dict(sorted((vocabulary | special | added).items(), key=lambda item: item[1]))
+    # (A token that merges make is there already, in the printable alphabet.)
+    more = {t: i for t, i in (special | added).items() if t.encode() not in tokenizer.vocabulary}
+    in_order = dict(sorted((vocabulary | more).items(), key=lambda item: item[1]))
     model: dict[str, Any] = {"type": "BPE", "dropout": None}
     model |= {"unk_token": None, "continuing_subword_prefix": None}
     model |= {"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False}
     model |= {"ignore_merges": tokenizer.ignore_merges, "vocab": in_order, "merges": merges}
     whole = sections.WHOLE | {
-        "added_tokens": sections.added_token_entries(special, added),
+        "added_tokens": sections.added_token_entries(special, added, tokenizer.normalized_tokens),
         "normalizer": tokenizer.normalizer and {"type": tokenizer.normalizer},
-        "pre_tokenizer": sections.pre_tokenizer(tokenizer.pattern.name),
+        "pre_tokenizer": sections.pre_tokenizer(tokenizer.pattern.name, tokenizer.add_prefix_space),
         "post_processor": _beginning(tokenizer),
         "decoder": sections.DECODER,
         "model": model,
@@ -118,10 +126,12 @@ def save_bpe(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:
     )
     config: dict[str, Any] = {
         "tokenizer_class": "GPT2Tokenizer" if like_gpt2 else "PreTrainedTokenizerFast",
-        "add_prefix_space": False,
+        "add_prefix_space": tokenizer.add_prefix_space,
+        "unk_token": END_OF_TEXT if like_gpt2 and END_OF_TEXT in special else None,
+    }
+    config |= tokenizer.settings | {
         "bos_token": tokenizer.bos_token,
         "eos_token": tokenizer.eos_token,
-        "unk_token": END_OF_TEXT if like_gpt2 and END_OF_TEXT in special else None,
         "add_bos_token": tokenizer.add_bos_token,
     }
     if tokenizer.chat_template is not None:
@@ -174,7 +184,7 @@ def _from_vocabulary_and_merges(
 ) -> Tokenizer:
     name = str(config.get("tokenizer_class")).removesuffix("Fast")
     if name.startswith("Qwen2"):
-        options = {"pattern": "qwen2", "normalizer": "NFC"}
+        options: dict[str, Any] = {"pattern": "qwen2", "normalizer": "NFC"}
     elif name in ("PreTrainedTokenizer", "TokenizersBackend"):
         raise ValueError(
             f"the tokenizer class {shown(name)} needs the file tokenizer.json beside it"
@@ -185,7 +195,10 @@ def _from_vocabulary_and_merges(
     if lines and lines[0].startswith("#version"):
         del lines[0]
     options |= sections.config_options(config)
-    special, added = sections.split_added_tokens(sections.config_added_tokens(config))
+    if config.get("add_eos_token"):
+        warnings.warn("add_eos_token is set, and is not done: no text is ended here", stacklevel=2)
+    options["add_prefix_space"] = sections.adds_prefix_space(None, config)
+    special, added, options["normalized_tokens"] = _named(config, [], vocabulary)
     tokenizer = build_bpe(vocabulary, [line for line in lines if line], special, added, **options)
     # A file cut short, or that of another vocabulary, leaves words that nothing makes.
     unmade = [text for text in tokenizer.special_tokens if text not in special]
@@ -218,10 +231,11 @@ def _from_tokenizer_json(whole: dict[str, Any], config: dict[str, Any]) -> BaseT
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
         if model.get(key):
             raise ValueError(f"model.{key}={shown(model[key])} is not supported")
-    entries = sections.config_added_tokens(config) + (whole.get("added_tokens") or [])
-    special, added = sections.split_added_tokens(list({e["id"]: e for e in entries}.values()))
+    special, added, normalized = _named(config, whole.get("added_tokens") or [], model["vocab"])
     options = {
         "pattern": sections.pattern_name(whole.get("pre_tokenizer")),
+        "add_prefix_space": sections.adds_prefix_space(whole.get("pre_tokenizer"), config),
+        "normalized_tokens": normalized,
         "normalizer": sections.normalizer_name(whole.get("normalizer")),
         "ignore_merges": model.get("ignore_merges", False),
     }
@@ -238,6 +252,24 @@ def _from_tokenizer_json(whole: dict[str, Any], config: dict[str, Any]) -> BaseT
     return tokenizer
 
 
+def _named(
+    config: dict[str, Any], entries: list[dict[str, Any]], vocabulary: dict[str, int]
+) -> tuple[dict[str, int], dict[str, int], set[str]]:
+    """The special and the added tokens that the files list, those of tokenizer.json last; one that
+    is named and has no id gets the next one, as in transformers."""
+    listed = {entry["id"]: entry for entry in [*sections.config_added_tokens(config), *entries]}
+    special, added, normalized = sections.split_added_tokens(list(listed.values()))
+    for token in sections.named_specials(config):
+        free = max([*vocabulary.values(), *special.values(), *added.values()], default=-1) + 1
+        known = token in vocabulary or token in added or token not in sections.ends(config)
+        if token not in special and known:
+            special[token] = added.pop(token, vocabulary.get(token, free))
+    for token in sections.ends(config):
+        if token in vocabulary and token not in special and token not in added:
+            special[token] = vocabulary[token]
+    return special, added, normalized
+
+
 def _is_printable(token: str) -> bool:
     try:
         return bool(from_printable(token))
@@ -251,9 +283,34 @@ def _read_config(directory: Path) -> dict[str, Any]:
     config = _object(path) if path.is_file() else {}
     _naming(path, sections.config_options, config)
     _naming(path, sections.config_added_tokens, config)
+    _naming(path, sections.named_specials, config)
+    if "added_tokens_decoder" not in config:
+        config |= _legacy_config(directory, config)
     if (path := directory / TEMPLATE_FILE).is_file():  # the newer place comes first
         config["chat_template"] = _read_text(path)
     return config
+
+
+def _legacy_config(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """What earlier versions of transformers wrote into files of their own, in today's terms."""
+    legacy: dict[str, Any] = {}
+    if (path := directory / SPECIAL_FILE).is_file():
+        legacy = _object(path)
+        for check in (sections.config_options, sections.named_specials):
+            _naming(path, check, legacy)
+        named = [*sections.ends(legacy), *sections.named_specials(legacy)]
+        legacy["additional_special_tokens"] = named
+    if (path := directory / ADDED_FILE).is_file():
+        both = config | legacy
+        special = {*sections.named_specials(both), *sections.ends(both)}
+        entries: dict[str, dict[str, Any]] = {
+            str(id): {"content": token, "special": token in special}
+            | {"normalized": token not in special}
+            for token, id in _object(path).items()
+        }
+        legacy["added_tokens_decoder"] = entries
+        _naming(path, sections.config_added_tokens, legacy)
+    return legacy
 
 
 def _naming(path: Path, build: Any, *arguments: Any) -> Any:

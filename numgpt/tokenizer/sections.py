@@ -6,6 +6,7 @@ what would be tokenised differently here.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from numgpt.messages import shown
@@ -48,7 +49,7 @@ def pattern_name(section: dict[str, Any] | None) -> str:
     """The name of the pattern that a pre_tokenizer splits by."""
     section = section or {}
     if section.get("type") != "Sequence":
-        _require_byte_level(section, True, "pre_tokenizer")
+        _require_byte_level(section | {"add_prefix_space": False}, True, "pre_tokenizer")
         return "gpt2"
     steps = section["pretokenizers"]
     types = [step.get("type") for step in steps]
@@ -69,10 +70,26 @@ def pattern_name(section: dict[str, Any] | None) -> str:
     )
 
 
-def pre_tokenizer(name: str) -> dict[str, Any]:
+def adds_prefix_space(section: dict[str, Any] | None, config: dict[str, Any]) -> bool:
+    """Whether a space is put before a text: the classes GPT2Tokenizer and Qwen2Tokenizer do as
+    tokenizer_config.json says, others as the pre_tokenizer (not given, it does)."""
+    said = config.get("add_prefix_space")
+    if said is not None and not isinstance(said, bool):
+        raise ValueError(f"add_prefix_space={shown(said)}: expected true or false")
+    kind = str(config.get("tokenizer_class") or "GPT2")
+    by_class = kind.startswith(("GPT2", "Qwen2")) and (said is not None or kind != "GPT2")
+    if section is not None and section.get("type") == "Sequence":
+        require(bool(by_class and said), False, "add_prefix_space")
+        return False
+    if by_class or section is None:
+        return bool(said)
+    return bool(section.get("add_prefix_space", True))
+
+
+def pre_tokenizer(name: str, prefix_space: bool = False) -> dict[str, Any]:
     """The pre_tokenizer that splits by a pattern."""
     if name == "gpt2":
-        return _BYTE_LEVEL | {"use_regex": True}
+        return _BYTE_LEVEL | {"use_regex": True, "add_prefix_space": prefix_space}
     if name == "smollm":
         digits: dict[str, Any] = {"type": "Digits", "individual_digits": True}
         return _sequence(digits, _BYTE_LEVEL | {"use_regex": True})
@@ -110,6 +127,8 @@ def normalizer_name(section: dict[str, Any] | None) -> str | None:
     """ "NFC", or None for none."""
     if not section:
         return None
+    if section.get("type") == "Sequence" and len(section["normalizers"]) <= 1:
+        return normalizer_name(*section["normalizers"]) if section["normalizers"] else None
     if section.get("type") != "NFC":
         raise ValueError(
             f"the normalizer {shown(section.get('type'))} is not supported, only 'NFC'"
@@ -159,31 +178,59 @@ def _text(name: str, type_id: int) -> dict[str, Any]:
 
 # --- tokenizer_config.json ---
 
+# Tokens with a part that is none here, and lists of special tokens.
+NAMED = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+LISTED = ("additional_special_tokens", "extra_special_tokens")
+# What changes nothing here, and is saved again.
+KEPT = frozenset(NAMED) | {"padding_side", "truncation_side", "model_max_length"}
+KEPT |= {"model_input_names", "clean_up_tokenization_spaces"}
+
 
 def config_options(config: dict[str, Any]) -> dict[str, Any]:
-    """bos_token, eos_token, add_bos_token and chat_template, as far as the file gives them."""
+    """bos_token, eos_token, add_bos_token, chat_template and the settings that are kept, as far as
+    the file gives them."""
     options: dict[str, Any] = {}
     for key in ("bos_token", "eos_token"):
         if (token := config.get(key)) is not None:
-            options[key] = _text_of(token, key, "content")
+            options[key] = text_of(token, key)
     if (add := config.get("add_bos_token")) is not None:
         if not isinstance(add, bool):
             raise ValueError(f"add_bos_token={shown(add)}: expected true or false")
         options["add_bos_token"] = add
     if (template := config.get("chat_template")) is not None:
         if isinstance(template, list):  # one is for plain chat, others for tools or documents
-            named = {_text_of(entry, "chat_template", "name"): entry for entry in template}
+            named = {text_of(entry, "chat_template", "name"): entry for entry in template}
             template = named.get("default")
         if template is not None:
-            options["chat_template"] = _text_of(template, "chat_template", "template")
-    return options
+            options["chat_template"] = text_of(template, "chat_template", "template")
+    settings = {name: config[name] for name in sorted(KEPT) if config.get(name) is not None}
+    for name in settings.keys() & set(NAMED):
+        settings[name] = text_of(settings[name], name)
+    return options | ({"settings": settings} if settings else {})
+
+
+def ends(config: dict[str, Any]) -> list[str]:
+    """The tokens that begin and end a text, as far as the file names them."""
+    return [text_of(config[n], n) for n in ("bos_token", "eos_token") if config.get(n) is not None]
+
+
+def named_specials(config: dict[str, Any]) -> list[str]:
+    """The tokens that the file names as special, beyond bos_token and eos_token."""
+    found = [text_of(config[n], n) for n in NAMED if config.get(n) is not None]
+    for name in LISTED:
+        listed = config.get(name) or []
+        if not isinstance(listed, (list, dict)):
+            raise ValueError(f"{name}={shown(listed)}: expected a list of tokens")
+        texts = listed.values() if isinstance(listed, dict) else listed
+        found += [text_of(token, name) for token in texts]
+    return list(dict.fromkeys(found))
 
 
 def config_added_tokens(config: dict[str, Any]) -> list[dict[str, Any]]:
     """The added tokens that the file lists, as entries of tokenizer.json."""
     added = config.get("added_tokens_decoder") or {}
     return [
-        {"content": _text_of(entry, "added_tokens_decoder", "content"), "id": int(id)}
+        {"content": text_of(entry, "added_tokens_decoder"), "id": int(id)}
         | (entry if isinstance(entry, dict) else {})
         for id, entry in added.items()
     ]
@@ -192,20 +239,28 @@ def config_added_tokens(config: dict[str, Any]) -> list[dict[str, Any]]:
 # --- added_tokens ---
 
 
-def added_token_entries(special: dict[str, int], added: dict[str, int]) -> list[dict[str, Any]]:
+def added_token_entries(
+    special: dict[str, int], added: dict[str, int], normalized: Collection[str]
+) -> list[dict[str, Any]]:
     """added_tokens of tokenizer.json."""
     entries = [
-        {"id": id, "content": text} | TOKEN_FLAGS | {"special": tokens is special}
+        {"id": id, "content": text}
+        | TOKEN_FLAGS
+        | {"normalized": text in normalized, "special": tokens is special}
         for tokens in (special, added)
         for text, id in tokens.items()
     ]
     return sorted(entries, key=lambda entry: entry["id"])
 
 
-def split_added_tokens(entries: list[dict[str, Any]]) -> tuple[dict[str, int], dict[str, int]]:
-    """The special ones, and those that are found in any text."""
+def split_added_tokens(
+    entries: list[dict[str, Any]],
+) -> tuple[dict[str, int], dict[str, int], set[str]]:
+    """The special ones, and those that are found in any text; and which of both are looked for in
+    text that a normalizer has changed."""
     special: dict[str, int] = {}
     added: dict[str, int] = {}
+    normalized = {entry["content"] for entry in entries if entry.get("normalized")}
     for entry in entries:
         for flag in ("single_word", "lstrip", "rstrip"):
             if entry.get(flag):
@@ -214,10 +269,10 @@ def split_added_tokens(entries: list[dict[str, Any]]) -> tuple[dict[str, int], d
                 )
         kind = special if entry.get("special", True) else added
         kind[entry["content"]] = entry["id"]
-    return special, added
+    return special, added, normalized
 
 
-def _text_of(value: Any, name: str, key: str) -> str:
+def text_of(value: Any, name: str, key: str = "content") -> str:
     """A text, or an entry's text: the file may have either."""
     text = value.get(key) if isinstance(value, dict) else value
     if not isinstance(text, str):

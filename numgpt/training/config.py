@@ -131,6 +131,10 @@ class TrainConfig(RunConfig):
     )
     vocab_size: int = _option(1024, "size of the vocabulary that --tokenizer bpe learns", "data")
 
+    special_tokens: bool = _option(
+        False, "special tokens in the text (<|endoftext|>) are meant, not spelt", "data"
+    )
+
     arch: str = _option("gpt2", f"family of the model: {' or '.join(FAMILIES)}", "model")
     n_layer: int = _option(4, "blocks", "model")
     n_head: int = _option(4, "attention heads a block", "model")

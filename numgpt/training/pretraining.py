@@ -34,7 +34,7 @@ SAMPLE_PROMPT = 8  # tokens of validation text before a sample
 # What decides on the tokens, the sizes and the batches of a run; the rest may change when it is
 # resumed.
 FIXED = frozenset(("data", "val_fraction", "tokenizer", "vocab_size", "arch", "n_layer", "n_head"))
-FIXED |= frozenset(("n_kv_head", "n_embd", "block_size", "init_from", "seed"))
+FIXED |= frozenset(("n_kv_head", "n_embd", "block_size", "init_from", "seed", "special_tokens"))
 
 
 def prepare(config: TrainConfig, out: Path, staged: Path) -> RunState:
@@ -47,7 +47,9 @@ def prepare(config: TrainConfig, out: Path, staged: Path) -> RunState:
         model, tokenizer = formats.load(origin)
         if model.adapter is not None:
             model.merge_adapter()
-            model = type(model)(model.config, parameters=model.parameters)
+            merged = type(model)(model.config, parameters=model.parameters)
+            merged.generation_config = model.generation_config
+            model = merged
         _fit_context(config, model)
     else:
         tokenizer = make_tokenizer(config, documents)
@@ -56,7 +58,7 @@ def prepare(config: TrainConfig, out: Path, staged: Path) -> RunState:
     tokenizer.save_pretrained(staged)
     # From here on all names of the run are its own: what it replaces later it has written.
     model.save_pretrained(staged)
-    tokens = encode_corpus(documents, tokenizer, staged)
+    tokens = encode_corpus(documents, tokenizer, staged, config.special_tokens)
     check_length(tokens, config.val_fraction, config.context)
     return RunState.new(config, model, tokens)
 
@@ -74,7 +76,9 @@ class TextBatches:
         restore_tokens(
             out,
             state.tokens,
-            lambda: encode_corpus(find_documents(self.config.data), tokenizer, out),
+            lambda: encode_corpus(
+                find_documents(self.config.data), tokenizer, out, self.config.special_tokens
+            ),
         )
         self.corpus = open_corpus(out, state.tokens, self.config.val_fraction, self.config.context)
 

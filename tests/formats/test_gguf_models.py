@@ -185,7 +185,7 @@ def trained(pre, **options):
 
 
 @pytest.mark.parametrize("add_bos_token", [False, True])
-@pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe", "smollm", "qwen2"])
+@pytest.mark.parametrize("pre", ["gpt-2", "llama-bpe", "smollm", "qwen2", "smaug-bpe"])
 def test_load_gives_the_tokenizer_that_was_written(path, pre, add_bos_token):
     template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     tokenizer = trained(pre, add_bos_token=add_bos_token, chat_template=template)

@@ -125,7 +125,6 @@ def several(*processors) -> dict:
         ({"normalizer": {"type": "NFKC"}}, "NFKC"),
         ({"normalizer": "NFC"}, "of another kind"),
         ({"pre_tokenizer": {"type": "Whitespace"}}, "Whitespace"),
-        ({"pre_tokenizer__add_prefix_space": True}, "add_prefix_space"),
         ({"pre_tokenizer__use_regex": False}, "use_regex"),
         ({"pre_tokenizer": sequence(WORDS)}, r"\['Split'\]"),
         ({"pre_tokenizer": sequence(WORDS, BYTES)}, r"'\(a\+\)\+' is not one of those known"),

@@ -1,0 +1,244 @@
+"""generation_config.json: what it says is generated where nothing is given; and it is kept."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from models.references import small_model
+
+import numgpt
+from numgpt import Tokenizer, cli
+from numgpt.training import Trainer, TuneConfig
+
+TEXT = "The user and the assistant say: to be, or not to be. " * 9
+
+
+def written(directory, config, **fields):
+    """A model with this generation_config.json."""
+    model = small_model("default")
+    model.parameters.flat *= np.float32(3)  # else it says the same over and over
+    model.save_pretrained(directory)
+    (directory / "generation_config.json").write_text(json.dumps(config))
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    return directory
+
+
+CONFIGS = {
+    "none": {},
+    "lengths": {"max_new_tokens": 5},
+    "max_length": {"max_length": 9},
+    "penalties": {"max_new_tokens": 9, "repetition_penalty": 1.7, "no_repeat_ngram_size": 2},
+    "banned": {"max_new_tokens": 6, "bad_words_ids": [[1], [3, 4]]},
+    "sampling one": {"max_new_tokens": 7, "do_sample": True, "top_k": 1},
+    "not sampling": {"max_new_tokens": 7, "temperature": 0.2, "top_p": 0.3},
+    "zero": {"max_new_tokens": 3, "do_sample": False, "temperature": 0.0},
+    "beams": {"max_new_tokens": 6, "num_beams": 3, "length_penalty": 0.3},
+    "sequences": {"max_new_tokens": 4, "num_beams": 3, "num_return_sequences": 2},
+    "ends": {"max_new_tokens": 9, "eos_token_id": [3, 5, 8, 13, 21, 30], "pad_token_id": 2},
+    "at least": {"max_new_tokens": 9, "min_new_tokens": 6, "eos_token_id": list(range(20))},
+}
+GIVEN = (
+    {},
+    {"max_new_tokens": 4},
+    {"max_length": 7},
+    {"repetition_penalty": 1.0},
+    {"num_beams": 1},
+)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", CONFIGS)
+def test_generate_takes_what_transformers_takes(name, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    written(tmp_path, CONFIGS[name])
+    ours = numgpt.GPT.from_pretrained(tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    prompts = np.array([[7, 1, 4], [2, 9, 30]])
+    for given in GIVEN:
+        if given == {"num_beams": 1} and name == "sequences":
+            continue  # more sequences than beams: neither makes them
+        expected = theirs.generate(
+            torch.tensor(prompts), attention_mask=torch.ones(2, 3, dtype=torch.int64), **given
+        ).numpy()
+        np.testing.assert_array_equal(ours.generate(prompts, **given), expected)
+
+
+def test_what_is_given_comes_first(tmp_path):
+    written(tmp_path, {"max_new_tokens": 5, "do_sample": True, "temperature": 9.0, "top_k": 30})
+    model = numgpt.GPT.from_pretrained(tmp_path)
+    ids = [7, 1, 4]
+    drawn = {tuple(model.generate(ids, seed=seed)[0].tolist()) for seed in range(8)}
+    assert len(drawn) > 4
+    assert all(len(sequence) == 8 for sequence in drawn)
+    greedy = model.generate(ids, do_sample=False)
+    for seed in range(3):
+        np.testing.assert_array_equal(model.generate(ids, seed=seed, top_k=1), greedy)
+    model.generation_config["top_k"] = 1  # and what the program sets, as in transformers
+    np.testing.assert_array_equal(model.generate(ids), greedy)
+    assert list(model.stream(ids)) == greedy[0, 3:].tolist()
+    model.generation_config["eos_token_id"] = int(greedy[0, 4])
+    assert len(list(model.stream(ids))) < 5
+
+
+def test_options_that_are_not_supported_are_named(tmp_path):
+    written(
+        tmp_path, {"max_new_tokens": 2, "typical_p": 0.5, "suppress_tokens": [1], "num_beams": 2}
+    )
+    model = numgpt.GPT.from_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="suppress_tokens, typical_p: left out"):
+        model.generate([1])
+    with pytest.warns(UserWarning, match="num_beams, suppress_tokens, typical_p"):
+        list(model.stream([1]))
+    model.generation_config = {"max_new_tokens": 2, "typical_p": 1.0, "use_cache": False}
+    model.generate([1])  # says nothing: pytest makes warnings errors here
+    model.generation_config = {"top_k": "x", "do_sample": True}
+    with pytest.raises(ValueError, match="top_k='x'"):
+        model.generate([1])
+
+
+pytestmark = pytest.mark.filterwarnings("error:the model's generation_config:UserWarning")
+
+
+def test_a_chat_samples_as_the_model_says(tmp_path):
+    tokenizer = Tokenizer.train([TEXT], 300)
+    model = small_model("default")
+    assert numgpt.Chat(model, tokenizer).options["temperature"] == 0.2
+    model.generation_config = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "num_beams": 1}
+    chat = numgpt.Chat(model, tokenizer, top_p=0.5)
+    assert (chat.options["temperature"], chat.options["top_p"]) == (0.6, 0.5)
+    model.generation_config = {"do_sample": False}
+    assert numgpt.Chat(model, tokenizer).options["do_sample"] is False
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*arguments):
+        try:
+            status = cli.main([str(argument) for argument in arguments])
+        except SystemExit as error:
+            status = error.code
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def shipped(tmp_path):
+    """The shipped model, with settings of its own."""
+    model, tokenizer = numgpt.load("shakespeare")
+    model.generation_config = {"do_sample": False, "max_new_tokens": 3}
+    tokenizer.settings = {"pad_token": tokenizer.eos_token, "padding_side": "left"}
+    model.config.pad_token_id = tokenizer.eos_token_id
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def test_the_command_line_heeds_it(run, shipped):
+    model, tokenizer = numgpt.load(shipped)
+    ids = tokenizer.encode("To be")
+    greedy = tokenizer.decode(model.generate(ids, do_sample=False, max_new_tokens=3)[0])
+    status, out, err = run("generate", "--model", shipped, "To be")
+    assert (status, out) == (0, greedy + "\n")
+    assert "seed" not in err
+    _, out, err = run("generate", "--model", shipped, "To be", "--temperature", 2, "--seed", 4)
+    assert "seed 4" in err
+    _, out, _ = run("generate", "--model", shipped, "To be", "--max-new-tokens", 1)
+    assert len(out) < len(greedy) + 1
+
+
+def kept(directory) -> None:
+    generation = json.loads((directory / "generation_config.json").read_text())
+    assert generation.items() >= {"do_sample": False, "max_new_tokens": 3}.items()
+    assert json.loads((directory / "config.json").read_text())["pad_token_id"] is not None
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    assert config["pad_token"] == "<|endoftext|>"
+    assert config["padding_side"] == "left"
+
+
+def test_it_is_kept_wherever_the_model_goes(run, shipped, tmp_path):
+    kept(shipped)
+    model, tokenizer = numgpt.load(shipped)
+    model.save_pretrained(tmp_path / "again")
+    tokenizer.save_pretrained(tmp_path / "again")
+    kept(tmp_path / "again")
+    assert run("convert", shipped, tmp_path / "converted")[0] == 0
+    kept(tmp_path / "converted")
+    lines = tmp_path / "a.jsonl"
+    lines.write_text('{"prompt": "To be", "completion": " or not"}\n' * 4)
+    config = TuneConfig(model=str(shipped), data=str(lines), steps=1, lora_r=0, sample_every=0)
+    Trainer.start(config, tmp_path / "tuned").run()
+    kept(tmp_path / "tuned")
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "tuned")
+    assert theirs(["To be", "To"], padding=True)["attention_mask"][1][0] == 0  # on the left
+    generation = transformers.GenerationConfig.from_pretrained(tmp_path / "tuned")
+    assert generation.max_new_tokens == 3
+
+
+@pytest.mark.parametrize("ends", [-1, []])
+def test_no_end_is_none(tmp_path, ends):
+    fields = {"bos_token_id": -1, "eos_token_id": ends, "pad_token_id": -1}
+    model = numgpt.GPT.from_pretrained(written(tmp_path, {}, **fields))
+    assert model.config.bos_token_id is model.config.eos_token_id is None
+    assert model.generate([1], max_new_tokens=9).shape == (1, 10)
+    written(tmp_path, {"eos_token_id": ends, "pad_token_id": -1})
+    assert numgpt.GPT.from_pretrained(tmp_path).generate([1]).shape == (1, 21)
+
+
+def test_transformers_inputs_are_taken_as_they_are():
+    model = small_model("default")
+    inputs = {"input_ids": np.array([[0, 7, 1], [3, 4, 5]])}
+    inputs["attention_mask"] = np.array([[0, 1, 1], [1, 1, 1]])
+    expected = model.generate(inputs["input_ids"], attention_mask=inputs["attention_mask"])
+    np.testing.assert_array_equal(model.generate(**inputs), expected)
+    assert list(model.stream(input_ids=[7, 1])) == list(model.stream([7, 1]))
+    for wrong in ({}, {"ids": [1], "input_ids": [1]}):
+        with pytest.raises(TypeError, match="the prompt's ids, once"):
+            model.generate(**wrong)
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.tensor(value) for name, value in inputs.items()}
+    np.testing.assert_array_equal(model.generate(**tensors), expected)
+
+
+# --- special tokens in a text ---
+
+
+def test_special_tokens_in_a_prompt_can_be_meant(run):
+    text = "<|endoftext|>"
+    options = ("--model", "shakespeare", "--logprobs", "--greedy", "--max-new-tokens", 2)
+    _, as_text, _ = run("generate", text, *options)
+    _, meant, _ = run("generate", text, *options, "--special-tokens")
+    assert json.loads(as_text)["tokens"] != json.loads(meant)["tokens"]
+    model, tokenizer = numgpt.load("shakespeare")
+    expected = model.generate([tokenizer.eos_token_id], max_new_tokens=2)[0, 1:]
+    assert json.loads(meant)["text"] == tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_special_tokens_between_stories_can_be_meant(run, tmp_path):
+    stories = tmp_path / "stories.txt"
+    stories.write_text("Once upon a time.\n<|endoftext|>\nTo be, or not to be.\n" * 60)
+    sizes = ("--n-layer=1", "--n-embd=8", "--n-head=1", "--block-size=8", "--vocab-size=270")
+    train = ("train", "--data", stories, "--steps=1", "--sample-every=0", *sizes)
+    counts = []
+    for flags in ((), ("--special-tokens",)):
+        out = tmp_path / f"run{len(flags)}"
+        status, _, err = run(*train, "--out", out, *flags)
+        assert status == 0, err
+        assert ("spells special tokens" in err) == (not flags)
+        tokens = np.fromfile(out / "tokens.bin", "<u2")
+        end = Tokenizer.from_pretrained(out).eos_token_id
+        counts.append(int(np.count_nonzero(tokens == end)))
+        (out / "tokens.bin").unlink()  # … and made again in the same way
+        status, _, err = run("train", "--resume", out, "--steps=2")
+        assert status == 0, err
+        assert np.array_equal(np.fromfile(out / "tokens.bin", "<u2"), tokens)
+    assert counts == [0, 60]
+    losses = [run("eval", "--model", out, "--data", stories, *f)[1] for f in ((), flags)]
+    assert losses[0] != losses[1]
