@@ -33,6 +33,19 @@ LOCK_FILE = ".numgpt-lock"
 HOLDER = "process"  # the first word in it
 
 
+LFS_POINTER = b"version https://git-lfs"
+
+
+def check_no_pointer(path: str | os.PathLike, start: bytes) -> None:
+    """Raises ValueError for a file that begins as those do that Git leaves in place of large
+    ones."""
+    if start.startswith(LFS_POINTER):
+        raise ValueError(
+            f"{os.fspath(path)} is a Git LFS pointer, not the file itself: git lfs pull fetches it,"
+            " or download it"
+        )
+
+
 @contextlib.contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
     """What the system says of a write within names no file: it gets this one's name."""

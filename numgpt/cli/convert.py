@@ -12,7 +12,8 @@ from numgpt.cli.common import add_adapter, add_command, check_directory_name
 from numgpt.files import DirectoryLock, finish_replacing, is_ours, replacing_together, sweep
 from numgpt.formats import load_adapter, open_model, read_model, resolve, save_model
 from numgpt.formats.huggingface import WEIGHTS_FILE
-from numgpt.formats.peft import base_of, is_adapter
+from numgpt.formats.loading import check_belongs
+from numgpt.formats.peft import base_of, hub_name, is_adapter
 from numgpt.formats.safetensors import STORED
 from numgpt.formats.source import Source
 from numgpt.messages import shown, tell
@@ -49,13 +50,15 @@ def run(options: argparse.Namespace) -> None:
         finish_replacing(target)
         _check_empty(target)
         path, adapter = resolve(options.source), options.adapter
+        name = hub_name(options.source)
         if is_adapter(path):
             if adapter is not None:
                 raise ValueError(f"SRC {path} is an adapter itself: leave --adapter out")
-            path, adapter = resolve(base_of(path)), path
+            base = base_of(path)
+            path, adapter, name = resolve(base), path, hub_name(base)
         source = open_model(path)
         with replacing_together(target, check=lambda: _check_empty(target)) as staged:
-            model = _convert(source, adapter, staged, options.dtype)
+            model = _convert(source, name, adapter, staged, options.dtype)
     size = (target / WEIGHTS_FILE).stat().st_size / 1e6
     tell(
         f"{model.num_parameters():,} parameters, {size:,.0f} MB in {options.dtype}, written to"
@@ -71,18 +74,23 @@ def _check_empty(target: Path) -> None:
         )
 
 
-def _convert(source: Source, adapter: Path | None, target: Path, dtype: str) -> LanguageModel:
+def _convert(
+    source: Source, name: str, adapter: Path | None, target: Path, dtype: str
+) -> LanguageModel:
     """Everything into an empty directory; what an adapter changes is added to the weights."""
     try:
         if adapter is not None and tokenizer_files(adapter):
             tokenizer: BaseTokenizer | None = load_tokenizer(adapter)
         else:
             tokenizer = source.read_tokenizer()
+        if tokenizer is not None:
+            check_belongs(tokenizer, source.config.vocab_size, adapter or source.path)
     except FileNotFoundError as error:
         tell(f"numgpt: note: converted without a tokenizer: {error}")
         tokenizer = None
     count = len(source.family.model.shapes(source.config))
     model = read_model(source, _progress("reading", count))
+    model.name_or_path = name
     if adapter is not None:
         load_adapter(model, adapter)
         model.merge_adapter()

@@ -52,10 +52,17 @@ def open_directory(directory: Path, named: Path | None = None) -> Source:
     fields = read_json(path)
     model_type = fields.get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if family is None and isinstance(fields.get("model"), dict) and "trainer" in fields:
+        raise ValueError(
+            f"{directory} is a run of minGPT, whose model.pt is not read: save its weights as"
+            " transformers' GPT2LMHeadModel, whose names it has"
+        )
     if family is None:
         raise ValueError(
             f"{path}: model_type={shown(model_type)} is not supported, only {', '.join(FAMILIES)}"
         )
+    if fields.get("quantization_config"):
+        raise ValueError(f"{path}: {_quantised(fields['quantization_config'])}")
     # What ends a text can be in a file of its own, for generation.
     generation = directory / GENERATION_FILE
     for_generation = read_json(generation) if generation.is_file() else {}
@@ -79,6 +86,18 @@ def open_directory(directory: Path, named: Path | None = None) -> Source:
         WeightMapping(family, config),
         lambda: load_tokenizer(directory),
         for_generation,
+    )
+
+
+def _quantised(config: Any) -> str:
+    """What a quantization_config means for the weights beside it."""
+    method = config.get("quant_method") if isinstance(config, dict) else None
+    if method is None and isinstance(config, dict):  # as older files of bitsandbytes say it
+        bits = [n for n in ("load_in_4bit", "load_in_8bit") if config.get(n)]
+        method = "bitsandbytes" if bits else None
+    return (
+        f"the weights are quantised ({shown(method or config)}), which is not read: take the model"
+        " in bfloat16, float32 or GGUF, or save it dequantised (transformers' model.dequantize())"
     )
 
 

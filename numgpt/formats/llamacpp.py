@@ -19,6 +19,7 @@ from numgpt.formats.source import Source, WeightMapping
 from numgpt.formats.tensors import StoredTensor
 from numgpt.layers import llama3_frequencies, rope_frequencies
 from numgpt.messages import shown
+from numgpt.models.checks import LARGEST_ID
 from numgpt.models.gpt2 import GPTConfig
 from numgpt.models.llama import LlamaConfig
 from numgpt.tokenizer import Tokenizer, build_bpe
@@ -90,10 +91,11 @@ def open_file(path: Path) -> Source:
     if not tensors["token_embd.weight"].shape:
         raise ValueError(f"{path}: tensor 'token_embd.weight' has shape []")
     ends = [metadata.get(f"tokenizer.ggml.{end}_token_id", int) for end in ("eos", "eot")]
-    ends = sorted({id for id in ends if id is not None})
+    ends = sorted({id for id in ends if id is not None and id < LARGEST_ID})
     try:
         config = config_from(metadata, tensors)
-        config.bos_token_id = metadata.get("tokenizer.ggml.bos_token_id", int)
+        bos = metadata.get("tokenizer.ggml.bos_token_id", int, LARGEST_ID)
+        config.bos_token_id = bos if bos < LARGEST_ID else None  # -1 says none, in 32 bits
         config.eos_token_id = (ends or [None])[0] if len(ends) < 2 else ends
         config.validate()
     except ValueError as error:

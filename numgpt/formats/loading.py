@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from numgpt.files import finish_replacing, naming
+from numgpt.files import LFS_POINTER, check_no_pointer, finish_replacing, naming
 from numgpt.formats import huggingface, llamacpp, llmc, nanogpt, openai, peft
 from numgpt.formats.gguf import is_gguf
 from numgpt.formats.names import resolve
@@ -57,18 +58,35 @@ def load(
             ) from None
     source = open_model(path)
     tokenizer = source.read_tokenizer()  # first: it is quickly found missing
-    if tokenizer.vocab_size > source.config.vocab_size:
-        raise ValueError(
-            f"{source.path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only"
-            f" {source.config.vocab_size}: they don't belong together"
-        )
+    if adapter is not None and tokenizer_files(adapter):
+        # What was tuned may have a chat format of its own.
+        tokenizer = load_tokenizer_files(Path(adapter))
+    check_belongs(tokenizer, source.config.vocab_size, source.path if adapter is None else adapter)
     model = read_model(source, mmap=mmap)
     model.name_or_path = peft.hub_name(os.fspath(name_or_path))
     if adapter is not None:
         peft.load_adapter(model, adapter)
-        if tokenizer_files(adapter):  # what was tuned may have a chat format of its own
-            tokenizer = load_tokenizer_files(Path(adapter))
     return model, tokenizer
+
+
+def check_belongs(tokenizer: BaseTokenizer, vocab_size: int, path: str | os.PathLike) -> None:
+    """Raises ValueError where a tokenizer has more tokens than a model's table; only warns where
+    these are special or added ones, as [PAD] is where nobody has made room for it."""
+    if tokenizer.vocab_size <= vocab_size:
+        return
+    named = tokenizer.special_tokens | tokenizer.added_tokens
+    surplus = [token for token, id in named.items() if id >= vocab_size]
+    if len({named[token] for token in surplus}) == tokenizer.vocab_size - vocab_size:
+        warnings.warn(
+            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model's table"
+            f" {vocab_size}: {', '.join(map(shown, surplus[:4]))} can't be read by the model",
+            stacklevel=3,
+        )
+        return
+    raise ValueError(
+        f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only"
+        f" {vocab_size}: they don't belong together"
+    )
 
 
 def load_tokenizer(name_or_path: str | os.PathLike) -> BaseTokenizer:
@@ -145,6 +163,8 @@ def find_single(directory: Path) -> Path | None:
 
 def _open_file(path: Path) -> Source:
     directory = path.parent
+    with open(path, "rb") as file:
+        check_no_pointer(path, file.read(len(LFS_POINTER)))
     if is_gguf(path):
         return llamacpp.open_file(path)
     if llmc.is_llmc(path):

@@ -64,9 +64,6 @@ class NanoGPTWeightMapping(WeightMapping):
         super().__init__(family, config)
         self.has_biases = has_biases
 
-    def our_name(self, stored: str) -> str | None:
-        return super().our_name(stored.removeprefix("_orig_mod."))  # of torch.compile
-
     def may_lack(self, name: str) -> bool:
         return not self.has_biases and name.endswith(".bias")
 

@@ -8,13 +8,15 @@ their product ("fan_in_fan_out").
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import os
 import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,33 +27,52 @@ from numgpt.formats.family import Family
 from numgpt.formats.huggingface import state_dict
 from numgpt.formats.pytorch import read_pytorch
 from numgpt.formats.safetensors import read_safetensors, write_safetensors
-from numgpt.formats.source import is_finite
+from numgpt.formats.source import is_finite, without_wrappers
 from numgpt.formats.tensors import StoredTensor, read_json
 from numgpt.messages import shown
 from numgpt.models import LanguageModel
-from numgpt.models.lora import Adapter, LoRAConfig, adapter_shapes
+from numgpt.models.lora import Adapter, LoRAConfig, adapter_shapes, fitting
 from numgpt.models.parameters import Parameters
 
+T = TypeVar("T")
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 PICKLED_ADAPTER_FILE = "adapter_model.bin"
 ADAPTER_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, PICKLED_ADAPTER_FILE)
 _PREFIX = "base_model.model."
+FINGERPRINTED = 1 << 10  # values of each parameter
+_NEEDED = ("r", "lora_alpha")  # are not None
 _TENSOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_(A|B)\.weight")
-# What a config may say only if it says nothing by it: the field -> values that are none.
+# What a config says that is LoRAConfig's, …
+_USED = tuple(field.name for field in dataclasses.fields(LoRAConfig))
+# … what is read besides, or changes nothing: of what kind it is and who made it; the layout, which
+# the base decides; settings of how A and B began, or of how they are computed on many machines.
+_HARMLESS = frozenset(
+    "peft_type base_model_name_or_path init_lora_weights task_type auto_mapping"  # noqa: SIM905
+    " peft_version revision inference_mode fan_in_fan_out megatron_config megatron_core"
+    " loftq_config eva_config corda_config lora_ga_config velora_config runtime_config"
+    " qalora_group_size ensure_weight_tying".split()
+)
+# … and what it may say only if it says nothing by it: the field -> values that are none.
 _NOTHING: dict[str, tuple[Any, ...]] = {
     "use_dora": (False, None),
     "lora_bias": (False, None),
     "bias": ("none", None),
     "modules_to_save": (None, []),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
     "layer_replication": (None, []),
-    "trainable_token_indices": (None, []),
+    "trainable_token_indices": (None, [], {}),
     "use_qalora": (False, None),
     "target_parameters": (None, []),
     "alora_invocation_tokens": (None, []),
+    "use_bdlora": (False, None),
+    "arrow_config": (None, {}),
+    "kasa_config": (None, {}),
+    "monteclora_config": (None, {}),
 }
+# How A and B began, where the base stayed as it was. Other beginnings (pissa, olora, corda, loftq,
+# lora_ga) took their product out of the base, and mica reads A and B in its own way.
+_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal")
+_FINGERPRINT = "numgpt.base"  # in the tensors' metadata: of the base that was tuned
 
 
 def is_adapter(directory: Path) -> bool:
@@ -79,12 +100,15 @@ def save_adapter(
             array = family.stored_array(ours, array, model.config)
         tensors[f"{_PREFIX}{_module(family, projection)}.lora_{part}"] = array
     alpha = adapter.config.lora_alpha
+    modules = {name: _module(family, name) for name in adapter.names()}
     fields = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": model.name_or_path,
         "r": adapter.config.r,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
+        "rank_pattern": _exact(adapter.config.rank_pattern, modules),
+        "alpha_pattern": _exact(adapter.config.alpha_pattern, modules),
         "lora_dropout": adapter.config.lora_dropout,
         "use_rslora": adapter.config.use_rslora,
         "target_modules": _targets(adapter, model, family),
@@ -93,10 +117,17 @@ def save_adapter(
         "inference_mode": True,
     }
     with replacing_together(directory, remove=ADAPTER_FILES) as staged:
-        write_safetensors(staged / ADAPTER_FILE, tensors)
+        write_safetensors(staged / ADAPTER_FILE, tensors, {_FINGERPRINT: fingerprint(model)})
         path = staged / ADAPTER_CONFIG_FILE
         with naming(path):
             path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def _exact(patterns: Mapping[str, T], names: Mapping[str, str]) -> dict[str, T]:
+    """Patterns of some names, as the other names that they fit: name -> other name."""
+    keys = {key: key for key in patterns}
+    fit = {other: fitting(keys, name, "") for name, other in names.items()}
+    return {re.escape(other): patterns[key] for other, key in fit.items() if key}
 
 
 def _module(family: Family, projection: str) -> str:
@@ -105,13 +136,18 @@ def _module(family: Family, projection: str) -> str:
 
 
 def _targets(adapter: Adapter, model: LanguageModel, family: Family) -> list[str]:
+    targets = _local_targets(adapter, model)
+    return targets if "." not in targets[0] else [_module(family, name) for name in targets]
+
+
+def _local_targets(adapter: Adapter, model: LanguageModel) -> list[str]:
     """The last parts of the projections' names, where these are all of that name; else the whole
     names."""
     adapted = set(adapter.names())
     ends = sorted({name.rpartition(".")[2] for name in adapted})
     if adapted == {n for n in model.projection_shapes() if n.rpartition(".")[2] in ends}:
         return ends
-    return [_module(family, name) for name in adapter.names()]
+    return adapter.names()
 
 
 def load_adapter(
@@ -131,19 +167,47 @@ def load_adapter(
         raise FileNotFoundError(f"no adapter in {directory}: expected {ADAPTER_CONFIG_FILE}")
     fields = read_json(path)
     try:
-        config = _config(fields)
+        config, targeted = _config(fields, model)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    adapter = Adapter(config, _parameters(directory, model, config))
-    config.target_modules = sorted({name.rpartition(".")[2] for name in adapter.names()})
-    base = fields.get("base_model_name_or_path")
-    if isinstance(base, str) and base and not _same(base, model.name_or_path):
-        warnings.warn(
-            f"{directory} was made for the base {shown(base)}, the model is"
-            f" {shown(model.name_or_path)}: if they differ, its answers are worth nothing",
-            stacklevel=2,
-        )
+    if unknown := sorted(fields.keys() - _HARMLESS - {*_USED} - _NOTHING.keys()):
+        warnings.warn(f"{path}: {', '.join(unknown)}: not known here, left out", stacklevel=2)
+    parameters, metadata = _parameters(directory, model, config, targeted)
+    adapter = Adapter(config, parameters)
+    config.target_modules = _local_targets(adapter, model)
+    config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
+    base, tuned = fields.get("base_model_name_or_path"), metadata.get(_FINGERPRINT)
+    if tuned is None or tuned != fingerprint(model):
+        _warn_of_base(directory, model, base, tuned is not None)
     return model.attach_adapter(adapter, name)
+
+
+def fingerprint(model: LanguageModel) -> str:
+    """Changes with a model's own weights, as files have them, whatever is merged into them: of some
+    values of each, to be quick."""
+    digest, family = hashlib.sha256(), family_of(model)
+    for name, array in sorted(model.own_parameters.items()):
+        digest.update(f"{name} {array.shape}".encode())
+        values = family.stored_array(name, array, model.config).reshape(-1)
+        values = values[:: max(1, len(values) // FINGERPRINTED)]
+        digest.update(values.astype(np.float32, copy=False).tobytes())
+    return digest.hexdigest()
+
+
+def _warn_of_base(directory: Path, model: LanguageModel, base: Any, is_other: bool) -> None:
+    """Tell that an adapter may be for another model, by its name or by its weights."""
+    told = isinstance(base, str) and base
+    if told and not _same(base, model.name_or_path):
+        what = f"the model is {shown(model.name_or_path)}: if they differ,"
+    elif is_other:
+        what = "whose weights were others: if they differed by more than rounding,"
+    else:
+        return
+    warnings.warn(
+        f"{directory} was made for the base {shown(base) if told else 'of its run'}, {what}"
+        " its answers are worth nothing",
+        stacklevel=3,
+    )
 
 
 def base_of(directory: Path) -> str:
@@ -183,8 +247,9 @@ def _same(base: str, name: str | None) -> bool:
     return name is None or hub_name(base) == hub_name(name)
 
 
-def _config(fields: Mapping[str, Any]) -> LoRAConfig:
-    """Raises ValueError naming a field whose value is not supported."""
+def _config(fields: Mapping[str, Any], model: LanguageModel) -> tuple[LoRAConfig, list[str]]:
+    """The options, and the projections that they are for.  Raises ValueError naming a field whose
+    value is not supported."""
     kind = fields.get("peft_type")
     if kind != "LORA":
         raise ValueError(f"peft_type={shown(kind)} is not supported, only LORA")
@@ -192,43 +257,70 @@ def _config(fields: Mapping[str, Any]) -> LoRAConfig:
         if fields.get(name) not in nothing:
             what = "DoRA" if name == "use_dora" else f"{name}={shown(fields[name])}"
             raise ValueError(f"{what} is not supported: only plain LoRA on projections is")
-    known = ("r", "lora_alpha", "lora_dropout", "use_rslora")
-    config = LoRAConfig(**{name: fields[name] for name in known if name in fields})
+    beginning = fields.get("init_lora_weights", True)
+    if beginning not in _BEGINNINGS:
+        raise ValueError(
+            f"init_lora_weights={shown(beginning)} is not supported: the base was changed when this"
+            " adapter was made; save it again with PEFT's"
+            " save_pretrained(…, path_initial_model_for_weight_conversion=…)"
+        )
+    config = LoRAConfig(
+        **{n: fields[n] for n in _USED if fields.get(n) is not None or n in _NEEDED}
+    )
     config.validate()
-    return config
+    family = family_of(model)
+    names = {name: _module(family, name) for name in model.projection_shapes()}
+    try:
+        found = config.chosen(names, model.usual_targets, names.__getitem__)
+    except ValueError:  # of none of the model's projections: the tensors tell more
+        found = []
+    ours = {module: name for name, module in names.items()}
+    config.rank_pattern = _exact(config.rank_pattern, ours)
+    config.alpha_pattern = _exact(config.alpha_pattern, ours)
+    return config, found
 
 
-def _parameters(directory: Path, model: LanguageModel, config: LoRAConfig) -> Parameters:
-    """All A and B, checked and in the model's layout."""
+def _parameters(
+    directory: Path, model: LanguageModel, config: LoRAConfig, targeted: list[str]
+) -> tuple[Parameters, dict[str, str]]:
+    """All A and B, checked and in the model's layout, and the file's metadata."""
     family, shapes = family_of(model), model.projection_shapes()
     found: dict[str, StoredTensor] = {}
-    for stored, tensor in _read(directory):
+    stored_tensors, metadata = _read(directory)
+    for stored, tensor in stored_tensors:
         what = f"{tensor.path}: tensor {shown(stored)}"
-        match = _TENSOR.fullmatch(stored)
+        match = _TENSOR.fullmatch(without_wrappers(stored))
         if match is None:
-            dora = " (DoRA)" if "lora_magnitude_vector" in stored else ""
-            raise ValueError(f"{what} is no A or B of a LoRA{dora}: it is not supported")
+            kinds = {"lora_magnitude_vector": " (DoRA)", "lora_embedding": " (of an embedding)"}
+            kind = next((kinds[sign] for sign in kinds if sign in stored), "")
+            raise ValueError(f"{what} is no A or B of a LoRA{kind}: it is not supported")
         weight = family.our_name(f"{match[1]}.weight", model.config) or ""
         projection = weight.removesuffix(".weight")
         if projection not in shapes:
+            if (end := match[1].rpartition(".")[2]) in ("lm_head", "wte", "embed_tokens"):
+                raise ValueError(f"{what} is for no projection: LoRA on {end} is not supported")
             raise ValueError(
-                f"{what} is for no projection of {shown(model.name_or_path)}: the adapter is for"
+                f"{what} is for no projection of {_called(model)}: the adapter is for"
                 f" {_named_base(directory)}: name that as the model"
             )
         found[f"{projection}.lora_{match[2]}.weight"] = tensor
     adapted = [name for name in shapes if f"{name}.lora_A.weight" in found]
-    expected = adapter_shapes({name: shapes[name] for name in adapted}, config.r)
+    expected = adapter_shapes({name: shapes[name] for name in adapted}, config)
     if missing := sorted(found.keys() ^ expected.keys()):
         raise ValueError(f"{directory}: the adapter lacks one of A and B: {missing[0]} is alone")
     if not found:
         raise ValueError(f"{directory}: the adapter holds no tensors")
+    _compare(directory, adapted, targeted)
+    adapted = [name for name in adapted if name in targeted] or adapted
+    expected = adapter_shapes({name: shapes[name] for name in adapted}, config)
     arrays = {}
     for name, shape in expected.items():
         tensor = found[name]
         if tensor.shape != shape:
+            rank = config.rank_of(name.rpartition(".lora_")[0])
             raise ValueError(
-                f"{tensor.path}: tensor {shown(tensor.name)} has shape {list(tensor.shape)}, the"
-                f" model {shown(model.name_or_path)} and r={config.r} ask for {list(shape)}: the"
+                f"{tensor.path}: tensor {shown(tensor.name)} has shape {list(tensor.shape)},"
+                f" {_called(model)} and r={rank} ask for {list(shape)}: the"
                 f" adapter is for {_named_base(directory)}: name that as the model"
             )
         if not tensor.is_float:
@@ -243,12 +335,35 @@ def _parameters(directory: Path, model: LanguageModel, config: LoRAConfig) -> Pa
     parameters = Parameters.empty(Parameters.separate(arrays).layout, model.parameters.dtype)
     for name, array in parameters.items():
         array[...] = arrays[name]
-    return parameters
+    return parameters, metadata
 
 
-def _read(directory: Path) -> list[tuple[str, StoredTensor]]:
+def _compare(directory: Path, adapted: list[str], targeted: list[str]) -> None:
+    """Warn where the tensors are not those of the projections that the config names."""
+    if missing := [name for name in targeted if name not in adapted]:
+        warnings.warn(
+            f"{directory} has no tensors for {len(missing)} of the {len(targeted)} projections that"
+            f" its target_modules name, such as {missing[0]}: they stay as the base has them",
+            stacklevel=4,
+        )
+    if targeted and (surplus := [name for name in adapted if name not in targeted]):
+        warnings.warn(
+            f"{directory} has tensors for {len(surplus)} projections that its target_modules do not"
+            f" name, such as {surplus[0]}: they are left out",
+            stacklevel=4,
+        )
+
+
+def _called(model: LanguageModel) -> str:
+    """What a model is called in errors."""
+    return "the model" if model.name_or_path is None else f"the model {shown(model.name_or_path)}"
+
+
+def _read(directory: Path) -> tuple[list[tuple[str, StoredTensor]], dict[str, str]]:
+    """The tensors by name, and what else the file says."""
     if (path := directory / ADAPTER_FILE).is_file():
-        return list(read_safetensors(path)[0].items())
+        tensors, metadata = read_safetensors(path)
+        return list(tensors.items()), metadata
     if (path := directory / PICKLED_ADAPTER_FILE).is_file():
-        return state_dict(path, read_pytorch(path))
+        return state_dict(path, read_pytorch(path)), {}
     raise FileNotFoundError(f"no adapter's weights in {directory}: expected {ADAPTER_FILE}")

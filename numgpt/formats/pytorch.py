@@ -26,6 +26,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from numgpt.files import check_no_pointer
 from numgpt.formats.pickles import AGAIN, GARBAGE, Machine, RefusedError, brief
 from numgpt.formats.tensors import DTYPES, LARGEST_HEADER, StoredTensor
 
@@ -52,6 +53,7 @@ def read_pytorch(path: str | os.PathLike) -> Any:
     path = Path(path)
     with open(path, "rb") as file:
         start = file.read(512)
+    check_no_pointer(path, start)
     try:
         if start.startswith(ZIP):
             value = _read_archive(path)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from numgpt.files import replacing
+from numgpt.files import LFS_POINTER, check_no_pointer, replacing
 from numgpt.formats.tensors import DTYPES, StoredTensor
 from numgpt.messages import shown
 
@@ -39,7 +39,10 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, StoredTensor], 
     path = Path(path)
     size = path.stat().st_size
     with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
+        beginning = file.read(len(LFS_POINTER))
+        check_no_pointer(path, beginning)
+        length = int.from_bytes(beginning[:8], "little")
+        file.seek(8)
         if size < 8:
             raise ValueError(
                 f"{path} is not a whole safetensors file: it has {size} bytes; copy or download it"

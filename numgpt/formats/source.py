@@ -6,7 +6,10 @@ mapping says how; what is done with it is the same for all.
 
 from __future__ import annotations
 
+import copy
+import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +23,12 @@ from numgpt.messages import shown
 from numgpt.models.config import Config
 from numgpt.models.parameters import Parameters
 from numgpt.tokenizer import BaseTokenizer
+
+# What DataParallel and torch.compile put before each tensor's name.
+_WRAPPERS = ("module.", "_orig_mod.")
+# Heads for values, classes or answers, of models that were more than language models.
+_OTHER_HEADS = frozenset(("v_head", "score", "classifier", "value_head", "qa_outputs"))
+COMPARED = 1 << 20  # numbers at a time
 
 
 class WeightMapping:
@@ -67,6 +76,51 @@ class Source:
     generation: dict[str, Any] = field(default_factory=dict)  # of generation_config.json
 
 
+def without_wrappers(stored: str) -> str:
+    """The name of a tensor without what DataParallel and torch.compile put before it."""
+    while stored.startswith(_WRAPPERS):
+        stored = stored[stored.index(".") + 1 :]
+    return stored
+
+
+def _untie(source: Source) -> None:
+    """Give the model an unembedding of its own where its config says that it has none, and the file
+    has one that is not the embedding's table."""
+    config, model = source.config, source.family.model
+    if not config.tie_word_embeddings:
+        return
+    tied, mapping = copy.copy(config), copy.copy(source.mapping)
+    setattr(tied, config.layers_field, 1)  # (which may be absurd)
+    untied = mapping.config = copy.copy(tied)
+    untied.tie_word_embeddings = False
+    heads = model.shapes(untied).keys() - model.shapes(tied).keys()
+    head = next(iter(heads), None)  # none in a family that has no other
+    found = {mapping.our_name(without_wrappers(name)): tensor for name, tensor in source.tensors}
+    unembedding, table = found.get(head), found.get(next(iter(model.embeddings), None))
+    if unembedding is None or table is None or _equal(unembedding, table):
+        return
+    warnings.warn(
+        f"{unembedding.path}: tensor {shown(unembedding.name)} is not the embedding's table, though"
+        f" {source.config_path.name} says tie_word_embeddings=true: it is read as the model's own"
+        " unembedding",
+        stacklevel=5,
+    )
+    config.tie_word_embeddings = False
+
+
+def _equal(a: StoredTensor, b: StoredTensor) -> bool:
+    """Whether two matrices have the same values; a part of their rows at a time."""
+    if a.shape != b.shape:
+        return False
+    if (a.path, a.offset, a.dtype) == (b.path, b.offset, b.dtype) and a.strides == b.strides:
+        return True
+    step = max(1, COMPARED // max(1, math.prod(a.shape[1:])))
+    return all(
+        np.array_equal(a.rows(first, first + step), b.rows(first, first + step), equal_nan=True)
+        for first in range(0, a.shape[0], step)
+    )
+
+
 def read_parameters(
     source: Source, report: Callable[[str], None] = lambda name: None, mmap: bool = True
 ) -> Parameters:
@@ -77,6 +131,7 @@ def read_parameters(
     their own only where training changes them. Others are converted one tensor at a time. Raises
     ValueError naming file and tensor where one is missing, of another shape, or not finite.
     """
+    _untie(source)
     found = _find(source)
     parameters = _mapped(source, found) if mmap else None
     with np.errstate(over="ignore", invalid="ignore"):  # what isn't finite is refused at the end
@@ -103,9 +158,13 @@ def _find(source: Source) -> dict[str, StoredTensor]:
         )
     shapes = source.family.model.shapes(source.config)
     found: dict[str, StoredTensor] = {}
+    unused = []
     for stored_name, tensor in stored:
-        name = mapping.our_name(stored_name)
+        name = mapping.our_name(without_wrappers(stored_name))
         if name is None:
+            continue
+        if name not in shapes and without_wrappers(stored_name).split(".")[0] in _OTHER_HEADS:
+            unused.append(stored_name)
             continue
         what = f"{tensor.path}: tensor {shown(stored_name)}"
         if name not in shapes:
@@ -123,6 +182,12 @@ def _find(source: Source) -> dict[str, StoredTensor]:
                 f"{what} is stored as {tensor.dtype}, weights are F32, F16, BF16 or quantised"
             )
         found[name] = tensor
+    if unused:
+        warnings.warn(
+            f"{source.path}: {', '.join(sorted(unused))}: of a head that a language model does not use;"
+            " left out",
+            stacklevel=4,
+        )
     missing = [name for name in shapes if name not in found and not mapping.may_lack(name)]
     if missing:
         raise ValueError(

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from numgpt.files import check_no_pointer
+
 # By the names that safetensors gives them.
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("<f8"),
@@ -70,6 +72,13 @@ class StoredTensor:
         """Whether weights can be stored so."""
         return self.dtype in ("F64", "F32", "F16", "BF16")
 
+    def rows(self, first: int, stop: int) -> np.ndarray:
+        """Some of the rows, in float32."""
+        raw = self.raw[first:stop]
+        if self.dtype == "BF16":  # the upper half of a float32
+            return (raw.astype(np.uint32) << 16).view(np.float32)
+        return raw.astype(np.float32)
+
     def read_into(self, target: np.ndarray) -> None:
         """Convert the values to the target's dtype, in place.
 
@@ -92,12 +101,14 @@ def c_order(shape: tuple[int, ...]) -> tuple[int, ...]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.  Raises FileNotFoundError or ValueError naming the file."""
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        check_no_pointer(path, data)
+        fields = json.loads(data.decode("utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path.parent} has no {path.name}: is it a model directory in the Hugging Face layout?"
         ) from None
-    except (ValueError, RecursionError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); copy or download it again") from None
     if not isinstance(fields, dict):
         raise ValueError(f"{path}: expected a JSON object")

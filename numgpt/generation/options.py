@@ -66,11 +66,11 @@ _NEUTRAL: tuple[Any, ...] = (None, False, 0, 0.0, 1, 1.0, [], {})
 
 def token_ids(model: LanguageModel, name: str) -> list[int]:
     """The model's eos_token_id or pad_token_id: of its generation_config, or else of its config."""
-    own = getattr(model.config, name)
-    said = model.generation_config.get(name)
-    ids = np.atleast_1d([]) if said is own is None else np.atleast_1d(own if said is None else said)
+    ids: Any = model.generation_config.get(name)
+    ids = getattr(model.config, name, None) if ids is None else ids
     # A config may name a token of the family's usual vocabulary that this model's lacks, or -1.
-    return [id for id in ids.tolist() if 0 <= id < model.config.vocab_size]
+    each = [] if ids is None else np.atleast_1d(ids).tolist()
+    return [id for id in each if 0 <= id < model.config.vocab_size]
 
 
 def model_defaults(

@@ -123,6 +123,12 @@ class AdaptableModel(BaseModel[ConfigT, CacheT]):
         self._pristine = None
         self._attach()
 
+    @property
+    def own_parameters(self) -> dict[str, np.ndarray]:
+        """The model's own weights, by name, whatever is merged into them."""
+        pristine = {f"{name}.weight": array for name, array in (self._pristine or {}).items()}
+        return dict(self.parameters) | pristine
+
     def projection_shapes(self) -> dict[str, tuple[int, int]]:
         """Name -> (I, O) of every linear layer within the blocks, in their order."""
         return {

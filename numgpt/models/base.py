@@ -7,7 +7,7 @@ pages of layer calls, `forward` and `backward`. What a model is asked for is in 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 
@@ -73,7 +73,7 @@ class BaseModel(Generic[ConfigT, CacheT]):
         self.config = config
         self.name_or_path: str | None = None  # where it was loaded from
         # What its files say of how to generate: options of `generate` where nothing is given.
-        self.generation_config: dict[str, Any] = {}
+        self.generation_config: dict[str, object] = {}
         if parameters is None:
             parameters = Parameters.empty(self.layout(config), dtype)
             self.initialise(parameters, np.random.default_rng(seed))

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from numgpt.messages import shown
 from numgpt.models.checks import require_booleans, require_number, require_whole
 from numgpt.models.parameters import Gradients, Parameters, layout_of
 
+T = TypeVar("T")
 ALL_LINEAR = "all-linear"
 MOST_ALPHA = 1_000_000
 MOST_RANK = 500_000
@@ -34,14 +36,45 @@ class LoRAConfig:
     target_modules: Sequence[str] | str | None = None
     lora_dropout: float = 0.0
     use_rslora: bool = False
+    # For projections whose names, or their last parts, fit a pattern: another rank, another alpha.
+    rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    # Of target_modules, none of these (as they name projections), and none of other layers.
+    exclude_modules: Sequence[str] | str | None = None
+    layers_to_transform: Sequence[int] | int | None = None
+    layers_pattern: Sequence[str] | str | None = None  # what stands before a layer's number
 
     @property
     def scale(self) -> float:
         """s, by which the product is multiplied."""
-        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+        return self._scale(self.r, self.lora_alpha)
+
+    def rank_of(self, name: str) -> int:
+        """r of a projection."""
+        return fitting(self.rank_pattern, name, self.r)
+
+    def scale_of(self, name: str) -> float:
+        """s of a projection."""
+        return self._scale(self.rank_of(name), fitting(self.alpha_pattern, name, self.lora_alpha))
+
+    def _scale(self, rank: int, alpha: float) -> float:
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def validate(self) -> None:
         """Raises ValueError naming the option that is invalid."""
+        self._validate_numbers()
+        require_number(self, "lora_dropout", least=0, below=1)
+        require_booleans(self, "use_rslora")
+        targets = self.target_modules
+        listed = isinstance(targets, Sequence) and all(isinstance(name, str) for name in targets)
+        if targets is not None and not (listed and targets):
+            raise ValueError(
+                f"target_modules={shown(targets)}: expected a list of names, a regular"
+                f" expression, or {ALL_LINEAR!r}"
+            )
+        self._validate_choice()
+
+    def _validate_numbers(self) -> None:
         require_whole(self, "r")
         if self.r > MOST_RANK:
             raise ValueError(
@@ -52,19 +85,61 @@ class LoRAConfig:
             raise ValueError(
                 f"lora_alpha={shown(self.lora_alpha)}: expected up to {MOST_ALPHA:,}; 2 r is usual"
             )
-        require_number(self, "lora_dropout", least=0, below=1)
-        require_booleans(self, "use_rslora")
-        targets = self.target_modules
-        listed = isinstance(targets, Sequence) and all(isinstance(name, str) for name in targets)
-        if targets is not None and not (listed and targets):
+        for name, field in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
+            patterns = getattr(self, name)
+            if not isinstance(patterns, Mapping):
+                raise ValueError(f"{name}={shown(patterns)}: expected names with numbers")
+            for pattern, number in patterns.items():
+                one = LoRAConfig()
+                setattr(one, field, number)
+                try:
+                    re.compile(pattern)
+                    one._validate_numbers()
+                except (re.error, TypeError, ValueError) as error:
+                    raise ValueError(f"{name}, {shown(pattern)}: {error}") from None
+
+    def _validate_choice(self) -> None:
+        """exclude_modules, layers_to_transform and layers_pattern."""
+        kinds = {"exclude_modules": str, "layers_to_transform": int, "layers_pattern": str}
+        for name, kind in kinds.items():
+            value = getattr(self, name)
+            listed = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
+            if not all(type(one) is kind for one in listed):
+                raise ValueError(f"{name}={shown(value)}: expected {kind.__name__}, or a list")
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise ValueError(
-                f"target_modules={shown(targets)}: expected a list of names, a regular"
-                f" expression, or {ALL_LINEAR!r}"
+                f"layers_to_transform={shown(self.layers_to_transform)} goes with a list of"
+                " target_modules"
             )
 
-    def chosen(self, projections: Iterable[str], usual: Sequence[str]) -> list[str]:
-        """The projections that it is for.  Raises ValueError for a target that is none of them."""
-        projections = list(projections)
+    def chosen(
+        self,
+        projections: Iterable[str],
+        usual: Sequence[str],
+        called: Callable[[str], str] = lambda name: name,
+    ) -> list[str]:
+        """The projections that it is for, whose names for targets are `called(name)`.  Raises
+        ValueError for a target that is none of them."""
+        found = self._targeted([called(name) for name in projections], usual)
+        return [n for n in projections if called(n) in found and not self._left_out(called(n))]
+
+    def _left_out(self, name: str) -> bool:
+        excluded = self.exclude_modules or ()
+        if isinstance(excluded, str):
+            if re.fullmatch(excluded, name):
+                return True
+        elif any(_is_called(name, target) for target in excluded):
+            return True
+        layers = self.layers_to_transform
+        if layers is None or layers == [] or name in (self.target_modules or ()):
+            return False
+        before = self.layers_pattern or r"[^.]*"
+        for pattern in [before] if isinstance(before, str) else before:
+            if match := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", name):
+                return int(match[1]) not in ([layers] if isinstance(layers, int) else layers)
+        return True
+
+    def _targeted(self, projections: list[str], usual: Sequence[str]) -> list[str]:
         targets = usual if self.target_modules is None else self.target_modules
         if targets == ALL_LINEAR:
             return projections
@@ -93,6 +168,12 @@ class LoRAConfig:
         return found
 
 
+def fitting(patterns: Mapping[str, T], name: str, usual: T) -> T:
+    """What the first pattern that fits a name says."""
+    fitting = (p for p in patterns if re.match(rf"(.*\.)?({p})$", name))
+    return next((patterns[pattern] for pattern in fitting), usual)
+
+
 def _is_called(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
@@ -115,11 +196,12 @@ class Adapter:
         """A uniform within ±1/√I and B 0, for projections of these shapes (I, O).  Raises
         ValueError for a rank that is larger than one of them."""
         for name, shape in shapes.items():
-            if config.r > min(shape):
+            if config.rank_of(name) > min(shape):
                 raise ValueError(
-                    f"r={config.r} is larger than {name}, {shape[0]} x {shape[1]}: lower it"
+                    f"r={config.rank_of(name)} is larger than {name}, {shape[0]} x {shape[1]}:"
+                    " lower it"
                 )
-        layout = layout_of(adapter_shapes(shapes, config.r))
+        layout = layout_of(adapter_shapes(shapes, config))
         parameters = Parameters.empty(layout, dtype)
         for name, array in parameters.items():
             if name.endswith("lora_A.weight"):
@@ -143,13 +225,16 @@ class Adapter:
         """s · B A (O, I): what a projection's matrix is changed by."""
         p = self.parameters
         product = p[f"{name}.lora_B.weight"] @ p[f"{name}.lora_A.weight"]
-        return product.dtype.type(self.config.scale) * product
+        return product.dtype.type(self.config.scale_of(name)) * product
 
 
-def adapter_shapes(shapes: Mapping[str, tuple[int, int]], rank: int) -> dict[str, tuple[int, ...]]:
+def adapter_shapes(
+    shapes: Mapping[str, tuple[int, int]], config: LoRAConfig
+) -> dict[str, tuple[int, ...]]:
     """Name -> shape of an adapter's parameters, for projections of shapes (I, O)."""
     found: dict[str, tuple[int, ...]] = {}
     for name, (inputs, outputs) in shapes.items():
+        rank = config.rank_of(name)
         found[f"{name}.lora_A.weight"] = (rank, inputs)
         found[f"{name}.lora_B.weight"] = (outputs, rank)
     return found
@@ -161,7 +246,7 @@ class LoRA:
     def __init__(self, adapter: Adapter, name: str, columns: slice):
         self.columns = columns
         self.adapter, self.name = adapter, name
-        self.config = adapter.config
+        self.scale, self.config = adapter.config.scale_of(name), adapter.config
         self.weights = (f"{name}.lora_A.weight", f"{name}.lora_B.weight")
         self.a, self.b = (adapter.parameters[part] for part in self.weights)
 
@@ -169,7 +254,7 @@ class LoRA:
         self, x: np.ndarray, rng: np.random.Generator | None
     ) -> tuple[np.ndarray, LoRACache]:
         """x (N, I) -> the term (N, O), cache.  What backward needs beside it is x."""
-        y, cache = lora_forward(x, self.a, self.b, self.config.scale, self.config.lora_dropout, rng)
+        y, cache = lora_forward(x, self.a, self.b, self.scale, self.config.lora_dropout, rng)
         return y, cache._replace(x=None)
 
     def backward(

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from numgpt.files import finish_replacing, naming, replacing_together
+from numgpt.files import check_no_pointer, finish_replacing, naming, replacing_together
 from numgpt.messages import shown
 from numgpt.tokenizer import sections
 from numgpt.tokenizer.base import END_OF_TEXT, TOKENIZER_FILES, BaseTokenizer
@@ -344,6 +344,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> Any:
     text = _read_text(path)
+    check_no_pointer(path, text[:99].encode())
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

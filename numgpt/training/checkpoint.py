@@ -10,7 +10,6 @@ so its state is the data position.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import shutil
@@ -25,7 +24,7 @@ from numgpt.data.corpus import CHECKPOINT_FILE, TokensFile, tokens_file_from
 from numgpt.files import finish_replacing
 from numgpt.formats.families import FAMILIES
 from numgpt.formats.huggingface import WEIGHTS_FILE
-from numgpt.formats.peft import ADAPTER_FILE
+from numgpt.formats.peft import ADAPTER_FILE, fingerprint
 from numgpt.formats.safetensors import read_safetensors, write_safetensors
 from numgpt.formats.tensors import StoredTensor
 from numgpt.layers import TokenStatistics
@@ -39,7 +38,6 @@ from numgpt.training.config import RunConfig, TrainConfig, TuneConfig, options_o
 
 ARRAYS = ("weights", "m", "v")
 KINDS: dict[str, type[RunConfig]] = {kind.kind: kind for kind in (TrainConfig, TuneConfig)}
-FINGERPRINTED = 1 << 10  # values of each parameter
 
 
 class BaseModelError(ValueError):
@@ -209,19 +207,9 @@ def _adapted(
     lora.validate()
     shapes = model.projection_shapes()
     chosen = lora.chosen(shapes, ())
-    _check_layout(layout, adapter_shapes({n: shapes[n] for n in chosen}, lora.r), len(flat))
+    _check_layout(layout, adapter_shapes({n: shapes[n] for n in chosen}, lora), len(flat))
     model.attach_adapter(Adapter(lora, Parameters(flat, layout)))
     return model
-
-
-def fingerprint(model: LanguageModel) -> str:
-    """Changes with a model's weights: of some values of each, to be quick."""
-    digest = hashlib.sha256()
-    for name, array in sorted(model.parameters.items()):
-        digest.update(f"{name} {array.shape}".encode())
-        values = array.reshape(-1)
-        digest.update(values[:: max(1, len(values) // FINGERPRINTED)].tobytes())
-    return digest.hexdigest()
 
 
 def _vector(name: str, tensors: Mapping[str, StoredTensor]) -> np.ndarray:

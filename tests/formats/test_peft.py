@@ -12,9 +12,19 @@ from models.test_lora import FAMILIES, adapted
 from support import assert_close
 
 import numgpt
-from numgpt import LoRAConfig
+from numgpt import LoRAConfig, Tokenizer, cli
 from numgpt.formats import read_safetensors, write_safetensors
 
+# What of the projections an adapter is for, and in which rank, given two of their last parts.
+CHOICES = (
+    lambda first, second: {"rank_pattern": {first: 2}, "alpha_pattern": {second: 31}},
+    lambda first, second: {"rank_pattern": {rf"(h|layers)\.1\..*{second}": 3}, "use_rslora": True},
+    lambda first, second: {"exclude_modules": [second]},
+    lambda first, second: {"exclude_modules": rf".*\.0\..*{first}"},
+    lambda first, second: {"layers_to_transform": [1]},
+    lambda first, second: {"layers_to_transform": 0, "layers_pattern": ["h", "layers"]},
+    lambda first, second: {"target_modules": rf".*\.1\..*({first}|{second})"},
+)
 TARGETS = {
     "gpt2": ["c_attn", "c_proj", "c_fc"],
     "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
@@ -120,9 +130,20 @@ def edit(directory, **fields):
         ({"use_dora": True}, "DoRA is not supported"),
         ({"bias": "all"}, "bias='all' is not supported"),
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\] is not"),
-        ({"rank_pattern": {"c_attn": 4}}, "rank_pattern=.* is not supported"),
+        ({"rank_pattern": {"c_attn": 4}}, r"has shape \[3, 16\], the model and r=4 ask"),
+        ({"rank_pattern": {"c_attn": "x"}}, "rank_pattern, 'c_attn': r='x'"),
+        ({"rank_pattern": {"(": 4}}, r"rank_pattern, '\('"),
+        ({"alpha_pattern": [4]}, r"alpha_pattern=\[4\]: expected names with numbers"),
+        ({"alpha_pattern": {"c_attn": -1}}, "alpha_pattern, 'c_attn': lora_alpha=-1"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' is not supported: the base"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights='olora'"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq'"),
+        ({"kasa_config": {"beta": 1}}, "kasa_config=.* is not supported"),
+        ({"exclude_modules": 5}, "exclude_modules=5: expected str, or a list"),
+        ({"layers_to_transform": ["a"]}, r"layers_to_transform=\['a'\]: expected int"),
         ({"r": "8"}, "r='8'"),
-        ({"r": 4}, r"has shape \[3, 16\], the model None and r=4 ask for \[4, 16\]"),
+        ({"r": 4}, r"has shape \[3, 16\], the model and r=4 ask for \[4, 16\]"),
         ({"lora_alpha": None}, "lora_alpha=None"),
     ],
 )
@@ -158,6 +179,73 @@ def test_damaged_tensors_are_refused(change, message, tmp_path):
         small_model("default").load_adapter(tmp_path)
 
 
+def test_fields_that_are_not_known_are_named(tmp_path):
+    adapted("default", np.float32).save_adapter(tmp_path)
+    edit(tmp_path, use_magic=True, peft_version="9", task_type=None)
+    with pytest.warns(UserWarning, match=r"adapter_config\.json: use_magic: not known here"):
+        small_model("default").load_adapter(tmp_path)
+
+
+def test_tensors_beyond_the_targets_are_left_out(tmp_path):
+    model = adapted("default", np.float32, target_modules=["c_attn", "c_fc"])
+    model.save_adapter(tmp_path)
+    edit(tmp_path, target_modules=["c_attn"])
+    other = small_model("default")
+    with pytest.warns(UserWarning, match=r"tensors for 2 projections that its target.*mlp\.c_fc"):
+        other.load_adapter(tmp_path)
+    assert {name.rpartition(".")[2] for name in other.adapter.names()} == {"c_attn"}
+
+
+def test_a_base_whose_weights_changed_under_its_name_is_told(tmp_path, capsys):
+    model, tokenizer = numgpt.load("shakespeare")
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    model, _ = numgpt.load(tmp_path / "base")
+    model.add_adapter(LoRAConfig(r=2))
+    model.adapter.parameters["h.0.attn.c_attn.lora_B.weight"][...] = 0.5
+    model.merge_adapter()
+    model.save_adapter(tmp_path / "adapter")  # of the weights without it
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        numgpt.load(tmp_path / "base", adapter=tmp_path / "adapter")
+    base, _ = numgpt.load(tmp_path / "base", mmap=False)
+    base.parameters.flat *= 1.1
+    base.save_pretrained(tmp_path / "base")
+    with pytest.warns(UserWarning, match="whose weights were others"):
+        numgpt.load(tmp_path / "base", adapter=tmp_path / "adapter")
+    named = ("--model", str(tmp_path / "base"), "--adapter", str(tmp_path / "adapter"))
+    (tmp_path / "text").write_text("To be, or not to be\n" * 9)
+    for command in (
+        ["generate", "To", "--max-new-tokens", "1", *named],
+        ["eval", "--data", str(tmp_path / "text"), *named],
+        ["convert", named[1], str(tmp_path / "merged"), *named[2:]],
+        ["info", str(tmp_path / "adapter")],
+    ):
+        assert cli.main(command) == 0
+        assert "whose weights were others" in capsys.readouterr().err, command[0]
+
+
+def test_convert_tells_of_another_base_and_refuses_a_tokenizer_too_large(tmp_path, capsys):
+    model, tokenizer = numgpt.load("shakespeare")
+    model.add_adapter(LoRAConfig(r=2))
+    model.save_adapter(tmp_path / "adapter")
+    other = numgpt.GPT(model.config, seed=3)
+    other.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    convert = ["convert", str(tmp_path / "other"), str(tmp_path / "out")]
+    assert cli.main([*convert, "--adapter", str(tmp_path / "adapter")]) == 0
+    assert "was made for the base 'shakespeare', the model is" in capsys.readouterr().err
+    more = Tokenizer.train(["To be, or not to be. " * 9], 300)
+    vocabulary = {**more.vocabulary, b"xyz": model.config.vocab_size + 3}
+    Tokenizer(vocabulary, more.merges).save_pretrained(tmp_path / "adapter")
+    convert[2] = str(tmp_path / "again")
+    assert cli.main([*convert, "--adapter", str(tmp_path / "adapter")]) == 2
+    assert "they don't belong together" in capsys.readouterr().err
+    assert not (tmp_path / "again" / "config.json").exists()
+    with pytest.raises(ValueError, match="don't belong together"):
+        numgpt.load(tmp_path / "other", adapter=tmp_path / "adapter")
+
+
 def test_adapters_that_are_not_there(tmp_path):
     model = small_model("default")
     with pytest.raises(FileNotFoundError, match=r"expected adapter_config\.json"):
@@ -169,7 +257,9 @@ def test_adapters_that_are_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="adapter_model"):
         model.load_adapter(tmp_path)
     adapted("llama_grouped", np.float32).save_adapter(tmp_path)
-    with pytest.raises(ValueError, match="for no projection of None: the adapter is for another"):
+    with pytest.raises(
+        ValueError, match="for no projection of the model: the adapter is for another"
+    ):
         model.load_adapter(tmp_path)
 
 
@@ -234,3 +324,70 @@ class TestWithPEFT:
             assert_close(model(ids), theirs(torch.tensor(ids)).logits.numpy())
         if target == "default":
             assert len(model.adapter.names()) == len(theirs.targeted_module_names)
+
+    @pytest.mark.parametrize("name", ["default", "llama_grouped"])
+    @pytest.mark.parametrize("options", range(len(CHOICES)))
+    def test_ranks_alphas_and_choices_are_pefts(self, peft, name, options, tmp_path):
+        """… both ways: what PEFT saves is loaded, and what we save of it is what PEFT loads."""
+        import torch
+
+        kind = "llama" if name.startswith("llama") else "gpt2"
+        first, second = TARGETS[kind][0], TARGETS[kind][1]
+        chosen = CHOICES[options](first, second)
+        torch.manual_seed(0)
+        config = peft.LoraConfig(
+            **{"r": 4, "lora_alpha": 12, "target_modules": TARGETS[kind]} | chosen,
+            task_type="CAUSAL_LM", init_lora_weights=False, fan_in_fan_out=kind == "gpt2",
+        )  # fmt: skip
+        theirs = peft.get_peft_model(to_transformers(small_model(name)), config).eval()
+        theirs.save_pretrained(tmp_path / "theirs")
+        model = small_model(name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model.load_adapter(tmp_path / "theirs")
+        ids, targets = batch(model.config, (2, 7))
+        with torch.no_grad():
+            expected = theirs(torch.tensor(ids)).logits.numpy()
+        assert_close(model(ids), expected)
+        assert len(model.adapter.names()) == len(theirs.targeted_module_names)
+        model.save_adapter(tmp_path / "ours")
+        again = peft.PeftModel.from_pretrained(
+            to_transformers(small_model(name)), tmp_path / "ours"
+        ).eval()
+        with torch.no_grad():
+            assert_close(again(torch.tensor(ids)).logits.numpy(), expected)
+        _, gradients = model.loss_and_grads(ids, targets)
+        assert all(np.abs(gradient).max() > 0 for gradient in gradients.values())
+        model.merge_adapter()
+        assert_close(model(ids), expected)
+
+    def test_an_adapter_that_lacks_a_layer(self, peft, tmp_path):
+        """PEFT leaves what is lacking as the base has it; we do, and say so."""
+        import torch
+
+        model = adapted("default", np.float32)
+        model.save_adapter(tmp_path)
+        path = tmp_path / "adapter_model.safetensors"
+        tensors = {n: np.array(t.raw) for n, t in read_safetensors(path)[0].items()}
+        write_safetensors(path, {n: a for n, a in tensors.items() if ".h.1." not in n})
+        other = small_model("default")
+        count = len(model.adapter.names())
+        with pytest.warns(UserWarning, match=rf"for \d+ of the {count} projections .* h\.1\."):
+            other.load_adapter(tmp_path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            theirs = peft.PeftModel.from_pretrained(
+                to_transformers(small_model("default")), tmp_path
+            )
+        ids, _ = batch(model.config, (2, 7))
+        with torch.no_grad():
+            assert_close(other(ids), theirs.eval()(torch.tensor(ids)).logits.numpy())
+        assert not np.array_equal(other(ids), model(ids))
+
+    def test_every_field_of_pefts_config_is_known(self, peft, tmp_path):
+        adapted("default", np.float32).save_adapter(tmp_path)
+        config = peft.LoraConfig.from_pretrained(tmp_path)
+        config.save_pretrained(tmp_path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            small_model("default").load_adapter(tmp_path)
