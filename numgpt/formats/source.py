@@ -184,8 +184,8 @@ def _find(source: Source) -> dict[str, StoredTensor]:
         found[name] = tensor
     if unused:
         warnings.warn(
-            f"{source.path}: {', '.join(sorted(unused))}: of a head that a language model does not use;"
-            " left out",
+            f"{source.path}: {', '.join(sorted(unused))}: of a head that a language model does not"
+            " use; left out",
             stacklevel=4,
         )
     missing = [name for name in shapes if name not in found and not mapping.may_lack(name)]
