@@ -1,6 +1,5 @@
-"""The formats that ship: what a template writes whose text is exactly one that is known.
-
-Such a template, a program in Jinja, is not run; every other one is (jinja_template.py).
+"""The formats that ship: what a template writes whose text is exactly one that is known. Such a
+template, a program in Jinja, is not run; every other one is (jinja_template.py).
 
     ChatML      <|im_start|>user⏎Hi<|im_end|>⏎<|im_start|>assistant⏎
     Llama 3     <|start_header_id|>user<|end_header_id|>⏎⏎Hi<|eot_id|>…
@@ -15,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from numgpt.messages import shown
+from numgpt.tokenizer.chat_programs import CHAT_TEMPLATES
 from numgpt.tokenizer.traced import Traced, joined, of_message
 
 
@@ -55,40 +55,24 @@ class ChatFormat:
         turn = self.source
         if self.name == PLAIN.name:
             if role not in ("user", "assistant") and (role, number) != ("system", 0):
-                raise ValueError(
-                    f"message {number} has the role {shown(role)}: in plain text user and assistant"
-                    " speak, and the system first or not at all"
-                )
+                expected = "user and assistant speak, and the system first or not at all"
+                raise ValueError(f"message {number} has the role {shown(role)}: {expected}")
             role, turn = role.capitalize(), "{content}\n\n" if role == "system" else turn
         before, _, after = turn.replace("{role}", role).partition("{content}")
         return before, after
 
 
 CHATML = ChatFormat("ChatML", "<|im_start|>{role}\n{content}<|im_end|>\n")
+SMOLLM2 = replace(
+    CHATML, default_system="You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+)
 LLAMA3 = ChatFormat(
     "Llama 3", "<|start_header_id|>{role}<|end_header_id|>\n\n{content}<|eot_id|>", begins=True
 )
 PLAIN = ChatFormat("plain", "{role}: {content}\n")
-FORMATS = {"chatml": CHATML, "llama3": LLAMA3, "plain": PLAIN}
-_EACH, _ASKED = "{% for message in messages %}", "{% endfor %}{% if add_generation_prompt %}"
-# … each as a program, for models that have none.
-CHAT_TEMPLATES = {
-    "chatml": f"{_EACH}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
-    f"{_ASKED}{{{{ '<|im_start|>assistant\n' }}}}{{% endif %}}",
-    "llama3": f"{{{{ bos_token }}}}{_EACH}"
-    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
-    "{{ message['content'] | trim + '<|eot_id|>' }}"
-    f"{_ASKED}{{{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}}}{{% endif %}}",
-    "plain": f"{_EACH}{{% if message['role'] == 'system' %}}{{{{ message['content'] + '\n\n' }}}}"
-    "{% else %}{{ message['role'].capitalize() + ': ' + message['content'] + '\n' }}{% endif %}"
-    f"{_ASKED}{{{{ 'Assistant:' }}}}{{% endif %}}",
-}
-SMOLLM2 = replace(
-    CHATML,
-    default_system="You are a helpful AI assistant named SmolLM, trained by Hugging Face",
-)
-_PUBLISHED = {  # by the SHA-256 of a template
+
+# By the SHA-256 of a template: those that are published, and ours.
+_KNOWN = {
     "153280e3ff55d19da1398bdb3914ee2a51b80429bfaedde11d7d216c39db80f3": CHATML,
     "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788": SMOLLM2,
     "ba03a121d097859c7b5b9cd03af99aafe95275210d2876f642ad9929a150f122": LLAMA3,
@@ -97,6 +81,7 @@ _PUBLISHED = {  # by the SHA-256 of a template
 
 def known_format(template: str) -> ChatFormat | None:
     """The format that a template writes, where its text is one that is known."""
-    names = [name for name, text in CHAT_TEMPLATES.items() if text == template]
+    ours = {"chatml": CHATML, "llama3": LLAMA3, "plain": PLAIN}
+    own = (form for name, form in ours.items() if CHAT_TEMPLATES[name] == template)
     digest = hashlib.sha256(template.encode(errors="replace")).hexdigest()
-    return FORMATS[names[0]] if names else _PUBLISHED.get(digest)
+    return next(own, _KNOWN.get(digest))
