@@ -210,6 +210,22 @@ def test_load_gives_the_tokenizer_that_was_written(path, pre, add_bos_token):
         )
 
 
+def test_without_a_pre_the_family_tells(path):
+    """Older files do not name it: of a Qwen2 it can be one alone."""
+    tokenizer = trained("qwen2")
+    model = changed(small_model("llama_qwen2"), vocab_size=tokenizer.vocab_size)
+    metadata = tokenizer_metadata(tokenizer, "qwen2", False)
+    del metadata["tokenizer.ggml.pre"]
+    _, read = numgpt.load(written(path, model, metadata))
+    assert (read.pattern.name, read.normalizer) == ("qwen2", "NFC")
+    # What is no token's number, -1 in 32 bits, says that there is none.
+    metadata["tokenizer.ggml.bos_token_id"] = ("u32", 0xFFFFFFFF)
+    metadata["tokenizer.ggml.eos_token_id"] = ("u32", 0xFFFFFFFF)
+    loaded, read = numgpt.load(written(path, model, metadata))
+    assert loaded.config.bos_token_id is loaded.config.eos_token_id is None
+    assert read.bos_token is read.eos_token is None
+
+
 def test_both_tokens_that_end_a_turn_or_a_text_end_generation(path):
     tokenizer = trained("llama-bpe")
     model = changed(small_model("llama_grouped"), vocab_size=tokenizer.vocab_size)
