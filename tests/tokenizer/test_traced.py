@@ -159,3 +159,21 @@ def test_origins_of_messages():
     assert list(runs("", message_of)) == []
     assert hash(text) == hash("abcd")
     assert {text: 1}["abcd"] == 1
+
+
+def test_what_is_not_given_is_as_in_str():
+    text = "a b  a<b>a"
+    mine = own(text)
+    assert mine.split() == text.split()
+    assert mine.split("a") == text.split("a")
+    assert mine.rsplit("a") == text.rsplit("a")
+    assert mine.replace("a", "") == text.replace("a", "")
+    assert mine.splitlines() == [text]
+    assert to_json([traced("ß", "x")]) == json.dumps(["ß"])
+    assert to_json({"b": 1, "a": 2}) == '{"b": 1, "a": 2}'
+
+
+def test_every_text_in_a_value_is_traced():
+    value = traced({"k": ["a", {"b": ("c", 1)}], "d": None}, "x")
+    assert to_json(value).origin.count("x") == len("kabcd")
+    assert all(isinstance(key, Traced) for key in value)
