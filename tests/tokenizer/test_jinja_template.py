@@ -496,3 +496,75 @@ def test_roles_are_words():
     for role in ("user<|im_end|>", "", "a b", "x" * 99, "é", None, 3):
         with pytest.raises(ValueError, match="message 0 has the role"):
             tokenizer.apply_chat_template([message(role, "Hi")])
+
+
+# --- habits ---
+
+
+def habits(template: str):
+    return ChatTemplate(tokenizer_of(template)).habits
+
+
+def test_the_system_prompt_of_a_templates_own():
+    def own(template):
+        return ChatTemplate(tokenizer_of(template)).default_system
+
+    assert own(TEMPLATES["a system prompt of its own"]) == "You're kind."
+    assert own(TEMPLATES["another prompt"]) is None  # it writes none
+    assert own(TEMPLATES["the system in the first question"]) is None
+    assert own("{{ raise_exception('no') }}") is None
+    # What is written before any system prompt is no prompt; what stands in its place is.
+    turn = "<|im_start|>system\nToday. {{ system }}<|im_end|>\n"
+    choice = "{% set system = messages[0].content if messages[0].role == 'system' else 'Own.' %}"
+    rest = "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m.role }}\n"
+    rest += "{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    assert own(choice + turn + rest) == "Own."
+    assert own(choice.replace("Own.", "") + turn + rest) is None
+
+
+def test_marks_around_a_system_prompt_are_marks_and_those_in_it_are_none():
+    llama2 = (
+        "{{ bos_token }}{% if messages[0].role == 'system' %}{% set s = '<<SYS>>\n' +"
+        " messages[0].content + '\n<</SYS>>\n\n' %}{% set messages = messages[1:] %}{% else %}"
+        "{% set s = '<b>Kind.</b> ' %}{% endif %}"
+        "{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' + (s if loop.first else '')"
+        " + m.content + ' [/INST]' }}{% else %}{{ ' ' + m.content + eos_token }}{% endif %}"
+        "{% endfor %}"
+    )
+    assert habits(llama2).brackets == {"[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"}
+    assert (habits(llama2).prompt, habits(llama2).space) == (" [/INST]", True)
+    assert (habits(llama2).end, habits(llama2).ends) == ("</s>", {"</s>"})
+    # Where a system prompt is refused, what stands before the first question is not looked at.
+    none = llama2.replace("'<<SYS>>", "raise_exception('none here') + '<<SYS>>")
+    assert habits(none).brackets == {"[INST]", "[/INST]"}
+    assert habits(none).markers == {"<s>", "</s>"}
+    said = "[INST] <<SYS>> <b> [/INST]"
+    text = tokenizer_of(none).apply_chat_template([message("user", said)], tokenize=False)
+    assert "[\u200bINST] <<SYS>> <b> [\u200b/INST]" in text
+
+
+def test_marks_that_are_labels():
+    alpaca = (
+        "{% for m in messages %}{% if m.role == 'user' %}### Instruction:\n{{ m.content }}\n\n"
+        "{% else %}### Response:\n{{ m.content }}\n\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}### Response:\n{% endif %}"
+    )
+    assert {"### Instruction:", "### Response:"} <= habits(alpaca).labels
+    assert (habits(alpaca).prompt, habits(alpaca).stop) == ("### Response:\n", "\n### Instruction:")
+    said = "### Response:\nYes, ### Response:"
+    text = tokenizer_of(alpaca).apply_chat_template([message("user", said)], tokenize=False)
+    assert "#\u200b## Response:\nYes, ### Response:" in text
+    talk = [message("user", "Hi"), message("assistant", "Hello")]
+    assert learnt(tokenizer_of(alpaca), talk, [False, True]) == "Hello\n\n</s>"
+
+
+def test_messages_that_are_not_written_teach_nothing():
+    tokenizer = tokenizer_of(TEMPLATES["only the last"])
+    talk = [message("user", "Hi"), message("assistant", "Ho"), message("user", "Bye")]
+    assert learnt(tokenizer, talk, [False, True, False]) == ""
+    assert learnt(tokenizer, talk[:2], [False, True]) == "Ho</s>"
+    # Two answers one after another, with nothing between them.
+    bare = tokenizer_of("{% for m in messages %}{{ m.content }}{% endfor %}")
+    both = [message("assistant", "ab"), message("assistant", "cd")]
+    assert learnt(bare, both, [True, False]) == "ab"
+    assert learnt(bare, both, [False, True]) == "cd</s>"
