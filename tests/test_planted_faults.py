@@ -159,7 +159,7 @@ FAULTS = {
     ),
     "examples: the end of a turn": (
         "tokenizer/chat_habits.py",
-        "stop += place + len(habits.end)",
+        "stop += place + len(end)",
         "pass",
         "data/test_examples.py",
     ),

@@ -170,6 +170,10 @@ class BaseTokenizer:
         """The text, cut at these tokens: ordinary text and tokens take turns."""
         return any_of(frozenset(tokens)).split(text) if tokens else [text]
 
+    def take_apart(self, ids: list[int], which: Collection[int]) -> list[int]:
+        """The ids, with such of these in parts as merges have made of text."""
+        return ids
+
     def encode_batch(
         self, texts: Iterable[str], allowed_special: Literal["all"] | Collection[str] = ()
     ) -> list[list[int]]:

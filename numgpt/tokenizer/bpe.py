@@ -117,9 +117,10 @@ class Tokenizer(BaseTokenizer):
                 f" but {shown(missing)} is not in the vocabulary"
             ) from None
         self._table = MergeTable(table)
-        # A special token that merges make -> its two parts, which take its place.
-        reserved = set(self.special_tokens.values())
-        self._apart = {m: (left, right) for left, right, m in reversed(table) if m in reserved}
+        # A special or added token that merges make -> its two parts.
+        named_ids = {*self.special_tokens.values(), *self.added_tokens.values()}
+        self._parts = {m: (left, right) for left, right, m in reversed(table) if m in named_ids}
+        self._apart = self._parts.keys() & self.special_tokens.values()
         self._pieces = _PieceCache(self._merge_piece)
 
     @property
@@ -141,6 +142,12 @@ class Tokenizer(BaseTokenizer):
             text = unicodedata.normalize("NFC", text)  # the only one that is supported
         pieces = map(self._pieces.__getitem__, self.pattern.split(text))
         return list(itertools.chain.from_iterable(pieces))
+
+    def take_apart(self, ids: list[int], which: Collection[int]) -> list[int]:
+        which = self._parts.keys() & which
+        while any(id in which for id in ids):
+            ids = [p for id in ids for p in (self._parts[id] if id in which else (id,))]
+        return ids
 
     def cut_at(self, tokens: Collection[str], text: str) -> list[str]:
         later = self.normalized_tokens.intersection(tokens)
@@ -199,9 +206,7 @@ class Tokenizer(BaseTokenizer):
             data = data.translate(None, self._missing)
         byte_ids = self._byte_ids
         ids = self._table.merge([byte_ids[byte] for byte in data])
-        while any(id in self._apart for id in ids):
-            ids = [part for id in ids for part in self._apart.get(id, (id,))]
-        return ids
+        return self.take_apart(ids, self._apart) if self._apart else ids
 
 
 class _PieceCache(dict):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from numgpt.tokenizer.base import any_of
-from numgpt.tokenizer.traced import GENERATED, Traced, message_of, runs
+from numgpt.tokenizer.traced import GENERATED, TEMPLATE, Traced, message_of, runs, whose
 
 # messages, add_generation_prompt -> the conversation's text; ValueError where it is refused
 Render = Callable[[list[dict[str, str]], bool], Traced]
@@ -33,6 +33,7 @@ class Habits(NamedTuple):
     labels: frozenset[str] = frozenset()  # … and those that do where a line begins
     prompt: str = ""  # begins an answer
     end: str = ""  # ends one: white space, and a token …
+    last_end: str = ""  # … or the conversation: the same, or another
     end_is_token: bool = False  # … or, where this is not so, a text
     ends: frozenset[str] = frozenset()  # tokens between an answer and the next question
     stop: str | None = None  # a text that ends an answer, where no token does
@@ -55,21 +56,26 @@ def habits_of(render: Render, tokens: frozenset[str], source: str) -> Habits:
     if around is None or asked is None:  # it is for conversations of another kind
         return Habits(frozenset(token for token in tokens if token in source))
     *before, to_answer, after_answer, at_end = around
-    # A system prompt of the template's own is no mark, only what stands around one is.
+    # Text of the template's own before a conversation is no mark, only what stands around turns is.
     gaps = [*before[0 if with_system else 1 :], after_answer, at_end]
+    prompt = _prompt(asked[-1], at_end, to_answer)
+    begins = to_answer.rpartition(prompt)[2] if prompt and prompt in to_answer else ""
     any_token = any_of(tokens)
     texts = [" ".join(any_token.split(gap)[::2]) for gap in (*gaps, to_answer)]
-    before_answer = set(_BRACKETED.findall(texts[-1]))
     labels = _found(_LABEL, [gap for gap in (*gaps, to_answer) if not any_token.search(gap)])
     end, stop = _end_of_turn(after_answer, any_token)
+    answered = _around(render, _TALK[:2])
+    last_end = "" if answered is None else _end_of_turn(answered[-1], any_token)[0]
     return Habits(
-        _marks(any_token, gaps, to_answer, tokens) | _found(any_token, before[:1]),
-        _marks(_BRACKETED, texts[:-1], texts[-1], before_answer),
+        _marks(any_token, [*before[1:], after_answer, at_end], [to_answer, before[0]]),
+        _marks(_BRACKETED, texts[:-1], texts[-1:]),
         labels | {"System:"} if labels else labels,
-        _prompt(asked[-1], at_end, to_answer),
+        prompt,
         end,
+        last_end,
         bool(end) and stop is None,
-        _found(any_token, [after_answer]),
+        # … but for those that an answer begins with.
+        _found(any_token, [after_answer]) - _found(any_token, [begins]),
         stop,
         to_answer == f"{asked[-1]} ",
     )
@@ -101,16 +107,20 @@ def learnt_of(text: Traced, numbers: set[int], habits: Habits) -> str:
         start, stop, number = places[run] if 0 <= run < len(places) else (0, 0, None)
         return text[start:stop].plain if number is None else ""
 
-    for number in numbers:
-        own = [run for run, (_, _, of) in enumerate(places) if of == number]
-        if not own:
-            continue
+    written: dict[int | None, list[int]] = {}
+    for run, (_, _, number) in enumerate(places):
+        written.setdefault(number, []).append(run)
+    for number in numbers & written.keys():
+        own = written[number]
         start, stop = places[own[0]][0], places[own[-1]][1]
         before, after = gap(own[0] - 1), gap(own[-1] + 1)
         if habits.prompt and (place := before.rfind(habits.prompt)) >= 0:
             start -= len(before) - place - len(habits.prompt)
-        if habits.end and (place := after.find(habits.end)) >= 0:
-            stop += place + len(habits.end)
+        last = own[-1] + 2 >= len(places)
+        for end in (habits.last_end, habits.end) if last else (habits.end,):
+            if end and (place := after.find(end)) >= 0:
+                stop += place + len(end)
+                break
         flags[start:stop] = LEARNT * (stop - start)
     return "".join(flags)
 
@@ -125,10 +135,10 @@ def _around(
     except ValueError:
         return None
     gaps, numbers = [""], []
-    for start, stop, number in runs(text.origin, message_of):
-        if number is None:
+    for start, stop, by in runs(text.origin, whose):
+        if by == TEMPLATE:
             gaps[-1] += text[start:stop].plain
-        else:
+        elif (number := message_of(by)) is not None:
             numbers.append(number)
             gaps.append("")
     return gaps if numbers == list(range(len(messages))) else None
@@ -138,13 +148,12 @@ def _found(pattern: re.Pattern, gaps: Iterable[str]) -> frozenset[str]:
     return frozenset(mark for gap in gaps for mark in pattern.findall(gap))
 
 
-def _marks(
-    pattern: re.Pattern, gaps: Iterable[str], to_answer: str, known: Iterable[str]
-) -> frozenset[str]:
-    """What marks turns; not <think></think> before an answer, which are part of it."""
-    others = _found(pattern, gaps)
-    alone = {mark for mark in pattern.findall(to_answer) if _twin(mark) not in known}
-    return others | alone
+def _marks(pattern: re.Pattern, gaps: Iterable[str], before: Iterable[str]) -> frozenset[str]:
+    """What marks turns; not <think></think> before an answer or a conversation alone: these are
+    part of it."""
+    found = [_found(pattern, [gap]) for gap in before]
+    alone = {mark for marks in found for mark in marks if _twin(mark) not in marks}
+    return _found(pattern, gaps) | alone
 
 
 def _twin(mark: str) -> str:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import bisect
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from numgpt.tokenizer.jinja_template import JinjaTemplate
 
 ZERO_WIDTH_SPACE = "\u200b"
+_BESIDE = ("tools", "documents")  # what is written beside a conversation
 
 
 class ChatTemplate:
@@ -46,6 +47,8 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self.variables = {n: value for n, value in (variables or {}).items() if value is not None}
         template = tokenizer.chat_template
+        if self.variables.get("tools"):  # for which a tokenizer may have a template of its own
+            template = tokenizer.settings.get("chat_templates", {}).get("tool_use", template)
         if template is not None and not isinstance(template, str):
             raise ValueError(f"chat_template={shown(template)}: expected a text, or None")
         self._tokens = tokenizer.special_tokens | tokenizer.added_tokens
@@ -144,25 +147,28 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         add_generation_prompt: bool,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        without: Collection[str] = (),
     ) -> Traced:
         """… as the template writes it."""
         said = checked_messages(messages)
         variables = self.variables | ({} if tools is None else {"tools": tools})
+        variables = {name: value for name, value in variables.items() if name not in without}
         if tools is not None and "tools" not in self.format.variables:
             raise ValueError("the chat template has no place for tools: leave them out")
-        variables = as_json(variables, "a variable of the template")
+        variables = as_json(variables, "a variable of the chat template")
         names = self.tokenizer.named_tokens
         return self.format.render(said, add_generation_prompt, names, variables)
 
     @functools.cached_property
     def habits(self) -> Habits:
         """What the template writes around questions and answers."""
-        return habits_of(self._rendered, frozenset(self._tokens), self.format.source)
+        render = functools.partial(self._rendered, without=_BESIDE)
+        return habits_of(render, frozenset(self._tokens), self.format.source)
 
     @property
     def default_system(self) -> str | None:
         """The system prompt that the template writes where a conversation has none."""
-        return default_system_of(self._rendered)
+        return default_system_of(functools.partial(self._rendered, without=_BESIDE))
 
     # --- text to tokens ---
 
@@ -177,6 +183,7 @@ class ChatTemplate:
         def encode_waiting() -> None:
             nonlocal waiting, waiting_learnt
             found = self.tokenizer.encode_ordinary(waiting) if waiting else []
+            found = self.tokenizer.take_apart(found, self.marker_ids)
             ids.extend(found)
             flags.extend(self._flags(found, waiting, waiting_learnt))
             waiting = waiting_learnt = ""
@@ -266,9 +273,10 @@ class ChatTemplate:
 
     def _refuse_unknown(self, text: Traced) -> None:
         """Raises ValueError where a marker stands in what can't be followed."""
-        if UNKNOWN in text.origin:
+        unknown = {origin for origin in set(text.origin) if whose(origin) == UNKNOWN}
+        if unknown:
             for match in any_of(frozenset(self._tokens)).finditer(text.plain):
-                if UNKNOWN in text.origin[match.start() : match.end()]:
+                if not unknown.isdisjoint(text.origin[match.start() : match.end()]):
                     raise ValueError(
                         f"the chat template puts {shown(match[0])} and what people say together in"
                         " a way that can't be followed: clear tokenizer.chat_template to chat in"

@@ -41,25 +41,29 @@ def checked_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, An
                 f"message {number} has the role {shown(role)}: expected {', '.join(ROLES)}, or"
                 " another word that the template knows"
             )
-        try:
-            fields = {name: value for name, value in message.items() if name != "ids"}
-            checked.append(as_json(fields, f"message {number}"))
-        except RecursionError:
-            raise ValueError(f"message {number} is nested too deeply") from None
+        fields = {name: value for name, value in message.items() if name != "ids"}
+        checked.append(as_json(fields, f"message {number}"))
     return checked
 
 
 def as_json(value: Any, where: str) -> Any:
-    """A copy of a value.  Raises ValueError for what JSON does not have."""
+    """A copy of a value.  Raises ValueError for what JSON does not have, or nested too deeply."""
+    try:
+        return _as_json(value, where)
+    except RecursionError:
+        raise ValueError(f"{where} is nested too deeply") from None
+
+
+def _as_json(value: Any, where: str) -> Any:
     if value is None or type(value) in (bool, int, float):
         return value
     if isinstance(value, str):
         check_unicode(value)
         return str.__str__(value)
-    if isinstance(value, Mapping):
-        return {as_json(name, where): as_json(item, where) for name, item in value.items()}
+    if isinstance(value, Mapping) and all(isinstance(name, (str, int, float)) for name in value):
+        return {_as_json(name, where): _as_json(item, where) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [as_json(item, where) for item in value]
+        return [_as_json(item, where) for item in value]
     raise ValueError(f"{where} holds {shown(value)}: expected texts, numbers and lists of them")
 
 

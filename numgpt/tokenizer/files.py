@@ -32,7 +32,7 @@ from numgpt.tokenizer.character import CharTokenizer
 PAIRED_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 CHARACTERS_FILE = "characters.json"
 CONFIG_FILE = "tokenizer_config.json"
-TEMPLATE_FILE = "chat_template.jinja"
+TEMPLATE_FILE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates/*.jinja"
 SPECIAL_FILE, ADDED_FILE = "special_tokens_map.json", "added_tokens.json"
 
 
@@ -134,8 +134,14 @@ def save_bpe(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:
         "eos_token": tokenizer.eos_token,
         "add_bos_token": tokenizer.add_bos_token,
     }
+    named = config.pop(sections.NAMED_TEMPLATES, {})
     if tokenizer.chat_template is not None:
         config["chat_template"] = tokenizer.chat_template
+    if named:
+        every = {"default": tokenizer.chat_template} | named
+        config["chat_template"] = [
+            {"name": name, "template": text} for name, text in every.items() if text is not None
+        ]
     texts = {"tokenizer.json": json.dumps(whole, ensure_ascii=False)}
     texts[CONFIG_FILE] = json.dumps(config, indent=2)
     if like_gpt2:
@@ -288,6 +294,11 @@ def _read_config(directory: Path) -> dict[str, Any]:
         config |= _legacy_config(directory, config)
     if (path := directory / TEMPLATE_FILE).is_file():  # the newer place comes first
         config["chat_template"] = _read_text(path)
+    if others := sorted(directory.glob(MORE_TEMPLATES)):
+        default = config.get("chat_template")
+        every = {"default": default} if isinstance(default, str) else {}
+        every |= {other.stem: _read_text(other) for other in others}
+        config["chat_template"] = [{"name": n, "template": text} for n, text in every.items()]
     return config
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import functools
 import json
+import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -31,6 +32,7 @@ from numgpt.tokenizer.traced import (
     TEMPLATE,
     Traced,
     as_traced,
+    filtered,
     joined,
     of_message,
     through,
@@ -39,7 +41,7 @@ from numgpt.tokenizer.traced import (
 )
 
 OLDEST = (3, 1, 6)  # earlier sandboxes can be left
-MOST_CHARACTERS = 1 << 24
+MOST_CHARACTERS, MOST_STEPS = 1 << 24, 1 << 20
 # Fields that reasoning is given as, the one that templates read first.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -61,7 +63,7 @@ class JinjaTemplate:
             self._plain = _PlainEnvironment().from_string(source)
             self._followed = _FollowingEnvironment().from_string(source)
             self.variables = meta.find_undeclared_variables(self._plain.environment.parse(source))
-        except (jinja2.TemplateError, RecursionError, MemoryError) as error:
+        except Exception as error:  # of jinja2, or of Python, which compiles what it makes
             raise ValueError(
                 f"the chat template is no program in Jinja ({one_line(error)})"
             ) from None
@@ -84,16 +86,21 @@ class JinjaTemplate:
         usual: dict[str, Any] = {"tools": None, "documents": None} | dict(tokens)
         usual |= {"add_generation_prompt": add_generation_prompt}
         usual |= {"strftime_now": datetime.datetime.now().strftime}
+        theirs = {name: traced(value, OTHERS) for name, value in variables.items()}
         try:
+            # First what has limits.
+            text = as_traced(
+                self._followed.render(
+                    usual | {"range": _Ranges()} | theirs | {"messages": followed}
+                )
+            )
             plain = self._plain.render(usual | dict(variables) | {"messages": said})
-            theirs = {name: traced(value, OTHERS) for name, value in variables.items()}
-            text = as_traced(self._followed.render(usual | theirs | {"messages": followed}))
         except jinja2.TemplateError as error:
             raise ValueError(f"the chat template says: {one_line(error)}") from None
-        except (ArithmeticError, LookupError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"the chat template fails here: {one_line(error)}") from None
         except (RecursionError, MemoryError):
-            raise ValueError("the chat template takes more memory than it may") from None
+            raise ValueError("the chat template takes more time or memory than it may") from None
+        except Exception as error:  # a program from a stranger can fail in any way
+            raise ValueError(f"the chat template fails here: {one_line(error)}") from None
         if text != plain:
             raise ValueError(
                 "the chat template does what can't be followed: who wrote which of its characters"
@@ -158,10 +165,47 @@ class _PlainEnvironment(sandbox.ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """What takes the machine's memory, or its time, is refused."""
-        sizes = [n for n in (left, right) if isinstance(n, int)]
-        if operator == "**" or (operator == "*" and max(sizes, default=0) > MOST_CHARACTERS):
+        numbers = [n for n in (left, right) if isinstance(n, int)]
+        if operator == "*" and len(numbers) == 1:
+            sequence = right if numbers[0] is left else left
+            size = numbers[0] * len(sequence) if hasattr(sequence, "__len__") else 0
+        elif operator == "**" and len(numbers) == 2:
+            size = left.bit_length() * abs(right)
+        else:
+            widths = (
+                re.findall(r"\d{7,}", left) if operator == "%" and isinstance(left, str) else ()
+            )
+            size = max(map(int, widths), default=0)
+        if size > MOST_CHARACTERS:
             raise jinja2.TemplateError(f"{shown(left)} {operator} {shown(right)} is too much")
         return super().call_binop(context, operator, left, right)
+
+    def call(self, context: Any, function: Any, *values: Any, **named: Any) -> Any:  # type: ignore[override]
+        _check_sizes(function, values)
+        return super().call(context, function, *values, **named)
+
+
+def _check_sizes(function: Any, values: Sequence[Any]) -> None:
+    """Raises TemplateError where a method of a text, or a filter, is told to make a huge one."""
+    owner = getattr(getattr(function, "__wrapped__", function), "__self__", None)
+    widths = re.findall(r"\d{7,}", owner) if isinstance(owner, str) else ()
+    sizes = [value for value in values if isinstance(value, int)] + list(map(int, widths))
+    if max(sizes, default=0) > MOST_CHARACTERS and not isinstance(function, _Ranges):
+        raise jinja2.TemplateError(f"{shown(max(sizes))} is too much")
+
+
+class _Ranges:
+    """range(…), with a limit on all of them together."""
+
+    def __init__(self) -> None:
+        self.left = MOST_STEPS
+
+    def __call__(self, *values: int) -> range:
+        numbers = range(*values)
+        self.left -= len(numbers)
+        if self.left < 0:
+            raise jinja2.TemplateError(f"range{values} is too much")
+        return numbers
 
 
 class _FollowingCode(CodeGenerator):
@@ -191,12 +235,14 @@ class _FollowingEnvironment(_PlainEnvironment):
         return joined([str(_written(part)) for part in parts])
 
     def call(self, context: Any, function: Any, *values: Any, **named: Any) -> Any:  # type: ignore[override]
-        owner = getattr(function, "__self__", None)
+        bound = getattr(function, "__wrapped__", function)  # format, as the sandbox has it
+        owner = getattr(bound, "__self__", None)
         if type(owner) is str:  # a method of one of the template's own texts: ", ".join(…)
             owner = as_traced(owner)
-            function = self.getattr(owner, function.__name__)
+            function = self.getattr(owner, bound.__name__)
         if isinstance(owner, Traced):  # (what its own methods return is followed)
             owner = "" if owner.origin == TEMPLATE * len(owner) else _OPAQUE
+        _check_sizes(function, values)
         call = functools.partial(super().call, context)
         return through(lambda _, *v, **n: call(function, *v, **n), (owner, *values), named, _KNOWN)
 
@@ -226,7 +272,8 @@ _KNOWN = (
 def _following(filter: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(filter)
     def followed(*values: Any, **named: Any) -> Any:
-        return through(filter, values, named, _KNOWN)
+        _check_sizes(filter, values)
+        return through(lambda *v, **n: filtered(filter, v, n), values, named, _KNOWN)
 
     return followed
 

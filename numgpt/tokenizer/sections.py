@@ -183,7 +183,8 @@ NAMED = ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 LISTED = ("additional_special_tokens", "extra_special_tokens")
 # What changes nothing here, and is saved again.
 KEPT = frozenset(NAMED) | {"padding_side", "truncation_side", "model_max_length"}
-KEPT |= {"model_input_names", "clean_up_tokenization_spaces"}
+NAMED_TEMPLATES = "chat_templates"  # our name for those that are not the default
+KEPT |= {NAMED_TEMPLATES, "model_input_names", "clean_up_tokenization_spaces"}
 
 
 def config_options(config: dict[str, Any]) -> dict[str, Any]:
@@ -198,11 +199,17 @@ def config_options(config: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"add_bos_token={shown(add)}: expected true or false")
         options["add_bos_token"] = add
     if (template := config.get("chat_template")) is not None:
-        if isinstance(template, list):  # one is for plain chat, others for tools or documents
-            named = {text_of(entry, "chat_template", "name"): entry for entry in template}
-            template = named.get("default")
+        named: dict[str, str] = {}  # one is for plain chat, others for tools or documents
+        if isinstance(template, list):
+            named = {
+                text_of(entry, "chat_template", "name"): text_of(entry, "chat_template", "template")
+                for entry in template
+            }
+            template = named.pop("default", None)
         if template is not None:
             options["chat_template"] = text_of(template, "chat_template", "template")
+        if named:
+            config = config | {NAMED_TEMPLATES: named}
     settings = {name: config[name] for name in sorted(KEPT) if config.get(name) is not None}
     for name in settings.keys() & set(NAMED):
         settings[name] = text_of(settings[name], name)

@@ -27,6 +27,7 @@ from typing import Any, SupportsIndex
 TEMPLATE, UNKNOWN, OTHERS = "\0", "\1", "\2"  # OTHERS: of tools, documents and other variables
 _FIRST_MESSAGE = 3
 MOST_MESSAGES = 0xD000
+MOST_CHARACTERS = 1 << 24
 # Added to an origin: within {% generation %}.
 GENERATED = 0x10000
 
@@ -185,13 +186,40 @@ class Traced(str):
 
 
 def as_traced(text: str) -> Traced:
-    """A text; one that is not followed is the template's."""
-    return text if isinstance(text, Traced) else Traced(text, TEMPLATE)
+    """A text; one that is not followed is the template's, as long as no filter may have made it."""
+    if isinstance(text, Traced):
+        return text
+    return Traced(str(text), TEMPLATE if type(text) is str and not _filtering else UNKNOWN)
+
+
+_filtering: list[bool] = []  # for each filter that is at work
+
+
+def filtered(function: Callable[..., Any], values: Sequence[Any], named: Mapping[str, Any]) -> Any:
+    """function(*values, **named), within which a text that is not followed is of unknown origin;
+    the template's own are handed over as such."""
+    values, named = _template_texts(values), _template_texts(dict(named))
+    _filtering.append(True)
+    try:
+        return function(*values, **named)
+    finally:
+        _filtering.pop()
+
+
+def _template_texts(value: Any) -> Any:
+    """A value in which the template's own texts are traced as well."""
+    if type(value) is str:
+        return Traced(value, TEMPLATE)
+    if type(value) is dict:
+        return {key: _template_texts(item) for key, item in value.items()}
+    return type(value)(map(_template_texts, value)) if type(value) in (list, tuple) else value
 
 
 def joined(parts: Iterable[str]) -> Traced:
-    """Texts one after another."""
+    """Texts one after another.  Raises MemoryError for more than any conversation has."""
     traced = [as_traced(part) for part in parts]
+    if sum(map(len, traced)) > MOST_CHARACTERS:
+        raise MemoryError
     return Traced("".join(traced), "".join([part.origin for part in traced]))
 
 
@@ -236,17 +264,21 @@ def through(
     ]
     named = named or {}
     result = function(*values, **named)
-    if not isinstance(result, str) or isinstance(result, Traced):
+    followed = isinstance(result, Traced) and UNKNOWN not in result.origin
+    if followed or not isinstance(result, str):
         return result
     inside: list[Traced] = []
     try:
         hidden = _hide(values, inside, known)
         hidden_named = _hide(dict(named), inside, known)
-        again = function(*hidden, **hidden_named) if inside else str(result)
+        if not inside:
+            return as_traced(result)
+        again = function(*hidden, **hidden_named)
     except Exception:  # a text of other length or form, or what is no value as JSON has them
-        return Traced(str(result))
+        return result if isinstance(result, Traced) else Traced(str(result))
     found = _with(again, inside)
-    return found if found == result else Traced(str(result))
+    unknown = result if isinstance(result, Traced) else Traced(str(result))
+    return found if found == result and UNKNOWN not in found.origin else unknown
 
 
 def to_json(value: Any, **options: Any) -> Traced:
