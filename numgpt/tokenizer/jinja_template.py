@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import importlib.metadata
 import json
 import re
 import types
@@ -53,9 +54,10 @@ class JinjaTemplate:
 
     def __init__(self, source: str):
         """Raises ValueError where it is no Jinja."""
-        if tuple(int(part) for part in jinja2.__version__.split(".")[:3]) < OLDEST:
+        version = importlib.metadata.version("jinja2")
+        if tuple(map(int, re.findall(r"\d+", version)[:3])) < OLDEST:
             raise ValueError(
-                f"jinja2 {jinja2.__version__} has a sandbox that programs can leave:"
+                f"jinja2 {version} has a sandbox that programs can leave:"
                 " pip install 'numgpt[chat]' brings a newer one"
             )
         self.source = source

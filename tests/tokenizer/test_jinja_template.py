@@ -685,3 +685,9 @@ def test_a_template_for_tools_is_used_with_tools(layout, tmp_path):
         )
         for tokenizer in (ours, load_tokenizer(tmp_path / "again")):
             assert tokenizer.apply_chat_template(talk, tokenize=False, **options) == expected
+
+
+def test_a_sandbox_that_can_be_left_is_not_used(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "3.1.5")
+    with pytest.raises(ValueError, match=r"jinja2 3\.1\.5 has a sandbox .* 'numgpt\[chat\]'"):
+        tokenizer_of("{{ 1 }} of an older one").apply_chat_template([message("user", "Hi")])
