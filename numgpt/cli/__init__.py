@@ -88,8 +88,10 @@ def _run(arguments: Sequence[str] | None) -> int:
             stream.reconfigure(errors="replace")
     # of NumPy, where a training diverges: it is said
     warnings.simplefilter("ignore", RuntimeWarning)
-    warnings.showwarning = lambda message, *_, **__: tell(f"numgpt: note: {message}")
     options = argparse.Namespace()
+    warnings.showwarning = lambda message, *_, **__: tell(
+        f"numgpt: note: {_in_flags(message, options)}"
+    )
     try:
         _, unknown = _parser().parse_known_args(arguments, options)
         if unknown:
@@ -129,7 +131,7 @@ def _set_threads(count: int) -> None:
         raise ValueError(f"--threads {count}: {str(error).partition(': ')[2]}") from None
 
 
-def _in_flags(error: Exception, options: argparse.Namespace) -> object:
+def _in_flags(error: Exception | str, options: argparse.Namespace) -> object:
     """What the library says of its arguments, said of the flags that they came from."""
     if isinstance(error, OSError) and error.strerror is not None:
         return error

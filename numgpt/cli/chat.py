@@ -70,7 +70,6 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--max-new-tokens",
         type=whole,
-        default=DEFAULTS["max_new_tokens"],
         metavar="N",
         help=f"longest answer (default {DEFAULTS['max_new_tokens']})",
     )
@@ -87,11 +86,12 @@ def register(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     sampling = sampling_options(options)
-    if options.max_new_tokens < 1:
+    if options.max_new_tokens is not None and options.max_new_tokens < 1:
         raise ValueError(f"--max-new-tokens {options.max_new_tokens}: expected 1 or more")
     model, tokenizer = load(options.model, adapter=options.adapter)
-    most = options.max_new_tokens
-    sampling |= {"max_new_tokens": most, "seed": options.seed}
+    sampling["seed"] = options.seed
+    if options.max_new_tokens is not None:
+        sampling["max_new_tokens"] = options.max_new_tokens
     if options.chat_format is not None:
         tokenizer.chat_template = CHAT_TEMPLATES[options.chat_format]
     variables = template_variables(options.chat_var)

@@ -24,9 +24,10 @@ from numgpt.cli.common import (
 )
 from numgpt.formats import load
 from numgpt.generation import GenerateOutput, generate, generate_each
-from numgpt.generation.options import model_defaults
+from numgpt.generation.options import defaults_of
 from numgpt.layers.softmax import log_softmax
 from numgpt.messages import printable, shown, tell
+from numgpt.models.language_model import LanguageModel
 from numgpt.tokenizer import BaseTokenizer, StreamDecoder
 
 NEW_TOKENS = 200
@@ -133,23 +134,19 @@ def run(options: argparse.Namespace) -> None:
             given[name] = getattr(options, name)
     if options.stop:
         given["stop_strings"] = options.stop
-    defaults = model_defaults(model, DEFAULTS | given)
-    if "max_length" in given:  # which else goes behind
-        defaults.pop("max_new_tokens", None)
-    request = DEFAULTS | defaults | given
-    if request.get("max_new_tokens") is None and request.get("max_length") is None:
-        request["max_new_tokens"] = NEW_TOKENS
+    request = _with_defaults(model, given, options) | given
     banned = [
         tokenizer.encode(space + word, continues=True)
         for word in options.ban
         for space in _spaces(tokenizer)
     ]
-    request["bad_words_ids"] = [*request.get("bad_words_ids", ()), *banned]
+    if banned:
+        request["bad_words_ids"] = [*(request.get("bad_words_ids") or ()), *banned]
     request |= {"tokenizer": tokenizer, "seed": seed, "slide": options.slide}
+    request["generation_config"] = {}  # which the request has
     beams, count = request["num_beams"], request.pop("num_return_sequences")
-    if beams > 1:
+    if beams != 1:
         request["slide"] = False
-        request["do_sample"] = model.generation_config.get("do_sample", False)
     began = time.perf_counter()
     if options.logprobs:
         found = generate(
@@ -186,6 +183,40 @@ def run(options: argparse.Namespace) -> None:
             f"the text is longer than the model's context of {model.context_length} tokens: each"
             " time that was full, it went on from the newer half (--no-slide ends there)",
         )
+
+
+def _with_defaults(
+    model: LanguageModel, given: dict[str, Any], options: argparse.Namespace
+) -> dict[str, Any]:
+    """What the model's generation_config says where no flag does, and else the command's own."""
+    config = model.generation_config
+    if "num_beams" in given and given["num_beams"] != 1:
+        given.setdefault("do_sample", False)  # beams sample nothing
+    elif given.get("do_sample") or options.seed is not None:
+        given.setdefault("num_beams", 1)  # a flag asks for sampling
+    beams = given.get("num_beams", config.get("num_beams") or 1)
+    samples = {"do_sample": given.get("do_sample", config.get("do_sample", beams == 1))}
+    # (What is given is not taken from it; of the beams, see below.)
+    request = DEFAULTS | samples | defaults_of(config, samples | given | {"num_beams": None})
+    request["num_beams"] = beams
+    if beams != 1 and options.logprobs:
+        raise ValueError(
+            f"--logprobs cannot be combined with num_beams={shown(beams)} of the model's"
+            " generation_config: add --num-beams 1"
+        )
+    if beams != 1 and request["do_sample"]:
+        raise ValueError(
+            f"do_sample and num_beams={shown(beams)} of the model's generation_config cannot be"
+            " combined: add --num-beams 1, or --greedy"
+        )
+    if "max_length" in given:  # which else goes behind
+        request.pop("max_new_tokens", None)
+    elif request.get("max_new_tokens") is None and request.get("max_length") is None:
+        request["max_new_tokens"] = NEW_TOKENS
+    least, most = request.get("min_new_tokens"), (request | given).get("max_new_tokens")
+    if isinstance(least, int) and isinstance(most, int):
+        request["min_new_tokens"] = min(least, most)
+    return request
 
 
 def _check(options: argparse.Namespace) -> None:

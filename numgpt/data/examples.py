@@ -42,6 +42,8 @@ class ExampleEncoder:
                 self._template = ChatTemplate(self.tokenizer, self.variables)
             except ValueError as error:
                 raise ValueError(f"{error}, or tune with chat_format=chatml") from None
+            if unused := self._template.unused_variables:
+                raise ValueError(f"chat_var={unused[0]}: the chat template does not use it")
         return self._template
 
     def encode(self, record: Record) -> Example:

@@ -136,7 +136,7 @@ def save_model(
         ours, path = model.generation_config, Path(directory) / GENERATION_FILE
         if ours or path.is_file():
             ends = {name: fields[name] for name in ("bos_token_id", "eos_token_id")}
-            _write_json(staged / GENERATION_FILE, (ours or _old_fields(path)) | ends)
+            _write_json(staged / GENERATION_FILE, ends | ours if ours else _old_fields(path) | ends)
 
 
 def _write_json(path: Path, fields: dict[str, Any]) -> None:

@@ -258,10 +258,11 @@ def _config(fields: Mapping[str, Any], model: LanguageModel) -> tuple[LoRAConfig
             what = "DoRA" if name == "use_dora" else f"{name}={shown(fields[name])}"
             raise ValueError(f"{what} is not supported: only plain LoRA on projections is")
     beginning = fields.get("init_lora_weights", True)
-    if beginning not in _BEGINNINGS:
+    lowered = beginning.lower() if isinstance(beginning, str) else beginning
+    if lowered not in _BEGINNINGS:
         raise ValueError(
             f"init_lora_weights={shown(beginning)} is not supported: the base was changed when this"
-            " adapter was made; save it again with PEFT's"
+            " adapter was made, or is to be; save it again with PEFT's"
             " save_pretrained(…, path_initial_model_for_weight_conversion=…)"
         )
     config = LoRAConfig(
@@ -270,10 +271,7 @@ def _config(fields: Mapping[str, Any], model: LanguageModel) -> tuple[LoRAConfig
     config.validate()
     family = family_of(model)
     names = {name: _module(family, name) for name in model.projection_shapes()}
-    try:
-        found = config.chosen(names, model.usual_targets, names.__getitem__)
-    except ValueError:  # of none of the model's projections: the tensors tell more
-        found = []
+    found = config.chosen(names, model.usual_targets, names.__getitem__, strict=False)
     ours = {module: name for name, module in names.items()}
     config.rank_pattern = _exact(config.rank_pattern, ours)
     config.alpha_pattern = _exact(config.alpha_pattern, ours)
@@ -310,8 +308,13 @@ def _parameters(
         raise ValueError(f"{directory}: the adapter lacks one of A and B: {missing[0]} is alone")
     if not found:
         raise ValueError(f"{directory}: the adapter holds no tensors")
+    if not targeted:
+        raise ValueError(
+            f"{directory}: its target_modules, with what they leave out, are none of"
+            f" {_called(model)}'s projections: nothing of it would be used"
+        )
     _compare(directory, adapted, targeted)
-    adapted = [name for name in adapted if name in targeted] or adapted
+    adapted = [name for name in adapted if name in targeted]
     expected = adapter_shapes({name: shapes[name] for name in adapted}, config)
     arrays = {}
     for name, shape in expected.items():
@@ -346,7 +349,7 @@ def _compare(directory: Path, adapted: list[str], targeted: list[str]) -> None:
             f" its target_modules name, such as {missing[0]}: they stay as the base has them",
             stacklevel=4,
         )
-    if targeted and (surplus := [name for name in adapted if name not in targeted]):
+    if surplus := [name for name in adapted if name not in targeted]:
         warnings.warn(
             f"{directory} has tensors for {len(surplus)} projections that its target_modules do not"
             f" name, such as {surplus[0]}: they are left out",

@@ -28,6 +28,7 @@ from numgpt.tokenizer import BaseTokenizer
 _WRAPPERS = ("module.", "_orig_mod.")
 # Heads for values, classes or answers, of models that were more than language models.
 _OTHER_HEADS = frozenset(("v_head", "score", "classifier", "value_head", "qa_outputs"))
+_OTHER_HEADS |= {"multiple_choice_head"}
 COMPARED = 1 << 20  # numbers at a time
 
 
@@ -86,17 +87,10 @@ def without_wrappers(stored: str) -> str:
 def _untie(source: Source) -> None:
     """Give the model an unembedding of its own where its config says that it has none, and the file
     has one that is not the embedding's table."""
-    config, model = source.config, source.family.model
+    config = source.config
     if not config.tie_word_embeddings:
         return
-    tied, mapping = copy.copy(config), copy.copy(source.mapping)
-    setattr(tied, config.layers_field, 1)  # (which may be absurd)
-    untied = mapping.config = copy.copy(tied)
-    untied.tie_word_embeddings = False
-    heads = model.shapes(untied).keys() - model.shapes(tied).keys()
-    head = next(iter(heads), None)  # none in a family that has no other
-    found = {mapping.our_name(without_wrappers(name)): tensor for name, tensor in source.tensors}
-    unembedding, table = found.get(head), found.get(next(iter(model.embeddings), None))
+    unembedding, table = _tables(source)
     if unembedding is None or table is None or _equal(unembedding, table):
         return
     warnings.warn(
@@ -106,6 +100,19 @@ def _untie(source: Source) -> None:
         stacklevel=5,
     )
     config.tie_word_embeddings = False
+
+
+def _tables(source: Source) -> tuple[StoredTensor | None, StoredTensor | None]:
+    """The unembedding of its own that the file of a tied model has, and the embedding's table."""
+    tied, mapping = copy.copy(source.config), copy.copy(source.mapping)
+    setattr(tied, tied.layers_field, 1)  # (which may be absurd)
+    untied = mapping.config = copy.copy(tied)
+    untied.tie_word_embeddings = False
+    model = source.family.model
+    heads = model.shapes(untied).keys() - model.shapes(tied).keys()
+    head = next(iter(heads), None)  # none in a family that has no other
+    found = {mapping.our_name(without_wrappers(name)): tensor for name, tensor in source.tensors}
+    return found.get(head), found.get(next(iter(model.embeddings), None))
 
 
 def _equal(a: StoredTensor, b: StoredTensor) -> bool:
@@ -188,6 +195,13 @@ def _find(source: Source) -> dict[str, StoredTensor]:
             " use; left out",
             stacklevel=4,
         )
+    table = next(iter(source.family.model.embeddings), "")
+    if source.config.tie_word_embeddings and table not in found:
+        unembedding, _ = _tables(source)  # some files name the one matrix so
+        if unembedding is not None and unembedding.shape == mapping.stored_shape(
+            table, shapes[table]
+        ):
+            found[table] = unembedding
     missing = [name for name in shapes if name not in found and not mapping.may_lack(name)]
     if missing:
         raise ValueError(

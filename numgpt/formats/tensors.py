@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from numgpt.files import check_no_pointer
+from numgpt.files import LFS_POINTER, check_no_pointer
 
 # By the names that safetensors gives them.
 DTYPES: dict[str, np.dtype] = {
@@ -102,14 +102,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.  Raises FileNotFoundError or ValueError naming the file."""
     try:
         data = path.read_bytes()
-        check_no_pointer(path, data)
-        fields = json.loads(data.decode("utf-8"))
+        fields = None if data.startswith(LFS_POINTER) else json.loads(data.decode("utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path.parent} has no {path.name}: is it a model directory in the Hugging Face layout?"
         ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); copy or download it again") from None
+    check_no_pointer(path, data)
     if not isinstance(fields, dict):
         raise ValueError(f"{path}: expected a JSON object")
     return fields

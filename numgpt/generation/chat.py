@@ -19,7 +19,7 @@ from typing import Any
 from numgpt.files import replacing
 from numgpt.generation.decode import stream
 from numgpt.generation.endings import before_stop, goes_in_circles
-from numgpt.generation.options import GenerationOptions, model_defaults, token_ids
+from numgpt.generation.options import GenerationOptions, defaults_of, token_ids
 from numgpt.messages import shown
 from numgpt.models.kv_cache import KVCache
 from numgpt.models.language_model import LanguageModel
@@ -78,7 +78,9 @@ class Chat:
         self.model = model
         self.tokenizer = tokenizer
         self.template = ChatTemplate(tokenizer, template_variables)
-        self.options: dict[str, Any] = DEFAULTS | model_defaults(model, DEFAULTS, single=True)
+        samples = {"do_sample": model.generation_config.get("do_sample", True)}
+        own = defaults_of(model.generation_config, samples | options, single=True)
+        self.options: dict[str, Any] = DEFAULTS | samples | own
         self.options = self._checked(options)
         self.statistics = TurnStatistics(context_length=model.context_length)
         self.system: str | None = None
@@ -206,6 +208,9 @@ class Chat:
     def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
         """Options of one answer over those of all.  Raises ValueError for one that can't be."""
         options = self.options | options
+        least, most = options.get("min_new_tokens"), options["max_new_tokens"]
+        if "min_new_tokens" in self.model.generation_config and isinstance(most, int):
+            options["min_new_tokens"] = min(least, most) if isinstance(least, int) else least
         checked = GenerationOptions.of(**{"tokenizer": self.tokenizer} | options)
         checked.validate(self.model.config.vocab_size)
         if checked.max_new_tokens is None:
@@ -229,6 +234,7 @@ class Chat:
         room = self.model.context_length - len(ids)
         cache = self._cache_for(ids, len(ids) + min(most, room))
         stops = (*self.template.stop_strings(), *options.pop("stop_strings"))
+        options["min_new_tokens"] = min(options.get("min_new_tokens", 0), most, room)
         ends = self.template.end_ids() + token_ids(self.model, "eos_token_id")
         ends = sorted({id for id in ends if id < self.model.config.vocab_size})
         reused = cache.length
@@ -237,6 +243,7 @@ class Chat:
             ids,
             kv_cache=cache,
             tokenizer=self.tokenizer,
+            generation_config={},  # which the options have
             **{"eos_token_id": ends} | options | {"max_new_tokens": min(most, room)},
         )
         self._dropped = dropped

@@ -44,7 +44,7 @@ NOT_SUPPORTED = frozenset(  # (a string, as it would fill sixty lines as a list)
     " token_healing guidance_scale watermarking_config output_attentions output_hidden_states"
     " encoder_no_repeat_ngram_size"
     " num_beam_groups diversity_penalty penalty_alpha prompt_lookup_num_tokens dola_layers"
-    " constraints force_words_ids past_key_values position_ids inputs_embeds generation_config"
+    " constraints force_words_ids past_key_values position_ids inputs_embeds"
     " stopping_criteria prefix_allowed_tokens_fn synced_gpus assistant_model"
     " streamer negative_prompt_ids custom_generate".split()
 )
@@ -60,6 +60,8 @@ _NO_OPTION = frozenset(
     " max_cache_len compile_config disable_compile is_assistant prefill_chunk_size low_memory"
     " num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold".split()
 )
+# Options that are no model's to set.
+_OURS = frozenset(("tokenizer", "seed", "slide", "logits_processor"))
 # Values of options that are not here by which nothing changes.
 _NEUTRAL: tuple[Any, ...] = (None, False, 0, 0.0, 1, 1.0, [], {})
 
@@ -68,24 +70,28 @@ def token_ids(model: LanguageModel, name: str) -> list[int]:
     """The model's eos_token_id or pad_token_id: of its generation_config, or else of its config."""
     ids: Any = model.generation_config.get(name)
     ids = getattr(model.config, name, None) if ids is None else ids
+    each = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    if not all(_whole(id) for id in each):
+        raise ValueError(f"{name}={shown(ids)}: expected a token id, several, or none")
     # A config may name a token of the family's usual vocabulary that this model's lacks, or -1.
-    each = [] if ids is None else np.atleast_1d(ids).tolist()
-    return [id for id in each if 0 <= id < model.config.vocab_size]
+    return [int(id) for id in each if 0 <= id < model.config.vocab_size]
 
 
-def model_defaults(
-    model: LanguageModel, given: Mapping[str, Any], single: bool = False
+def defaults_of(
+    config: Mapping[str, Any], given: Mapping[str, Any], single: bool = False
 ) -> dict[str, Any]:
-    """What a model's generation_config says, as transformers' generate takes it where nothing is
-    given; with `single`, for one sequence as it grows. Warns of options that are not supported."""
-    fields = {name: value for name, value in model.generation_config.items() if value is not None}
-    known = {field.name for field in dataclasses.fields(GenerationOptions)} - _NO_OPTION
+    """What a generation_config says, as transformers' generate takes it where nothing is given;
+    with `single`, for one sequence as it grows. Warns of options that are not supported."""
+    fields = {name: value for name, value in config.items() if value is not None}
+    known = {field.name for field in dataclasses.fields(GenerationOptions)} - _NO_OPTION - _OURS
     left_out = [
         name
         for name, value in fields.items()
-        if name not in known | _NO_OPTION and name[0] != "_" and value not in _NEUTRAL
+        if name not in known | _NO_OPTION
+        and name[:1] != "_"
+        and (value is True or value not in _NEUTRAL)
     ]
-    chosen = {name: value for name, value in fields.items() if name in known}
+    chosen = {name: v for name, v in fields.items() if name in known and name not in given}
     if single:
         left_out += [name for name in ("num_beams",) if chosen.pop(name, 1) != 1]
         chosen.pop("num_return_sequences", None)
@@ -96,7 +102,8 @@ def model_defaults(
         )
     if not given.get("do_sample", chosen.get("do_sample", False)):
         chosen = {name: value for name, value in chosen.items() if name not in SAMPLING}
-    least, most = chosen.get("min_new_tokens"), given.get("max_new_tokens")
+    least = chosen.get("min_new_tokens")
+    most = given.get("max_new_tokens", chosen.get("max_new_tokens"))
     if isinstance(least, int) and isinstance(most, int):
         chosen["min_new_tokens"] = min(least, most)
     return chosen
@@ -148,8 +155,16 @@ class GenerationOptions:
     def for_model(
         cls, model: LanguageModel, options: Mapping[str, Any], single: bool = False
     ) -> GenerationOptions:
-        """The options of a call, those of the model's generation_config where it gives none."""
-        return cls.of(**{**model_defaults(model, options, single), **options})
+        """The options of a call; where it gives none, those of its generation_config, by default
+        the model's."""
+        given = dict(options)
+        config = given.pop("generation_config", None)
+        config = model.generation_config if config is None else config
+        if not isinstance(config, Mapping):
+            raise ValueError(f"generation_config={shown(config)}: expected a dict of options")
+        optional = {f.name for f in dataclasses.fields(cls) if f.default is None}
+        given = {n: value for n, value in given.items() if value is not None or n in optional}
+        return cls.of(**defaults_of(config, given, single) | given)
 
     @classmethod
     def of(cls, **options: Any) -> GenerationOptions:

@@ -106,6 +106,11 @@ class LoRAConfig:
             listed = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
             if not all(type(one) is kind for one in listed):
                 raise ValueError(f"{name}={shown(value)}: expected {kind.__name__}, or a list")
+            for pattern in listed if kind is str else ():
+                try:  # of names as well, which are patterns that fit themselves
+                    re.compile(pattern)
+                except re.error as error:
+                    raise ValueError(f"{name}={shown(pattern)}: {error}") from None
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             raise ValueError(
                 f"layers_to_transform={shown(self.layers_to_transform)} goes with a list of"
@@ -117,10 +122,11 @@ class LoRAConfig:
         projections: Iterable[str],
         usual: Sequence[str],
         called: Callable[[str], str] = lambda name: name,
+        strict: bool = True,
     ) -> list[str]:
         """The projections that it is for, whose names for targets are `called(name)`.  Raises
-        ValueError for a target that is none of them."""
-        found = self._targeted([called(name) for name in projections], usual)
+        ValueError, where this is strict, for a target that is none of them."""
+        found = self._targeted([called(name) for name in projections], usual, strict)
         return [n for n in projections if called(n) in found and not self._left_out(called(n))]
 
     def _left_out(self, name: str) -> bool:
@@ -139,7 +145,7 @@ class LoRAConfig:
                 return int(match[1]) not in ([layers] if isinstance(layers, int) else layers)
         return True
 
-    def _targeted(self, projections: list[str], usual: Sequence[str]) -> list[str]:
+    def _targeted(self, projections: list[str], usual: Sequence[str], strict: bool) -> list[str]:
         targets = usual if self.target_modules is None else self.target_modules
         if targets == ALL_LINEAR:
             return projections
@@ -151,7 +157,7 @@ class LoRAConfig:
                 raise ValueError(
                     f"target_modules={shown(targets)} is no regular expression ({error})"
                 ) from None
-            if not found:
+            if not found and strict:
                 raise ValueError(
                     f"target_modules: the regular expression {shown(targets)} matches no whole"
                     f" name, such as {projections[0]}; for last parts give a list: [{there[0]!r}]"
@@ -160,7 +166,7 @@ class LoRAConfig:
         else:
             found = [n for n in projections if any(_is_called(n, target) for target in targets)]
             missing = [t for t in targets if not any(_is_called(n, t) for n in projections)]
-        if missing:
+        if missing and strict:
             raise ValueError(
                 f"target_modules: {shown(missing[0])} is none of the model's projections:"
                 f" {', '.join(there)}, or {ALL_LINEAR} for all of them"

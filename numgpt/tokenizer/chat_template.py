@@ -23,7 +23,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from numgpt.messages import shown
-from numgpt.tokenizer.base import any_of
+from numgpt.tokenizer.base import any_of, check_unicode
 from numgpt.tokenizer.chat_formats import CHATML, LLAMA3, PLAIN, ChatFormat, known_format
 from numgpt.tokenizer.chat_habits import GIVEN, LEARNT, Habits, habits_of, learnt_of
 from numgpt.tokenizer.chat_habits import default_system as default_system_of
@@ -51,6 +51,7 @@ class ChatTemplate:
             template = tokenizer.settings.get("chat_templates", {}).get("tool_use", template)
         if template is not None and not isinstance(template, str):
             raise ValueError(f"chat_template={shown(template)}: expected a text, or None")
+        check_unicode(template or "")
         self._tokens = tokenizer.special_tokens | tokenizer.added_tokens
         self.format: ChatFormat | JinjaTemplate
         if template is None:  # then the markers tell

@@ -73,6 +73,8 @@ def template_variables(texts: Iterable[str]) -> dict[str, Any]:
     variables = {}
     for text in texts:
         name, sign, value = text.partition("=")
+        if name in ("messages", "add_generation_prompt"):
+            raise ValueError(f"chat_var={shown(text)}: that is the conversation's, not a variable")
         if not sign or not name.isidentifier():
             raise ValueError(f"chat_var={shown(text)}: expected NAME=VALUE, enable_thinking=false")
         try:

@@ -317,7 +317,8 @@ _FROM_ONE = "vocab_size n_layer n_head n_embd block_size steps batch_size grad_a
 _FROM_ONE += " eval_every eval_batches save_every max_length"
 _FROM_ZERO = "warmup weight_decay grad_clip seed sample_every min_lr n_kv_head lora_r show"
 _LEAST = dict.fromkeys(_FROM_ONE.split(), 1) | dict.fromkeys(_FROM_ZERO.split(), 0)
-LISTED = ("data", "val_data", "chat_var")  # options of which there can be several
+PATHS = ("data", "val_data")  # of files
+LISTED = (*PATHS, "chat_var")  # options of which there can be several
 LARGEST_FILE = 1 << 20  # bytes of options
 LARGEST = 1 << 53  # whole numbers above it are no option's
 

@@ -37,7 +37,7 @@ from numgpt.training.checkpoint import (
     save_checkpoint,
     tuned_parameters,
 )
-from numgpt.training.config import LISTED, RunConfig, TrainConfig, TuneConfig, options_of
+from numgpt.training.config import PATHS, RunConfig, TrainConfig, TuneConfig, options_of
 from numgpt.training.log import Log
 from numgpt.training.schedule import learning_rate
 
@@ -183,7 +183,7 @@ class Trainer:
         for name, value in changes.items():
             if name not in known:
                 raise ValueError(f"{name}={shown(value)} is not an option of such a run")
-            value = absolute(value) if name in LISTED else value
+            value = absolute(value) if name in PATHS else value
             if name in ("init_from", "model") and isinstance(value, str):
                 value = absolute_model(value)
             if name in task.fixed and _listed(value) != _listed(getattr(config, name)):

@@ -111,6 +111,7 @@ class TextBatches:
             temperature=0.8,
             top_k=50,
             eos_token_id=[],
+            generation_config={},
             tokenizer=self.tokenizer,  # a model's vocabulary may be padded beyond it
             slide=True,
             seed=self.state.optimizer.steps,

@@ -202,6 +202,7 @@ class ExampleBatches:
             prompt,
             max_new_tokens=max(1, min(SAMPLE_TOKENS, room)),
             eos_token_id=self._end_ids(),
+            generation_config={},  # the likeliest token, whatever the model's files say
             tokenizer=self.tokenizer,
             slide=True,
         )[0]

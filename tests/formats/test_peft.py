@@ -20,6 +20,7 @@ CHOICES = (
     lambda first, second: {"rank_pattern": {first: 2}, "alpha_pattern": {second: 31}},
     lambda first, second: {"rank_pattern": {rf"(h|layers)\.1\..*{second}": 3}, "use_rslora": True},
     lambda first, second: {"exclude_modules": [second]},
+    lambda first, second: {"init_lora_weights": "Gaussian"},
     lambda first, second: {"exclude_modules": rf".*\.0\..*{first}"},
     lambda first, second: {"layers_to_transform": [1]},
     lambda first, second: {"layers_to_transform": 0, "layers_pattern": ["h", "layers"]},
@@ -140,6 +141,11 @@ def edit(directory, **fields):
         ({"init_lora_weights": "olora"}, "init_lora_weights='olora'"),
         ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq'"),
         ({"kasa_config": {"beta": 1}}, "kasa_config=.* is not supported"),
+        ({"exclude_modules": "("}, r"exclude_modules='\('"),
+        ({"layers_to_transform": [0], "layers_pattern": "("}, r"layers_pattern='\('"),
+        ({"target_modules": "("}, "is no regular expression"),
+        ({"layers_to_transform": [5]}, "are none of the model's projections: nothing of it"),
+        ({"exclude_modules": ".*"}, "are none of the model's projections: nothing of it"),
         ({"exclude_modules": 5}, "exclude_modules=5: expected str, or a list"),
         ({"layers_to_transform": ["a"]}, r"layers_to_transform=\['a'\]: expected int"),
         ({"r": "8"}, "r='8'"),
@@ -192,6 +198,16 @@ def test_tensors_beyond_the_targets_are_left_out(tmp_path):
     edit(tmp_path, target_modules=["c_attn"])
     other = small_model("default")
     with pytest.warns(UserWarning, match=r"tensors for 2 projections that its target.*mlp\.c_fc"):
+        other.load_adapter(tmp_path)
+    assert {name.rpartition(".")[2] for name in other.adapter.names()} == {"c_attn"}
+
+
+def test_a_target_that_is_nowhere_changes_nothing_of_the_others(tmp_path):
+    model = adapted("default", np.float32, target_modules=["c_attn", "c_fc"])
+    model.save_adapter(tmp_path)
+    edit(tmp_path, target_modules=["c_attn", "nowhere"])
+    other = small_model("default")
+    with pytest.warns(UserWarning, match="tensors for 2 projections that its target_modules do no"):
         other.load_adapter(tmp_path)
     assert {name.rpartition(".")[2] for name in other.adapter.names()} == {"c_attn"}
 
@@ -336,10 +352,14 @@ class TestWithPEFT:
         chosen = CHOICES[options](first, second)
         torch.manual_seed(0)
         config = peft.LoraConfig(
-            **{"r": 4, "lora_alpha": 12, "target_modules": TARGETS[kind]} | chosen,
-            task_type="CAUSAL_LM", init_lora_weights=False, fan_in_fan_out=kind == "gpt2",
+            **{"r": 4, "lora_alpha": 12, "target_modules": TARGETS[kind]}
+            | {"init_lora_weights": False} | chosen,
+            task_type="CAUSAL_LM", fan_in_fan_out=kind == "gpt2",
         )  # fmt: skip
         theirs = peft.get_peft_model(to_transformers(small_model(name)), config).eval()
+        for parameter_name, parameter in theirs.named_parameters():
+            if "lora_B" in parameter_name:
+                torch.nn.init.normal_(parameter, std=0.1)
         theirs.save_pretrained(tmp_path / "theirs")
         model = small_model(name)
         with warnings.catch_warnings():

@@ -64,6 +64,19 @@ def test_an_unembedding_of_its_own_is_read(name, tmp_path):
         assert_close(untied(ids), theirs(torch.tensor(ids)).logits.numpy())
 
 
+@pytest.mark.parametrize("name", ["default", "llama"])
+def test_the_one_matrix_under_the_unembeddings_name(name, tmp_path):
+    """transformers ties it the other way round."""
+    model = tied(name)
+    model.save_pretrained(tmp_path)
+    tensors = tensors_of(tmp_path)
+    (table,) = [n for n in tensors if n.endswith(("wte.weight", "embed_tokens.weight"))]
+    tensors["lm_head.weight"] = tensors.pop(table)
+    write_safetensors(tmp_path / WEIGHTS, tensors)
+    ids, _ = batch(model.config, (2, 5))
+    assert_close(load_model(tmp_path)(ids), model(ids))
+
+
 def test_an_unembedding_of_another_shape_is_refused(tmp_path):
     model = tied("default")
     model.save_pretrained(tmp_path)

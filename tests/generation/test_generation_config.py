@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -242,3 +243,100 @@ def test_special_tokens_between_stories_can_be_meant(run, tmp_path):
     assert counts == [0, 60]
     losses = [run("eval", "--model", out, "--data", stories, *f)[1] for f in ((), flags)]
     assert losses[0] != losses[1]
+
+
+# --- flags and files together ---
+
+
+@pytest.fixture
+def with_config(shipped):
+    def write(**config):
+        path = shipped / "generation_config.json"
+        path.write_text(json.dumps(config))
+        return shipped
+
+    return write
+
+
+def test_beams_by_a_flag_search_whatever_the_file_samples(run, with_config):
+    sampling = with_config(do_sample=True, temperature=0.7, top_p=0.8, max_new_tokens=4)
+    search = ("--num-beams", 3)
+    status, out, err = run("generate", "--model", sampling, "To be", *search)
+    assert status == 0, err
+    model, tokenizer = numgpt.load("shakespeare")
+    expected = model.generate(tokenizer.encode("To be"), num_beams=3, max_new_tokens=4)[0]
+    assert out == tokenizer.decode(expected) + "\n"
+    # Beams of the file: a flag that samples takes their place, a contradiction is told.
+    beams = with_config(num_beams=3, max_new_tokens=4)
+    assert run("generate", "--model", beams, "To be")[1] == out
+    assert "seed 5" in run("generate", "--model", beams, "To be", "--seed", 5)[2]
+    assert "seed" in run("generate", "--model", beams, "To be", "--temperature", 0.5)[2]
+    status, _, err = run("generate", "--model", beams, "To be", "--logprobs")
+    assert (status, "add --num-beams 1" in err) == (2, True)
+    both = with_config(num_beams=3, do_sample=True)
+    status, _, err = run("generate", "--model", both, "To be")
+    assert (status, "add --num-beams 1, or --greedy" in err) == (2, True)
+    for flags in (("--num-beams", 1), ("--greedy",)):
+        assert run("generate", "--model", both, "To be", "--max-new-tokens", 2, *flags)[0] == 0
+
+
+def test_lengths_by_flags_come_first(run, with_config):
+    model, tokenizer = numgpt.load("shakespeare")
+    length = len(tokenizer.encode("To be"))
+    long = with_config(max_new_tokens=5, min_new_tokens=300, do_sample=False)
+    _, _, err = run("generate", "--model", long, "To be", "--max-length", length + 1)
+    assert err.startswith("1 tokens")
+    assert run("generate", "--model", long, "To be")[2].startswith("5 tokens")
+    assert run("generate", "--model", long, "To be", "--max-new-tokens", 2)[2].startswith("2 tok")
+    assert run("generate", "--model", with_config(min_new_tokens=300), "To be")[0] == 0
+    model, tokenizer = numgpt.load(with_config(max_new_tokens=2, min_new_tokens=3000))
+    for given, count in (({}, 2), ({"max_new_tokens": 1}, 1)):
+        chat = numgpt.Chat(model, tokenizer, **given)
+        list(chat.ask("Hi"))
+        assert chat.statistics.new_tokens == count
+    assert model.generate([1]).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"pad_token_id": 1.5}, "pad_token_id 1.5: expected a token id|pad_token_id=1.5"),
+        ({"eos_token_id": [[1]]}, "eos_token_id"),
+        ({"num_beams": "x"}, "num.beams"),
+        ({"bad_words_ids": -1}, "bad_words_ids"),
+        ({"top_k": "x", "do_sample": True}, "top.k"),
+    ],
+)
+def test_wrong_values_in_the_file_are_named(run, with_config, config, message):
+    for command in (("generate", "To be"), ("generate", "To be", "--logprobs")):
+        status, _, err = run(*command, "--model", with_config(**config), "--max-new-tokens", 1)
+        assert status == 2
+        assert re.search(message, err)
+        assert len(err.strip().splitlines()) == 1
+
+
+def test_what_is_no_models_to_set_is_not_taken(with_config):
+    path = with_config(**{"": "x", "tokenizer": "x", "seed": 3, "slide": True, "max_new_tokens": 1})
+    model, _ = numgpt.load(path)
+    with pytest.warns(UserWarning, match="seed, slide, tokenizer: left out"):
+        assert model.generate([1]).shape == (1, 2)
+    assert model.generate([1], generation_config={"max_new_tokens": 3}).shape == (1, 4)
+    assert model.generate([1], generation_config={}, max_new_tokens=None).shape == (1, 21)
+    with pytest.raises(ValueError, match="generation_config=5: expected a dict"):
+        model.generate([1], generation_config=5)
+
+
+def test_samples_of_a_run_are_the_likeliest_whatever_the_file_says(with_config, tmp_path):
+    base = with_config(num_beams=2, do_sample=True, bad_words_ids=5)
+    lines = tmp_path / "a.jsonl"
+    lines.write_text('{"prompt": "To be", "completion": " or not"}\n' * 4)
+    config = TuneConfig(model=str(base), data=str(lines), steps=1, lora_r=2, sample_every=1)
+    Trainer.start(config, tmp_path / "run").run()
+
+
+def test_its_own_ends_are_kept(tmp_path):
+    model = small_model("default")
+    model.generation_config = {"bos_token_id": 5, "eos_token_id": 7, "max_new_tokens": 5}
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "generation_config.json").read_text())
+    assert saved == model.generation_config

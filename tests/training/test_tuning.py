@@ -485,3 +485,31 @@ def test_a_chat_format_that_nothing_is_written_in(call, tmp_path):
     assert "numgpt: note: --chat-format is not used: no example is a conversation" in err
     assert "4 examples of text; " in err
     assert "MB every step" in err
+
+
+def test_variables_of_a_chat_template(call, data, tmp_path):
+    model, tokenizer = numgpt.load("shakespeare")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ mode ~ m.role ~ ': ' ~ m.content ~ '\n' }}{% endfor %}"
+    )
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    tune = ("tune", "sft", "--model", tmp_path / "base", "--data", data, *SMALL)
+    out = tmp_path / "run"
+    status, _, err = call(*tune, "--out", out, "--chat-var", "mode=!", "--show=1")
+    assert status == 0, err
+    assert "!user: What is 0 and 0?" in err
+    again = ("tune", "sft", "--resume", out, "--steps=9", "--chat-var")
+    assert call(*again, "mode=!")[0] == 0
+    status, _, err = call(*again, "mode=?")
+    assert (status, "began with" in err) == (2, True)
+    for wrong, message in {
+        "nothing=1": "--chat-var nothing: the chat template does not use it",
+        "messages=1": "that is the conversation's",
+        "mode": "expected NAME=VALUE",
+    }.items():
+        status, _, err = call(*tune, "--out", tmp_path / "other", "--chat-var", wrong)
+        assert (status, message in err) == (2, True), err
+        assert not (tmp_path / "other" / "checkpoint.safetensors").exists()
+        chat = ("chat", "--model", tmp_path / "base", "--chat-var", wrong)
+        assert call(*chat)[0] == 2
