@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from numgpt.tokenizer.base import any_of
 from numgpt.tokenizer.traced import GENERATED, TEMPLATE, Traced, message_of, runs, whose
 
 # messages, add_generation_prompt -> the conversation's text; ValueError where it is refused
-Render = Callable[[list[dict[str, str]], bool], Traced]
+Render = Callable[[list[dict[str, Any]], bool], Traced]
 LEARNT, GIVEN = "1", "0"  # of each character
 _SYSTEM = {"role": "system", "content": "Be kind."}
 _TALK = [
@@ -126,22 +126,26 @@ def learnt_of(text: Traced, numbers: set[int], habits: Habits) -> str:
 
 
 def _around(
-    render: Render, messages: list[dict[str, str]], asked: bool = False
+    render: Render, messages: list[dict[str, Any]], asked: bool = False
 ) -> list[str] | None:
     """What is written before, between and after messages; None where they are not written one after
-    another."""
-    try:
-        text = render(messages, asked)
-    except ValueError:
-        return None
-    gaps, numbers = [""], []
-    for start, stop, by in runs(text.origin, whose):
-        if by == TEMPLATE:
-            gaps[-1] += text[start:stop].plain
-        elif (number := message_of(by)) is not None:
-            numbers.append(number)
-            gaps.append("")
-    return gaps if numbers == list(range(len(messages))) else None
+    another.  A template may want contents as lists of parts."""
+    in_parts = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in messages]
+    for form in (messages, in_parts):
+        try:
+            text = render(form, asked)
+        except ValueError:
+            continue
+        gaps, numbers = [""], []
+        for start, stop, by in runs(text.origin, whose):
+            if by == TEMPLATE:
+                gaps[-1] += text[start:stop].plain
+            elif (number := message_of(by)) is not None:
+                numbers.append(number)
+                gaps.append("")
+        if numbers == list(range(len(messages))):
+            return gaps
+    return None
 
 
 def _found(pattern: re.Pattern, gaps: Iterable[str]) -> frozenset[str]:

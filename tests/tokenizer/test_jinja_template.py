@@ -644,6 +644,17 @@ def test_an_answer_that_begins_and_ends_with_tokens_of_its_own():
     assert ends == {"<|start|>", "<|end|>", "</s>"}
 
 
+def test_contents_as_parts_are_learnt_as_well():
+    template = (
+        "{% for m in messages %}{{ m.role | capitalize }}: {% for part in m.content %}"
+        "{{ part.text }}{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}Assistant:{% endif %}"
+    )
+    talk = [message("user", "Hi"), message("assistant", "Ho")]
+    parts = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in talk]
+    assert learnt(tokenizer_of(template), parts, [False, True]) == " Ho<|im_end|>"
+
+
 def test_messages_that_are_not_written_teach_nothing():
     tokenizer = tokenizer_of(TEMPLATES["only the last"])
     talk = [message("user", "Hi"), message("assistant", "Ho"), message("user", "Bye")]
