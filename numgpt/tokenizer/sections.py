@@ -211,8 +211,7 @@ def config_options(config: dict[str, Any]) -> dict[str, Any]:
         if named:
             config = config | {NAMED_TEMPLATES: named}
     settings = {name: config[name] for name in sorted(KEPT) if config.get(name) is not None}
-    for name in settings.keys() & set(NAMED):
-        settings[name] = text_of(settings[name], name)
+    settings |= named_tokens(config)
     return options | ({"settings": settings} if settings else {})
 
 
@@ -221,9 +220,23 @@ def ends(config: dict[str, Any]) -> list[str]:
     return [text_of(config[n], n) for n in ("bos_token", "eos_token") if config.get(n) is not None]
 
 
+def named_tokens(config: dict[str, Any]) -> dict[str, str]:
+    """The tokens that the file gives a part, beyond bos_token and eos_token: the usual ones, and
+    others (image_token) that a chat template may read."""
+    more = config.get("extra_special_tokens")
+    given = (config | more) if isinstance(more, dict) else config
+    return {
+        name: text_of(value, name)
+        for name, value in given.items()
+        if value is not None
+        and (name in NAMED or (name.endswith("_token") and isinstance(value, (str, dict))))
+        and name not in ("bos_token", "eos_token")
+    }
+
+
 def named_specials(config: dict[str, Any]) -> list[str]:
     """The tokens that the file names as special, beyond bos_token and eos_token."""
-    found = [text_of(config[n], n) for n in NAMED if config.get(n) is not None]
+    found = list(named_tokens(config).values())
     for name in LISTED:
         listed = config.get(name) or []
         if not isinstance(listed, (list, dict)):

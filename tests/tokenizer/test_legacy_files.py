@@ -200,6 +200,28 @@ def test_settings_are_kept(directory, tmp_path):
     assert tokenizer.pad_token_id == 299
 
 
+@pytest.mark.torch
+def test_parts_of_their_own_are_named_in_templates(directory, tmp_path):
+    """image_token and its like: a chat template reads them."""
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("jinja2")
+    config = FAST | {"image_token": "<image>", "pad_token": "<|endoftext|>", "chat_template": ""}
+    config["extra_special_tokens"] = {"audio_token": "<audio>"}
+    config["chat_template"] = "{{ image_token }}{{ audio_token }}{{ pad_token }}"
+    path = directory(SINGLE, config=config)
+    theirs = transformers.AutoTokenizer.from_pretrained(path)
+    talk = [{"role": "user", "content": "Hi"}]
+    expected = theirs.apply_chat_template(talk, tokenize=False)
+    assert expected == "<image><audio><|endoftext|>"
+    load_tokenizer(path).save_pretrained(tmp_path / "again")
+    for ours in (load_tokenizer(path), load_tokenizer(tmp_path / "again")):
+        assert ours.apply_chat_template(talk, tokenize=False) == expected
+        assert ours.vocab_size == len(theirs)
+        ids = ours.encode(expected, allowed_special="all")
+        assert ours.decode(ids) == expected
+        assert len(ids) == 3
+
+
 def test_a_special_token_that_merges_make_is_not_made_of_text(trained):
     """… unless it is asked for: a page that spells it does not end there."""
     reserved = Tokenizer(trained.vocabulary, trained.merges, trained.special_tokens | {"abc": 257})
