@@ -78,7 +78,8 @@ class ExampleEncoder:
             return given + answer, [False] * len(given) + [True] * len(answer)
         if record.kind == TEXT:
             text = list(self.tokenizer.encode(fields["text"], add_special_tokens=True))
-            return text + self._end(), [True] * len(text + self._end())
+            text += self._end()
+            return text, [True] * len(text)
         if fields.keys() <= {"prompt"}:
             raise ValueError("it has a prompt alone: the answer's key is 'completion'")
         raise ValueError(

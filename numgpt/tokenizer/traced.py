@@ -21,6 +21,7 @@ from collections.abc import (
     Sequence,
     ValuesView,
 )
+from contextvars import ContextVar
 from typing import Any, SupportsIndex
 
 # A character's origin, as a character itself: so that origins are cut and joined as texts are.
@@ -189,21 +190,21 @@ def as_traced(text: str) -> Traced:
     """A text; one that is not followed is the template's, as long as no filter may have made it."""
     if isinstance(text, Traced):
         return text
-    return Traced(str(text), TEMPLATE if type(text) is str and not _filtering else UNKNOWN)
+    return Traced(str(text), TEMPLATE if type(text) is str and not _filtering.get() else UNKNOWN)
 
 
-_filtering: list[bool] = []  # for each filter that is at work
+_filtering = ContextVar("_filtering", default=False)  # whether a filter is at work, in this thread
 
 
 def filtered(function: Callable[..., Any], values: Sequence[Any], named: Mapping[str, Any]) -> Any:
     """function(*values, **named), within which a text that is not followed is of unknown origin;
     the template's own are handed over as such."""
     values, named = _template_texts(values), _template_texts(dict(named))
-    _filtering.append(True)
+    before = _filtering.set(True)
     try:
         return function(*values, **named)
     finally:
-        _filtering.pop()
+        _filtering.reset(before)
 
 
 def _template_texts(value: Any) -> Any:
