@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +42,12 @@ class Counts:
     learnt: int = 0  # tokens
     tokens: int = 0
     kind: str = ""
+    origins: set[str] = field(default_factory=set)  # the keys that it is made of, if others
 
     def __str__(self) -> str:
         kept = f"{self.trained:,} example{'s' * (self.trained != 1)} of {self.kind}"
+        if self.origins:
+            kept += f" (made of {'; '.join(sorted(self.origins))})"
         kept += f"; {self.learnt:,} of {self.tokens:,} tokens are learnt"
         kept += f"; {self.held_out:,} more held out" if self.held_out else ""
         if self.cut:
@@ -71,6 +74,8 @@ def encode_examples(
     with replacing(Path(directory) / TOKENS_FILE) as file:
         for record, is_held_out in records:
             counts.kind = record.kind
+            if record.origin:
+                counts.origins.add(record.origin)
             whole = encoder.encode(record)
             example = fit(whole, most)
             if example is None:

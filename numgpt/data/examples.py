@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numgpt.data.records import COMPLETION, MESSAGES, TEXT, Record
+from numgpt.data.dialects import answers_as_completions
+from numgpt.data.records import COMPLETION, MESSAGES, PROMPT, TEXT, Record
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.tokenizer.chat_template import ChatTemplate
 
@@ -56,7 +57,7 @@ class ExampleEncoder:
         if not any(learnt[1:]):  # nothing predicts a first token
             raise ValueError(
                 f"{record.place}: nothing in it is to be learnt: it needs a message of the"
-                " assistant, a completion, or a text of two tokens"
+                " assistant (with a weight other than 0), a completion, or a text of two tokens"
             )
         return Example(np.array(ids, np.int64), np.array(learnt, bool))
 
@@ -82,9 +83,10 @@ class ExampleEncoder:
             return text, [True] * len(text)
         if fields.keys() <= {"prompt"}:
             raise ValueError("it has a prompt alone: the answer's key is 'completion'")
+        mend = f"; {answers_as_completions(fields)}" if record.kind == PROMPT else ""
         raise ValueError(
             f"it has {record.kind}: supervised tuning learns from text, prompt and completion, or"
-            " messages"
+            f" messages{mend}"
         )
 
     def _conversation(
@@ -93,7 +95,8 @@ class ExampleEncoder:
         said: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None,
     ) -> tuple[list[int], list[bool]]:
-        """Of the messages that were said, the assistant's are learnt; of those asked, none."""
+        """Of the messages that were said, the assistant's are learnt, but for those of weight 0; of
+        those asked, none."""
         for message in said:
             calls = message.get("tool_calls")
             if message["role"] == "assistant" and not (calls or message["content"].strip()):
@@ -101,12 +104,24 @@ class ExampleEncoder:
                     "an answer of the assistant is empty: write it there, or take the line out"
                 )
         self.conversations = True
-        learnt = [False] * len(asked) + [m["role"] == "assistant" for m in said]
-        return self.template.examples([*asked, *said], learnt, tools)
+        learnt = [False] * len(asked)
+        learnt += [m["role"] == "assistant" and m.get("weight") != 0 for m in said]
+        messages = [{n: v for n, v in m.items() if n != "weight"} for m in (*asked, *said)]
+        try:
+            return self.template.examples(messages, learnt, tools)
+        except ValueError as error:
+            if all(message["role"] != "system" for message in messages[1:]):
+                raise
+            raise ValueError(f"{error} (not so of a user: {_SYSTEM_AS_USER})") from None
 
     def _end(self) -> list[int]:
         end = self.tokenizer.eos_token_id
         return [] if end is None else [end]
+
+
+_SYSTEM_AS_USER = (
+    """jq -c '(.messages[1:][] | select(.role == "system") | .role) = "user"' < FILE > NEW"""
+)
 
 
 def fit(example: Example, most: int) -> Example | None:

@@ -6,7 +6,8 @@
     {"prompt": …, "chosen": …, "rejected": …}          a preference; the prompt may be missing
     {"prompt": …, …}                                   a prompt, with fields that judge an answer
 
-The keys are those that trl's data sets have.
+The keys are those that trl's data sets have; what others call them is in dialects.py. A file may
+also be one array of such objects.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import glob
 import gzip
 import json
 import os
+import re
 import sys
 import zlib
 from collections.abc import Iterator
@@ -24,11 +26,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from numgpt.data.corpus import CHECKPOINT_FILE, STANDARD_INPUT, is_hidden
+from numgpt.data.dialects import as_messages, conversion
 from numgpt.files import naming
 from numgpt.messages import shown
 
 ENDINGS = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
-LONGEST_LINE = 1 << 26  # bytes
+LONGEST_LINE, LONGEST_ARRAY = 1 << 26, 1 << 32  # bytes
 GZIP = b"\x1f\x8b"  # begins such a file
 ROLES = ("system", "user", "assistant", "tool")
 TEXT, COMPLETION, MESSAGES = "text", "prompt and completion", "messages"
@@ -37,16 +40,18 @@ PREFERENCE, PROMPT = "prompt, chosen and rejected", "prompt and answer fields"
 
 @dataclass(frozen=True)
 class Record:
-    """One line of a file."""
+    """One line of a file, or one item of its array."""
 
     path: str
-    line: int  # from 1
+    line: int  # or item, from 1
     kind: str  # TEXT, COMPLETION, …
     fields: dict[str, Any]
+    unit: str = "line"
+    origin: str = ""  # the keys that it had, where they are others
 
     @property
     def place(self) -> str:
-        return f"{self.path}, line {self.line}"
+        return f"{self.path}, {self.unit} {self.line}"
 
 
 def find_record_files(data: str | list[str]) -> list[str]:
@@ -89,8 +94,10 @@ def read_records(files: list[str], kind: str | None = None) -> Iterator[Record]:
     """
     first: str | None = None
     for path in files:
-        for number, fields in _objects(path):
-            record = Record(path, number, _kind(fields, f"{path}, line {number}"), fields)
+        for unit, number, found in _objects(path):
+            place = f"{path}, {unit} {number}"
+            fields, origin = as_messages(found, place)
+            record = Record(path, number, _kind(fields, place), fields, unit, origin)
             if kind is not None and record.kind != kind:
                 raise ValueError(
                     f"{record.place} has {record.kind}, the examples to train on {kind}: held-out"
@@ -107,36 +114,82 @@ def read_records(files: list[str], kind: str | None = None) -> Iterator[Record]:
         raise ValueError(f"{', '.join(files):.200}: no examples in it")
 
 
-def _objects(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _objects(path: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """What a file holds: "line" or "item", its number, and the object."""
     with naming(path), closing(_open(path)) as file:
-        number = 0
+        number, empty = 0, True
         while line := _line(file, path, number + 1):
             number += 1
-            if not line.strip():
+            text = _decoded(line, path, f"line {number}", first=number == 1)
+            if not text.strip():
                 continue
+            if empty and text.lstrip().startswith("["):
+                rest = _read(file, path, LONGEST_ARRAY)
+                if len(rest) > LONGEST_ARRAY:
+                    raise ValueError(
+                        f"{path} is an array of more than {LONGEST_ARRAY >> 30} GB: make lines of"
+                        " it by jq -c '.[]'"
+                    )
+                text = text.lstrip() + _decoded(rest, path, "its array")
+                return (yield from _items(text, path))
+            empty = False
             try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                value = json.loads(text)
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{path}, line {number} is not UTF-8 text (byte"
-                    f" 0x{line[error.start]:02X}): convert it first, for instance with iconv"
-                ) from None
+                value = json.loads(text.rstrip("\r\n"))
             except (ValueError, RecursionError) as error:
                 raise ValueError(
                     f"{path}, line {number} is not JSON ({_what_is_wrong(error)}): each line is one"
-                    f" object{_FROM_PRETTY if line.strip() in (b'[', b'{') else ''}"
+                    f" object{_way_out(path, text)}"
                 ) from None
-            if not isinstance(value, dict):
-                raise ValueError(
-                    f"{path}, line {number} is {shown(value)}: expected one JSON object a line (an"
-                    " array becomes lines by: jq -c '.[]')"
-                )
-            yield number, value
+            yield "line", number, _object(value, f"{path}, line {number}")
 
 
-# One object or array that is written on several lines.
-_FROM_PRETTY = ", which is what jq -c '.[]' or jq -c . makes of such a file"
+def _items(text: str, path: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """… what an array holds, the whole of a file."""
+    decoder, place, number = json.JSONDecoder(), 0, 0
+    while True:
+        place = _space_ends(text, place + 1)  # after [ or ,
+        if number == 0 and text.startswith("]", place):
+            break
+        number += 1
+        try:
+            value, place = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            what = _what_is_wrong(error, in_line=True)
+            raise ValueError(f"{path}: item {number} of its array is not JSON ({what})") from None
+        yield "item", number, _object(value, f"{path}, item {number}")
+        place = _space_ends(text, place)
+        if not text.startswith(",", place):
+            break
+    if (after := text[place:].strip()) != "]":
+        raise ValueError(
+            f"{path}: after item {number} of its array stands {shown(after)}: expected , or, at its"
+            " end, ]"
+        )
+
+
+def _space_ends(text: str, place: int) -> int:
+    space = _SPACE.match(text, place)
+    assert space is not None  # which may be empty
+    return space.end()
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def _object(value: Any, place: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{place} is {shown(value)}: expected one JSON object")
+    return value
+
+
+def _decoded(data: bytes, path: str, where: str, first: bool = False) -> str:
+    try:
+        return data.decode("utf-8-sig" if first else "utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}, {where} is not UTF-8 text (byte 0x{data[error.start]:02X}): convert it first,"
+            " for instance with iconv"
+        ) from None
 
 
 # json's words for what is met most often.
@@ -148,11 +201,25 @@ _PLAIN = {
 }
 
 
-def _what_is_wrong(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        what = _PLAIN.get(error.msg, error.msg.removesuffix(" at"))
-        return f"{what} at column {error.colno}"
-    return f"{error!s:.100}"
+def _what_is_wrong(error: Exception, in_line: bool = False) -> str:
+    if not isinstance(error, json.JSONDecodeError):
+        return f"{error!s:.100}"
+    if error.pos >= len(error.doc) or error.msg.startswith("Unterminated string"):
+        return "it ends before a quote, a bracket or a brace is closed"
+    what = _PLAIN.get(error.msg, error.msg.removesuffix(" at"))
+    return f"{what} at {f'line {error.lineno}, ' * in_line}column {error.colno}"
+
+
+def _way_out(path: str, text: str) -> str:
+    """How a file of another kind becomes lines, as the end of a sentence."""
+    if text.strip() == "{":  # one object on several lines
+        return ", which is what jq -c . makes of such a file"
+    if path.endswith((".csv", ".tsv")):
+        tabs = ', delimiter="\\t"' if path.endswith(".tsv") else ""
+        reader = f"csv.DictReader(sys.stdin{tabs})"
+        program = f"import csv, json, sys; [print(json.dumps(row)) for row in {reader}]"
+        return f"; of a table: python -c '{program}' < {path} > {path[:-4]}.jsonl"
+    return ""
 
 
 def _open(path: str) -> BinaryIO:
@@ -164,15 +231,20 @@ def _open(path: str) -> BinaryIO:
 
 
 def _line(file: BinaryIO, path: str, number: int) -> bytes:
+    line = _read(file, path, LONGEST_LINE, line=True)
+    if len(line) > LONGEST_LINE:
+        raise ValueError(f"{path}, line {number} is longer than {LONGEST_LINE >> 20} MB")
+    return line
+
+
+def _read(file: BinaryIO, path: str, most: int, line: bool = False) -> bytes:
+    """The rest of a file, or of its line, up to one byte more than `most`."""
     try:
-        line = file.readline(LONGEST_LINE + 1)
+        return file.readline(most + 1) if line else file.read(most + 1)
     except (OSError, EOFError, zlib.error) as error:
         if getattr(error, "errno", None) is not None:
             raise
         raise ValueError(f"{path} is damaged, or no gzip file: copy or download it again") from None
-    if len(line) > LONGEST_LINE:
-        raise ValueError(f"{path}, line {number} is longer than {LONGEST_LINE >> 20} MB")
-    return line
 
 
 def _kind(fields: dict[str, Any], place: str) -> str:
@@ -191,7 +263,7 @@ def _kind(fields: dict[str, Any], place: str) -> str:
     else:
         raise ValueError(
             f"{place} has the keys {shown(list(fields))}: expected {TEXT}; {COMPLETION};"
-            f" {MESSAGES}; {PREFERENCE}; or {PROMPT}"
+            f" {MESSAGES}; {PREFERENCE}; or {PROMPT}{conversion(fields)}"
         )
     for name in wanted:
         if name not in fields:
@@ -224,5 +296,10 @@ def _check(name: str, value: Any, place: str, listed: bool, text: bool) -> None:
         if not isinstance(message.get("content"), str):
             raise ValueError(
                 f"{place}: a message in {name} has {shown(message.get('content'))} as its content:"
-                " expected a string"
+                ' expected a string, or parts {"type": "text", "text": …}'
+            )
+        if (weight := message.get("weight")) not in (None, 0, 1):
+            raise ValueError(
+                f"{place}: a message in {name} has the weight {shown(weight)}: expected 1, or 0 for"
+                " an answer that is not learnt"
             )

@@ -94,7 +94,7 @@ def test_gzip_standard_input_and_line_ends(tmp_path, monkeypatch):
 
 WRONG = {
     b"{": "line 2 is not JSON .*each line is one object",
-    b'["a"]': r"line 2 is \['a'\]: expected one JSON object a line",
+    b'["a"]': r"line 2 is \['a'\]: expected one JSON object",
     b"\xff\xfe": "line 2 is not UTF-8 text .byte 0xFF.: convert",
     b"[" * 100_000: "line 2 is not JSON",
     b'{"question": "?"}': r"line 2 has the keys \['question'\]: expected text; prompt and",
@@ -140,6 +140,9 @@ def test_what_is_wrong_with_json_has_one_line_number(tmp_path):
     path.write_text('{"text": "fine"},\n')
     with pytest.raises(ValueError, match="a comma or more stands behind the object at column 17"):
         list(read_records([str(path)]))
-    path.write_text('[\n  {"text": "fine"}\n]\n')
-    with pytest.raises(ValueError, match=r"line 1 is not JSON .* jq -c '\.\[\]' or jq -c \. makes"):
+    path.write_text('{"text": "fine"}\n{"text": "fine"\n')
+    with pytest.raises(ValueError, match=r"line 2 is not JSON \(it ends before .* is closed\)"):
+        list(read_records([str(path)]))
+    path.write_text('{\n  "text": "fine"\n}\n')
+    with pytest.raises(ValueError, match=r"line 1 is not JSON .* jq -c \. makes of such a file"):
         list(read_records([str(path)]))

@@ -1,0 +1,144 @@
+"""Records in the keys that other collections have -> messages, which are ours.
+
+    {"conversations": [{"from": "human", "value": …}, …]}         ShareGPT's
+    {"instruction": …, "input": …, "output": …}                   alpaca's; also system, history
+    {"question": …, "answer": …}                                  and other names of the two
+
+What a record is read as is counted by its keys, so that a person sees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from numgpt.messages import shown
+
+OURS = frozenset(("messages", "prompt", "completion", "chosen", "rejected"))  # then it is none
+# Who speaks, in ShareGPT's words.
+SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+SPEAKERS |= {"chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
+SPEAKERS |= {"model": "assistant", "system": "system", "tool": "tool", "observation": "tool"}
+ASKED = ("instruction", "question", "query", "input", "user", "human")
+SAID = ("output", "answer", "response", "assistant", "gpt")
+BESIDE = ("input", "context")  # of an instruction or a question: what it is about
+_TEXT_PARTS = ("text", "input_text", "output_text")
+
+
+def as_messages(fields: dict[str, Any], place: str) -> tuple[dict[str, Any], str]:
+    """A record with its conversation as messages of texts, and the keys that these came from: "" of
+    a record that has ours.  Raises ValueError for what looks like one of these dialects, but lacks
+    something."""
+    if OURS.isdisjoint(fields):
+        if isinstance(fields.get("conversations"), list):
+            spoken = [_of_sharegpt(turn, place) for turn in fields["conversations"]]
+            system = fields.get("system")  # which stands beside the turns
+            said = [{"role": "system", "content": system}] if system else []
+            return _with_texts({"messages": said + spoken} | _tools(fields)), "conversations"
+        if found := _of_pair(fields, place):
+            return found
+    return _with_texts(fields), ""
+
+
+def _tools(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {"tools": fields["tools"]} if fields.get("tools") else {}
+
+
+def _of_sharegpt(turn: Any, place: str) -> Any:
+    if not isinstance(turn, dict) or "from" not in turn:
+        return turn  # conversations of messages, or what is refused as such
+    role = SPEAKERS.get(str(turn["from"]).lower())
+    if role is None or "value" not in turn:
+        raise ValueError(
+            f'{place}: a turn of the conversation is {shown(turn)}: expected {{"from":'
+            f' {" | ".join(SPEAKERS)}, "value": …}}'
+        )
+    rest = {name: value for name, value in turn.items() if name not in ("from", "value")}
+    return {"role": role, "content": turn["value"]} | rest
+
+
+def _of_pair(fields: dict[str, Any], place: str) -> tuple[dict[str, Any], str] | None:
+    """An instruction or a question, what it is about, and what is answered."""
+    asked = next((name for name in ASKED if name in fields), None)
+    said = next((name for name in SAID if name in fields), None)
+    if asked is None or said is None:
+        return None
+    beside = next((n for n in BESIDE if n in fields and n != asked and fields[n]), None)
+    names = [name for name in (asked, beside, said) if name is not None]
+    for name in (*names, *(n for n in ("system",) if fields.get(n))):
+        if not isinstance(fields[name], str):
+            raise ValueError(f"{place}: {name} is {shown(fields[name])}, expected a text")
+    messages = [{"role": "system", "content": fields["system"]}] if fields.get("system") else []
+    for turn in fields.get("history") or ():
+        if not isinstance(turn, list) or len(turn) != 2:
+            raise ValueError(
+                f"{place}: history holds {shown(turn)}, expected [question, answer] pairs"
+            )
+        messages += _turn(*turn)
+    question = "\n\n".join(fields[name] for name in names[:-1])
+    found = {"messages": [*messages, *_turn(question, fields[said])]} | _tools(fields)
+    return found, " and ".join((asked, said))
+
+
+def _turn(asked: Any, said: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+
+
+def _with_texts(fields: dict[str, Any]) -> dict[str, Any]:
+    """Contents that are lists of texts (OpenAI's parts) as one text each, and developer, which is
+    OpenAI's later word, as system."""
+    changed = {}
+    for name in ("messages", "prompt", "completion", "chosen", "rejected"):
+        messages = fields.get(name)
+        if isinstance(messages, list):
+            changed[name] = [_with_text(message) for message in messages]
+    return fields | changed
+
+
+def _with_text(message: Any) -> Any:
+    if not isinstance(message, dict):
+        return message
+    if message.get("role") == "developer":
+        message = message | {"role": "system"}
+    parts = message.get("content")
+    if not isinstance(parts, list) or not all(_is_text_part(part) for part in parts):
+        return message
+    return message | {"content": "".join(part["text"] for part in parts)}
+
+
+def _is_text_part(part: Any) -> bool:
+    return (
+        isinstance(part, dict)
+        and part.get("type") in _TEXT_PARTS
+        and isinstance(part.get("text"), str)
+    )
+
+
+# --- what is not read: how to convert it ---
+
+
+def conversion(fields: Mapping[str, Any]) -> str:
+    """How a record with other keys becomes one of ours, as the end of a sentence; "" where it can't
+    be told."""
+    for name, value in fields.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict) and len(fields) == 1:
+            return f"; jq -c '.{name}[]' makes lines of what is in it"
+    texts = [name for name, value in fields.items() if isinstance(value, str)]
+    asked, said = texts[:2] if len(texts) >= 2 else ("QUESTION", "ANSWER")
+    return f"; {_JQ % (_key(asked), _key(said))} makes conversations of two of them"
+
+
+def answers_as_completions(fields: Mapping[str, Any]) -> str:
+    """… a record with a prompt whose answer has another key."""
+    said = next((n for n, v in fields.items() if n != "prompt" and isinstance(v, str)), "ANSWER")
+    return f"{_JQ % ('.prompt', _key(said))} makes conversations of prompt and {said}"
+
+
+_JQ = (
+    """jq -c '{messages: [{role: "user", content: %s}, {role: "assistant", content: %s}]}'"""
+    " < FILE > NEW"
+)
+
+
+def _key(name: str) -> str:
+    return f".{name}" if name.isidentifier() else f'."{name[:60]}"'
