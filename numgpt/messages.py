@@ -8,6 +8,7 @@ nested and shared, take longer than anybody waits.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import reprlib
@@ -45,6 +46,28 @@ def one_line(error: object) -> str:
     """An error's own words on one line, cut where they go on and on."""
     text = " ".join(str(error)[:2000].split())
     return text if len(text) <= 1000 else text[:999] + "…"
+
+
+# json's words for what is met most often.
+_PLAIN = {
+    "Extra data": "a comma or more stands behind the object",
+    "Expecting property name enclosed in double quotes": "no key in quotes, or a comma too many",
+    "Illegal trailing comma before end of object": "a comma too many",
+    "Invalid control character at": "a line break or tab inside a text",
+}
+
+
+def wrong_json(error: Exception, in_line: bool = False) -> str:
+    """What json says of a text that is none; `in_line` also the line that it is in."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if not isinstance(error, json.JSONDecodeError):
+        return str(error).partition(";")[0]  # a number of thousands of digits, bytes that are none
+    ends = error.pos >= len(error.doc.rstrip())
+    if error.doc.strip() and (ends or error.msg.startswith("Unterminated string")):
+        return "it ends before a quote, a bracket or a brace is closed"
+    what = _PLAIN.get(error.msg, error.msg.removesuffix(" at"))
+    return f"{what} at {f'line {error.lineno}, ' * in_line}column {error.colno}"
 
 
 def quoted(path: str | os.PathLike) -> str:

@@ -31,6 +31,7 @@ from numgpt.cli import (
     train,
     tune,
 )
+from numgpt.cli.common import set_threads
 from numgpt.formats.names import HubError
 from numgpt.messages import one_line, tell
 from numgpt.training import TrainingError
@@ -97,7 +98,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         if unknown:
             options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         if getattr(options, "threads", None) is not None:
-            _set_threads(options.threads)
+            set_threads(options.threads)
         options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, for instance `head`, has seen enough
@@ -122,13 +123,6 @@ def _fail(error: object, status: int) -> int:
         error = ": ".join(str(part) for part in (where, error.strerror, mend) if part is not None)
     tell(f"numgpt: error: {one_line(error)}")
     return status
-
-
-def _set_threads(count: int) -> None:
-    try:
-        numgpt.set_num_threads(count)
-    except ValueError as error:
-        raise ValueError(f"--threads {count}: {str(error).partition(': ')[2]}") from None
 
 
 def _in_flags(error: Exception | str, options: argparse.Namespace) -> object:

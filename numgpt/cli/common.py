@@ -7,6 +7,7 @@ import math
 import sys
 from typing import Any
 
+import numgpt
 from numgpt.formats import SHIPPED
 from numgpt.generation.options import SAMPLING
 from numgpt.messages import shown
@@ -146,6 +147,14 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=whole, metavar="N", help="threads to compute on (default: all cores)"
     )
+
+
+def set_threads(count: int) -> None:
+    """Raises ValueError for what is no number of threads, in the name of the flag."""
+    try:
+        numgpt.set_num_threads(count)
+    except ValueError as error:
+        raise ValueError(f"--threads {count}: {str(error).partition(': ')[2]}") from None
 
 
 def check_directory_name(flag: str, name: str | None) -> None:

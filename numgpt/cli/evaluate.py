@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from numgpt.cli.common import add_command, add_model, add_special_tokens, add_threads, whole
-from numgpt.data.corpus import find_files
+from numgpt.data.corpus import find_texts
 from numgpt.data.records import ENDINGS
 from numgpt.evaluation.perplexity import Evaluation, sliding_window_loss
 from numgpt.formats import load
@@ -43,7 +43,7 @@ def register(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     model, tokenizer = load(options.model, adapter=options.adapter)
-    files = find_files(options.data)
+    files = find_texts(options.data)
     if lines := [file for file in files if str(file).endswith(ENDINGS)]:
         tell(f"numgpt: note: {lines[0]} is JSON: measured as the text it is, keys and all")
     texts = (read_text(file) for file in files)

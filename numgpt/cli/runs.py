@@ -9,8 +9,8 @@ import signal
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from numgpt.cli.common import add_threads, check_directory_name, number, whole
-from numgpt.messages import quoted, tell
+from numgpt.cli.common import add_threads, check_directory_name, number, set_threads, whole
+from numgpt.messages import quoted, shown, tell
 from numgpt.training import Trainer
 from numgpt.training.checkpoint import checkpoint_bytes
 from numgpt.training.config import (
@@ -23,6 +23,12 @@ from numgpt.training.config import (
 )
 from numgpt.training.log import can_plot
 
+OF_COMMAND = {
+    "out": str,
+    "resume": str,
+    "overwrite": bool,
+    "threads": int,
+}  # beside a run's options
 KINDS: dict[type, tuple[Callable[[str], Any], str]] = {
     int: (whole, "N"),
     float: (number, "X"),
@@ -37,9 +43,7 @@ def add_run_options(parser: argparse.ArgumentParser, config_class: type[RunConfi
         "--overwrite", action="store_true", help="replace the run or model that --out holds already"
     )
     parser.add_argument("--resume", metavar="DIR", help="continue the run in this directory")
-    parser.add_argument(
-        "--config", metavar="FILE", help="TOML file of the options below; flags win"
-    )
+    parser.add_argument("--config", metavar="FILE", help="TOML file of these options; flags win")
     known = options_of(config_class)
     for title in GROUPS:
         group = parser.add_argument_group(title)
@@ -72,7 +76,7 @@ def run(
     """Start or resume a run, and train to its end; `check` refuses options of a new run that cannot
     be combined, `end` says what to try then."""
     known = options_of(options.config_class)
-    chosen = {} if options.config is None else read_toml(options.config, known)
+    chosen = {} if options.config is None else _read_file(options, known)
     flags = {name: value for name, value in vars(options).items() if name in known}
     for name, other in (("steps", "epochs"), ("epochs", "steps")):
         if name in flags:
@@ -115,6 +119,26 @@ def run(
     validated = trainer.source.validates
     best = f"the best model (validation loss {trainer.best_loss:.4f})" if validated else "the model"
     tell(f"done; {best} is in {trainer.out}; try: {end(trainer)}")
+
+
+def _read_file(options: argparse.Namespace, known: Collection[str]) -> dict[str, Any]:
+    """The options in a file; those of the command itself go to the flags that are not given."""
+    chosen = read_toml(options.config, [*known, *OF_COMMAND])
+    if options.out is not None or options.resume is not None:
+        for name in ("out", "resume"):  # the flag decides on both
+            chosen.pop(name, None)
+    for name, kind in OF_COMMAND.items():
+        if name not in chosen:
+            continue
+        value: Any = chosen.pop(name)
+        if type(value) is not kind:
+            what = {str: "a text", bool: "true or false", int: "a whole number"}[kind]
+            raise ValueError(f"{options.config}: {name}={shown(value)}: expected {what}")
+        if not getattr(options, name):
+            setattr(options, name, value)
+            if name == "threads":
+                set_threads(options.threads)
+    return chosen
 
 
 @contextlib.contextmanager

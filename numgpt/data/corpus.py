@@ -7,19 +7,19 @@ be larger than memory. The last part of them is for validation.
 from __future__ import annotations
 
 import codecs
-import glob
 import hashlib
 import json
 import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from numgpt.data.batch import Batch
+from numgpt.data.finding import find_files
 from numgpt.files import naming, replacing
 from numgpt.messages import shown
 from numgpt.tokenizer import BaseTokenizer, Tokenizer
@@ -27,58 +27,23 @@ from numgpt.tokenizer.base import any_of
 from numgpt.tokenizer.reading import read_text
 
 TOKENS_FILE = "tokens.bin"
-CHECKPOINT_FILE = "checkpoint.safetensors"  # by which a run is known
 READ_AT_ONCE = 1 << 24  # bytes
-STANDARD_INPUT = "-"
 LOOKED_AT = 1 << 20  # characters of a text, to see whether it is JSON
 
 
-def find_files(data: str | list[str]) -> list[Path]:
+def find_texts(data: str | list[str]) -> list[Path]:
     """The files that a path, a directory (with all the text below it) or a glob names, in order; or
     those of several.
 
-    What a directory or a glob finds beside text is left out, with a warning that counts it. Raises
-    FileNotFoundError where there is nothing, ValueError for what can be read only once.
+    What a directory or a glob finds beside text is left out, and told. Raises FileNotFoundError
+    where there is nothing, ValueError for what can be read only once.
     """
-    if isinstance(data, list):
-        return [file for one in data for file in find_files(one)]
-    path = Path(data)
-    if path.is_file():
-        return [path]
-    if data and path.exists() and not path.is_dir():
-        raise ValueError(
-            f"--data {data} is a pipe or a device, which can be read only once: write the text to a"
-            " file first"
-        )
-    if path.is_dir() and data:
-        found = [match for match in path.rglob("*") if not is_hidden(match.relative_to(path))]
-    else:
-        found = [Path(match) for match in glob.glob(data, recursive=True)]
-    # A directory may hold runs: what they wrote is no text to train on.
-    found = sorted(
-        file for file in found if file.is_file() and not (file.parent / CHECKPOINT_FILE).exists()
-    )
-    files = [file for file in found if is_text(file)]
-    skipped = sorted(set(found).difference(files))
-    if skipped:
-        count = "1 file" if len(skipped) == 1 else f"{len(skipped)} files"
-        warnings.warn(f"{data}: {count} without UTF-8 text left out ({skipped[0]})", stacklevel=2)
-    if not files:
-        raise FileNotFoundError(
-            f"--data {data or repr(data)}: no such file, directory or glob, or no text in it"
-        )
-    return files
+    files = find_files(data, _no_text, "write the text to a file first", "no text in it")
+    return [Path(file) for file in files]
 
 
-def absolute(data: str | list[str] | None) -> str | list[str] | None:
-    """The same data from whatever working directory a run is resumed."""
-    if isinstance(data, list):
-        return [str(absolute(one)) for one in data]
-    return os.path.abspath(data) if data and data != STANDARD_INPUT else data
-
-
-def is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _no_text(path: Path) -> str | None:
+    return None if is_text(path) else "without UTF-8 text"
 
 
 def is_text(path: Path) -> bool:
@@ -108,16 +73,18 @@ Documents = Sequence[Path] | None  # files; None: the language reference
 
 def find_documents(data: str | list[str] | None) -> Documents:
     """The documents of a corpus."""
-    return None if data is None else find_files(data)
+    return None if data is None else find_texts(data)
 
 
-def read_documents(documents: Documents) -> Iterator[Iterator[str]]:
-    """Each document in parts that can be tokenised by themselves."""
+def read_documents(
+    documents: Documents, changes: Counter[str] | None = None
+) -> Iterator[Iterator[str]]:
+    """Each document in parts that can be tokenised by themselves; see read_text."""
     if documents is None:
         yield iter([language_reference()])
     else:
         for file in documents:
-            yield read_text(file)
+            yield read_text(file, changes=changes)
 
 
 @dataclass(frozen=True)
@@ -129,6 +96,7 @@ class TokensFile:
     sha256: str
     tokenizer: str  # the hash of the tokenizer that made them
     conversations: bool = False  # whether they are written in the chat format
+    vocab_size: int = field(default=0, compare=False)  # of that tokenizer; 0: not known
 
 
 @dataclass
@@ -169,11 +137,13 @@ def encode_corpus(
 
     Documents are separated by the end-of-text token where the tokenizer has one. With
     special_tokens those in the text are meant; else they are ordinary text, and a warning says so,
-    as of files that look like JSON lines. Raises ValueError where the text can't be encoded.
+    as of files that look like JSON lines, and of what read_text changes. Raises ValueError where
+    the text can't be encoded.
     """
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     specials = any_of(frozenset(tokenizer.special_tokens))
     spelt: Counter[str] = Counter()
+    changes: Counter[str] = Counter()
     count, digest = 0, hashlib.sha256()
 
     def write(ids: list[int]) -> None:
@@ -184,7 +154,7 @@ def encode_corpus(
         count += len(ids)
 
     with replacing(Path(directory) / TOKENS_FILE) as file:
-        for number, document in enumerate(read_documents(documents)):
+        for number, document in enumerate(read_documents(documents, changes)):
             if number and tokenizer.eos_token_id is not None:
                 write([tokenizer.eos_token_id])
             for place, part in enumerate(document):
@@ -199,6 +169,9 @@ def encode_corpus(
                     spelt.update(specials.findall(part))
                 allowed = "all" if special_tokens else ()
                 write(list(tokenizer.encode(part, allowed, continues=place > 0)))
+    for what, count_of_files in changes.items():
+        files = f"{count_of_files} files have" if count_of_files > 1 else "the text has"
+        warnings.warn(f"{files} {what}", stacklevel=2)
     if spelt:
         token, times = spelt.most_common(1)[0]
         warnings.warn(
@@ -206,7 +179,18 @@ def encode_corpus(
             " special_tokens means them, or give each document a file of its own",
             stacklevel=2,
         )
-    return TokensFile(dtype.str, count, digest.hexdigest(), hash_tokenizer(tokenizer))
+    hashes = digest.hexdigest(), hash_tokenizer(tokenizer)
+    return TokensFile(dtype.str, count, *hashes, vocab_size=tokenizer.vocab_size)
+
+
+def check_tokenizer(tokenizer: BaseTokenizer, tokens: TokensFile) -> None:
+    """Raises ValueError for another tokenizer than the one that made the tokens."""
+    as_large = tokens.vocab_size in (0, tokenizer.vocab_size)  # first: a hash takes its time
+    if not as_large or hash_tokenizer(tokenizer) != tokens.tokenizer:
+        raise ValueError(
+            "its tokenizer is not the one that the run began with: put the tokenizer files of this"
+            " run back"
+        )
 
 
 def _is_json_lines(text: str) -> bool:
@@ -306,8 +290,9 @@ def tokens_file_from(fields: object) -> TokensFile:
     tokens = TokensFile(**fields)  # type: ignore[arg-type]
     if tokens.dtype not in ("<u2", "<u4"):
         raise ValueError(f"dtype={shown(tokens.dtype)}")
-    if type(tokens.count) is not int or not 0 <= tokens.count < 1 << 53:
-        raise ValueError(f"count={shown(tokens.count)}")
+    for name in ("count", "vocab_size"):
+        if type(value := getattr(tokens, name)) is not int or not 0 <= value < 1 << 53:
+            raise ValueError(f"{name}={shown(value)}")
     if not all(isinstance(value, str) for value in (tokens.sha256, tokens.tokenizer)):
         raise ValueError("a hash is not a string")
     if not isinstance(tokens.conversations, bool):

@@ -104,7 +104,8 @@ def encode_examples(
             reason = f": all {counts.held_out} are held out, lower val_fraction"
         raise ValueError(f"there are no examples to train on{reason}")
     hashes = digest.hexdigest(), hash_tokenizer(encoder.tokenizer)
-    return TokensFile(DTYPE.str, written, *hashes, encoder.conversations), counts
+    made_by = encoder.conversations, encoder.tokenizer.vocab_size
+    return TokensFile(DTYPE.str, written, *hashes, *made_by), counts
 
 
 class ExampleSet:

@@ -12,7 +12,6 @@ also be one array of such objects.
 
 from __future__ import annotations
 
-import glob
 import gzip
 import json
 import os
@@ -25,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from numgpt.data.corpus import CHECKPOINT_FILE, STANDARD_INPUT, is_hidden
 from numgpt.data.dialects import as_messages, conversion
+from numgpt.data.finding import STANDARD_INPUT, find_files
 from numgpt.files import naming
-from numgpt.messages import shown
+from numgpt.messages import shown, wrong_json
 
 ENDINGS = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 LONGEST_LINE, LONGEST_ARRAY = 1 << 26, 1 << 32  # bytes
@@ -59,30 +58,19 @@ def find_record_files(data: str | list[str]) -> list[str]:
     order; or those of several.  Raises FileNotFoundError where there is nothing."""
     if isinstance(data, list):
         return [file for one in data for file in find_record_files(one)]
-    if data == STANDARD_INPUT or os.path.isfile(data):
+    if data == STANDARD_INPUT:
         return [data]
-    if data and os.path.isdir(data):
-        below = (p for p in Path(data).rglob("*") if not is_hidden(p.relative_to(data)))
-        found = [path for path in below if path.name.endswith(ENDINGS)]
-    elif os.path.exists(data):
-        raise ValueError(
-            f"{data} is a pipe or a device, which can be read only once: give it as standard input"
-            f" ({STANDARD_INPUT}), or write it to a file first"
-        )
-    else:
-        found = [Path(match) for match in glob.glob(data, recursive=True)]
-    # A directory may hold runs: what they wrote is no data.
-    files = sorted(
-        str(path)
-        for path in found
-        if path.is_file() and not (path.parent / CHECKPOINT_FILE).exists()
+
+    def unwanted(path: Path) -> str | None:
+        named = not os.path.isdir(data)  # by a glob, whatever its ending
+        return None if named or path.name.endswith(ENDINGS) else "without JSON lines"
+
+    return find_files(
+        data,
+        unwanted,
+        f"give it as standard input ({STANDARD_INPUT}), or write it to a file first",
+        f"no JSON lines in it ({', '.join(ENDINGS[:3])}, or with .gz)",
     )
-    if not files:
-        raise FileNotFoundError(
-            f"{shown(data)}: no such file, directory or glob, or no JSON lines in it"
-            f" ({', '.join(ENDINGS[:3])}, or with .gz)"
-        )
-    return files
 
 
 def read_records(files: list[str], kind: str | None = None) -> Iterator[Record]:
@@ -137,7 +125,7 @@ def _objects(path: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
                 value = json.loads(text.rstrip("\r\n"))
             except (ValueError, RecursionError) as error:
                 raise ValueError(
-                    f"{path}, line {number} is not JSON ({_what_is_wrong(error)}): each line is one"
+                    f"{path}, line {number} is not JSON ({wrong_json(error)}): each line is one"
                     f" object{_way_out(path, text)}"
                 ) from None
             yield "line", number, _object(value, f"{path}, line {number}")
@@ -154,7 +142,7 @@ def _items(text: str, path: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
         try:
             value, place = decoder.raw_decode(text, place)
         except (ValueError, RecursionError) as error:
-            what = _what_is_wrong(error, in_line=True)
+            what = wrong_json(error, in_line=True)
             raise ValueError(f"{path}: item {number} of its array is not JSON ({what})") from None
         yield "item", number, _object(value, f"{path}, item {number}")
         place = _space_ends(text, place)
@@ -190,24 +178,6 @@ def _decoded(data: bytes, path: str, where: str, first: bool = False) -> str:
             f"{path}, {where} is not UTF-8 text (byte 0x{data[error.start]:02X}): convert it first,"
             " for instance with iconv"
         ) from None
-
-
-# json's words for what is met most often.
-_PLAIN = {
-    "Extra data": "a comma or more stands behind the object",
-    "Expecting property name enclosed in double quotes": "no key in quotes, or a comma too many",
-    "Illegal trailing comma before end of object": "a comma too many",
-    "Invalid control character at": "a line break or tab inside a text",
-}
-
-
-def _what_is_wrong(error: Exception, in_line: bool = False) -> str:
-    if not isinstance(error, json.JSONDecodeError):
-        return f"{error!s:.100}"
-    if error.pos >= len(error.doc) or error.msg.startswith("Unterminated string"):
-        return "it ends before a quote, a bracket or a brace is closed"
-    what = _PLAIN.get(error.msg, error.msg.removesuffix(" at"))
-    return f"{what} at {f'line {error.lineno}, ' * in_line}column {error.colno}"
 
 
 def _way_out(path: str, text: str) -> str:

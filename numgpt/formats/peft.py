@@ -41,7 +41,7 @@ PICKLED_ADAPTER_FILE = "adapter_model.bin"
 ADAPTER_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, PICKLED_ADAPTER_FILE)
 _PREFIX = "base_model.model."
 FINGERPRINTED = 1 << 10  # values of each parameter
-_NEEDED = ("r", "lora_alpha")  # are not None
+_NEEDED = {"r": 8, "lora_alpha": 8}  # are not None; PEFT's defaults where they are left out
 _TENSOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_(A|B)\.weight")
 # What a config says that is LoRAConfig's, …
 _USED = tuple(field.name for field in dataclasses.fields(LoRAConfig))
@@ -265,6 +265,7 @@ def _config(fields: Mapping[str, Any], model: LanguageModel) -> tuple[LoRAConfig
             " adapter was made, or is to be; save it again with PEFT's"
             " save_pretrained(…, path_initial_model_for_weight_conversion=…)"
         )
+    fields = _NEEDED | dict(fields)
     config = LoRAConfig(
         **{n: fields[n] for n in _USED if fields.get(n) is not None or n in _NEEDED}
     )

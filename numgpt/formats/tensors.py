@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from numgpt.files import LFS_POINTER, check_no_pointer
+from numgpt.messages import wrong_json
 
 # By the names that safetensors gives them.
 DTYPES: dict[str, np.dtype] = {
@@ -108,7 +109,8 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path.parent} has no {path.name}: is it a model directory in the Hugging Face layout?"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); copy or download it again") from None
+        what = wrong_json(error, in_line=True)
+        raise ValueError(f"{path} is not valid JSON ({what}); copy or download it again") from None
     check_no_pointer(path, data)
     if not isinstance(fields, dict):
         raise ValueError(f"{path}: expected a JSON object")

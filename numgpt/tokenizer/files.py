@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from numgpt.files import check_no_pointer, finish_replacing, naming, replacing_together
-from numgpt.messages import shown
+from numgpt.messages import shown, wrong_json
 from numgpt.tokenizer import sections
 from numgpt.tokenizer.base import END_OF_TEXT, TOKENIZER_FILES, BaseTokenizer
 from numgpt.tokenizer.bpe import Tokenizer
@@ -30,6 +30,7 @@ from numgpt.tokenizer.byte_alphabet import from_printable, to_printable
 from numgpt.tokenizer.character import CharTokenizer
 
 PAIRED_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+MOST_TOKENS = 1 << 29  # of a vocabulary: data keep more in 32 bits than an id
 CHARACTERS_FILE = "characters.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates/*.jinja"
@@ -84,9 +85,10 @@ def build_bpe(
             )
     added = added or {}
     for token, id in (vocabulary | special | added).items():
-        if not isinstance(id, int):
+        if not isinstance(id, int) or not 0 <= id < MOST_TOKENS:
             raise ValueError(
-                f"the token {shown(token)} has the id {shown(id)}: expected a whole number"
+                f"the token {shown(token)} has the id {shown(id)}: expected a whole number below"
+                f" {MOST_TOKENS:,}"
             )
     made = {left + right for left, right in pairs}
     reachable = _is_printable if options.get("ignore_merges") else made.__contains__
@@ -358,7 +360,6 @@ def _read_json(path: Path) -> Any:
     check_no_pointer(path, text[:99].encode())
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): copy or download it again") from None
-    except (ValueError, RecursionError):  # a number of thousands of digits, or nested too deeply
-        raise ValueError(f"{path} is not valid JSON: copy or download it again") from None
+    except (ValueError, RecursionError) as error:
+        what = wrong_json(error, in_line=True)
+        raise ValueError(f"{path} is not valid JSON ({what}): copy or download it again") from None

@@ -44,7 +44,9 @@ def begin_run(
     finish_replacing(out)
     check_free()
     with replacing_together(out, run_files(out), check_free) as staged:
-        save_checkpoint(staged, prepare(config, out, staged))
+        state = prepare(config, out, staged)
+        config.cut_warmup()
+        save_checkpoint(staged, state)
 
 
 def _check_free(out: Path) -> None:

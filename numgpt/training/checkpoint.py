@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from numgpt import formats
-from numgpt.data.corpus import CHECKPOINT_FILE, TokensFile, tokens_file_from
+from numgpt.data.corpus import TokensFile, tokens_file_from
+from numgpt.data.finding import CHECKPOINT_FILE
 from numgpt.files import finish_replacing
 from numgpt.formats.families import FAMILIES
 from numgpt.formats.huggingface import WEIGHTS_FILE
@@ -30,6 +31,7 @@ from numgpt.formats.tensors import StoredTensor
 from numgpt.layers import TokenStatistics
 from numgpt.messages import one_line, quoted, shown
 from numgpt.models import LanguageModel
+from numgpt.models.config import Config
 from numgpt.models.lora import Adapter, LoRAConfig, adapter_shapes
 from numgpt.models.parameters import Layout, Parameters
 from numgpt.runtime import physical_memory
@@ -254,20 +256,24 @@ def tuned_parameters(model: LanguageModel) -> Parameters:
     return model.parameters if model.adapter is None else model.adapter.parameters
 
 
+def check_batch(config: RunConfig, model_config: Config, itemsize: int = 4) -> None:
+    """Raises ValueError where a batch can't fit into memory."""
+    # At the least the residual stream of every block.
+    numbers = config.batch_size * config.longest * model_config.layers * model_config.width
+    if (batch := numbers * itemsize) > physical_memory():
+        raise ValueError(
+            f"batch_size={config.batch_size} of up to {config.length_option}={config.longest}"
+            f" tokens needs {batch / 1e9:,.0f} GB, this machine has"
+            f" {physical_memory() / 1e9:,.0f} GB: choose fewer, and perhaps more grad_accum"
+        )
+
+
 def check_fits(directory: Path, config: RunConfig, model: LanguageModel) -> None:
     """Raises ValueError where a batch can't fit into memory, OSError where the disk is too small
     for the checkpoints, the old beside the new."""
-    # At the least the residual stream of every block.
-    numbers = config.batch_size * config.longest * model.config.layers * model.config.width
-    batch = numbers * model.parameters.dtype.itemsize
-    if batch > physical_memory():
-        raise ValueError(
-            f"batch_size={config.batch_size} of up to {config.longest} tokens needs"
-            f" {batch / 1e9:,.0f} GB, this machine has {physical_memory() / 1e9:,.0f} GB: choose a"
-            " smaller one, and perhaps more grad_accum"
-        )
-    weights = tuned_parameters(model).nbytes  # the best
-    needed = 2 * (checkpoint_bytes(model) + weights)
+    check_batch(config, model.config, model.parameters.dtype.itemsize)
+    weights = tuned_parameters(model).nbytes  # those that are kept, the best and the last
+    needed = 2 * (checkpoint_bytes(model) + 2 * weights)
     for path in (directory / n for n in (CHECKPOINT_FILE, WEIGHTS_FILE, ADAPTER_FILE)):
         needed -= path.stat().st_size if path.is_file() else 0
     free = shutil.disk_usage(directory).free

@@ -9,6 +9,7 @@ import importlib
 import math
 import re
 import sys
+import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,7 @@ class RunConfig:
 
     kind: ClassVar[str]  # by which a checkpoint is known
     command: ClassVar[str]  # of numgpt, which makes such runs
+    length_option: ClassVar[str]  # the most tokens that a sequence of a batch has
 
     steps: int = _option(None, "optimizer steps", "schedule", int)
     batch_size: int = _option(None, "sequences in a batch", "schedule", int)
@@ -111,6 +113,16 @@ class RunConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 or more and below 1")
 
+    def cut_warmup(self) -> None:
+        """A warm-up that would not end before the run does is cut to a tenth of it, with a
+        warning."""
+        if self.warmup >= self.steps and (tenth := self.steps // 10) < self.warmup:
+            warnings.warn(
+                f"warmup={self.warmup} is no less than steps={self.steps}: cut to {tenth}",
+                stacklevel=2,
+            )
+            self.warmup = tenth
+
 
 @dataclass
 class TrainConfig(RunConfig):
@@ -119,6 +131,7 @@ class TrainConfig(RunConfig):
     MOST_CONTEXT."""
 
     kind = command = "train"
+    length_option = "block_size"
 
     data: str | list[str] | None = _option(
         None, "text: files, directories or globs; none: the Python language reference", "data", str
@@ -168,7 +181,10 @@ class TrainConfig(RunConfig):
         """Raises ValueError naming the option that is invalid."""
         super().validate()
         if not 0 < self.val_fraction < 1:
-            raise ValueError(f"val_fraction={self.val_fraction}: expected a number between 0 and 1")
+            raise ValueError(
+                f"val_fraction={self.val_fraction}: expected a number above 0 and below 1; 0.1"
+                " holds a tenth out"
+            )
         self._validate_sizes()
 
     def _validate_sizes(self) -> None:
@@ -193,6 +209,7 @@ class TuneConfig(RunConfig):
     whether an adapter or the whole model is tuned."""
 
     kind, command = "sft", "tune sft"
+    length_option = "max_length"
 
     model: str = _option(None, "the model to tune: a directory or a name", "model", str)
     data: str | list[str] = _option(
@@ -267,7 +284,10 @@ class TuneConfig(RunConfig):
             if not getattr(self, name):
                 raise ValueError(f"{name}={shown(getattr(self, name))}: name one")
         if not 0 <= self.val_fraction < 1:
-            raise ValueError(f"val_fraction={self.val_fraction}: expected 0 or more and below 1")
+            raise ValueError(
+                f"val_fraction={self.val_fraction}: expected 0 or more and below 1; 0.1 holds a"
+                " tenth out"
+            )
         if self.val_data is not None and self.val_fraction:
             raise ValueError("val_data cannot be combined with val_fraction: choose one")
         if not 0 < self.epochs <= MOST_EPOCHS:
@@ -394,7 +414,7 @@ def read_toml(path: str | Path, known: Collection[str] = OPTIONS.keys()) -> dict
             )
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            names = ", ".join(near or known).replace("_", "-")  # as the flags have them
+            names = ", ".join(map(repr, near or known))
             hint = f"did you mean {names}?" if near else f"there are {names}"
-            raise ValueError(f"{path}: {shown(name)} is not an option of training; {hint}")
+            raise ValueError(f"{path}: {shown(name)} is not an option; {hint}")
     return options

@@ -20,7 +20,8 @@ from typing import Any, Protocol
 
 from numgpt import formats
 from numgpt.data.batch import Batch
-from numgpt.data.corpus import absolute, hash_tokenizer
+from numgpt.data.corpus import check_tokenizer
+from numgpt.data.finding import absolute
 from numgpt.files import DirectoryLock, sweep
 from numgpt.formats.source import is_finite
 from numgpt.layers import TokenStatistics
@@ -196,15 +197,16 @@ class Trainer:
                 )
             setattr(config, name, value)
         config.validate()
+        if changes:
+            config.cut_warmup()
         state.apply_options()
         if state.optimizer.steps:  # a new run has been checked before anything was there
             check_fits(out, config, state.model)
         tokenizer = formats.load_tokenizer(out)
-        if hash_tokenizer(tokenizer) != state.tokens.tokenizer:
-            raise ValueError(
-                f"{out}: its tokenizer is not the one that the run began with: put the tokenizer"
-                " files of this run back"
-            )
+        try:
+            check_tokenizer(tokenizer, state.tokens)
+        except ValueError as error:
+            raise ValueError(f"{out}: {error}") from None
         return cls(state, out, tokenizer, task.source(state, out, tokenizer), lock)
 
     def run(self) -> None:

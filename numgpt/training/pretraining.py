@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from numgpt import formats
 from numgpt.data.batch import Batch
 from numgpt.data.corpus import (
     Documents,
-    absolute,
     check_length,
     encode_corpus,
     find_documents,
@@ -20,13 +20,15 @@ from numgpt.data.corpus import (
     read_documents,
     restore_tokens,
 )
+from numgpt.data.finding import absolute
 from numgpt.formats.families import FAMILIES
 from numgpt.messages import shown
 from numgpt.models import LanguageModel
+from numgpt.models.config import Config
 from numgpt.runtime import physical_memory
 from numgpt.tokenizer import BaseTokenizer, CharTokenizer, Tokenizer
 from numgpt.training.beginning import absolute_model, check_not_replaced, run_files
-from numgpt.training.checkpoint import RunState, check_fits
+from numgpt.training.checkpoint import RunState, check_batch, check_fits
 from numgpt.training.config import MOST_CONTEXT, TrainConfig
 
 SAMPLE_TOKENS = 200
@@ -53,13 +55,16 @@ def prepare(config: TrainConfig, out: Path, staged: Path) -> RunState:
         _fit_context(config, model)
     else:
         tokenizer = make_tokenizer(config, documents)
-        model = new_model(config, tokenizer)
-    check_fits(out, config, model)
-    tokenizer.save_pretrained(staged)
-    # From here on all names of the run are its own: what it replaces later it has written.
-    model.save_pretrained(staged)
+        model_config = new_config(config, tokenizer)
+        model = None
     tokens = encode_corpus(documents, tokenizer, staged, config.special_tokens)
     check_length(tokens, config.val_fraction, config.context)
+    if model is None:
+        model = FAMILIES[config.arch].model(model_config, seed=config.seed)
+    check_fits(out, config, model)
+    # From here on all names of the run are its own: what it replaces later it has written.
+    tokenizer.save_pretrained(staged)
+    model.save_pretrained(staged)
     return RunState.new(config, model, tokens)
 
 
@@ -130,19 +135,18 @@ def _fit_context(config: TrainConfig, model: LanguageModel) -> None:
         )
 
 
-def new_model(config: TrainConfig, tokenizer: BaseTokenizer) -> LanguageModel:
-    """A model of the family and sizes that the options give, with random weights."""
+def new_config(config: TrainConfig, tokenizer: BaseTokenizer) -> Config:
+    """That of a model of the family and sizes that the options give.  Raises ValueError where the
+    model, or a batch, would not fit into memory."""
     vectors = 12 * config.n_layer * config.n_embd + tokenizer.vocab_size + config.context
     needed = 16 * vectors * config.n_embd  # bytes: float32 weights, gradients and two moments
     if needed > physical_memory():
         raise ValueError(
-            f"a model of n_layer={config.n_layer}, n_embd={config.n_embd} needs"
-            f" {needed / 1e9:,.0f} GB"
+            f"a model of n_layer={config.n_layer}, n_embd={config.n_embd},"
+            f" block_size={config.context} needs {needed / 1e9:,.0f} GB"
             f" to train, this machine has {physical_memory() / 1e9:,.0f} GB: choose a smaller one"
         )
-    end_of_text = tokenizer.eos_token_id
-    family = FAMILIES[config.arch]
-    model_config = family.model.config_class.of_sizes(
+    model_config = FAMILIES[config.arch].model.config_class.of_sizes(
         config.arch,
         tokenizer.vocab_size,
         config.context,
@@ -151,13 +155,15 @@ def new_model(config: TrainConfig, tokenizer: BaseTokenizer) -> LanguageModel:
         config.n_kv_head,
         config.n_embd,
     )
-    model_config.bos_token_id = model_config.eos_token_id = end_of_text
-    return family.model(model_config, seed=config.seed)
+    check_batch(config, model_config)
+    model_config.bos_token_id = model_config.eos_token_id = tokenizer.eos_token_id
+    return model_config
 
 
 def make_tokenizer(config: TrainConfig, documents: Documents) -> BaseTokenizer:
     """The tokenizer that the options ask for, learnt from the corpus or loaded."""
-    parts = (part for document in read_documents(documents) for part in document)
+    changes: Counter[str] = Counter()  # of the text, which encode_corpus tells
+    parts = (part for document in read_documents(documents, changes) for part in document)
     if config.tokenizer == "char":
         return CharTokenizer.train(parts)
     if config.tokenizer == "bpe":

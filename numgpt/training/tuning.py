@@ -14,15 +14,10 @@ import numpy as np
 
 from numgpt import formats
 from numgpt.data.batch import Batch
-from numgpt.data.corpus import (
-    STANDARD_INPUT,
-    TOKENS_FILE,
-    TokensFile,
-    absolute,
-    restore_tokens,
-)
+from numgpt.data.corpus import TOKENS_FILE, TokensFile, restore_tokens
 from numgpt.data.example_set import Counts, ExampleSet, encode_examples
 from numgpt.data.examples import Example, ExampleEncoder, marked
+from numgpt.data.finding import STANDARD_INPUT, absolute
 from numgpt.data.records import Record, find_record_files, read_records
 from numgpt.formats.huggingface import CONFIG_FILE
 from numgpt.messages import printable, tell
@@ -100,7 +95,7 @@ def _files(config: TuneConfig) -> tuple[list[str], list[str]]:
         try:
             held_out = find_record_files(config.val_data)
         except (FileNotFoundError, ValueError) as error:
-            raise type(error)(f"val_data={error}") from None
+            raise type(error)(f"val_{error}") from None
     return find_record_files(config.data), held_out
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numgpt import CharTokenizer, Tokenizer
 from numgpt.tokenizer.byte_alphabet import BYTES, from_printable, to_printable
 from numgpt.tokenizer.pattern import PATTERNS, Pattern
-from numgpt.tokenizer.reading import read_text
+from numgpt.tokenizer.reading import LINE_ENDS, MARKED, read_text
 
 
 def hugging_face_trained(texts: list[str], vocab_size: int, min_frequency: int):
@@ -126,13 +126,28 @@ def test_texts_files_and_both_give_the_same(tmp_path, capsys):
 def test_a_file_read_in_parts_is_tokenised_like_the_whole(tmp_path_factory, text, size, name):
     path = tmp_path_factory.mktemp("text") / "file.txt"
     path.write_text(text, encoding="utf-8", newline="")
-    parts = list(read_text(path, size))
+    changes = Counter()
+    parts = list(read_text(path, size, changes))
+    assert ("\r" in text) == (changes == {LINE_ENDS: 1})
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     assert "".join(parts) == text
     pattern = Pattern(name)
     assert [piece for part in parts for piece in pattern.split(part)] == pattern.split(text)
     composed = [normalize("NFC", part) for part in parts]
     whole = pattern.split(normalize("NFC", text))
     assert [piece for part in composed for piece in pattern.split(part)] == whole
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_line_ends_and_byte_order_marks(tmp_path, size):
+    path = tmp_path / "file.txt"
+    path.write_bytes("\ufeffone\r\ntwo\rthree\n\ufefffour".encode())
+    with pytest.warns(UserWarning, match=r"file\.txt has a byte order mark.* and line ends other"):
+        assert "".join(read_text(path, size)) == "one\ntwo\nthree\n\ufefffour"
+    path.write_bytes("\ufeff".encode())
+    changes = Counter()
+    assert list(read_text(path, size, changes)) == []
+    assert changes == {MARKED: 1}
 
 
 def test_reading_names_a_file_that_is_not_text(tmp_path):

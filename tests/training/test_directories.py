@@ -12,8 +12,10 @@ import warnings
 import numpy as np
 import pytest
 
+import numgpt
 from numgpt import GPT, CharTokenizer, GPTConfig, Tokenizer, cli, formats
-from numgpt.data.corpus import find_files
+from numgpt.data.corpus import find_texts
+from numgpt.data.records import find_record_files
 from numgpt.files import LOCK_FILE, DirectoryLock
 from numgpt.training import TrainConfig, Trainer
 from numgpt.training.checkpoint import load_checkpoint
@@ -394,15 +396,47 @@ def test_a_directory_of_data_leaves_out_what_is_no_text(text, tmp_path):
     (data / "a.txt").write_text(TEXT)
     (data / "picture.png").write_bytes(b"\x89PNG\r\n\0\0")
     (data / "latin.txt").write_bytes("ä".encode("latin-1"))
-    with pytest.warns(UserWarning, match="2 files without UTF-8 text left out"):
+    with pytest.warns(UserWarning, match=r"left out: 2 without UTF-8 text .*latin.*png"):
         trainer = start(str(data), tmp_path / "run")
     assert len(trainer.source.corpus.train) + len(trainer.source.corpus.val) == len(TEXT)
 
 
+def test_all_that_is_left_out_is_told_by_reason(tmp_path):
+    for number in range(5):
+        (tmp_path / f"{number}.png").write_bytes(b"\0")
+    for name in ("run/checkpoint.safetensors", "run/last/notes.txt", ".git/HEAD", "deep/a.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("text")
+    with pytest.warns(UserWarning, match="left out") as told:
+        assert find_texts(str(tmp_path)) == [tmp_path / "deep/a.txt"]
+    (message,) = (str(warning.message) for warning in told)
+    assert "1 hidden (" in message
+    assert "2 of a run (" in message
+    assert "5 without UTF-8 text (" in message
+    assert "2.png and 2 more" in message
+    message = r"1 hidden .*; 6 without JSON lines .*; 2 of a run"
+    with (
+        pytest.warns(UserWarning, match=message),
+        pytest.raises(FileNotFoundError, match="no JSON lines in it"),
+    ):
+        find_record_files(str(tmp_path))
+
+
+def test_text_of_other_systems_is_read_as_any(text, tmp_path):
+    """A byte order mark and CRLF are no part of it."""
+    other = tmp_path / "other.txt"
+    other.write_bytes(b"\xef\xbb\xbf" + TEXT.replace("\n", "\r\n").encode())
+    with pytest.warns(UserWarning, match="has ") as told:
+        trainer = start(str(other), tmp_path / "other")
+    assert sum("line ends" in str(warning.message) for warning in told) == 1
+    assert sum("byte order mark" in str(warning.message) for warning in told) == 1
+    assert trainer.state.tokens == start(text, tmp_path / "run").state.tokens
+
+
 def test_a_glob_leaves_out_what_is_no_text_to_its_end(text, tmp_path):
     (tmp_path / "late.txt").write_bytes(b"a" * (1 << 17) + b"\xff")
-    with pytest.warns(UserWarning, match="1 file without UTF-8 text left out"):
-        assert find_files(str(tmp_path / "*.txt")) == [tmp_path / "text.txt"]
+    with pytest.warns(UserWarning, match=r"left out: 1 without UTF-8 text .*late\.txt"):
+        assert find_texts(str(tmp_path / "*.txt")) == [tmp_path / "text.txt"]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="FIFOs")
@@ -416,7 +450,10 @@ def test_a_pipe_is_told_to_be_read_only_once(call, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--batch-size=9000000000000000",), "--batch-size 9000000000000000 of up to 8 tokens"),
+        (
+            ("--batch-size=9000000000000000",),
+            "--batch-size 9000000000000000 of up to --block-size 8 tokens",
+        ),
         (("--block-size=2000",), "a smaller --vocab-size or --tokenizer char"),
         (("--config=/dev/zero",), "/dev/zero is not valid TOML: it has more than"),
     ],
@@ -486,3 +523,74 @@ def test_any_text_trains_generates_evaluates_and_tunes(call, text, tmp_path):
     tuned = ("train", "--init-from", run, "--data", other, "--out", tmp_path / "tuned")
     status, err = call(*tuned, "--steps=1", "--sample-every=0", "--eval-batches=1")
     assert status == 0, err
+
+
+def test_a_file_of_options_takes_every_flag(call, text, tmp_path):
+    path = tmp_path / "options.toml"
+    sizes = (
+        "n-layer = 1\nn-head = 2\nn-embd = 8\nblock-size = 8\nsample-every = 0\neval_batches = 1"
+    )
+    path.write_text(f'out = "{tmp_path}/run"\ndata = "{text}"\nsteps = 2\nthreads = 1\n{sizes}')
+    status, err = call("train", "--config", path)
+    assert status == 0, err
+    assert "warmup" not in err.replace("--warmup 100 is no less than --steps 2: cut to 0", "")
+    assert "cut to 0" in err
+    assert call("train", "--config", path)[0] == 2  # holds a run already
+    path.write_text(path.read_text() + "\noverwrite = true")
+    assert call("train", "--config", path)[0] == 0
+    path.write_text(f'resume = "{tmp_path}/run"\nsteps = 3')
+    status, err = call("train", "--config", path)
+    assert status == 0, err
+    assert "resumed at step 2" in err
+    for option, message in (
+        ("threads = true", "threads=True: expected a whole number"),
+        ("threads = 0", "--threads 0: "),
+        ("overwrit = true", "did you mean 'overwrite'?"),
+    ):
+        path.write_text(option)
+        status, err = call("train", "--config", path, "--out", tmp_path / "b")
+        assert status == 2
+        assert message in err
+    path.write_text("out = 3")
+    status, err = call("train", "--config", path)
+    assert status == 2
+    assert f"{path}: out=3: expected a text" in err.replace("--out 3", "out=3")
+    numgpt.set_num_threads(2)
+
+
+@pytest.mark.parametrize(("steps", "warmup", "cut"), [(40, 100, 4), (40, 40, 4), (40, 39, 39)])
+def test_a_warmup_that_is_too_long_is_cut(text, tmp_path, steps, warmup, cut):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        trainer = start(text, tmp_path / "run", steps=steps, warmup=warmup)
+        message = f"warmup={warmup} is no less than steps={steps}: cut to {cut}"
+        assert [str(one.message) for one in told] == [message] * (cut < warmup)
+        assert trainer.config.warmup == cut
+        assert load_checkpoint(tmp_path / "run").config.warmup == cut
+
+
+def test_a_changed_tokenizer_is_told_by_its_size(text, tmp_path):
+    """… before anything runs over an id of many digits."""
+    trainer = start(text, tmp_path / "run", tokenizer="bpe", vocab_size=300)
+    trainer.lock.release()
+    path = tmp_path / "run/tokenizer.json"
+    whole = json.loads(path.read_text())
+    for id, message in ((5_000_000, "its tokenizer is not the one"), (10**30, "has the id")):
+        whole["added_tokens"] = [{"id": id, "content": "<x>", "special": True}]
+        path.write_text(json.dumps(whole))
+        began = time.perf_counter()
+        with pytest.raises(ValueError, match=message):
+            Trainer.resume(tmp_path / "run")
+        assert time.perf_counter() - began < 20  # it took 41 s, or for ever
+
+
+def test_a_context_that_is_too_long_allocates_nothing(call, text, tmp_path):
+    big = ("--tokenizer=char", "--n-layer=1", "--n-embd=128", "--n-head=1")
+    status, err = call(
+        "train", "--data", text, "--out", tmp_path / "r", "--block-size=9999999", *big
+    )
+    assert status == 2
+    assert "of up to --block-size 9999999 tokens needs" in err
+    status, err = call("train", "--data", text, "--out", tmp_path / "r", "--block-size=99999", *big)
+    assert status == 2
+    assert "both parts must be longer than --block-size 99999" in err

@@ -16,7 +16,7 @@ import pytest
 from support import examples
 
 from numgpt import GPT, CharTokenizer, GPTConfig, formats
-from numgpt.data.corpus import encode_corpus, find_documents, find_files, open_corpus
+from numgpt.data.corpus import encode_corpus, find_documents, find_texts, open_corpus
 from numgpt.evaluation.perplexity import sliding_window_loss
 from numgpt.files import TEMPORARY
 from numgpt.training import TrainConfig, Trainer, TrainingError, pretraining
@@ -347,7 +347,7 @@ def test_toml_holds_the_same_names(tmp_path):
     path.write_text("n_layer = 2\nlr = 1e-3\n")
     assert read_toml(path) == {"n_layer": 2, "lr": 1e-3}
     path.write_text("n_layers = 2\n")
-    with pytest.raises(ValueError, match=r"'n_layers' is not an option.*did you mean n-layer"):
+    with pytest.raises(ValueError, match=r"'n_layers' is not an option; did you mean 'n_layer'\?"):
         read_toml(path)
     path.write_text("n-layer = 2\n")
     assert read_toml(path) == {"n_layer": 2}
@@ -428,7 +428,7 @@ def test_hidden_files_and_runs_are_no_corpus(tmp_path):
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "blob").write_bytes(b"\xff")
     start(str(tmp_path), tmp_path / "run", steps=2).run()
-    assert find_files(str(tmp_path)) == [tmp_path / "a.txt"]
+    assert find_texts(str(tmp_path)) == [tmp_path / "a.txt"]
     for nothing in ("", [], [""]):
         with pytest.raises((FileNotFoundError, ValueError)):
             start(nothing, tmp_path / "other")

@@ -460,8 +460,8 @@ def test_options_in_a_file_are_said_to_be_there(call, data, tmp_path):
         status, _, err = call(*given, "--config", path)
         assert (status, message in err) == (2, True), err
     for text, message in (
-        ("stepz = 4", "'stepz' is not an option of training; did you mean steps?"),
-        ("xyzzy = 4", "there are steps, batch-size, "),
+        ("stepz = 4", "'stepz' is not an option; did you mean 'steps'?"),
+        ("xyzzy = 4", "there are 'steps', 'batch_size', "),
     ):
         path.write_text(text)
         status, _, err = call(*given, "--config", path)
