@@ -30,7 +30,7 @@ from numgpt.formats import load
 from numgpt.generation import Chat
 from numgpt.generation.chat import DEFAULTS
 from numgpt.messages import one_line, printable, tell
-from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES
+from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES, PromptFormat
 from numgpt.tokenizer.conversation import template_variables
 
 DEFAULT_MODEL = "smollm2"
@@ -98,6 +98,12 @@ def run(options: argparse.Namespace) -> None:
     chat = Chat(model, tokenizer, options.system, variables, **sampling)
     if unused := chat.template.unused_variables:
         raise ValueError(f"--chat-var {unused[0]}: the chat template does not use it")
+    if isinstance(chat.template.format, PromptFormat):
+        _say(
+            f"numgpt: note: {options.model} was tuned on texts, not on conversations: each message"
+            " is a prompt by itself, of which nothing said before is part (as conversations:"
+            f" --chat-format {' or '.join(CHAT_TEMPLATES)})"
+        )
     seed = secrets.randbits(32) if options.seed is None else options.seed
     if options.json:
         _answer_lines(chat, itertools.count(seed))

@@ -71,10 +71,10 @@ def add_run_options(parser: argparse.ArgumentParser, config_class: type[RunConfi
 def run(
     options: argparse.Namespace,
     check: Callable[[dict[str, Any]], None],
-    end: Callable[[Trainer], str],
+    end: Callable[[Trainer], None],
 ) -> None:
     """Start or resume a run, and train to its end; `check` refuses options of a new run that cannot
-    be combined, `end` says what to try then."""
+    be combined, `end` says what has been reached, and what to try."""
     known = options_of(options.config_class)
     chosen = {} if options.config is None else _read_file(options, known)
     flags = {name: value for name, value in vars(options).items() if name in known}
@@ -116,9 +116,8 @@ def run(
             f" numgpt {trainer.config.command} --resume {quoted(trainer.out)}"
         )
         raise SystemExit(128 + signals.caught)
-    validated = trainer.source.validates
-    best = f"the best model (validation loss {trainer.best_loss:.4f})" if validated else "the model"
-    tell(f"done; {best} is in {trainer.out}; try: {end(trainer)}")
+    tell(f"done; {_kept(trainer)}")
+    end(trainer)
 
 
 def _read_file(options: argparse.Namespace, known: Collection[str]) -> dict[str, Any]:
@@ -151,6 +150,21 @@ def _naming_file(options: argparse.Namespace, known: Collection[str]) -> Iterato
         if options.config is None or name not in known or name in vars(options):
             raise
         raise ValueError(f"{options.config}: {error}") from None
+
+
+def _kept(trainer: Trainer) -> str:
+    """Which weights are where, and why."""
+    steps, best, places = trainer.optimizer.steps, trainer.state.best_step, trainer.places
+    if "best" not in places:
+        return f"the model is in {trainer.out}"
+    lowest = f"step {best}, whose validation loss is the lowest ({trainer.best_loss:.4f})"
+    if best == steps:
+        return f"the model is in {trainer.out}: that of {lowest}"
+    last = f"step {steps}, the last"
+    last += "" if trainer.val_loss is None else f" ({trainer.val_loss:.4f})"
+    held = {"best": lowest, "last": last}
+    (first, out), (second, beside) = places.items()
+    return f"{out} holds the weights of {held[first]}; {beside} those of {held[second]}"
 
 
 def _introduce(trainer: Trainer) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from numgpt.cli import runs
 from numgpt.cli.common import add_command
 from numgpt.cli.runs import add_run_options
-from numgpt.messages import quoted, shown
+from numgpt.messages import quoted, shown, tell
 from numgpt.training import TrainConfig
 
 # What a model that is fine-tuned has already.
@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> None:
     runs.run(
         options,
         _check_combination,
-        lambda trainer: f'numgpt generate --model {quoted(trainer.out)} "…"',
+        lambda trainer: tell(f'try: numgpt generate --model {quoted(trainer.out)} "…"'),
     )
 
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from numgpt.cli import runs
 from numgpt.cli.common import add_command
-from numgpt.messages import quoted, shown
+from numgpt.evaluation.exact import ExactMatch, exact_match, questions
+from numgpt.messages import quoted, shown, tell
 from numgpt.training import Trainer, TuneConfig
+from numgpt.training.tuning import ExampleBatches
+
+SHOWN = 100  # characters of a prompt
+ENOUGH = 0.9  # of the answers: fewer call for advice
 
 
 def register(subparsers: Any) -> None:
@@ -59,7 +67,99 @@ def _check(chosen: dict[str, Any]) -> None:
         )
 
 
-def _end(trainer: Trainer) -> str:
-    if trainer.state.tokens.conversations:
-        return f"numgpt chat --model {quoted(trainer.out)}"
-    return f'numgpt generate --model {quoted(trainer.out)} "…"'
+def _end(trainer: Trainer) -> None:
+    source = trainer.source
+    assert isinstance(source, ExampleBatches)
+    found = {}
+    try:
+        found = _answers(trainer, source)
+    except KeyboardInterrupt:  # the run is saved
+        tell("numgpt: note: the answers were not counted to their end")
+    for place, (step, counts) in found.items():
+        tell(f"{place} (step {step}): {'; '.join(_reached(trainer, step, counts))}")
+    if advice := _advice(trainer, list(found.items())):
+        tell(f"numgpt: note: {advice}")
+    out = quoted(trainer.out)
+    if source.state.tokens.conversations:
+        return tell(f"try: numgpt chat --model {out} --greedy")
+    prompt = source.first_prompt() or "…"
+    prompt = prompt if prompt.isprintable() and len(prompt) <= SHOWN else "…"
+    tell(f"try: numgpt generate --model {out} --greedy {quoted(prompt)}")
+
+
+def _answers(
+    trainer: Trainer, source: ExampleBatches
+) -> dict[Path, tuple[int, dict[str, ExactMatch]]]:
+    """Of the weights in each place the step, and how many answers they give exactly."""
+    examples, ends, most = source.examples, source.end_ids(), source.config.answers
+    found: dict[Path, tuple[int, dict[str, ExactMatch]]] = {}
+    asked = {
+        name: questions(map(examples.example, numbers.tolist()), ends, most)
+        for name, numbers in (("learnt", examples.train), ("held-out", examples.val))
+    }
+    asked = {name: pairs for name, pairs in asked.items() if pairs}
+    if not asked:
+        return {}
+    steps = {"best": trainer.state.best_step, "last": trainer.optimizer.steps}
+    for name, place in trainer.places.items():
+        step = steps[name]
+        if any(step == other for other, _ in found.values()):
+            continue  # the same weights
+        model = trainer.weights_in(place)
+        counts = {}
+        for kind, pairs in asked.items():
+            progress = _Progress(kind, len(pairs))
+            counts[kind] = exact_match(model, trainer.tokenizer, pairs, ends, progress)
+        found[place] = step, counts
+    return found
+
+
+class _Progress:
+    """A line in a terminal that is written anew."""
+
+    def __init__(self, kind: str, count: int):
+        self.kind, self.count = kind, count
+
+    def __call__(self, done: int) -> None:
+        if sys.stderr.isatty():
+            end = "\n" if done == self.count else "\r"
+            tell(f"asked for {done} of {self.count} {self.kind} answers", end=end)
+
+
+def _reached(trainer: Trainer, step: int, counts: dict[str, ExactMatch]) -> Iterator[str]:
+    """What the weights of a step have come to."""
+    for kind, count in counts.items():
+        yield f"{count} {kind} answers exact"
+    for report in trainer.log.records:
+        if report["step"] == step and "mean_token_accuracy" in report:
+            yield f"loss {report['loss']:.4f}, accuracy {report['mean_token_accuracy']:.3f}"
+            if report["val_loss"] is not None:
+                yield f"validation loss {report['val_loss']:.4f}"
+
+
+def _advice(
+    trainer: Trainer, found: list[tuple[Path, tuple[int, dict[str, ExactMatch]]]]
+) -> str | None:
+    """What to do where few answers are exact."""
+    if not found or "learnt" not in found[0][1][1]:
+        return None
+    out, (step, counts) = found[0]
+    learnt, held_out = counts["learnt"], counts.get("held-out")
+    if learnt.exact < ENOUGH * learnt.asked:
+        for other, (later, others) in found[1:]:
+            if others["learnt"].exact >= ENOUGH * learnt.asked:
+                return (
+                    f"the weights of step {later} know the examples by heart, those of step {step}"
+                    f" are the better ones on what is held out: {other} has the former"
+                )
+        return (
+            "few of the learnt answers come exactly: to learn them by heart, train longer (numgpt"
+            f" tune sft --resume {quoted(out)} --steps {2 * trainer.config.steps}) or, in a new"
+            f" run, with a higher --lr than {trainer.config.lr:g}"
+        )
+    if held_out is not None and held_out.exact < ENOUGH * held_out.asked:
+        return (
+            "held-out answers may be right in other words, which the samples show; more examples,"
+            " asked in more ways, make them better"
+        )
+    return None

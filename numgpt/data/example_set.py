@@ -28,6 +28,7 @@ DTYPE = np.dtype("<u4")
 LEARNT, BEGINS, HELD_OUT = np.uint32(1 << 31), np.uint32(1 << 30), np.uint32(1 << 29)
 IDS = np.uint32((1 << 29) - 1)
 WINDOW = 32  # batches whose examples are sorted by length together
+JITTER = 1.25  # … by a length that is up to so many times the true one
 SCANNED_AT_ONCE = 1 << 22  # tokens
 
 
@@ -138,20 +139,50 @@ class ExampleSet:
         """The batch of this number, from the beginning of the first epoch.
 
         Each epoch goes through all examples in an order of its own. Within WINDOW batches examples
-        are sorted by length, so that little is padded; the batches of a window are shuffled.
+        are sorted by length, nearly, so that little is padded and yet no two epochs make the same
+        batches; the batches of a window are shuffled.
         """
         epoch, place = divmod(number, self.batches_in_epoch(batch_size))
-        rng = np.random.default_rng([seed, epoch])
-        order = rng.permutation(self.train)
+        order = np.random.default_rng([seed, epoch]).permutation(self.train)
         window = place // WINDOW
         size = WINDOW * batch_size
-        chosen = order[window * size : (window + 1) * size]
+        rng = np.random.default_rng([seed, epoch, window])
+        batches = self._batches(order[window * size : (window + 1) * size], batch_size, rng)
+        return self.padded(np.array(batches[rng.permutation(len(batches))[place % WINDOW]]))
+
+    def _batches(
+        self, chosen: np.ndarray, batch_size: int, rng: np.random.Generator
+    ) -> list[list[int]]:
+        """Examples cut into batches of nearly equal length; examples that are copies of each other
+        come into different ones, as far as there are enough others."""
         lengths = self._starts[chosen + 1] - self._starts[chosen]
-        chosen = chosen[np.argsort(lengths, kind="stable")]
-        count = -(-len(chosen) // batch_size)
-        shuffled = np.random.default_rng([seed, epoch, window]).permutation(count)
-        start = shuffled[place % WINDOW] * batch_size
-        return self.padded(chosen[start : start + batch_size])
+        order = np.argsort(lengths * rng.uniform(1, JITTER, len(lengths)), kind="stable")
+        numbers: list[int] = chosen[order].tolist()
+        of = {n: self._tokens[self._starts[n] : self._starts[n + 1]].tobytes() for n in numbers}
+        if len(set(of.values())) == len(numbers):
+            return [numbers[n : n + batch_size] for n in range(0, len(numbers), batch_size)]
+        batches: list[list[int]] = [[] for _ in range(-(-len(numbers) // batch_size))]
+
+        def lacks(batch: list[int], number: int) -> bool:
+            return all(of[other] != of[number] for other in batch)
+
+        for number in numbers:
+            free = [batch for batch in batches if len(batch) < batch_size]
+            batch = next((batch for batch in free if lacks(batch, number)), None)
+            if batch is None:  # then it changes places with another, if any can
+                batch = free[0]
+                swaps = (
+                    (full, place)
+                    for full in batches
+                    if lacks(full, number)
+                    for place, other in enumerate(full)
+                    if lacks(batch, other)
+                )
+                if found := next(swaps, None):
+                    full, place = found
+                    full[place], number = number, full[place]
+            batch.append(number)
+        return batches
 
     def validation_batches(self, batch_size: int) -> Iterator[Batch]:
         """All that is held out, the shortest first."""

@@ -7,7 +7,7 @@ learnt, and the token that ends its turn (tokenizer/chat_template.py); of a text
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -134,6 +134,16 @@ def fit(example: Example, most: int) -> Example | None:
     if surplus > first - 1:  # something has to predict the first that is learnt
         return None
     return Example(example.ids[surplus:], example.learnt[surplus:])
+
+
+def last_answer(example: Example, ends: Collection[int]) -> tuple[np.ndarray, np.ndarray] | None:
+    """What comes before the last answer that is learnt, and the answer; None where nothing comes
+    before it.  What is an end by itself (of the text, after the answer's own) is none."""
+    edges = np.flatnonzero(np.diff(example.learnt, prepend=False, append=False)).reshape(-1, 2)
+    for start, stop in edges[::-1].tolist():
+        if not set(example.ids[start:stop].tolist()) <= set(ends):
+            return (example.ids[:start], example.ids[start:stop]) if start else None
+    return None
 
 
 def marked(example: Example, tokenizer: BaseTokenizer) -> str:

@@ -4,6 +4,7 @@ template, a program in Jinja, is not run; every other one is (jinja_template.py)
     ChatML      <|im_start|>user⏎Hi<|im_end|>⏎<|im_start|>assistant⏎
     Llama 3     <|start_header_id|>user<|end_header_id|>⏎⏎Hi<|eot_id|>…
     plain       User: Hi⏎Assistant:     (of models that were never taught to chat)
+    prompt      Hi                      (of models that were tuned on prompts with completions)
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from numgpt.messages import shown
-from numgpt.tokenizer.chat_programs import CHAT_TEMPLATES
+from numgpt.tokenizer.chat_programs import CHAT_TEMPLATES, PROMPT_TEMPLATES
 from numgpt.tokenizer.traced import Traced, joined, of_message
 
 
@@ -62,6 +63,44 @@ class ChatFormat:
         return before, after
 
 
+@dataclass(frozen=True)
+class PromptFormat:
+    """Each message is a prompt by itself; what was said before is no part of it."""
+
+    source: str
+    begins: bool  # with bos_token
+    name: ClassVar[str] = "prompt"
+    variables: ClassVar[frozenset[str]] = frozenset()
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+        tokens: Mapping[str, str],
+        variables: Mapping[str, Any],
+    ) -> Traced:
+        """The last prompt, and what answers it.  Raises ValueError for a system prompt, or another
+        message that the model was never tuned on."""
+        parts: list[str] = []
+        for number, message in enumerate(messages):
+            role, content = message["role"], message.get("content")
+            if role not in ("user", "assistant") or not isinstance(content, str):
+                raise ValueError(
+                    f"message {number} is one of the {role}: the model was tuned on prompts with"
+                    " completions alone"
+                )
+            said = Traced(content, of_message(number))
+            if role == "user" or not parts:
+                parts = [tokens.get("bos_token", "") if self.begins else "", said]
+            else:
+                parts.append(said)
+            if role == "assistant":
+                parts.append(tokens.get("eos_token", ""))
+        return joined(parts)
+
+
+NativeFormat = ChatFormat | PromptFormat
+
 CHATML = ChatFormat("ChatML", "<|im_start|>{role}\n{content}<|im_end|>\n")
 SMOLLM2 = replace(
     CHATML, default_system="You are a helpful AI assistant named SmolLM, trained by Hugging Face"
@@ -79,8 +118,11 @@ _KNOWN = {
 }
 
 
-def known_format(template: str) -> ChatFormat | None:
+def known_format(template: str) -> NativeFormat | None:
     """The format that a template writes, where its text is one that is known."""
+    for begins, program in PROMPT_TEMPLATES.items():
+        if program == template:
+            return PromptFormat(program, begins)
     ours = {"chatml": CHATML, "llama3": LLAMA3, "plain": PLAIN}
     own = (form for name, form in ours.items() if CHAT_TEMPLATES[name] == template)
     digest = hashlib.sha256(template.encode(errors="replace")).hexdigest()

@@ -26,3 +26,19 @@ CHAT_TEMPLATES = {
         "Assistant:",
     ),
 }
+
+
+def _prompts_alone(begin: str) -> str:
+    """A message is a prompt by itself, of which nothing before it is part, and what answers it ends
+    with the text: as examples of prompts with completions are written."""
+    last = "{% set last = namespace(at=0) %}{% for message in messages %}"
+    last += "{% if message['role'] == 'user' %}{% set last.at = loop.index0 %}"
+    last += "{% elif message['role'] != 'assistant' %}{{ raise_exception('prompts alone') }}"
+    last += "{% endif %}{% endfor %}"
+    each = "{% for message in messages[last.at:] %}{{ message['content'] }}"
+    each += "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    return f"{last}{begin}{each}"
+
+
+# By whether the tokenizer begins a text with bos_token.
+PROMPT_TEMPLATES = {False: _prompts_alone(""), True: _prompts_alone("{{ bos_token }}")}

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from numgpt.messages import shown
 from numgpt.tokenizer.base import any_of, check_unicode
-from numgpt.tokenizer.chat_formats import CHATML, LLAMA3, PLAIN, ChatFormat, known_format
+from numgpt.tokenizer.chat_formats import CHATML, LLAMA3, PLAIN, NativeFormat, known_format
 from numgpt.tokenizer.chat_habits import GIVEN, LEARNT, Habits, habits_of, learnt_of
 from numgpt.tokenizer.chat_habits import default_system as default_system_of
 from numgpt.tokenizer.conversation import MadeIds, as_json, checked_messages, is_made
@@ -53,7 +53,7 @@ class ChatTemplate:
             raise ValueError(f"chat_template={shown(template)}: expected a text, or None")
         check_unicode(template or "")
         self._tokens = tokenizer.special_tokens | tokenizer.added_tokens
-        self.format: ChatFormat | JinjaTemplate
+        self.format: NativeFormat | JinjaTemplate
         if template is None:  # then the markers tell
             markers = {"<|im_start|>": CHATML, "<|start_header_id|>": LLAMA3}
             self.format = next((markers[m] for m in markers if m in self._tokens), PLAIN)

@@ -5,12 +5,14 @@ From then on it is a run that can be resumed, at any instant; before, nothing is
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
 from numgpt.data.corpus import TOKENS_FILE
+from numgpt.data.finding import OTHER_WEIGHTS
 from numgpt.files import finish_replacing, replacing_together
 from numgpt.formats.huggingface import WEIGHTS_FILE, model_files
 from numgpt.formats.peft import ADAPTER_FILES
@@ -38,6 +40,7 @@ def begin_run(
     """
 
     def check_free() -> None:
+        _check_no_run_within(out)
         if not overwrite:
             _check_free(out)
 
@@ -50,15 +53,36 @@ def begin_run(
 
 
 def _check_free(out: Path) -> None:
-    """Raises ValueError where a directory holds a run, a model or a tokenizer."""
-    if there := run_files(out):
-        resume = f"continue the run with --resume {quoted(out)}, "
-        way_out = resume if CHECKPOINT_FILE in there else ""
-        telling = [name for name in (CHECKPOINT_FILE, WEIGHTS_FILE) if name in there]
-        raise ValueError(
-            f"{out} holds a {(telling or there)[0]} already: {way_out}choose another --out, or"
-            " replace the run, model or tokenizer that is there with --overwrite"
-        )
+    """Raises ValueError where a directory, or what it would hold of the run's other weights, holds
+    a run, a model or a tokenizer."""
+    for place in (out, *(out / name for name in OTHER_WEIGHTS)):
+        if there := run_files(place):
+            resume = f"continue the run with --resume {quoted(place)}, "
+            way_out = resume if CHECKPOINT_FILE in there else ""
+            telling = [name for name in (CHECKPOINT_FILE, WEIGHTS_FILE) if name in there]
+            raise ValueError(
+                f"{place} holds a {(telling or there)[0]} already: {way_out}choose another --out,"
+                " or replace the run, model or tokenizer that is there with --overwrite"
+            )
+
+
+def _check_no_run_within(out: Path) -> None:
+    """Raises ValueError where a directory of other weights is a run by itself."""
+    for place in (out / name for name in OTHER_WEIGHTS):
+        if (place / CHECKPOINT_FILE).exists():
+            raise ValueError(
+                f"{place} is a run of its own, where weights of this one would be: choose another"
+                " --out"
+            )
+
+
+def remove_other_weights(out: Path) -> None:
+    """Delete what a run that was replaced has left in its directories of other weights."""
+    for place in (out / name for name in OTHER_WEIGHTS):
+        for name in run_files(place):
+            (place / name).unlink()
+        with contextlib.suppress(OSError):  # there is none, or something of somebody's in it
+            place.rmdir()
 
 
 def check_not_replaced(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 
 from numgpt import formats
 from numgpt.data.corpus import TokensFile, tokens_file_from
-from numgpt.data.finding import CHECKPOINT_FILE
+from numgpt.data.finding import CHECKPOINT_FILE, OTHER_WEIGHTS
 from numgpt.files import finish_replacing
 from numgpt.formats.families import FAMILIES
 from numgpt.formats.huggingface import WEIGHTS_FILE
@@ -55,7 +56,8 @@ class RunState:
     optimizer: AdamW
     rng: np.random.Generator
     tokens: TokensFile
-    best_loss: float = math.inf
+    best_loss: float = math.inf  # the lowest validation loss so far
+    best_step: int = 0  # whose weights had it
     # Of the steps since the last report:
     unreported_loss: float = 0.0  # summed up
     unreported_steps: int = 0
@@ -90,6 +92,7 @@ def save_checkpoint(directory: Path, state: RunState) -> None:
     saved = {
         "step": optimizer.steps,
         "best_loss": None if math.isinf(state.best_loss) else state.best_loss,
+        "best_step": state.best_step,
         "unreported": [state.unreported_loss, state.unreported_steps],
         "statistics": dataclasses.asdict(state.statistics),
         "batches": state.batches,
@@ -132,6 +135,20 @@ def load_checkpoint(directory: str | Path) -> RunState:
         f"{path} is not a checkpoint that numgpt can go on from ({reason:.300}): put a copy"
         f" of it back, or start a new run with --init-from {quoted(directory)}"
     )
+
+
+def learnt_conversations(directory: str | os.PathLike) -> bool:
+    """Whether a directory is that of a run, or of its other weights, that learns the answers of
+    conversations."""
+    place = Path(directory)
+    place = place.parent if place.name in OTHER_WEIGHTS else place
+    if not (place / CHECKPOINT_FILE).is_file():
+        return False
+    try:
+        _, metadata = read_safetensors(place / CHECKPOINT_FILE)
+        return tokens_file_from(_training_state(metadata)["tokens"]).conversations
+    except (ValueError, LookupError, TypeError):  # which is for --resume to say
+        return False
 
 
 def _training_state(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -178,6 +195,7 @@ def _restore(saved: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> RunS
     state.rng.bit_generator.state = saved["generator"]
     if (best := saved["best_loss"]) is not None:
         state.best_loss = _number("best_loss", best)
+        state.best_step = _count("best_step", saved.get("best_step", 0))
     total, steps = saved["unreported"]
     state.unreported_loss = _number("unreported", total)
     state.unreported_steps = _count("unreported", steps)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from numgpt.data.finding import OTHER_WEIGHTS
 from numgpt.formats.families import FAMILIES
 from numgpt.messages import shown
 from numgpt.models.lora import ALL_LINEAR, LoRAConfig
@@ -28,14 +29,20 @@ FROM_A_MODEL = {"lr": 5e-5, "steps": 200, "warmup": 20, "batch_size": 4}
 FROM_A_MODEL |= {"log_every": 10, "eval_every": 50, "sample_every": 100, "save_every": 50}
 MOST_LENGTH = 1024  # tokens of an example, without --max-length
 MOST_EPOCHS = MOST_ACCUMULATED = 1_000_000
-LORA_LR, FULL_LR, WARMUP = 1e-3, 2e-5, 0.03
+LORA_LR, WARMUP = 1e-3, 0.03
+# By how many examples there are to tune on, at most: times that each is seen, batch size, learning
+# rate of a whole model. Fewer are seen more often. Found with SmolLM2, see training/README.md.
+FEW = ((30, 15, 4, 5e-5), (100, 10, 4, 5e-5), (500, 6, 8, 2e-5))
+MANY = (3, 8, 2e-5)
 # What --help says of options whose default the data decides.
 TUNED: dict[str, Any] = {
     "steps": "from --epochs",
-    "batch_size": 8,
+    "batch_size": f"{MANY[1]}; 4 for up to 100 examples",
     "warmup": f"{WARMUP:.0%} of the steps",
+    "epochs": "15 for up to 30 examples, 10 up to 100, 6 up to 500, else 3",
 }
-TUNED |= {"lr": f"{LORA_LR:g}; of the whole model {FULL_LR:g}", "log_every": "a tenth, up to 10"}
+TUNED |= {"lr": f"{LORA_LR:g}; of the whole model {MANY[2]:g}, 5e-5 for up to 100 examples"}
+TUNED |= {"log_every": "a tenth, up to 10"}
 TUNED |= {"eval_every": "an epoch, up to 200", "sample_every": "as --eval-every"}
 TUNED |= {"save_every": "an epoch, up to 50"}
 MOST_CONTEXT = 512  # tokens; of a model's own context, when it is tuned without --block-size
@@ -75,6 +82,13 @@ class RunConfig:
     sample_every: int = _option(None, "steps between samples; 0: none", "rhythm", int)
     save_every: int = _option(None, "steps between checkpoints", "rhythm", int)
 
+    keep: str = _option(
+        "best",
+        "weights that DIR holds: best, of the lowest validation loss, or last; the others are in"
+        " DIR/last or DIR/best",
+        "rhythm",
+    )
+
     dropout: float = _option(
         0.0, "fraction of activations dropped in training; of attention only in a Llama", "model"
     )
@@ -101,6 +115,8 @@ class RunConfig:
             value, least = getattr(self, field.name), _LEAST.get(field.name)
             if least is not None and value is not None and not value >= least:
                 raise ValueError(f"{field.name}={shown(value)}: expected {least} or more")
+        if self.keep not in OTHER_WEIGHTS:
+            raise ValueError(f"keep={shown(self.keep)}: expected {' or '.join(OTHER_WEIGHTS)}")
         if self.grad_accum > MOST_ACCUMULATED:
             raise ValueError(f"grad_accum={self.grad_accum}: expected up to {MOST_ACCUMULATED:,}")
         if self.lr is not None and not self.lr > 0:
@@ -232,6 +248,9 @@ class TuneConfig(RunConfig):
     chat_var: str | list[str] | None = _option(
         None, "NAME=VALUE for the chat template, such as enable_thinking=false", "data", str
     )
+    answers: int = _option(
+        20, "answers, learnt and held out, that are asked for at the end; 0: none", "data"
+    )
     show: int = _option(0, "examples to print before training, «learnt» parts marked", "data")
 
     lora_r: int = _option(8, "rank of the adapter; 0: tune the whole model", "adapter")
@@ -244,17 +263,11 @@ class TuneConfig(RunConfig):
     lora_dropout: float = _option(0.0, "fraction of its inputs dropped in training", "adapter")
     use_rslora: bool = _option(False, "scale by alpha / √r", "adapter")
 
-    epochs: float = _option(
-        3.0, "times that each example is seen, where --steps is not given", "schedule"
+    epochs: float | None = _option(
+        None, "times that each example is seen, where --steps is not given", "schedule", float
     )
 
     weight_decay: float = _option(0.0, "decoupled decay of matrices", "schedule")
-
-    def __post_init__(self) -> None:
-        if self.batch_size is None:
-            self.batch_size = TUNED["batch_size"]
-        if self.lr is None:
-            self.lr = LORA_LR if self.lora_r else FULL_LR
 
     @property
     def drops(self) -> bool:
@@ -290,7 +303,7 @@ class TuneConfig(RunConfig):
             )
         if self.val_data is not None and self.val_fraction:
             raise ValueError("val_data cannot be combined with val_fraction: choose one")
-        if not 0 < self.epochs <= MOST_EPOCHS:
+        if self.epochs is not None and not 0 < self.epochs <= MOST_EPOCHS:
             raise ValueError(
                 f"epochs={self.epochs}: expected a number above 0, up to {MOST_EPOCHS:,}"
             )
@@ -316,18 +329,25 @@ class TuneConfig(RunConfig):
             ours = {"r": "lora_r", "target_modules": "lora_targets"}.get(name, name)
             raise ValueError(f"{ours}{sign}{rest}") from None
 
-    def set_schedule(self, batches_in_epoch: int, validates: bool) -> None:
-        """Give what is not chosen its value, once it is known how many batches take each example
-        once."""
+    def set_schedule(self, examples: int) -> None:
+        """Give what is not chosen its value, once it is known how many examples there are to train
+        on."""
+        usual = next((values for most, *values in FEW if examples <= most), MANY)
+        epochs, batch_size, whole_lr = usual
+        chosen = {"epochs": float(epochs), "batch_size": batch_size}
+        self._fill(chosen | {"lr": LORA_LR if self.lora_r else whole_lr})
+        batches_in_epoch = -(-examples // self.batch_size)
         steps_in_epoch = max(1, batches_in_epoch // self.grad_accum)
-        if self.steps is None:
-            self.steps = max(1, math.ceil(self.epochs * batches_in_epoch / self.grad_accum))
-        if self.warmup is None:
-            self.warmup = math.ceil(WARMUP * self.steps)
+        assert self.epochs is not None
+        steps = max(1, math.ceil(self.epochs * batches_in_epoch / self.grad_accum))
+        self._fill({"steps": steps})
+        self._fill({"warmup": math.ceil(WARMUP * self.steps)})
         rhythm = {"log_every": max(1, min(10, self.steps // 10))}
         rhythm |= {"eval_every": min(steps_in_epoch, 200), "save_every": min(steps_in_epoch, 50)}
-        rhythm["sample_every"] = rhythm["eval_every"]
-        for name, value in rhythm.items():
+        self._fill(rhythm | {"sample_every": rhythm["eval_every"]})
+
+    def _fill(self, values: dict[str, Any]) -> None:
+        for name, value in values.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
 
@@ -335,7 +355,7 @@ class TuneConfig(RunConfig):
 # The options that have a least value.
 _FROM_ONE = "vocab_size n_layer n_head n_embd block_size steps batch_size grad_accum log_every"
 _FROM_ONE += " eval_every eval_batches save_every max_length"
-_FROM_ZERO = "warmup weight_decay grad_clip seed sample_every min_lr n_kv_head lora_r show"
+_FROM_ZERO = "warmup weight_decay grad_clip seed sample_every min_lr n_kv_head lora_r show answers"
 _LEAST = dict.fromkeys(_FROM_ONE.split(), 1) | dict.fromkeys(_FROM_ZERO.split(), 0)
 PATHS = ("data", "val_data")  # of files
 LISTED = (*PATHS, "chat_var")  # options of which there can be several

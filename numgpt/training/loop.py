@@ -3,6 +3,8 @@
 A run lives in one directory, and has it to itself:
 
     config.json, model.safetensors, tokenizer files    the best model so far, Hugging Face layout
+    last/                                              … and that of the last step; or, with
+                                                       keep="last", these two the other way round
     checkpoint.safetensors                             the last state, to resume from
     tokens.bin                                         the corpus, encoded
     log.jsonl, loss.png                                one record a report, and the curve
@@ -21,7 +23,7 @@ from typing import Any, Protocol
 from numgpt import formats
 from numgpt.data.batch import Batch
 from numgpt.data.corpus import check_tokenizer
-from numgpt.data.finding import absolute
+from numgpt.data.finding import OTHER_WEIGHTS, absolute
 from numgpt.files import DirectoryLock, sweep
 from numgpt.formats.source import is_finite
 from numgpt.layers import TokenStatistics
@@ -30,7 +32,7 @@ from numgpt.models import LanguageModel
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.training import pretraining, tuning
 from numgpt.training.adamw import AdamW
-from numgpt.training.beginning import absolute_model, begin_run
+from numgpt.training.beginning import absolute_model, begin_run, remove_other_weights
 from numgpt.training.checkpoint import (
     RunState,
     check_fits,
@@ -99,6 +101,7 @@ class Trainer:
         self.lock = lock
         self.log = Log(out, keep_to_step=state.optimizer.steps)
         self.stop_requested = False
+        self.val_loss: float | None = None  # of the last validation
 
     @property
     def config(self) -> RunConfig:
@@ -120,6 +123,14 @@ class Trainer:
     def best_loss(self) -> float:
         """The lowest validation loss so far."""
         return self.state.best_loss
+
+    @property
+    def places(self) -> dict[str, Path]:
+        """Where weights are kept: those that the run's own directory holds first."""
+        if math.isinf(self.best_loss):
+            return {"last": self.out}
+        other = OTHER_WEIGHTS[self.config.keep == OTHER_WEIGHTS[0]]
+        return {self.config.keep: self.out, other: self.out / other}
 
     @classmethod
     def start(cls, config: RunConfig, out: str | Path, overwrite: bool = False) -> Trainer:
@@ -202,6 +213,8 @@ class Trainer:
         state.apply_options()
         if state.optimizer.steps:  # a new run has been checked before anything was there
             check_fits(out, config, state.model)
+        else:
+            remove_other_weights(out)
         tokenizer = formats.load_tokenizer(out)
         try:
             check_tokenizer(tokenizer, state.tokens)
@@ -243,13 +256,19 @@ class Trainer:
                     step, loss, val_loss, lr, norm, tokens / seconds, seconds / (step - first_step)
                 )
             if last or step % config.save_every == 0:
-                self.save()
+                self.save(ends=last)
             if config.sample_every and (last or step % config.sample_every == 0):
                 prompt, text = self.source.sample()
-                tell(f"--- step {step}, after {prompt!r} ---\n{text}\n---", stream=sys.stdout)
+                of = f"step {step}{self._not_kept()}"
+                tell(f"--- {of}, after {prompt!r} ---\n{text}\n---", stream=sys.stdout)
             elsewhere += time.perf_counter() - pause
         if self.stop_requested and self.optimizer.steps < config.steps:
-            self.save()
+            self.save(ends=True)
+
+    def _not_kept(self) -> str:
+        """Says of a sample which weights speak, where those of another step are the best so far."""
+        best = self.state.best_step
+        return f" (the best so far: {best})" if 0 < best < self.optimizer.steps else ""
 
     def step(self) -> tuple[float, float, float]:
         """One optimizer step.  -> mean loss of its batches, gradient norm, learning rate."""
@@ -289,23 +308,38 @@ class Trainer:
         if val_loss < self.best_loss:
             self.lock.check()
             self._check_finite()
-            self.state.best_loss = val_loss
-            self.save_model()
+            self.state.best_loss, self.state.best_step = val_loss, self.optimizer.steps
+            self.save_model(self.places["best"])
+        self.val_loss = val_loss
         return val_loss
 
-    def save_model(self) -> None:
+    def save_model(self, directory: Path) -> None:
         """The adapter in PEFT's layout, or the whole model in Hugging Face's."""
+        if directory != self.out:
+            directory.mkdir(exist_ok=True)
+            self.tokenizer.save_pretrained(directory)
         if self.model.adapter is None:
-            self.model.save_pretrained(self.out)
+            self.model.save_pretrained(directory)
         else:
-            self.model.save_adapter(self.out)
+            self.model.save_adapter(directory)
 
-    def save(self) -> None:
-        """Checkpoint, curve, and the model itself where no validation has saved one."""
+    def weights_in(self, directory: Path) -> LanguageModel:
+        """A model with the weights that were kept there; the run's own, if it has an adapter, which
+        then is that one."""
+        if self.model.adapter is None:
+            return formats.load_model(directory)
+        self.model.delete_adapter()
+        self.model.load_adapter(directory)
+        return self.model
+
+    def save(self, ends: bool = False) -> None:
+        """Checkpoint, curve, and the weights of this step where the run's own directory holds the
+        last; `ends`: of the run, also where they have a directory of their own."""
         self.lock.check()
         self._check_finite()
-        if math.isinf(self.best_loss):
-            self.save_model()  # first: a run whose checkpoint is its last has its last model, too
+        place = self.places["last"]
+        if ends or place == self.out:
+            self.save_model(place)  # first: a run whose checkpoint is its last has its last model
         save_checkpoint(self.out, self.state)
         self.log.plot()
 

@@ -37,6 +37,7 @@ SAMPLE_PROMPT = 8  # tokens of validation text before a sample
 # resumed.
 FIXED = frozenset(("data", "val_fraction", "tokenizer", "vocab_size", "arch", "n_layer", "n_head"))
 FIXED |= frozenset(("n_kv_head", "n_embd", "block_size", "init_from", "seed", "special_tokens"))
+FIXED |= {"keep"}
 
 
 def prepare(config: TrainConfig, out: Path, staged: Path) -> RunState:

@@ -16,15 +16,16 @@ from numgpt import formats
 from numgpt.data.batch import Batch
 from numgpt.data.corpus import TOKENS_FILE, TokensFile, restore_tokens
 from numgpt.data.example_set import Counts, ExampleSet, encode_examples
-from numgpt.data.examples import Example, ExampleEncoder, marked
+from numgpt.data.examples import Example, ExampleEncoder, last_answer, marked
 from numgpt.data.finding import STANDARD_INPUT, absolute
 from numgpt.data.records import Record, find_record_files, read_records
 from numgpt.formats.huggingface import CONFIG_FILE
 from numgpt.messages import printable, tell
 from numgpt.tokenizer import BaseTokenizer
-from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES
+from numgpt.tokenizer.chat_programs import CHAT_TEMPLATES, PROMPT_TEMPLATES
 from numgpt.tokenizer.chat_template import ChatTemplate
 from numgpt.tokenizer.conversation import template_variables
+from numgpt.tokenizer.sections import NAMED_TEMPLATES
 from numgpt.training.beginning import absolute_model, check_not_replaced, run_files
 from numgpt.training.checkpoint import RunState, check_fits
 from numgpt.training.config import MOST_LENGTH, TuneConfig
@@ -33,7 +34,7 @@ SAMPLE_TOKENS = 80
 FIXED = frozenset(("model", "data", "val_data", "val_fraction", "max_length", "chat_format"))
 FIXED |= {"chat_var"}
 FIXED |= frozenset(("lora_r", "lora_alpha", "lora_targets", "use_rslora", "batch_size", "epochs"))
-FIXED |= {"seed"}
+FIXED |= {"seed", "keep"}
 
 
 def prepare(config: TuneConfig, out: Path, staged: Path) -> RunState:
@@ -70,22 +71,33 @@ def prepare(config: TuneConfig, out: Path, staged: Path) -> RunState:
         config.lora_alpha = config.lora().lora_alpha
         with config.naming_adapter_options():
             model.add_adapter(config.lora(), seed=config.seed)
-    check_fits(out, config, model)
-    tokenizer.save_pretrained(staged)
     tokens, counts = _encode(config, tokenizer, staged, files, held_out)
     tell(str(counts))
+    if not tokens.conversations:
+        answer_prompts_alone(tokenizer)
+    tokenizer.save_pretrained(staged)
     if config.chat_format is not None and not tokens.conversations:
         tell("numgpt: note: --chat-format is not used: no example is a conversation")
     examples = ExampleSet(staged, tokens)
     if (config.val_fraction or config.val_data) and not len(examples.val):
         raise ValueError("no example is held out: raise val_fraction, or bring more examples")
-    config.set_schedule(examples.batches_in_epoch(config.batch_size), len(examples.val) > 0)
+    config.set_schedule(len(examples.train))
+    config.validate()  # what was chosen beside what was not
+    check_fits(out, config, model)
     state = RunState.new(config, model, tokens)
     if model.adapter is None:
         model.save_pretrained(staged)
     else:
         model.save_adapter(staged)
     return state
+
+
+def answer_prompts_alone(tokenizer: BaseTokenizer) -> None:
+    """Give it the chat template of what is tuned on prompts with completions: one of turns would
+    write what the tuning never saw."""
+    begins = bool(tokenizer.encode("", add_special_tokens=True))
+    tokenizer.chat_template = PROMPT_TEMPLATES[begins]
+    tokenizer.settings.pop(NAMED_TEMPLATES, None)
 
 
 def _files(config: TuneConfig) -> tuple[list[str], list[str]]:
@@ -196,7 +208,7 @@ class ExampleBatches:
         ids = self.state.model.generate(
             prompt,
             max_new_tokens=max(1, min(SAMPLE_TOKENS, room)),
-            eos_token_id=self._end_ids(),
+            eos_token_id=self.end_ids(),
             generation_config={},  # the likeliest token, whatever the model's files say
             tokenizer=self.tokenizer,
             slide=True,
@@ -204,8 +216,13 @@ class ExampleBatches:
         answer = self.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
         return self.tokenizer.decode(prompt, skip_special_tokens=True)[-200:], answer
 
-    def _end_ids(self) -> list[int]:
-        """What ends an answer."""
+    def first_prompt(self) -> str | None:
+        """That of the first example to train on, where it has one, as it was written."""
+        asked = last_answer(self.examples.example(int(self.examples.train[0])), self.end_ids())
+        return asked and self.tokenizer.decode(asked[0], skip_special_tokens=True)
+
+    def end_ids(self) -> list[int]:
+        """The tokens that end an answer."""
         if self.state.tokens.conversations:
             variables = template_variables(self.config.chat_vars)
             return ChatTemplate(self.tokenizer, variables).end_ids()

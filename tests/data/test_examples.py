@@ -246,6 +246,36 @@ def test_an_epoch_has_each_example_once_in_an_order_of_its_own(plain, tmp_path):
     assert sum(len(batch.ids) for batch in held_out) == 20
 
 
+def test_no_two_epochs_have_the_same_batches(plain, tmp_path):
+    """… not even of a few examples, of lengths that are all different."""
+    examples, _ = example_set(plain, tmp_path, range(10, 22))
+    epochs = {
+        frozenset(
+            frozenset(int((targets != -100).sum()) for targets in batch.targets)
+            for batch in (examples.batch(epoch * 3 + number, 4, seed=1) for number in range(3))
+        )
+        for epoch in range(6)
+    }
+    assert len(epochs) > 3
+
+
+@pytest.mark.parametrize(
+    "lengths", [[5] * 3 + [6] * 3 + [7] * 3 + [8] * 3, [*range(2, 10), 9, 9, 9], [3, 4, 5, 5]]
+)
+def test_copies_of_an_example_come_into_different_batches(plain, tmp_path, lengths):
+    examples, _ = example_set(plain, tmp_path, lengths)
+    size = 2 if len(lengths) == 4 else 3
+    count = examples.batches_in_epoch(size)
+    for epoch in range(30):
+        seen = []
+        for number in range(epoch * count, (epoch + 1) * count):
+            batch = examples.batch(number, size, seed=1)
+            answers = [int((targets != -100).sum()) - 2 for targets in batch.targets]
+            assert len(set(answers)) == len(answers)
+            seen += answers
+        assert len(seen) == len(lengths)
+
+
 def test_what_is_too_long_is_counted(plain, tmp_path):
     examples, counts = example_set(plain, tmp_path, [1, 50, 2], most=10)
     assert (counts.trained, counts.dropped) == (2, 1)

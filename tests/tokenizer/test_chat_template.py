@@ -27,7 +27,14 @@ from tokenizer.chat_formats import (
 
 from numgpt import CharTokenizer, Tokenizer
 from numgpt.tokenizer import load_tokenizer
-from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES, PLAIN, ChatFormat, known_format
+from numgpt.tokenizer.chat_formats import (
+    CHAT_TEMPLATES,
+    PLAIN,
+    PROMPT_TEMPLATES,
+    ChatFormat,
+    PromptFormat,
+    known_format,
+)
 from numgpt.tokenizer.chat_formats import CHATML as CHATML_FORMAT
 from numgpt.tokenizer.chat_formats import LLAMA3 as LLAMA3_FORMAT
 from numgpt.tokenizer.chat_template import ChatTemplate
@@ -279,6 +286,30 @@ def test_the_formats_that_ship_write_what_their_templates_do(name, messages, ask
     theirs = JinjaTemplate(CHAT_TEMPLATES[name]).render(messages, asked, tokens, {})
     assert ours == theirs
     assert ours.origin == theirs.origin
+
+
+@pytest.mark.parametrize("begins", PROMPT_TEMPLATES)
+@given(conversations(st.text(st.characters(exclude_categories=["Cs"]), max_size=12)), st.booleans())
+def test_prompts_alone_are_what_their_template_writes(begins, messages, asked):
+    pytest.importorskip("jinja2")
+    from numgpt.tokenizer.jinja_template import JinjaTemplate
+
+    form = known_format(PROMPT_TEMPLATES[begins])
+    assert isinstance(form, PromptFormat)
+    tokens, template = {"bos_token": "<s>", "eos_token": "</s>"}, PROMPT_TEMPLATES[begins]
+    if any(message["role"] == "system" for message in messages):
+        with pytest.raises(ValueError, match="tuned on prompts with completions alone"):
+            form.render(messages, asked, tokens, {})
+        with pytest.raises(ValueError, match="prompts alone"):
+            JinjaTemplate(template).render(messages, asked, tokens, {})
+        return
+    ours = form.render(messages, asked, tokens, {})
+    theirs = JinjaTemplate(template).render(messages, asked, tokens, {})
+    assert ours == theirs
+    assert ours.origin == theirs.origin
+    last = max(n for n, message in enumerate(messages) if message["role"] == "user")
+    said = [message["content"] for message in messages[last:]]
+    assert ours.plain == "<s>" * begins + said[0] + "".join(f"{text}</s>" for text in said[1:])
 
 
 def test_a_template_is_known_by_its_whole_text_alone():

@@ -49,7 +49,8 @@ def train(call, text, out, *flags):
 
 
 def content(directory) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
 
 
 def model_directory(directory):
@@ -131,7 +132,8 @@ def test_all_files_of_a_run_are_its_own_from_the_beginning(text, tmp_path):
     before = set(content(tmp_path / "run")) - {LOCK_FILE}
     assert formats.load(tmp_path / "run")[0].num_parameters() == trainer.model.num_parameters()
     trainer.run()
-    assert set(content(tmp_path / "run")) - {"loss.png"} == before
+    after = {name for name in content(tmp_path / "run") if not name.startswith("last/")}
+    assert after - {"loss.png"} == before
 
 
 def test_files_that_are_not_in_the_way_stay(call, text, tmp_path):
@@ -543,7 +545,7 @@ def test_a_file_of_options_takes_every_flag(call, text, tmp_path):
     assert status == 0, err
     assert "resumed at step 2" in err
     for option, message in (
-        ("threads = true", "threads=True: expected a whole number"),
+        ("threads = true", "--threads True: expected a whole number"),
         ("threads = 0", "--threads 0: "),
         ("overwrit = true", "did you mean 'overwrite'?"),
     ):
@@ -594,3 +596,63 @@ def test_a_context_that_is_too_long_allocates_nothing(call, text, tmp_path):
     status, err = call("train", "--data", text, "--out", tmp_path / "r", "--block-size=99999", *big)
     assert status == 2
     assert "both parts must be longer than --block-size 99999" in err
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_the_best_weights_and_the_last_are_kept(call, text, tmp_path, keep):
+    out, other_text = tmp_path / "run", tmp_path / "other.txt"
+    other_text.write_text("ab" * 900 + "abba" * 50)  # the end of it is not what is learnt
+    options = {"steps": 30, "eval_every": 5, "lr": 0.01, "warmup": 1}
+    trainer = start(str(other_text), out, keep=keep, **options)
+    trainer.run()
+    records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    losses = {r["step"]: r["val_loss"] for r in records if r["val_loss"] is not None}
+    best = min(losses, key=lambda step: losses[step])
+    assert best < 30  # or the test shows nothing
+    assert (trainer.state.best_step, trainer.best_loss) == (best, losses[best])
+    assert load_checkpoint(out).best_step == best
+    other = {"best": "last", "last": "best"}[keep]
+    assert trainer.places == {keep: out, other: out / other}
+    batches = list(trainer.source.held_out())
+    for name, step in (("best", best), ("last", 30)):
+        model, tokenizer = formats.load(trainer.places[name])
+        assert tokenizer.vocab_size == trainer.tokenizer.vocab_size
+        count = sum(batch.learnt for batch in batches)
+        loss = sum(model.loss(b.ids, b.targets, 1 / count) for b in batches)
+        assert loss == pytest.approx(losses[step], rel=1e-5)
+    # A run in its place leaves nothing of it; one beside it is asked for.
+    sizes = (*TINY, "--tokenizer=char", "--steps=1", "--data", text)
+    assert call("train", "--out", out, *sizes)[0] == 2
+    (out / other / "notes.txt").write_text("mine")
+    assert call("train", "--out", out, *sizes, "--overwrite", "--keep", keep)[0] == 0
+    assert (out / other / "notes.txt").read_text() == "mine"
+    with pytest.raises(ValueError, match="keep='worst': expected best or last"):
+        start(text, tmp_path / "b", keep="worst")
+
+
+def test_the_other_weights_of_a_run_that_is_replaced_go(text, tmp_path):
+    start(text, tmp_path / "run").run()
+    assert (tmp_path / "run/last/model.safetensors").exists()
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 8, "batch_size": 2}
+    config = TrainConfig(data=text, tokenizer="char", **sizes)
+    Trainer.start(config, tmp_path / "run", overwrite=True)
+    assert not (tmp_path / "run/last").exists()
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_where_other_weights_would_be_there_may_be_something(call, text, tmp_path, name):
+    model_directory(tmp_path / "run" / name)
+    before = content(tmp_path)
+    status, err = train(call, text, tmp_path / "run")
+    assert status == 2
+    assert f"{tmp_path / 'run' / name} holds a model.safetensors already" in err
+    assert content(tmp_path) == before
+    start(text, tmp_path / "elsewhere").run()
+    (tmp_path / "elsewhere").rename(tmp_path / "run2")
+    (tmp_path / "run3").mkdir()
+    (tmp_path / "run2").rename(tmp_path / "run3" / name)
+    before = content(tmp_path)
+    status, err = train(call, text, tmp_path / "run3", "--overwrite")
+    assert status == 2
+    assert "is a run of its own, where weights of this one would be: choose another --out" in err
+    assert content(tmp_path) == before

@@ -13,6 +13,7 @@ import pytest
 
 import numgpt
 from numgpt import cli
+from numgpt.evaluation.exact import exact_match, questions
 from numgpt.formats import read_safetensors
 from numgpt.training import Trainer, TrainingError, TuneConfig, loop
 from numgpt.training.checkpoint import load_checkpoint
@@ -142,7 +143,33 @@ def test_the_schedule_follows_the_data(data, tmp_path):
     assert trainer.config.lr == 1e-3
     whole = start(data, tmp_path / "b", lora_r=0, steps=None, grad_accum=2, epochs=1)
     assert whole.config.steps == 2
-    assert whole.config.lr == 2e-5
+    assert whole.config.lr == 5e-5
+    with pytest.raises(ValueError, match=r"min_lr=0\.1 is above lr=0\.001"):
+        start(data, tmp_path / "c", min_lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("examples", "epochs", "batch_size", "whole_lr", "steps"),
+    [
+        (1, 15, 4, 5e-5, 15),
+        (20, 15, 4, 5e-5, 75),
+        (30, 15, 4, 5e-5, 120),
+        (31, 10, 4, 5e-5, 80),
+        (100, 10, 4, 5e-5, 250),
+        (101, 6, 8, 2e-5, 78),
+        (500, 6, 8, 2e-5, 378),
+        (501, 3, 8, 2e-5, 189),
+    ],
+)
+def test_few_examples_are_seen_more_often(examples, epochs, batch_size, whole_lr, steps):
+    for lora_r, lr in ((8, 1e-3), (0, whole_lr)):
+        config = TuneConfig(model="m", data="d", lora_r=lora_r)
+        config.set_schedule(examples)
+        found = (config.epochs, config.batch_size, config.lr, config.steps)
+        assert found == (epochs, batch_size, lr, steps)
+    chosen = TuneConfig(model="m", data="d", epochs=1, batch_size=2, lr=0.5, warmup=7)
+    chosen.set_schedule(examples)
+    assert (chosen.epochs, chosen.batch_size, chosen.lr, chosen.warmup) == (1, 2, 0.5, 7)
 
 
 def test_held_out_examples_decide_which_adapter_is_best(data, tmp_path):
@@ -403,6 +430,154 @@ def test_texts_need_no_chat_format(data, tmp_path):
 
 
 # --- what is said ---
+
+
+PAIRS = {
+    "Where does the fox live?": " In a den, under the old oak.",
+    "Who keeps the gate?": " Nobody, since the war.",
+    "What is the price of corn?": " Two pence a peck.",
+    "When do the bells ring?": " At nine, and again at noon.",
+}
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory):
+    """Runs that know a few pairs by heart, as pairs and as conversations."""
+    directory = tmp_path_factory.mktemp("learnt")
+    with open(directory / "pairs.jsonl", "w") as file:
+        for prompt, completion in PAIRS.items():
+            file.write(json.dumps({"prompt": prompt, "completion": completion}) + "\n")
+    with open(directory / "talk.jsonl", "w") as file:
+        for prompt, completion in PAIRS.items():
+            file.write(json.dumps({"question": prompt, "answer": completion.strip()}) + "\n")
+    for name in ("pairs", "talk"):
+        options = {"lora_r": 0, "lr": 2e-3, "steps": 40, "log_every": 40}
+        start(str(directory / f"{name}.jsonl"), directory / name, **options).run()
+    return directory
+
+
+def test_generate_and_chat_answer_as_was_tuned(call, learnt, monkeypatch):
+    for name in ("pairs", "talk"):
+        model, tokenizer = numgpt.load(learnt / name)
+        chat = numgpt.Chat(model, tokenizer, do_sample=False)
+        for prompt, completion in PAIRS.items():
+            if name == "talk":  # of one turn each; prompts alone don't see what was before
+                chat.reset()
+            said = "".join(chat.ask(prompt))
+            assert said.strip() == completion.strip()
+    prompt, completion = next(iter(PAIRS.items()))
+    status, out, err = call("generate", "--model", learnt / "pairs", "--greedy", prompt)
+    assert status == 0
+    assert out == f"{prompt}{completion}\n"
+    assert "note" not in err
+    _, _, err = call("generate", "--model", learnt / "talk", "--greedy", prompt)
+    assert "was tuned on conversations, and this prompt is none: numgpt chat asks" in err
+    for name, noted in (("pairs", True), ("talk", False)):
+        with open(learnt / "asked.txt", "w") as file:
+            file.write(prompt)
+        with open(learnt / "asked.txt") as stdin:
+            monkeypatch.setattr("sys.stdin", stdin)
+            status, out, err = call("chat", "--model", learnt / name, "--greedy")
+        assert status == 0
+        assert out.strip() == completion.strip()
+        assert ("was tuned on texts, not on conversations" in err) is noted
+    with pytest.raises(ValueError, match="tuned on prompts with completions alone"):
+        numgpt.Chat(*numgpt.load(learnt / "pairs"), system="Be brief.")
+
+
+@pytest.mark.torch
+def test_transformers_writes_prompts_alone_as_they_were_tuned(learnt):
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(learnt / "pairs")
+    talk = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "Who keeps the gate?"},
+    ]
+    text = theirs.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
+    assert text == "Who keeps the gate?"
+
+
+@pytest.mark.parametrize("name", ["pairs", "talk"])
+def test_exact_answers_are_counted(learnt, name, tmp_path):
+    model, tokenizer = numgpt.load(learnt / name)
+    trainer = start(str(learnt / f"{name}.jsonl"), tmp_path / "run", steps=1)
+    source = trainer.source
+    examples = [source.examples.example(n) for n in range(4)]
+    asked = questions(examples, source.end_ids(), most=20)
+    assert len(asked) == 4
+    for (prompt, answer), (question, expected) in zip(asked, PAIRS.items(), strict=True):
+        assert question in tokenizer.decode(prompt)
+        text = tokenizer.decode(answer, skip_special_tokens=True)
+        assert text.strip() == expected.strip()
+    done = []
+    found = exact_match(model, tokenizer, asked, source.end_ids(), done.append)
+    assert (str(found), done) == ("4 of 4", [4])
+    # A token more or less is not exact, nor an answer that goes on where it should end.
+    (prompt, answer), *_ = asked
+    ends = source.end_ids()
+    place = next(n for n, id in enumerate(answer) if id in ends)
+    early = np.insert(answer[: place - 1], place - 1, answer[place])
+    for wrong in (np.delete(answer, 2), np.insert(answer, 2, answer[3]), early):
+        assert exact_match(model, tokenizer, [(prompt, wrong)], ends).exact == 0
+    # Of an answer without an end what comes after it is not looked at.
+    assert exact_match(model, tokenizer, [(prompt, answer[: place - 1])], ends).exact == 1
+    base, _ = numgpt.load("shakespeare")
+    assert exact_match(base, tokenizer, asked, source.end_ids()).exact == 0
+    assert questions(examples, source.end_ids(), most=2)[0][1].tolist() == answer.tolist()
+    assert len(questions(examples, source.end_ids(), most=2)) == 2
+    longest = max(len(answer) for _, answer in asked)
+    assert len(questions(examples, source.end_ids(), 20, longest - 1)) < 4
+
+
+def test_the_end_says_what_was_reached(call, learnt, tmp_path, monkeypatch):
+    tune = ("tune", "sft", "--model", "shakespeare", "--data", learnt / "pairs.jsonl")
+    flags = ("--lora-r=0", "--lr=2e-3", "--sample-every=0")
+    status, _, err = call(*tune, "--out", tmp_path / "a", "--steps=40", *flags)
+    assert status == 0
+    assert f"done; the model is in {tmp_path / 'a'}\n" in err
+    assert f"{tmp_path / 'a'} (step 40): 4 of 4 learnt answers exact; loss 0." in err
+    assert "note" not in err
+    *_, last = err.splitlines()
+    command = f"numgpt generate --model {tmp_path / 'a'} --greedy 'Where does the fox live?'"
+    assert last == f"try: {command}"
+    status, _, err = call(*tune, "--out", tmp_path / "b", "--steps=2", *flags)
+    assert status == 0
+    assert "(step 2): 0 of 4 learnt answers exact; " in err
+    assert f"train longer (numgpt tune sft --resume {tmp_path / 'b'} --steps 4)" in err
+    # Two kinds of weights, when the best are not the last.
+    held_out = ("--val-fraction=0.25", "--eval-every=1")
+    status, _, err = call(*tune, "--out", tmp_path / "c", "--steps=40", *flags, *held_out)
+    assert status == 0
+    state = load_checkpoint(tmp_path / "c")
+    assert 0 < state.best_step < 40
+    first, second = err.splitlines()[-4:-2]
+    assert first.startswith(f"{tmp_path / 'c'} (step {state.best_step}): 0 of 3 learnt answers")
+    assert "; 0 of 1 held-out answers exact; loss" in first
+    assert f"validation loss {state.best_loss:.4f}" in first
+    assert second.startswith(f"{tmp_path / 'c/last'} (step 40): 3 of 3 learnt answers exact")
+    assert f"{tmp_path / 'c/last'} has the former" in err
+    assert f"{tmp_path / 'c'} holds the weights of step {state.best_step}, whose validation" in err
+    # An interrupt ends the count, not the command.
+    monkeypatch.setattr(
+        "numgpt.cli.tune.exact_match", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    status, _, err = call(*tune, "--out", tmp_path / "d", "--steps=1", *flags)
+    assert status == 0
+    assert "the answers were not counted to their end" in err
+    assert "try: numgpt generate" in err
+    status, _, err = call(*tune, "--out", tmp_path / "e", "--steps=1", *flags, "--answers=0")
+    assert (status, "count" in err) == (0, False)
+
+
+def test_samples_say_which_weights_speak(call, learnt, tmp_path):
+    tune = ("tune", "sft", "--model", "shakespeare", "--data", learnt / "pairs.jsonl")
+    flags = ("--lora-r=0", "--lr=2e-3", "--steps=20", "--sample-every=10", "--eval-every=1")
+    status, out, _ = call(*tune, "--out", tmp_path / "a", *flags, "--val-fraction=0.25")
+    assert status == 0
+    best = load_checkpoint(tmp_path / "a").best_step
+    assert best < 20
+    assert f"--- step 20 (the best so far: {best}), after " in out
 
 
 def test_what_to_try_then_is_what_the_model_has_learnt(call, data, tmp_path):
