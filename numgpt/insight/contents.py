@@ -8,6 +8,7 @@ import importlib
 import inspect
 import os
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,13 +17,13 @@ from numgpt import layers
 from numgpt.insight.attribution import attribution_of
 from numgpt.insight.formulas import Formula
 from numgpt.insight.lens import lens_of_streams
+from numgpt.insight.notebook import piece
 from numgpt.insight.steps import Side
 from numgpt.insight.targets import Target
 from numgpt.insight.tokens import report_of
 from numgpt.insight.trace import Trace, differences
 from numgpt.insight.walk import Group, walk
 from numgpt.layers import attention, softmax
-from numgpt.messages import printable
 from numgpt.tokenizer import BaseTokenizer
 
 GENERATOR = "numgpt explain"  # in pages and pictures: who made them
@@ -47,14 +48,18 @@ class View(NamedTuple):
     notes: list[str]
 
 
-def contents(of: Trace, view: View) -> dict[str, Any]:
+Progress = Callable[[str], object]  # is told what is computed now
+
+
+def contents(of: Trace, view: View, progress: Progress = lambda what: None) -> dict[str, Any]:
     """Nested dicts, lists and arrays: what `payload.encode` writes, and the page's script reads."""
-    model, config, groups = of.model, of.model.config, walk(of)
+    model, config, groups = of.model, of.model.config, walk(of, progress)
     vocabulary = [piece(view.tokenizer, id) for id in range(config.vocab_size)]
     return {
         "model": _described(of),
         "blocks": len(model.blocks),
         "family": type(model).__name__,
+        "norm": type(model.final_norm).__name__,
         "text": view.tokenizer.decode(of.ids.tolist()),
         "notes": view.notes,
         "ids": of.ids,
@@ -78,10 +83,10 @@ def contents(of: Trace, view: View) -> dict[str, Any]:
             for layer in of.layers
         },
         "logits": _drawable(of, view).astype(np.float64),
-        "lens": _lens(of),
-        "attribution": _attribution(of, view),
+        "lens": _lens(of, progress),
+        "attribution": _attribution(of, view, progress),
         "report": _report(of),
-        "checks": differences(of, _checked_hooks(of), view.token),
+        "checks": differences(of, _checked_hooks(of), view.token, progress),
     }
 
 
@@ -131,18 +136,6 @@ def _sizes(of: Trace) -> dict[str, int]:
     return found | {"V": config.vocab_size}
 
 
-def piece(tokenizer: BaseTokenizer, id: int) -> str:
-    """A token's text; bytes that are no text by themselves as <0x…>."""
-    try:
-        raw = tokenizer.token_to_bytes(id)
-    except (ValueError, IndexError):
-        return f"[{id}]"  # a vocabulary that is padded to a round size
-    try:
-        return printable(raw.decode())
-    except UnicodeDecodeError:
-        return "".join(f"<0x{byte:02X}>" for byte in raw)
-
-
 def _group(of: Trace, group: Group) -> dict[str, Any]:
     letters = _sizes(of)
     return {
@@ -162,6 +155,7 @@ def _group(of: Trace, group: Group) -> dict[str, Any]:
 def _side(formula: Formula, side: Side, direction: str, letters: dict[str, int]) -> dict[str, Any]:
     equation, shapes, functions, symbols = formula.of(direction)
     return {
+        "words": formula.words if direction == "forward" else "",
         "equation": equation_html(equation),
         "symbols": equation_html(symbols) if symbols else "",
         "shapes": [_shape(part, letters) for part in shapes.split("; ")],
@@ -204,7 +198,8 @@ def source_of(name: str) -> dict[str, Any]:
     return {"file": file, "line": line, "text": "".join(text), "derivation": module.__doc__ or ""}
 
 
-def _lens(of: Trace) -> dict[str, Any]:
+def _lens(of: Trace, progress: Progress) -> dict[str, Any]:
+    progress("the lens")
     streams = {name: array[None] for name, array in of.activations.items()}
     lens = lens_of_streams(of.model, of.ids[None], streams)
     log_probs = lens.log_probs[:, 0]
@@ -219,8 +214,9 @@ def _lens(of: Trace) -> dict[str, Any]:
     }
 
 
-def _attribution(of: Trace, view: View) -> dict[str, Any]:
+def _attribution(of: Trace, view: View, progress: Progress) -> dict[str, Any]:
     """Of each token the parts of one logit: what comes next, or at the chosen token the target."""
+    progress("attribution")
     activations = {name: array[None] for name, array in of.activations.items()}
     tokens = of.targets.copy()
     tokens[view.token] = view.target

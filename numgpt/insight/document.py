@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from numgpt.files import replacing
-from numgpt.insight.contents import GENERATOR, View, contents, piece
+from numgpt.insight.contents import GENERATOR, Progress, View, contents
+from numgpt.insight.notebook import piece
 from numgpt.insight.payload import encode
 from numgpt.insight.slides import save_pictures
 from numgpt.insight.trace import Trace, chosen_layers, trace
@@ -30,10 +31,11 @@ SCRIPTS = ("decode.js", "sampling.js", "widgets.js", "follow.js", "views.js", "p
 class Page:
     """An explanation: `html`, a whole page. Jupyter shows it."""
 
-    def __init__(self, of: Trace, view: View):
+    def __init__(self, of: Trace, view: View, progress: Progress = lambda what: None):
         self.trace = of
         self.notes = view.notes  # what was chosen for whoever asked
-        self.data = contents(of, view)
+        self.data = contents(of, view, progress)
+        progress("writing")
         self.html = _html(self.data)
 
     def save(self, path: str | os.PathLike) -> None:
@@ -65,6 +67,7 @@ def page(
     token: int | None = None,
     target: str | None = None,
     layers: tuple[int | None, int | None] | None = None,
+    progress: Progress = lambda what: None,
 ) -> Page:
     """The page on a text: every step of the pass with its equation, the numbers in it and the code
     that computes it, forwards and backwards; attention, the lens, attribution, loss, sampling.
@@ -72,6 +75,7 @@ def page(
     token is the position that it opens at, the last by default; target what may come there, a
     text, of which the first token counts: by default what does come, or the likeliest. Layers A up
     to B of layers=(A, B) are kept, by default all. Of a long text the first 64 tokens are taken.
+    progress is told what is computed, as it goes on.
 
     Raises ValueError for a text without tokens, a position outside it, layers that there are not,
     a model whose numbers are not finite, and where it would take more memory than there is.
@@ -120,9 +124,10 @@ def page(
             f"{which} kept, of {len(model.blocks)}: steps and attention of the others are not in"
             " the page"
         )
+    progress("the pass, forwards and backwards")
     of = trace(model, checked, after, of_layers)
     target_id = int(of.targets[position]) if asked is None else asked
-    return Page(of, View(tokenizer, position, target_id, notes))
+    return Page(of, View(tokenizer, position, target_id, notes), progress)
 
 
 def _first_token(

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from numgpt.insight.words import WORDS
+
 
 class Formula(NamedTuple):
     title: str
@@ -21,6 +23,7 @@ class Formula(NamedTuple):
     backward_functions: str
     symbols: str = ""  # what the others mean
     backward_symbols: str = ""  # … those that only the backward has
+    words: str = ""  # what the step does, for somebody who meets it for the first time
 
     def of(self, direction: str) -> tuple[str, str, list[str], str]:
         """Equation, shapes, functions and symbols of one direction, "forward" or "backward"."""
@@ -45,6 +48,8 @@ class Formula(NamedTuple):
             return self._replace(backward_symbols="; ".join(both))
         return self._replace(symbols="; ".join(filter(None, (self.symbols, text))))
 
+
+_BOTH = "in its sums each W is multiplied by weight already"
 
 FORMULAS = {
     "embedding": Formula(
@@ -89,7 +94,7 @@ FORMULAS = {
         "dq: BTHD; dk, dv: BTKD; dy, g: BTC",
         "linear_backward",
         "y is what the norm before has made",
-        "g is the gradient at that norm's x̂, weight being the norm's",
+        f"g is the gradient at that norm's x̂, weight being the norm's; {_BOTH}",
     ),
     "rope": Formula(
         "Rotary positions",
@@ -155,8 +160,10 @@ FORMULAS = {
         "y: BTC; pre: BTF",
         "linear_forward",
         "dy = dpre Wᵀ,   dW = yᵀ dpre,   db = Σ dpre,   g = dy · weight",
-        "dpre: BTF; dy: BTC",
+        "dpre: BTF; dy, g: BTC",
         "linear_backward",
+        "y is what the norm before has made",
+        f"g is the gradient at that norm's x̂, weight being the norm's; {_BOTH}",
     ),
     "gated feed-forward in": Formula(
         "Feed-forward, in",
@@ -165,8 +172,10 @@ FORMULAS = {
         "linear_forward",
         "dy = dgate W_gateᵀ + dup W_upᵀ,   dW_gate = yᵀ dgate, …,   db_gate = Σ dgate, …,"
         "   g = dy · weight",
-        "dgate, dup: BTF; dy: BTC",
+        "dgate, dup: BTF; dy, g: BTC",
         "linear_backward",
+        "y is what the norm before has made",
+        f"g is the gradient at that norm's x̂, weight being the norm's; {_BOTH}",
     ),
     "gelu_tanh": Formula(
         "GELU",
@@ -222,11 +231,11 @@ FORMULAS = {
         "z_v = y · W_U[v]",
         "y: BTC; W_U: VC; z: BTV",
         "linear_forward",
-        "dy = dz W_U,   dW_U = dzᵀ y,   g = dy · weight",
+        "dy = dz W_U,   dW_U = dzᵀ y,   g = dy · weight = Σ_v dz_v (W_U[v] · weight)",
         "dz: BTV; dy, g: BTC",
         "linear_cross_entropy",
         "v is a token of the vocabulary, y what the final norm has made",
-        "g is the gradient at that norm's x̂, weight being the norm's",
+        f"g is the gradient at that norm's x̂, weight being the norm's; {_BOTH}",
     ),
     "loss": Formula(
         "Probabilities and loss",
@@ -239,3 +248,4 @@ FORMULAS = {
         "M = max_v z_v,   Z = Σ_v exp(z_v − M)",
     ),
 }
+FORMULAS = {name: formula._replace(words=WORDS[name]) for name, formula in FORMULAS.items()}

@@ -14,9 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numgpt.insight.notebook import Cell, piece, table, visible
 from numgpt.layers.softmax import log_softmax
 from numgpt.models.inputs import Ids
 from numgpt.models.language_model import LanguageModel
+from numgpt.tokenizer import BaseTokenizer
 
 
 class LogitLens(NamedTuple):
@@ -27,22 +29,41 @@ class LogitLens(NamedTuple):
     kl: np.ndarray  # (L + 1, B, T), to the last
     targets: np.ndarray  # (B, T), the likeliest token at the end where none were given
     ranks: np.ndarray  # (L + 1, B, T): how many tokens are likelier than the target
+    ids: np.ndarray | None = None  # (B, T), of the text; in a notebook it stands above the table
+    tokenizer: BaseTokenizer | None = None  # … with its words in place of ids
 
     @property
     def probabilities(self) -> np.ndarray:
         """(L + 1, B, T, V)."""
         return np.exp(self.log_probs)
 
+    def _repr_html_(self) -> str:
+        """Of the first text, the likeliest token after each block, the last block above."""
+        best = self.log_probs[:, 0].argmax(axis=-1)  # (L + 1, T)
+        shares = self.probabilities[:, 0].max(axis=-1)
+        texts = [piece(self.tokenizer, int(id)) for id in (() if self.ids is None else self.ids[0])]
+        rows: list[list[Cell]] = []
+        for name, ids, sure in zip(self.names[::-1], best[::-1], shares[::-1], strict=True):
+            words = [visible(piece(self.tokenizer, int(id))) for id in ids]
+            rows.append([name, *zip(words, map(float, sure), strict=True)])
+        caption = "The likeliest next token after each block; the stronger the colour, the surer"
+        return table(caption, ["after", *map(visible, texts)], rows)
 
-def logit_lens(model: LanguageModel, ids: Ids, targets: Ids | None = None) -> LogitLens:
+
+def logit_lens(
+    model: LanguageModel,
+    ids: Ids,
+    targets: Ids | None = None,
+    tokenizer: BaseTokenizer | None = None,
+) -> LogitLens:
     """The prediction after each block.  ids (T,) or (B, T); targets, of the same shape, are the
-    tokens whose ranks are wanted.
+    tokens whose ranks are wanted; a tokenizer gives their words to the table in a notebook.
 
     Takes (L + 1) · B · T · V numbers: 52 MB for 20 tokens and GPT-2.
     """
     ids = model.check_ids(ids)
     _, streams = model.run_with_cache(ids, lens_names(model))
-    return lens_of_streams(model, ids, streams, targets)
+    return lens_of_streams(model, ids, streams, targets)._replace(ids=ids, tokenizer=tokenizer)
 
 
 def lens_names(model: LanguageModel) -> list[str]:

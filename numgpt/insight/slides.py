@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from numgpt.files import replacing
+from numgpt.insight import notebook
 from numgpt.insight.contents import GENERATOR
 from numgpt.layers import softmax_forward
 
@@ -69,10 +70,8 @@ def pieces(data: dict[str, Any]) -> list[str]:
 
 
 def visible(piece: str) -> str:
-    """Spaces and line breaks as characters; a $ would begin a formula."""
-    for character, sign in ((" ", "␣"), ("\n", "↵"), ("\t", "⇥"), ("$", "\\$")):
-        piece = piece.replace(character, sign)
-    return piece or "∅"
+    """… without a $, which would begin a formula."""
+    return notebook.visible(piece).replace("$", "\\$")
 
 
 def _loss(figure: Figure, data: dict[str, Any]) -> None:

@@ -6,12 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numgpt.insight.notebook import Cell, piece, table, visible
 from numgpt.insight.targets import one_text
 from numgpt.layers.softmax import log_softmax, softmax_forward
 from numgpt.messages import shown
 from numgpt.models.hooks import NamesFilter, chosen_names
 from numgpt.models.inputs import Ids
 from numgpt.models.language_model import LanguageModel
+from numgpt.tokenizer import BaseTokenizer
 
 
 class TokenReport(NamedTuple):
@@ -22,16 +24,36 @@ class TokenReport(NamedTuple):
     rank: np.ndarray  # (T - 1,): how many tokens were likelier
     top_ids: np.ndarray  # (T - 1, k): the likeliest
     top_logprobs: np.ndarray  # (T - 1, k)
+    ids: np.ndarray | None = None  # (T - 1,): the tokens, which a notebook shows
+    tokenizer: BaseTokenizer | None = None  # … with its words in place of ids
+
+    def _repr_html_(self) -> str:
+        rows: list[list[Cell]] = []
+        for t, loss in enumerate(self.loss.tolist()):
+            token = "" if self.ids is None else piece(self.tokenizer, int(self.ids[t]))
+            instead = ", ".join(
+                f"{visible(piece(self.tokenizer, int(id)))} {np.exp(logp):.1%}"
+                for id, logp in zip(self.top_ids[t], self.top_logprobs[t], strict=True)
+            )
+            shade = loss / max(float(self.loss.max()), 1e-9)
+            numbers = f"{np.exp(-loss):.1%}", f"{self.rank[t] + 1}", f"{self.entropy[t]:.3f}"
+            rows.append([visible(token), (f"{loss:.3f}", shade), *numbers, instead])
+        heads = ["token", "loss", "p", "rank", "entropy", "likeliest there"]
+        return table("How surprising each token was; loss and entropy in nats", heads, rows)
 
 
-def per_token(model: LanguageModel, ids: Ids, top: int = 5) -> TokenReport:
-    """What the model made of each token of a text.  ids (T,), T at least 2."""
+def per_token(
+    model: LanguageModel, ids: Ids, top: int = 5, tokenizer: BaseTokenizer | None = None
+) -> TokenReport:
+    """What the model made of each token of a text.  ids (T,), T at least 2; a tokenizer gives their
+    words to the table in a notebook."""
     checked = one_text(model, ids)
     if checked.shape[1] < 2:
         raise ValueError("the text has one token: at least two are needed to predict one")
     if not hasattr(top, "__index__") or not 1 <= top <= model.config.vocab_size:
         raise ValueError(f"top={shown(top)}: expected 1 to {model.config.vocab_size}")
-    return report_of(model(checked)[0, :-1], checked[0, 1:], top)
+    report = report_of(model(checked)[0, :-1], checked[0, 1:], top)
+    return report._replace(ids=checked[0, 1:], tokenizer=tokenizer)
 
 
 def report_of(logits: np.ndarray, targets: np.ndarray, top: int) -> TokenReport:
@@ -59,9 +81,9 @@ def loss_dlogits(logits: np.ndarray, targets: np.ndarray, weights: np.ndarray) -
 def loss_gradients(
     model: LanguageModel, ids: Ids, number: int, names_filter: NamesFilter = None
 ) -> dict[str, np.ndarray]:
-    """The gradient of one token's loss, -log p(ids[number]), with respect to every activation: what
-    each would have to be changed by to make this token likelier.  By the names of hooks, as
-    `run_with_cache` has them."""
+    """The gradient of one token's loss, -log p(ids[number]), by every activation: how much the loss
+    grows where each number grows a little. A small step against it makes the token likelier.  By
+    the names of hooks, as `run_with_cache` has them."""
     checked = one_text(model, ids)
     if not hasattr(number, "__index__") or not 1 <= number < checked.shape[1]:
         raise ValueError(

@@ -10,7 +10,7 @@ The activations and their gradients are what the model's own forward and backwar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -135,7 +135,12 @@ def memory_needed(model: LanguageModel, time: int, layers: int) -> int:
     return round(FLOAT32_BYTES * (max(steps, lens) + 2 * config.width * config.inner_width))
 
 
-def differences(of: Trace, names: Sequence[str], token: int) -> dict[str, Difference]:
+def differences(
+    of: Trace,
+    names: Sequence[str],
+    token: int,
+    progress: Callable[[str], object] = lambda what: None,
+) -> dict[str, Difference]:
     """The largest gradient of each of these activations at a token, if it is not 0 but for
     rounding, by central differences of the loss: the g of
 
@@ -144,8 +149,12 @@ def differences(of: Trace, names: Sequence[str], token: int) -> dict[str, Differ
     for several steps h, by least squares. The longest changes L by about the cube root of the
     dtype's precision: beside that L's rounding is small, and where L bends, c takes it up.
     """
-    found = {name: _difference(of, name, token) for name in names}
-    return {name: difference for name, difference in found.items() if difference is not None}
+    found = {}
+    for number, name in enumerate(names):
+        progress(f"checks of the gradients, {number + 1} of {len(names)}")
+        if (difference := _difference(of, name, token)) is not None:
+            found[name] = difference
+    return found
 
 
 def _difference(of: Trace, name: str, token: int) -> Difference | None:

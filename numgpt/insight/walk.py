@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from numgpt.insight.attention_steps import attention_steps, rope_step
@@ -28,9 +29,13 @@ class Group(NamedTuple):
     steps: list[Step]
 
 
-def walk(of: Trace) -> list[Group]:
-    """Embedding, the blocks that are kept, and what follows them."""
-    blocks = [Group(f"Block {layer}", layer, block_steps(of, layer)) for layer in of.layers]
+def walk(of: Trace, progress: Callable[[str], object] = lambda what: None) -> list[Group]:
+    """Embedding, the blocks that are kept, and what follows them.  progress is told the block at
+    hand."""
+    blocks = []
+    for layer in of.layers:
+        progress(f"the steps of block {layer} of {len(of.model.blocks)}")
+        blocks.append(Group(f"Block {layer}", layer, block_steps(of, layer)))
     before = Group("Before the blocks", None, [embedding_step(of)])
     return [before, *blocks, Group("After the blocks", None, final_steps(of))]
 

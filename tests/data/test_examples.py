@@ -8,7 +8,7 @@ from tokenizer.chat_formats import LLAMA2, ZEPHYR
 
 import numgpt
 from numgpt.data.example_set import ExampleSet, encode_examples
-from numgpt.data.examples import Example, ExampleEncoder, fit, marked
+from numgpt.data.examples import Example, ExampleEncoder, fit, last_answer, marked
 from numgpt.data.records import COMPLETION, MESSAGES, PREFERENCE, PROMPT, TEXT, Record
 from numgpt.tokenizer import Tokenizer
 from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES
@@ -144,6 +144,39 @@ def test_a_long_example_is_cut_from_the_left_of_its_prompt():
     assert cut.ids.tolist() == [5, 6, 7, 8, 9]
     assert cut.learnt.tolist() == [False, True, True, True, True]
     assert fit(example, 4) is None  # nothing would predict the first that is learnt
+    assert fit(example, 9).ids.tolist() == list(range(1, 10))  # one token too long
+    alone = Example(np.arange(3), np.array([False, True, True]))
+    assert fit(alone, 3) is alone
+    assert fit(alone, 2) is None
+    learnt_from_the_start = Example(np.arange(3), np.array([True, True, True]))
+    assert fit(learnt_from_the_start, 2) is None
+
+
+def test_a_first_token_alone_is_nothing_to_learn(plain):
+    """Nothing predicts it."""
+    plain_end, plain.eos_token = plain.eos_token, None
+    try:
+        encoder = ExampleEncoder(plain)
+        with pytest.raises(ValueError, match=r"nothing .* learnt: .*a text of two tokens"):
+            encoder.encode(record(TEXT, text="a"))
+        assert encoder.encode(record(TEXT, text="ab, ")).learnt.all()
+    finally:
+        plain.eos_token = plain_end
+
+
+@pytest.mark.parametrize(
+    ("ids", "learnt", "expected"),
+    [
+        ([1, 2, 3, 9], [0, 0, 1, 1], ([1, 2], [3, 9])),
+        ([1, 2, 3, 4], [0, 1, 0, 1], ([1, 2, 3], [4])),
+        ([1, 2, 3, 9], [0, 1, 0, 1], ([1], [2])),  # an end by itself is no answer
+        ([1, 2], [1, 1], None),  # of a text, nothing comes before it
+        ([1, 9], [0, 1], None),
+    ],
+)
+def test_the_last_answer_is_what_is_asked_for(ids, learnt, expected):
+    found = last_answer(Example(np.array(ids), np.array(learnt, bool)), ends=[9])
+    assert (found and tuple(part.tolist() for part in found)) == expected
 
 
 def example_set(tokenizer, directory, lengths, held_out=(), most=1000):

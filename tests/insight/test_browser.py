@@ -9,12 +9,14 @@ import shutil
 
 import numpy as np
 import pytest
+from models.references import small_model
 
 import numgpt
 from numgpt import insight
 from numgpt.generation.options import GenerationOptions
 from numgpt.generation.processors import process_logits
 from numgpt.layers import softmax_forward
+from numgpt.tokenizer import CharTokenizer
 
 pytestmark = pytest.mark.browser
 playwright = pytest.importorskip("playwright.sync_api")
@@ -115,6 +117,53 @@ def test_every_view_opens_and_fits(open_page, width, scheme):
         assert "Token 2 (0 to" in tab.inner_text("#chosen")
 
 
+def test_the_words_are_explained(open_page):
+    """… where they come first, and one colour of a token means one thing."""
+    tab = open_page()
+    words = tab.inner_text("#words")
+    for word in ("tokens", "stream", "block", "head", "logit", "loss", "backward"):
+        assert word in words.lower()
+    assert tab.locator("#words b").count() >= 7
+    steps = tab.locator(".step .words")
+    assert steps.count() == tab.locator(".step[data-step]").count()
+    assert "its own token and those before it" in tab.inner_text("[data-step=scores]")
+    assert "white is zero" in tab.inner_text(".legend")
+    tab.click("input[value=backward]")
+    assert "white is zero" in tab.inner_text(".legend")
+    # The losses of the chosen token and of the one after it are told apart.
+    own = tab.get_attribute("#tokens button >> nth=3", "aria-label").split("loss ")[1]
+    tab.click("#tokens button >> nth=3")
+    assert f"Its loss was {own}. After it comes" in tab.inner_text("#chosen")
+    tab.click("#tokens button >> nth=0")
+    assert "Its loss was" not in tab.inner_text("#chosen")
+    tab.click("#tab-attribution")
+    assert "final LayerNorm" in tab.inner_text("main")
+
+
+def test_the_blocks_stay_named_beside_the_lens(open_page):
+    tab = open_page(400)
+    tab.click("#tab-lens")
+    tab.evaluate("document.querySelector('.lens').parentElement.scrollLeft = 10000")
+    head = tab.locator(".lens th[scope=row] >> nth=0")
+    assert head.bounding_box()["x"] >= 0
+    assert head.inner_text() == "block 5"
+
+
+def test_attribution_speaks_of_the_models_own_norm(browser, tmp_path):
+    model = small_model("llama_grouped")
+    tokenizer = CharTokenizer([chr(ord("a") + n) for n in range(26)])
+    insight.page(model, tokenizer, "abcab").save(tmp_path / "llama.html")
+    tab = browser.new_page()
+    tab.goto((tmp_path / "llama.html").as_uri())
+    tab.wait_for_selector("html[data-ready=true]")
+    tab.click("#tab-attribution")
+    text = tab.inner_text("main")
+    assert "final RMSNorm" in text
+    assert "LayerNorm" not in text
+    assert "mean(" not in text
+    tab.close()
+
+
 def test_everything_that_opens_opens(open_page):
     tab = open_page()
     for direction in ("forward", "backward"):
@@ -173,6 +222,10 @@ def test_the_keyboard_alone(open_page):
     tab = open_page()
     tab.keyboard.press("Tab")
     assert tab.evaluate("document.activeElement.className") == "skip"
+    tab.keyboard.press("Tab")
+    assert "vocabulary" in tab.inner_text("#words")
+    tab.keyboard.press("Enter")  # the introduction can be folded away
+    assert "vocabulary" not in tab.inner_text("#words")
     tab.keyboard.press("Tab")
     assert tab.evaluate("document.activeElement.getAttribute('aria-checked')") == "true"
     tab.keyboard.press("Home")

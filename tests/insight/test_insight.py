@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import html
+import re
+
 import numpy as np
 import pytest
 from models.references import small_model
 
 from numgpt import LoRAConfig, insight
 from numgpt.layers import softmax_forward
+from numgpt.tokenizer import CharTokenizer
 
 NAMES = ["default", "untied", "llama_grouped", "llama_qwen2"]
 IDS = [3, 1, 4, 1, 5, 9, 2]
@@ -55,6 +59,29 @@ def test_the_lens_by_hand():
     q = lens.probabilities[-1, 0]
     np.testing.assert_allclose(lens.kl[1, 0], (p * np.log(p / q)).sum(1), rtol=1e-8)
     np.testing.assert_array_equal(lens.ranks[1, 0], (p > p[:, 5:6]).sum(1))
+
+
+def test_a_notebook_shows_tables(model):
+    tokenizer = CharTokenizer(
+        [chr(ord("a") + n) for n in range(model.config.vocab_size - 1)] + ["<"]
+    )
+    lens = insight.logit_lens(model, IDS, tokenizer=tokenizer)
+    shown = lens._repr_html_()
+    rows = re.findall("<tr>(.*?)</tr>", shown)
+    assert len(rows) == len(model.blocks) + 2
+    assert re.findall("<th>(.*?)</th>", rows[0])[1:] == [
+        html.escape(tokenizer.decode([id])) for id in IDS
+    ]
+    predicted = [html.escape(tokenizer.decode([int(id)])) for id in lens.targets[0]]
+    assert re.findall("<td.*?>(.*?)</td>", rows[1]) == [lens.names[-1], *predicted]
+    report = insight.per_token(model, IDS, top=2, tokenizer=tokenizer)
+    rows = re.findall("<tr>(.*?)</tr>", report._repr_html_())
+    cells = [re.findall("<td.*?>(.*?)</td>", row) for row in rows[1:]]
+    assert [row[0] for row in cells] == [html.escape(tokenizer.decode([id])) for id in IDS[1:]]
+    assert [row[1] for row in cells] == [f"{loss:.3f}" for loss in report.loss]
+    assert [row[3] for row in cells] == [str(rank + 1) for rank in report.rank]
+    assert "[" in insight.per_token(model, IDS)._repr_html_()  # ids, without a tokenizer
+    assert "[5]" in insight.logit_lens(model, [5, 1])._repr_html_()
 
 
 # --- attribution ---

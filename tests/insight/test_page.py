@@ -613,6 +613,25 @@ def test_a_place_that_can_not_be_written(shipped, tmp_path):
             page.save(name)
 
 
+def test_progress_is_told(shipped):
+    told = []
+    insight.page(*shipped, "My lord, the", layers=(2, 4), progress=told.append)
+    assert told[0] == "the pass, forwards and backwards"
+    blocks = [what for what in told if what.startswith("the steps of block")]
+    assert blocks == ["the steps of block 2 of 6", "the steps of block 3 of 6"]
+    checks = [what for what in told if what.startswith("checks of the gradients")]
+    assert checks[-1].endswith(f"{len(checks)} of {len(checks)}")
+    assert told[-1] == "writing"
+
+
+def test_the_products_that_reach_a_norm_say_what_is_in_them(traced):
+    """Their W is multiplied by the norm's weight."""
+    for step, _, table in tables(traced, "product", "backward"):
+        if "weight" in table.factors[1]:
+            _, _, _, symbols = step.formula.of("backward")
+            assert "each W is multiplied by weight already" in symbols
+
+
 def test_jupyter_shows_it_in_a_frame(shipped):
     page = insight.page(*shipped, 'My <lord> & "king"')
     shown = page._repr_html_()

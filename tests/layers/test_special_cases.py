@@ -209,3 +209,30 @@ def test_a_repeated_id_collects_all_its_gradients():
     np.add.at(expected, inputs["ids"], inputs["dy"])
     assert_close(dweight, expected)
     assert len(set(inputs["ids"])) < len(inputs["ids"])
+
+
+def test_lora_takes_any_leading_axes_as_rows():
+    rng = np.random.default_rng(0)
+    x, dy = rng.normal(size=(2, 3, 4, 6)), rng.normal(size=(2, 3, 4, 5))
+    a, b = rng.normal(size=(2, 6)), rng.normal(size=(5, 2))
+    y, cache = layers.lora_forward(x, a, b, 0.75)
+    assert_close(y, 0.75 * x @ (b @ a).T)
+    dx, da, db = layers.lora_backward(dy, cache)
+    assert_close(dx, 0.75 * dy @ b @ a)
+    dy_rows, x_rows = dy.reshape(-1, 5), x.reshape(-1, 6)
+    assert_close(da, 0.75 * (dy_rows @ b).T @ x_rows)
+    assert_close(db, 0.75 * dy_rows.T @ (x_rows @ a.T))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        ((2, 6), (5, 3), r"A has shape \(2, 6\), B \(5, 3\): expected \(r, I\) and \(O, r\)"),
+        ((3, 6), (5, 2), r"A has shape \(3, 6\), B \(5, 2\): expected \(r, I\) and \(O, r\)"),
+        ((6,), (5, 2), r"A has shape \(6,\): expected \(r, I\)"),
+        ((2, 6), (5, 2, 1), r"B has shape \(5, 2, 1\): expected \(O, r\)"),
+    ],
+)
+def test_lora_says_which_ranks_differ(a, b, message):
+    with pytest.raises(ValueError, match=message):
+        layers.lora_forward(np.ones((4, 6)), np.ones(a), np.ones(b), 1.0)

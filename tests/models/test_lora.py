@@ -256,3 +256,11 @@ def test_an_adapter_must_be_written_or_merged(tmp_path):
         model.save_pretrained(tmp_path)
     model.merge_adapter()
     model.save_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", None, 3])
+def test_an_adapter_has_a_name(name):
+    model = small_model("default")
+    with pytest.raises(ValueError, match=f"the adapter's name is {name!r}: expected a string"):
+        model.add_adapter(name=name)
+    assert model.adapters == {}

@@ -688,3 +688,47 @@ def test_variables_of_a_chat_template(call, data, tmp_path):
         assert not (tmp_path / "other" / "checkpoint.safetensors").exists()
         chat = ("chat", "--model", tmp_path / "base", "--chat-var", wrong)
         assert call(*chat)[0] == 2
+
+
+@pytest.mark.parametrize("option", ["data", "val_data"])
+def test_a_run_does_not_replace_its_data(data, tmp_path, option):
+    """… which may have the name of one of its files."""
+    out = tmp_path / "run"
+    out.mkdir()
+    shutil.copy(data, out / "log.jsonl")
+    before = (out / "log.jsonl").read_bytes()
+    config = TuneConfig(
+        model="shakespeare", **{"data": data, "steps": 1} | {option: str(out / "log.jsonl")}
+    )
+    with pytest.raises(ValueError, match="is a file that would be replaced: name another --out"):
+        Trainer.start(config, out, overwrite=True)
+    assert {path.name for path in out.iterdir()} == {"log.jsonl"}
+    assert (out / "log.jsonl").read_bytes() == before
+
+
+def test_a_single_example_may_be_held_out(data, tmp_path):
+    one = tmp_path / "one.jsonl"
+    with open(data) as file:
+        one.write_text(file.readline())
+    trainer = start(data, tmp_path / "run", val_data=str(one), steps=1)
+    assert len(trainer.source.examples.val) == 1
+    assert "12 examples to train on, 1 held out" in str(trainer.source)
+    trainer.run()
+    assert math.isfinite(trainer.best_loss)
+    with pytest.raises(ValueError, match="no example is held out: raise val_fraction, or bring"):
+        start(data, tmp_path / "b", val_fraction=1e-9)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_so_many_examples_are_shown(data, tmp_path, capsys, count):
+    start(data, tmp_path / "run", show=count)
+    assert capsys.readouterr().err.count("--- trained on") == count
+
+
+def test_batches_that_do_not_fit_are_refused_at_once(data, tmp_path):
+    with pytest.raises(ValueError, match=r"batch_size=\d+ of up to max_length=64 tokens needs"):
+        start(data, tmp_path / "run", batch_size=10**12, max_length=64)
+    assert not (tmp_path / "run").exists()
+    start(data, tmp_path / "run", steps=1).run()
+    with pytest.raises(ValueError, match=r"batch_size=.* cannot change"):
+        Trainer.resume(tmp_path / "run", {"batch_size": 10**12})

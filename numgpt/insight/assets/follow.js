@@ -22,7 +22,7 @@ function followView(data, state) {
     if (group.layer === null) return [steps];
     return [between(data, group.layer), steps, between(data, data.blocks - group.layer - 1)];
   });
-  const first = state.direction === "forward" ? [piecesStep(data, state)] : [];
+  const first = state.direction === "forward" ? [piecesStep(data, state), legend()] : [];
   if (state.direction === "backward") {
     parts.reverse();
     parts.unshift(
@@ -36,9 +36,26 @@ function followView(data, state) {
           ? ` At token ${data.token}, in layer ${data.layers[0]} and outside the blocks, the largest number of most steps is checked by a finite difference.`
           : "",
       ),
+      legend(),
     );
   }
   return [...first, ...parts];
+}
+
+// What the strips of colours are.
+function legend() {
+  return el(
+    "p",
+    { class: "legend" },
+    el("span", {}, "The largest below zero"),
+    el("i", { "aria-hidden": "true" }),
+    el("span", {}, "the largest above."),
+    el(
+      "span",
+      {},
+      "A strip is a vector, each of its cells a number: white is zero; the colours go by the square root, up to the strip's own largest number.",
+    ),
+  );
 }
 
 // A word on the blocks that are left out before or after the one that is shown.
@@ -101,6 +118,7 @@ function stepOf(data, state, step) {
     "article",
     { class: "step", "data-step": step.name, "data-hook": step.hook },
     el("h3", {}, step.title),
+    side.words ? el("p", { class: "words" }, side.words) : null,
     equation,
     symbols,
     el("p", { class: "shapes" }, side.shapes.join(" · ")),
@@ -179,9 +197,11 @@ function valuesOf(data, state, numbers) {
     ...numbers.columns.map((_, column) => number(numbers.values.at(...at, column, n))),
   ]);
   const caption =
-    numbers.rows === "token" ? "Likely tokens, and the one that came" : `The ${rows.length} largest`;
+    numbers.rows === "token"
+      ? "The likeliest tokens, and the one that came"
+      : `The ${rows.length} features with the largest ${numbers.columns.at(-1)}`;
   return table(
-    `${caption}${headName(data, state, numbers.heads)}:`,
+    `${caption}${headName(data, state, numbers.heads)}`,
     [numbers.rows, ...numbers.columns],
     rows,
   );
@@ -198,7 +218,7 @@ function keysOf(data, state, numbers) {
       rowName(data, "key", key),
       ...numbers.matrices.map((matrix) => number(matrix.at(query, state.head, key), 3)),
     ]);
-  const caption = `Head ${state.head}, query ${query}, and each key it sees${scalars.length ? `; ${scalars.join(", ")}` : ""}`;
+  const caption = `Head ${state.head}: query ${query} and each key that it sees, which are those up to itself${scalars.length ? `; ${scalars.join(", ")}` : ""}`;
   return table(caption, ["key", ...numbers.columns], rows);
 }
 
@@ -263,7 +283,7 @@ function productOf(data, state, numbers, key) {
     rows.push([`${numbers.title}, ${rowName(data, numbers.rows, chosen[n])}`, "", "", half(result)]);
     const product =
       numbers.factor === 1 ? `${xName} · ${wName}` : `${number(numbers.factor)} · ${xName} · ${wName}`;
-    const which = rest === 0 ? "the terms of its sum" : `the ${inRows} largest terms of its sum`;
+    const which = rest === 0 ? "all terms of its sum" : `the ${inRows} largest terms of its sum, then the others together`;
     const caption = `${numbers.title}, ${rowName(data, numbers.rows, chosen[n])}: ${which}`;
     holder.replaceChildren(table(caption, ["from", xName, wName, product], rows));
     choices
@@ -280,7 +300,7 @@ function productOf(data, state, numbers, key) {
   const opening = state.chosen[key] ?? 0;
   show(opening < choices.children.length ? opening : 0);
   const of = headName(data, state, numbers.heads);
-  const title = el("p", { class: "sum" }, `${numbers.title}${of} is a sum of products:`);
+  const title = el("p", { class: "sum" }, `Each number of ${numbers.title}${of} is a sum of products; of these, for one:`);
   return el("div", { "data-product": numbers.title }, title, choices, holder);
 }
 

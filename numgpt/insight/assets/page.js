@@ -11,6 +11,49 @@ const VIEWS = {
 
 const byId = (id) => document.getElementById(id);
 
+// What somebody has to know who has never seen such a model.
+function introduction({ sizes, blocks }) {
+  const word = (text) => el("b", {}, text);
+  const count = (n, one) => `${n} ${one}${n === 1 ? "" : "s"}`;
+  return [
+    el(
+      "p",
+      {},
+      "The model reads a text as ",
+      word("tokens"),
+      `: words, pieces of words, signs, each of them a number of its vocabulary of ${sizes.V}. Of each it makes a vector of`,
+      ` ${sizes.C} numbers. These vectors side by side are the `,
+      word("stream"),
+      `: they pass through ${count(blocks, "block")}, also called layers, one after another. A `,
+      word("block"),
+      " reads the stream and adds to it, twice: by attention, in which ",
+      word(count(sizes.H, "head")),
+      " compare tokens and carry something from earlier ones to later ones, and by a feed-forward layer, which works on",
+      " each token by itself.",
+    ),
+    el(
+      "p",
+      {},
+      "What has become of a token's vector at the end is multiplied with a vector of every token of the vocabulary: the",
+      " product is that token's ",
+      word("logit"),
+      ". The larger it is, the likelier it comes next; the softmax makes probabilities of all logits. The ",
+      word("loss"),
+      " is −log of the probability that the token had which did come: near 0 where the model was sure of it, large where",
+      " it was surprised.",
+    ),
+    el(
+      "p",
+      {},
+      word("Forward"),
+      " is the way from the text to the loss; ",
+      word("backward"),
+      " is the way back, on which every number x gets its gradient ∂loss/∂x: how much the loss grows where x grows a",
+      " little. Training moves each weight against its gradient.",
+    ),
+  ];
+}
+
 async function start() {
   byId("main").replaceChildren(el("p", {}, "The page's data are unpacked …"));
   byId("skip").addEventListener("click", (event) => {
@@ -49,6 +92,7 @@ async function start() {
     const came = data.targets.at(state.token);
     byId("chosen").textContent =
       `Token ${state.token} (0 to ${data.sizes.T - 1}): “${visible(data.vocabulary[id])}”, id ${id}. ` +
+      (state.token ? `Its loss was ${number(data.report.loss.at(state.token - 1))}. ` : "") +
       `After it comes “${visible(data.vocabulary[came])}”, with a loss of ${number(data.report.loss.at(state.token))}.`;
     byId("where").textContent = view.uses.length
       ? `${state.direction}, layer ${state.layer}, head ${state.head}`
@@ -72,6 +116,7 @@ async function start() {
   };
 
   byId("model").textContent = data.model;
+  byId("words").append(...introduction(data));
   byId("notes").append(...data.notes.map((note) => el("li", {}, note)));
   const most = largestOf(data.report.loss.flat);
   byId("tokens").append(
@@ -84,7 +129,7 @@ async function start() {
           class: "token",
           role: "radio",
           style: `background: rgba(var(--loss), calc(var(--strongest) * ${loss / (most || 1)}))`,
-          "aria-label": `Token ${t}, ${visible(data.vocabulary[id])}${t ? `, came with a loss of ${number(loss)}` : ""}`,
+          "aria-label": `Token ${t}, ${visible(data.vocabulary[id])}${t ? `, its loss ${number(loss)}` : ""}`,
           onclick: () => set({ token: t }),
         },
         visible(data.vocabulary[id]),

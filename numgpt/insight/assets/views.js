@@ -72,7 +72,7 @@ function attentionView(data, state, set) {
     );
     const rows = keys.slice(0, 8).map((key) => [piece(key), number(numbers[query * T + key], 3)]);
     list.replaceChildren(
-      table(`Query ${piece(query)} and the keys with the largest ${symbol}`, ["key", symbol], rows),
+      table(`Query ${piece(query)}: the keys with the largest ${symbol}`, ["key", symbol], rows),
     );
   };
   const field = heat({
@@ -98,8 +98,8 @@ function attentionView(data, state, set) {
     el(
       "p",
       { class: "faint" },
-      "Rows are queries, from the first token down; columns are the keys they look at. The stronger the colour, the larger the number",
-      ": as its square root, in each picture up to its own largest",
+      "A small picture is a head. Its rows are queries, the tokens that look, from the first one down; its columns are keys, the",
+      " tokens that are looked at. The stronger the colour, the larger the number: by the square root, up to the picture's own largest",
       name === "p" ? "." : "; blue is above zero, orange below.",
     ),
     grid,
@@ -124,7 +124,7 @@ function lensView(data, state, set) {
       el(
         "p",
         {},
-        `Its KL divergence to the final prediction is ${number(kl.at(l, t))} nats.`,
+        `It is ${number(kl.at(l, t))} nats away from the final prediction (KL divergence: 0 where the two are the same).`,
         ` ${quotedPiece(data, predicted.at(t))}, which wins in the end, has rank ${ranks.at(l, t) + 1} here.`,
       ),
     );
@@ -185,8 +185,9 @@ function lensView(data, state, set) {
     el(
       "p",
       { class: "faint" },
-      "The stream after each block, through the final norm and the unembedding: the likeliest next token there. The stronger",
-      " the colour, the surer it is. The last block's row is the model's prediction.",
+      "The stream after each block, taken as if it were the last: through the final norm and the unembedding W_U, the matrix that",
+      " makes the logits. A cell is the token that is likeliest then. The stronger the colour, the surer it is. The row of the last",
+      " block is the model's prediction.",
     ),
     formula("p_l = softmax(norm(x_l) W_Uᵀ)", "KL(p_l ‖ p) = Σ_v p_l(v) (log p_l(v) − log p(v))"),
     el(
@@ -204,6 +205,7 @@ function lensView(data, state, set) {
 }
 
 function attributionView(data, state) {
+  const centres = data.norm === "LayerNorm";
   const { tokens, logits, parts, values } = data.attribution;
   const rows = parts.map((name, i) => [name, values.at(state.token, i)]);
   rows.sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
@@ -219,11 +221,17 @@ function attributionView(data, state) {
       ` ${number(logits.at(state.token))}. It is a sum of what the embedding, each head and each feed-forward layer have`,
       " added to the stream, through the final norm:",
     ),
-    formula("logit_v = Σ_part (weight · x_part · rstd) · W_U[v]", "x = Σ_part x_part, the stream"),
+    formula(
+      centres
+        ? "logit_v = Σ_part (weight · (x_part − mean(x_part)) · rstd) · W_U[v] + bias · W_U[v]"
+        : "logit_v = Σ_part (weight · x_part · rstd) · W_U[v]",
+      "x = Σ_part x_part, the stream",
+    ),
     el(
       "p",
       { class: "faint" },
-      "rstd is that of the whole stream. LayerNorm takes each part's mean away, and its bias is a part.",
+      `weight${centres ? ", bias" : ""} and rstd, the factor that brings a vector to size, are those of the final ${data.norm} on the`,
+      " whole stream; W_U is the unembedding. A part above zero speaks for the token, one below against it.",
     ),
     bars(
       "Parts of the logit",
@@ -268,12 +276,19 @@ function lossView(data, state, set) {
     el(
       "p",
       {},
-      `Mean loss ${number(data.loss)} nats a token, a perplexity of ${number(Math.exp(data.loss))}. The stronger the colour, the more surprising.`,
+      `Mean loss ${number(data.loss)} nats a token (nats: logarithms to the base e), a perplexity of ${number(Math.exp(data.loss))}: as if that`,
+      " many tokens were equally likely each time. The stronger a token's colour, the larger its own loss.",
     ),
     formula("loss = −log p(came)", "entropy = −Σ_v p_v log p_v", "perplexity = exp(mean loss)"),
     text,
+    el(
+      "p",
+      { class: "faint" },
+      "p is the probability that what came had, rank its place among all tokens, 1 being the likeliest; entropy is the loss that the",
+      " model expected on average, before it saw what came.",
+    ),
     table(
-      "Each prediction: loss and entropy in nats, the rank of what came",
+      "Each prediction: what came after a token, with its loss, and what was likeliest there",
       ["after", "came", "loss", "p", "rank", "entropy", "likeliest"],
       rows,
       { text: [0, 1, 6], result: false },
@@ -316,7 +331,8 @@ function samplingView(data, state) {
     el(
       "p",
       { class: "faint" },
-      "Top-k leaves the k likeliest; top-p then the fewest that have probability p together. One of what is left is drawn.",
+      "The logits z are divided by the temperature: below 1 the likely become likelier still. Top-k leaves the k likeliest tokens;",
+      " top-p then the fewest that have probability p together. One of what is left is drawn.",
     ),
     el(
       "div",
