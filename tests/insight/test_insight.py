@@ -62,9 +62,8 @@ def test_the_lens_by_hand():
 
 
 def test_a_notebook_shows_tables(model):
-    tokenizer = CharTokenizer(
-        [chr(ord("a") + n) for n in range(model.config.vocab_size - 1)] + ["<"]
-    )
+    letters = [chr(0x4E00 + n) for n in range(model.config.vocab_size - 1)]
+    tokenizer = CharTokenizer([*letters, "<"])
     lens = insight.logit_lens(model, IDS, tokenizer=tokenizer)
     shown = lens._repr_html_()
     rows = re.findall("<tr>(.*?)</tr>", shown)
