@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 import shlex
 from pathlib import Path
@@ -16,6 +17,7 @@ from numgpt.formats.names import models_directory
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
 PYTHON = [code for kind, code in BLOCKS if kind == "python"]
+TRAINING = (Path(numgpt.__file__).parent / "training/README.md").read_text(encoding="utf-8")
 for package in ("generation", "insight"):
     text = (Path(numgpt.__file__).parent / package / "README.md").read_text(encoding="utf-8")
     PYTHON += re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
@@ -66,6 +68,8 @@ def test_the_lines_on_training_work_in_their_order(tmp_path, monkeypatch, capsys
         needs = {"gpt2", "smollm2"} & set(given)
         if given[0] not in ("train", "generate", "eval") or needs or "models/" in line:
             continue
+        if "runs/desk" in line:  # what is tuned, below
+            continue
         if given[0] == "train" and "--resume" in given:
             place = given.index("--steps") if "--steps" in given else len(given)
             given = given[:place] + SECOND.split()
@@ -82,3 +86,33 @@ def test_the_lines_on_training_work_in_their_order(tmp_path, monkeypatch, capsys
         ran += 1
     assert ran >= 8
     assert begun
+
+
+@pytest.mark.parametrize("kind", ["conversations", "texts"])
+def test_the_lines_on_tuning_suit_both_kinds(tmp_path, monkeypatch, capsys, kind):
+    monkeypatch.chdir(tmp_path)
+    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    example = (
+        {"messages": talk} if kind == "conversations" else {"prompt": "Hi", "completion": " Ho"}
+    )
+    (tmp_path / "answers.jsonl").write_text((json.dumps(example) + "\n") * 4)
+    (tmp_path / "asked.txt").write_text("Hi")
+    lines = [*COMMANDS, *re.findall("^numgpt .*", TRAINING, re.M)]
+    tuned = {tuple(arguments(line)): line for line in lines if "runs/desk" in line}.values()
+    for line in tuned:
+        given = ["shakespeare" if word == "smollm2" else word for word in arguments(line)]
+        if given[:2] == ["tune", "sft"]:
+            given = (
+                [*given[: given.index("--steps")], "--steps", "3"]
+                if "--steps" in given
+                else [*given, "--steps", "2"]
+            )
+        elif given[0] in ("generate", "chat"):
+            given += ["--max-new-tokens", "5"]
+        with open(tmp_path / "asked.txt") as stdin:
+            monkeypatch.setattr("sys.stdin", stdin)
+            assert cli.main(given + ["--overwrite"] * ("--out" in given)) == 0, (
+                line,
+                capsys.readouterr().err,
+            )
+    assert {arguments(line)[0] for line in tuned} == {"tune", "chat", "generate", "convert"}

@@ -34,8 +34,8 @@ function introduction({ sizes, blocks }) {
     el(
       "p",
       {},
-      "What has become of a token's vector at the end is multiplied with a vector of every token of the vocabulary: the",
-      " product is that token's ",
+      "What has become of a token's vector at the end is compared with a vector of every token of the vocabulary: their",
+      " scalar product is that token's ",
       word("logit"),
       ". The larger it is, the likelier it comes next; the softmax makes probabilities of all logits. The ",
       word("loss"),

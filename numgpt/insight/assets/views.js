@@ -2,10 +2,14 @@
 
 const MOST_BARS = 24;
 
-// Parts of an equation; an underscore begins an index.
+// A text in which an underscore begins an index.
+function indexed(text) {
+  return text.split(/_(\w+)/).map((part, i) => (i % 2 ? el("sub", {}, part) : part));
+}
+
+// Parts of an equation.
 function formula(...parts) {
-  const piece = (text) => text.split(/_(\w+)/).map((part, i) => (i % 2 ? el("sub", {}, part) : part));
-  return el("p", { class: "equation" }, ...parts.map((part) => el("span", {}, ...piece(part))));
+  return el("p", { class: "equation" }, ...parts.map((part) => el("span", {}, ...indexed(part))));
 }
 
 function quotedPiece(data, id) {
@@ -185,7 +189,9 @@ function lensView(data, state, set) {
     el(
       "p",
       { class: "faint" },
-      "The stream after each block, taken as if it were the last: through the final norm and the unembedding W_U, the matrix that",
+      ...indexed(
+        "The stream after each block, taken as if it were the last: through the final norm and the unembedding W_U, the matrix that",
+      ),
       " makes the logits. A cell is the token that is likeliest then. The stronger the colour, the surer it is. The row of the last",
       " block is the model's prediction.",
     ),
@@ -231,7 +237,7 @@ function attributionView(data, state) {
       "p",
       { class: "faint" },
       `weight${centres ? ", bias" : ""} and rstd, the factor that brings a vector to size, are those of the final ${data.norm} on the`,
-      " whole stream; W_U is the unembedding. A part above zero speaks for the token, one below against it.",
+      ...indexed(" whole stream; W_U is the unembedding. A part above zero speaks for the token, one below against it."),
     ),
     bars(
       "Parts of the logit",
