@@ -148,6 +148,10 @@ WRONG = {
         {"conversations": [{"from": "alien", "value": "x"}]},
         "line 1: a turn of the conversation is .*alien.*expected .*human | user",
     ),
+    "nothing said": (
+        {"conversations": [{"from": "human"}]},
+        r"line 1: a turn of the conversation is \{'from': 'human'\}: expected",
+    ),
     "number": ({"question": "6 · 7?", "answer": 42}, "line 1: answer is 42, expected a text"),
     "history": (
         {"instruction": "x", "output": "y", "history": ["z"]},
@@ -187,6 +191,7 @@ def refusal(encoder, *paths):
 
 CONVERTED = {
     "other keys": {"frage": "Hi", "antwort": "Hello"},
+    "more than two": {"frage": "Hi", "antwort": "Hello", "quelle": "x"},
     "a key that is no word": {"q 1": "Hi", "a-1": "Hello"},
     "a prompt with a response": {"prompt": "Hi", "response": "Hello"},
     "a list within": {"data": [{"messages": TALK}]},

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+
 import numpy as np
 import pytest
 from tokenizer.chat_formats import LLAMA2, ZEPHYR
 
 import numgpt
-from numgpt.data.example_set import ExampleSet, encode_examples
+from numgpt.data.example_set import BEGINS, ExampleSet, encode_examples
 from numgpt.data.examples import Example, ExampleEncoder, fit, last_answer, marked
 from numgpt.data.records import COMPLETION, MESSAGES, PREFERENCE, PROMPT, TEXT, Record
 from numgpt.tokenizer import Tokenizer
@@ -320,3 +323,36 @@ def test_what_is_too_long_is_counted(plain, tmp_path):
         example_set(plain, tmp_path, [50], most=10)
     with pytest.raises(ValueError, match="no examples to train on: all 1 are held out"):
         example_set(plain, tmp_path, [1], held_out=[0])
+
+
+def test_what_became_of_the_records_is_counted(plain, tmp_path):
+    long = record(COMPLETION, prompt="a " * 50, completion="b")
+    records = [
+        (long, False),
+        (record(COMPLETION, prompt="a", completion="b"), True),
+        (Record("a.jsonl", 9, COMPLETION, {"prompt": "a", "completion": "b"}, origin="x"), False),
+    ]
+    encoder = ExampleEncoder(plain)
+    tokens, counts = encode_examples(records, encoder, 10, tmp_path)
+    short = encoder.encode(records[1][0])
+    assert (counts.trained, counts.held_out, counts.cut, counts.dropped) == (2, 1, 1, 0)
+    assert counts.tokens == 10 + len(short.ids)
+    assert counts.learnt == 2 * short.learnt.sum()
+    assert str(counts) == (
+        f"2 examples of prompt and completion (made of x); {counts.learnt} of {counts.tokens}"
+        " tokens are learnt; 1 more held out; 1 too long, cut from the left of the prompt"
+    )
+    assert len(ExampleSet(tmp_path, tokens).val) == 1
+
+
+def test_a_file_that_does_not_begin_with_an_example_is_none(plain, tmp_path):
+    tokens, _ = encode_examples(
+        [(record(TEXT, text="To be"), False)], ExampleEncoder(plain), 99, tmp_path
+    )
+    path = tmp_path / "tokens.bin"
+    held_out = np.fromfile(path, "<u4")
+    held_out[0] ^= BEGINS
+    held_out.tofile(path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(ValueError, match=r"tokens\.bin holds no examples to train on"):
+        ExampleSet(tmp_path, dataclasses.replace(tokens, sha256=digest))
