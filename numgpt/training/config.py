@@ -32,14 +32,14 @@ MOST_EPOCHS = MOST_ACCUMULATED = 1_000_000
 LORA_LR, WARMUP = 1e-3, 0.03
 # By how many examples there are to tune on, at most: times that each is seen, batch size, learning
 # rate of a whole model. Fewer are seen more often. Found with SmolLM2, see training/README.md.
-FEW = ((30, 15, 4, 5e-5), (100, 10, 4, 5e-5), (500, 6, 4, 2e-5))
+FEW = ((30, 15, 4, 5e-5), (100, 10, 4, 5e-5), (500, 8, 4, 2e-5))
 MANY = (3, 8, 2e-5)
 # What --help says of options whose default the data decides.
 TUNED: dict[str, Any] = {
     "steps": "from --epochs",
     "batch_size": f"{MANY[1]}; 4 for up to 500 examples",
     "warmup": f"{WARMUP:.0%} of the steps",
-    "epochs": "15 for up to 30 examples, 10 up to 100, 6 up to 500, else 3",
+    "epochs": "15 for up to 30 examples, 10 up to 100, 8 up to 500, else 3",
 }
 TUNED |= {"lr": f"{LORA_LR:g}; of the whole model {MANY[2]:g}, 5e-5 for up to 100 examples"}
 TUNED |= {"log_every": "a tenth, up to 10"}
