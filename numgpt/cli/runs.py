@@ -102,10 +102,11 @@ def run(
             config.validate()
         trainer = Trainer.start(config, options.out, options.overwrite)
     if trainer.optimizer.steps >= trainer.config.steps:
-        return tell(
+        tell(
             f"the run in {trainer.out} has done its {trainer.optimizer.steps} steps; to go on,"
             " raise --steps"
         )
+        return end(trainer)
     _introduce(trainer)
     with StoppingOnSignals(trainer) as signals:
         trainer.run()
@@ -124,7 +125,7 @@ def _read_file(options: argparse.Namespace, known: Collection[str]) -> dict[str,
     """The options in a file; those of the command itself go to the flags that are not given."""
     chosen = read_toml(options.config, [*known, *OF_COMMAND])
     if options.out is not None or options.resume is not None:
-        for name in ("out", "resume"):  # the flag decides on both
+        for name in ("out", "resume", "overwrite"):  # the flag decides on all of them
             chosen.pop(name, None)
     for name, kind in OF_COMMAND.items():
         if name not in chosen:

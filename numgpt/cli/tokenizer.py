@@ -128,7 +128,8 @@ def _train_into(options: argparse.Namespace, special: list[str]) -> Tokenizer:
     paths = [Path(file) for file in options.files]
     if all(not path.is_fifo() and path.stat().st_size == 0 for path in paths):
         raise ValueError(f"{options.files[0]} is empty: there is nothing to learn from")
-    check_not_replaced(paths, Path(options.out), tokenizer_files(options.out))
+    out = Path(options.out)
+    check_not_replaced(paths, [out / name for name in tokenizer_files(out)])
     with replacing_together(options.out, TOKENIZER_FILES, lambda: _check_free(options)) as staged:
         tokenizer = Tokenizer.train(
             paths,

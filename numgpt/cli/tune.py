@@ -10,7 +10,7 @@ from typing import Any
 
 from numgpt.cli import runs
 from numgpt.cli.common import add_command
-from numgpt.evaluation.exact import ExactMatch, exact_match, questions
+from numgpt.evaluation.exact import MOST_TOKENS, ExactMatch, exact_match, questions
 from numgpt.messages import quoted, shown, tell
 from numgpt.training import Trainer, TuneConfig
 from numgpt.training.tuning import ExampleBatches
@@ -98,14 +98,14 @@ def _answers(
         for name, numbers in (("learnt", examples.train), ("held-out", examples.val))
     }
     asked = {name: pairs for name, pairs in asked.items() if pairs}
-    if not asked:
-        return {}
+    if most and not asked:
+        tell(f"numgpt: note: no answer of at most {MOST_TOKENS} tokens can be asked for")
     steps = {"best": trainer.state.best_step, "last": trainer.optimizer.steps}
     for name, place in trainer.places.items():
         step = steps[name]
         if any(step == other for other, _ in found.values()):
             continue  # the same weights
-        model = trainer.weights_in(place)
+        model = trainer.weights_in(place) if asked else trainer.model
         counts = {}
         for kind, pairs in asked.items():
             progress = _Progress(kind, len(pairs))

@@ -186,7 +186,8 @@ def encode_corpus(
 def check_tokenizer(tokenizer: BaseTokenizer, tokens: TokensFile) -> None:
     """Raises ValueError for another tokenizer than the one that made the tokens."""
     as_large = tokens.vocab_size in (0, tokenizer.vocab_size)  # first: a hash takes its time
-    if not as_large or hash_tokenizer(tokenizer) != tokens.tokenizer:
+    merges = tokens.vocab_size > 0  # which earlier versions left out
+    if not as_large or hash_tokenizer(tokenizer, merges) != tokens.tokenizer:
         raise ValueError(
             "its tokenizer is not the one that the run began with: put the tokenizer files of this"
             " run back"
@@ -268,8 +269,9 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def hash_tokenizer(tokenizer: BaseTokenizer) -> str:
-    """Changes when any token does, or how a text is cut into them."""
+def hash_tokenizer(tokenizer: BaseTokenizer, merges: bool = True) -> str:
+    """Changes when any token does, or how a text is cut into them; with `merges` also where only
+    these are others."""
     digest = hashlib.sha256(type(tokenizer).__name__.encode())
     for id in range(tokenizer.vocab_size):
         try:
@@ -282,6 +284,9 @@ def hash_tokenizer(tokenizer: BaseTokenizer) -> str:
             digest.update(f"{pattern} {normalizer} {tokenizer.ignore_merges}".encode())
         if tokenizer.add_prefix_space:
             digest.update(b"add_prefix_space")
+        if merges:
+            for left, right in tokenizer.merges:
+                digest.update(left + b" " + right + b"\n")
     return digest.hexdigest()
 
 

@@ -9,6 +9,8 @@ What a record is read as is counted by its keys, so that a person sees it.
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,8 +21,9 @@ OURS = frozenset(("messages", "prompt", "completion", "chosen", "rejected"))  # 
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 SPEAKERS |= {"chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
 SPEAKERS |= {"model": "assistant", "system": "system", "tool": "tool", "observation": "tool"}
-ASKED = ("instruction", "question", "query", "input", "user", "human")
-SAID = ("output", "answer", "response", "assistant", "gpt")
+# In small letters: capitals are read as well.
+ASKED = ("instruction", "question", "query", "input", "user", "human", "q")
+SAID = ("output", "answer", "response", "assistant", "gpt", "a")
 BESIDE = ("input", "context")  # of an instruction or a question: what it is about
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
@@ -29,12 +32,13 @@ def as_messages(fields: dict[str, Any], place: str) -> tuple[dict[str, Any], str
     """A record with its conversation as messages of texts, and the keys that these came from: "" of
     a record that has ours.  Raises ValueError for what looks like one of these dialects, but lacks
     something."""
-    if OURS.isdisjoint(fields):
-        if isinstance(fields.get("conversations"), list):
-            spoken = [_of_sharegpt(turn, place) for turn in fields["conversations"]]
-            system = fields.get("system")  # which stands beside the turns
-            said = [{"role": "system", "content": system}] if system else []
-            return _with_texts({"messages": said + spoken} | _tools(fields)), "conversations"
+    if OURS.isdisjoint(name for name, value in fields.items() if value is not None):
+        for name in ("conversations", "conversation"):
+            if isinstance(fields.get(name), list):
+                spoken = [_of_sharegpt(turn, place) for turn in fields[name]]
+                system = fields.get("system")  # which stands beside the turns
+                said = [{"role": "system", "content": system}] if system else []
+                return _with_texts({"messages": said + spoken} | _tools(fields)), name
         if found := _of_pair(fields, place):
             return found
     return _with_texts(fields), ""
@@ -59,15 +63,20 @@ def _of_sharegpt(turn: Any, place: str) -> Any:
 
 def _of_pair(fields: dict[str, Any], place: str) -> tuple[dict[str, Any], str] | None:
     """An instruction or a question, what it is about, and what is answered."""
-    asked = next((name for name in ASKED if name in fields), None)
-    said = next((name for name in SAID if name in fields), None)
+    given = {name.lower(): name for name in fields}
+    asked = next((given[name] for name in ASKED if name in given), None)
+    said = next((given[name] for name in SAID if name in given), None)
     if asked is None or said is None:
         return None
-    beside = next((n for n in BESIDE if n in fields and n != asked and fields[n]), None)
+    around = (given[name] for name in BESIDE if name in given)
+    beside = next((name for name in around if name != asked and fields[name]), None)
     names = [name for name in (asked, beside, said) if name is not None]
     for name in (*names, *(n for n in ("system",) if fields.get(n))):
         if not isinstance(fields[name], str):
-            raise ValueError(f"{place}: {name} is {shown(fields[name])}, expected a text")
+            mend = ""
+            if isinstance(fields[name], int | float):
+                mend = f": jq -c '{_key(name)} |= tostring' < FILE > NEW makes one of it"
+            raise ValueError(f"{place}: {name} is {shown(fields[name])}, expected a text{mend}")
     messages = [{"role": "system", "content": fields["system"]}] if fields.get("system") else []
     for turn in fields.get("history") or ():
         if not isinstance(turn, list) or len(turn) != 2:
@@ -75,7 +84,7 @@ def _of_pair(fields: dict[str, Any], place: str) -> tuple[dict[str, Any], str] |
                 f"{place}: history holds {shown(turn)}, expected [question, answer] pairs"
             )
         messages += _turn(*turn)
-    question = "\n\n".join(fields[name] for name in names[:-1])
+    question = "\n\n".join(fields[name] for name in names[:-1] if fields[name])
     found = {"messages": [*messages, *_turn(question, fields[said])]} | _tools(fields)
     return found, " and ".join((asked, said))
 
@@ -98,8 +107,9 @@ def _with_texts(fields: dict[str, Any]) -> dict[str, Any]:
 def _with_text(message: Any) -> Any:
     if not isinstance(message, dict):
         return message
-    if message.get("role") == "developer":
-        message = message | {"role": "system"}
+    role = message.get("role")
+    if isinstance(role, str):
+        message = message | {"role": "system" if role == "developer" else role.lower()}
     parts = message.get("content")
     if not isinstance(parts, list) or not all(_is_text_part(part) for part in parts):
         return message
@@ -117,28 +127,60 @@ def _is_text_part(part: Any) -> bool:
 # --- what is not read: how to convert it ---
 
 
-def conversion(fields: Mapping[str, Any]) -> str:
+def conversion(fields: Mapping[str, Any], in_array: bool) -> str:
     """How a record with other keys becomes one of ours, as the end of a sentence; "" where it can't
     be told."""
-    for name, value in fields.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict) and len(fields) == 1:
-            return f"; jq -c '.{name}[]' makes lines of what is in it"
-    texts = [name for name, value in fields.items() if isinstance(value, str)]
-    asked, said = texts[:2] if len(texts) >= 2 else ("QUESTION", "ANSWER")
-    return f"; {_JQ % (_key(asked), _key(said))} makes conversations of two of them"
+    if {"role", "content"} <= fields.keys():
+        return f"; {_jq('{messages: .}', False)} makes a conversation of each list of messages"
+    lists = (n for n, v in fields.items() if isinstance(v, list) and v and isinstance(v[0], dict))
+    if (name := next(lists, None)) is not None and not in_array:
+        return f"; {_jq(f'{_key(name)}[]', False)} makes lines of what is in it"
+    texts = [n for n, v in fields.items() if isinstance(v, str) and n.lower() not in _ABOUT]
+    if len(texts) < 2:
+        return ""
+    asked, said = texts if len(texts) == 2 else ("QUESTION", "ANSWER")
+    which = "of the two" if len(texts) == 2 else "of its keys that stand for QUESTION and ANSWER"
+    return f"; {_jq(_turns(_key(asked), _key(said)), in_array)} makes conversations {which}"
 
 
-def answers_as_completions(fields: Mapping[str, Any]) -> str:
-    """… a record with a prompt whose answer has another key."""
-    said = next((n for n, v in fields.items() if n != "prompt" and isinstance(v, str)), "ANSWER")
-    return f"{_JQ % ('.prompt', _key(said))} makes conversations of prompt and {said}"
+def answers_as_completions(fields: Mapping[str, Any], in_array: bool) -> str:
+    """… a record with a prompt whose answer has another key, or is the one that was chosen."""
+    if isinstance(fields.get("chosen"), list):
+        program = "{messages: ((.prompt // []) + .chosen)}"
+        return f"{_jq(program, in_array)} makes conversations of what was chosen"
+    names = {name.lower(): name for name, value in fields.items() if isinstance(value, str)}
+    said = next((names[name] for name in ("chosen", *SAID) if name in names), "ANSWER")
+    if "prompt" not in fields:
+        return f"{_jq('{text: .chosen}', in_array)} makes texts of what was chosen"
+    which = f"prompt and {said}" if said in fields else "prompt and what stands for ANSWER"
+    return f"{_jq(_turns('.prompt', _key(said)), in_array)} makes conversations of {which}"
 
 
-_JQ = (
-    """jq -c '{messages: [{role: "user", content: %s}, {role: "assistant", content: %s}]}'"""
-    " < FILE > NEW"
+_ABOUT = (
+    "id",
+    "_id",
+    "uuid",
+    "idx",
+    "title",
+    "topic",
+    "source",
+    "category",
+    "url",
+    "date",
+    "split",
 )
 
 
+def _turns(asked: str, said: str) -> str:
+    turns = f'{{role: "user", content: {asked}}}, {{role: "assistant", content: {said}}}'
+    return f"{{messages: [{turns}]}}"
+
+
+def _jq(program: str, in_array: bool) -> str:
+    """A command to be pasted: what stands in the file can't end its quotes."""
+    return f"jq -c {shlex.quote(f'.[] | {program}' if in_array else program)} < FILE > NEW"
+
+
 def _key(name: str) -> str:
-    return f".{name}" if name.isidentifier() else f'."{name[:60]}"'
+    plain = name.isascii() and name.isidentifier()
+    return f".{name}" if plain else f".[{json.dumps(name, ensure_ascii=False)}]"

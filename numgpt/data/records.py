@@ -27,7 +27,7 @@ from typing import Any, BinaryIO, cast
 from numgpt.data.dialects import as_messages, conversion
 from numgpt.data.finding import STANDARD_INPUT, find_files
 from numgpt.files import naming
-from numgpt.messages import shown, wrong_json
+from numgpt.messages import quoted, shown, wrong_json
 
 ENDINGS = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 LONGEST_LINE, LONGEST_ARRAY = 1 << 26, 1 << 32  # bytes
@@ -63,7 +63,7 @@ def find_record_files(data: str | list[str]) -> list[str]:
 
     def unwanted(path: Path) -> str | None:
         named = not os.path.isdir(data)  # by a glob, whatever its ending
-        return None if named or path.name.endswith(ENDINGS) else "without JSON lines"
+        return None if named or path.name.lower().endswith(ENDINGS) else "without JSON lines"
 
     return find_files(
         data,
@@ -174,6 +174,12 @@ def _decoded(data: bytes, path: str, where: str, first: bool = False) -> str:
     try:
         return data.decode("utf-8-sig" if first else "utf-8")
     except UnicodeDecodeError as error:
+        if data.startswith(b"PAR1"):
+            program = f"import pandas; rows = pandas.read_parquet({path!r}); "
+            program += "print(rows.to_json(orient='records', lines=True))"
+            raise ValueError(
+                f"{path} is a Parquet file: python -c {quoted(program)} > NEW makes lines of it"
+            ) from None
         raise ValueError(
             f"{path}, {where} is not UTF-8 text (byte 0x{data[error.start]:02X}): convert it first,"
             " for instance with iconv"
@@ -182,13 +188,23 @@ def _decoded(data: bytes, path: str, where: str, first: bool = False) -> str:
 
 def _way_out(path: str, text: str) -> str:
     """How a file of another kind becomes lines, as the end of a sentence."""
+    new = quoted(f"{path.rpartition('.')[0] or path}.new.jsonl")
     if text.strip() == "{":  # one object on several lines
-        return ", which is what jq -c . makes of such a file"
-    if path.endswith((".csv", ".tsv")):
-        tabs = ', delimiter="\\t"' if path.endswith(".tsv") else ""
-        reader = f"csv.DictReader(sys.stdin{tabs})"
-        program = f"import csv, json, sys; [print(json.dumps(row)) for row in {reader}]"
-        return f"; of a table: python -c '{program}' < {path} > {path[:-4]}.jsonl"
+        return f", which jq -c . < {quoted(path)} > {new} makes of it"
+    if path.lower().endswith((".csv", ".tsv")):
+        delimiter = max(",;\t", key=text.count)
+        program = "import csv, json; "
+        program += f"file = open({path!r}, encoding='utf-8-sig', newline=''); "
+        program += f"rows = csv.DictReader(file, delimiter={delimiter!r}); "
+        program += "[print(json.dumps(row)) for row in rows]"
+        columns = "; of a table, whose first row names its columns"
+        return f"{columns}: python -c {quoted(program)} > {new}"
+    if text.lstrip().startswith("{'"):
+        program = "import ast, json, sys; "
+        program += "[print(json.dumps(ast.literal_eval(line))) for line in sys.stdin]"
+        return f"; of Python's notation: python -c {quoted(program)} < {quoted(path)} > {new}"
+    if text.rstrip().endswith("},"):
+        return f"; without the commas: sed 's/}},$/}}/' < {quoted(path)} > {new}"
     return ""
 
 
@@ -233,7 +249,7 @@ def _kind(fields: dict[str, Any], place: str) -> str:
     else:
         raise ValueError(
             f"{place} has the keys {shown(list(fields))}: expected {TEXT}; {COMPLETION};"
-            f" {MESSAGES}; {PREFERENCE}; or {PROMPT}{conversion(fields)}"
+            f" {MESSAGES}; {PREFERENCE}; or {PROMPT}{conversion(fields, 'item ' in place)}"
         )
     for name in wanted:
         if name not in fields:
@@ -249,6 +265,9 @@ def _check(name: str, value: Any, place: str, listed: bool, text: bool) -> None:
     if isinstance(value, str) and not listed:
         return
     if text or not isinstance(value, list):
+        if listed and isinstance(value, str) and value.lstrip().startswith("["):
+            mend = f"jq -c '.{name} |= fromjson' < FILE > NEW"
+            raise ValueError(f"{place}: {name} is a text of JSON: {mend} makes a list of it")
         expected = (
             "a list of messages" if listed else "a string" if text else "a string or messages"
         )

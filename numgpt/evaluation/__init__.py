@@ -3,7 +3,7 @@
 from numgpt.lazy import lazy_names
 
 _MODULES = {"Evaluation": "perplexity", "sliding_window_loss": "perplexity"}
-_MODULES |= {"ExactMatch": "exact", "exact_match": "exact"}
+_MODULES |= {"ExactMatch": "exact", "exact_match": "exact", "questions": "exact"}
 
 __all__ = list(_MODULES)
 __getattr__, __dir__ = lazy_names(__name__, _MODULES)

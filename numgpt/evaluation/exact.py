@@ -40,7 +40,7 @@ def questions(
 def exact_match(
     model: LanguageModel,
     tokenizer: BaseTokenizer,
-    asked: Sequence[tuple[np.ndarray, np.ndarray]],
+    asked: Sequence[tuple[Sequence[int] | np.ndarray, Sequence[int] | np.ndarray]],
     ends: Collection[int],
     progress: Callable[[int], object] = lambda done: None,
 ) -> ExactMatch:
@@ -53,7 +53,7 @@ def exact_match(
         part = ordered[first : first + AT_ONCE]
         made = generate_each(
             model,
-            [prompt.tolist() for prompt, _ in part],
+            [np.asarray(prompt).tolist() for prompt, _ in part],
             max_new_tokens=max(len(answer) for _, answer in part),
             eos_token_id=sorted(ends),
             generation_config={},  # the likeliest token, whatever the model's files say
@@ -61,7 +61,7 @@ def exact_match(
             slide=True,
         )
         for ids, (prompt, answer) in zip(made, part, strict=True):
-            expected, expects_end = _until(answer, ends)
+            expected, expects_end = _until(np.asarray(answer), ends)
             given, ended = _until(ids[len(prompt) :][: len(answer)], ends)
             same = tokenizer.decode(given) == tokenizer.decode(expected)
             exact += same and ended == expects_end

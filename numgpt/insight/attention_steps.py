@@ -39,11 +39,12 @@ def rope_step(a: Numbers, block: LlamaBlock) -> Step:
         back_tables.append(values(back | {f"d{name}": dx}, heads=heads))
     forward, backward = Side(strips, tables), Side(back_strips, back_tables)
     pairs = "2i and 2i + 1" if config.rope_interleave else "i and i + D/2"
-    frequencies = f"ω_i = {config.rope_theta:g}^(−2i/D)"
+    frequencies = f"ω_i = {config.rope_theta:g} to the power −2i/D"
     if config.rope_scaling:
         frequencies += ", stretched for longer contexts"
     formula = FORMULAS["rope"].and_symbols(
-        f"t is the token's place; q_1 and q_2 are the features {pairs}; {frequencies}"
+        f"in the tables q′ = q · cos + its pair · ∓sin; t is the token's place; q_1 and q_2 are"
+        f" the features {pairs}; {frequencies}"
     )
     return Step("rope", formula, f"{a.prefix}attn.hook_q", forward, backward)
 
@@ -66,7 +67,7 @@ def attention_steps(a: Numbers, block: BaseBlock) -> list[Step]:
     return [
         Step(
             "scores",
-            _formula("scores", block, group).and_symbols(f"scale = {scale:.6g}"),
+            _formula("scores", block, group).and_symbols(f"scale = {_scale(scale, block)}"),
             a.prefix + q_name,
             Side([], [keys({"s": s}, {}), dot("s", q, k, s, p, (of_q, of_k), scale)]),
             Side(
@@ -100,6 +101,13 @@ def attention_steps(a: Numbers, block: BaseBlock) -> list[Step]:
     ]
 
 
+def _scale(scale: float, block: BaseBlock) -> str:
+    """… and what it is made of, where that is the usual."""
+    size = round(1 / scale**2)
+    usual = abs(scale - 1 / size**0.5) < 1e-9
+    return f"1/√{size} = {scale:.4g}" if usual else f"{scale:.6g}"
+
+
 def _formula(name: str, block: BaseBlock, group: int) -> Formula:
     """As it is of turned queries and keys, and of heads that share a KV head."""
     formula = FORMULAS[name]
@@ -112,7 +120,7 @@ def _formula(name: str, block: BaseBlock, group: int) -> Formula:
         )
     if group > 1 and name != "softmax":
         formula = formula._replace(backward=formula.backward.replace("Σ_i", "Σ_h Σ_i"))
-        formula = formula.and_symbols(f"{group} heads share a KV head: head h has h // {group}")
+        formula = formula.and_symbols(f"{group} heads share a KV head: head h has ⌊h/{group}⌋")
         formula = formula.and_symbols("Σ_h goes over the heads that share it", backward=True)
     return formula
 

@@ -46,6 +46,7 @@ class View(NamedTuple):
     token: int  # the position that is looked at first
     target: int  # the token whose logit there is attributed
     notes: list[str]
+    assumed: bool = False  # whether what comes after the last token is the model's own guess
 
 
 Progress = Callable[[str], object]  # is told what is computed now
@@ -68,6 +69,7 @@ def contents(of: Trace, view: View, progress: Progress = lambda what: None) -> d
         "layers": list(of.layers),
         "token": view.token,
         "target": view.target,
+        "assumed": view.assumed,
         "loss": of.loss,
         "vocabulary": vocabulary,
         "groups": [_group(of, group) for group in groups],
@@ -133,7 +135,7 @@ def _sizes(of: Trace) -> dict[str, int]:
     config, time = of.model.config, len(of.ids)
     found = {"B": 1, "T": time, "S": time, "H": config.heads, "K": config.kv_heads}
     found |= {"D": config.head_size, "C": config.width, "F": config.inner_width}
-    return found | {"V": config.vocab_size}
+    return found | {"V": config.vocab_size, "P": config.context_length}
 
 
 def _group(of: Trace, group: Group) -> dict[str, Any]:
@@ -218,6 +220,7 @@ def _attribution(of: Trace, view: View, progress: Progress) -> dict[str, Any]:
     """Of each token the parts of one logit: what comes next, or at the chosen token the target."""
     progress("attribution")
     activations = {name: array[None] for name, array in of.activations.items()}
+    lacking = _lacking(of)
     tokens = of.targets.copy()
     tokens[view.token] = view.target
     names: list[str] = []
@@ -225,11 +228,23 @@ def _attribution(of: Trace, view: View, progress: Progress) -> dict[str, Any]:
     for position, token in enumerate(tokens):
         asked = Target(of.ids[None], int(token), None, position)
         parts = attribution_of(of.model, asked, of.logits[None], activations)
+        parts = {kind: part for kind, part in parts.items() if kind not in lacking}
         names = [name for kind, part in parts.items() for name in _part_names(kind, part.shape)]
         values.append(np.concatenate([part.ravel() for part in parts.values()]))
     logits = np.take_along_axis(of.logits, tokens[:, None], axis=1)[:, 0]
     found = {"tokens": tokens, "logits": logits.astype(np.float64)}
     return found | {"parts": names, "values": np.array(values, np.float32)}
+
+
+def _lacking(of: Trace) -> set[str]:
+    """The biases that the model does not have."""
+    block, norm = of.model.blocks[0], of.model.final_norm
+    has = {
+        "attention_biases": any(part.bias is not None for part in block.attention_output.parts),
+        "mlp_biases": any(part.bias is not None for part in block.mlp_output.parts),
+        "final_bias": norm.bias is not None,
+    }
+    return {kind for kind, there in has.items() if not there}
 
 
 def _part_names(kind: str, shape: tuple[int, ...]) -> list[str]:

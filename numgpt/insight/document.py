@@ -11,7 +11,7 @@ from typing import Any
 
 from numgpt.files import replacing
 from numgpt.insight.contents import GENERATOR, Progress, View, contents
-from numgpt.insight.notebook import piece
+from numgpt.insight.notebook import piece, visible
 from numgpt.insight.payload import encode
 from numgpt.insight.slides import save_pictures
 from numgpt.insight.trace import Trace, chosen_layers, trace
@@ -89,10 +89,10 @@ def page(
     ids = tokenizer.encode(text, add_special_tokens=True)
     if not ids:
         raise ValueError(f"the text is {shown(text)}: there is no token to explain")
-    notes, after = [], None
+    notes, after, assumed = [], None, False
     most = min(MOST_TOKENS, model.context_length)
     if len(ids) > most:
-        notes.append(f"the text has {len(ids)} tokens: the first {most} are explained")
+        notes.append(f"The text has {len(ids)} tokens: the first {most} are explained.")
         ids, after = ids[:most], ids[most]
     checked = model.check_ids(ids)[0]
     last = len(checked) - 1
@@ -107,27 +107,28 @@ def page(
         after = asked
     elif asked is not None:
         notes.append(
-            f"“{piece(tokenizer, asked)}” after token {position} is looked at in Attribution: the"
-            " loss is that of the text as it is"
+            f"“{visible(piece(tokenizer, asked))}” after token {position} is looked at in"
+            " Attribution: the loss is that of the text as it is."
         )
     if after is None:
         after = int(model(checked[None])[0, -1].argmax())
+        assumed = True
         notes.append(
-            f"after the last token the loss expects “{piece(tokenizer, after)}”, the likeliest"
-            " there: a target names another"
+            f"The text ends at token {last}: as the next one “{visible(piece(tokenizer, after))}”,"
+            " the likeliest, is assumed. A target names another."
         )
     if len(of_layers) < len(model.blocks):
-        which = f"layers {of_layers[0]} to {of_layers[-1]} are"
+        which = f"Layers {of_layers[0]} to {of_layers[-1]} are"
         if len(of_layers) == 1:
-            which = f"layer {of_layers[0]} is"
+            which = f"Layer {of_layers[0]} is"
         notes.append(
             f"{which} kept, of {len(model.blocks)}: steps and attention of the others are not in"
-            " the page"
+            " the page."
         )
     progress("the pass, forwards and backwards")
     of = trace(model, checked, after, of_layers)
     target_id = int(of.targets[position]) if asked is None else asked
-    return Page(of, View(tokenizer, position, target_id, notes), progress)
+    return Page(of, View(tokenizer, position, target_id, notes, assumed), progress)
 
 
 def _first_token(
@@ -142,8 +143,8 @@ def _first_token(
     if len(ids) > 1:
         pieces = " + ".join(repr(piece(tokenizer, id)) for id in ids[:8])
         notes.append(
-            f"the target {shown(target)} is {len(ids)} tokens, {pieces}"
-            f"{' …' if len(ids) > 8 else ''}: the first is taken"
+            f"The target {shown(target)} is {len(ids)} tokens, {pieces}"
+            f"{' …' if len(ids) > 8 else ''}: the first is taken."
         )
     if ids[0] >= model.config.vocab_size:
         raise ValueError(

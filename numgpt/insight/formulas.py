@@ -49,7 +49,7 @@ class Formula(NamedTuple):
         return self._replace(symbols="; ".join(filter(None, (self.symbols, text))))
 
 
-_BOTH = "in its sums each W is multiplied by weight already"
+_BOTH = "in its table W · weight is one factor"
 
 FORMULAS = {
     "embedding": Formula(
@@ -57,7 +57,7 @@ FORMULAS = {
         "x_t = wte[id_t]",
         "ids: BT; wte: VC; x: BTC",
         "embedding_forward",
-        "dwte[v] = Σ dx_t over all t with id_t = v",
+        "dwte[v] = Σ_{t with id v} dx_t",
         "dx: BTC; dwte: VC",
         "embedding_backward",
         "wte is the table of the tokens' vectors",
@@ -122,9 +122,11 @@ FORMULAS = {
         "p_ij = exp(s_ij − M_i) / Z_i,   M_i = max_j s_ij,   Z_i = Σ_j exp(s_ij − M_i)",
         "s, p: BHTS; M, Z: BHT",
         "exponentials, softmax_forward",
-        "ds_ij = p_ij (dp_ij − Σ_k dp_ik p_ik)",
+        "ds_ij = p_ij (dp_ij − Σ_m dp_im p_im)",
         "p, dp, ds: BHTS",
         "softmax_backward",
+        "",
+        "m goes over the keys, as j does",
     ),
     "values": Formula(
         "Sum of values",
@@ -182,18 +184,19 @@ FORMULAS = {
         "post = ½ pre (1 + tanh u) = pre · σ(2u),   u = √(2/π) (pre + 0.044715 pre³)",
         "pre, post: BTF",
         "gelu_tanh_forward",
-        "dpre = dpost · (σ + pre σ (1 − σ) z′),   z′ = 2 √(2/π) (1 + 3 · 0.044715 pre²)",
+        "dpre = dpost · slope,   slope = σ + pre σ (1 − σ) · 2u′,"
+        "   u′ = √(2/π) (1 + 3 · 0.044715 pre²)",
         "dpost, dpre: BTF",
         "gelu_tanh_backward",
         "σ(x) = 1/(1 + exp(−x))",
-        "σ stands for σ(2u), z′ for the slope of 2u",
+        "σ stands for σ(2u), u for what it is in the forward",
     ),
     "gelu_erf": Formula(
         "GELU",
         "post = pre · Φ(pre),   Φ(x) = ½ (1 + erf(x/√2))",
         "pre, post: BTF",
         "gelu_erf_forward",
-        "dpre = dpost · (Φ(pre) + pre φ(pre)),   φ(x) = exp(−x²/2) / √(2π)",
+        "dpre = dpost · slope,   slope = Φ(pre) + pre φ(pre),   φ(x) = exp(−x²/2) / √(2π)",
         "dpost, dpre: BTF",
         "gelu_erf_backward",
     ),
@@ -202,7 +205,7 @@ FORMULAS = {
         "post = max(pre, 0)",
         "pre, post: BTF",
         "relu_forward",
-        "dpre = dpost where pre > 0, else 0",
+        "dpre = dpost · slope,   slope = 1 where pre > 0, else 0",
         "dpost, dpre: BTF",
         "relu_backward",
     ),
@@ -215,7 +218,7 @@ FORMULAS = {
         "dpost, dgate, dup: BTF",
         "swiglu_backward",
         "",
-        "σ stands for σ(gate)",
+        "σ stands for σ(gate), σ(z) = 1/(1 + exp(−z))",
     ),
     "feed-forward out": Formula(
         "Feed-forward, out",
@@ -246,6 +249,7 @@ FORMULAS = {
         "p, dz: BTV",
         "linear_cross_entropy",
         "M = max_v z_v,   Z = Σ_v exp(z_v − M)",
+        "[v = target] is 1 where v is the target, and else 0",
     ),
 }
 FORMULAS = {name: formula._replace(words=WORDS[name]) for name, formula in FORMULAS.items()}

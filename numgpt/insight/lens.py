@@ -43,7 +43,8 @@ class LogitLens(NamedTuple):
         shares = self.probabilities[:, 0].max(axis=-1)
         texts = [piece(self.tokenizer, int(id)) for id in (() if self.ids is None else self.ids[0])]
         rows: list[list[Cell]] = []
-        for name, ids, sure in zip(self.names[::-1], best[::-1], shares[::-1], strict=True):
+        after = ["embedding", *(f"block {layer}" for layer in range(len(best) - 1))]
+        for name, ids, sure in zip(after[::-1], best[::-1], shares[::-1], strict=True):
             words = [visible(piece(self.tokenizer, int(id))) for id in ids]
             rows.append([name, *zip(words, map(float, sure), strict=True)])
         caption = "The likeliest next token after each block; the stronger the colour, the surer"

@@ -9,7 +9,7 @@ from numgpt.messages import printable
 from numgpt.tokenizer import BaseTokenizer
 
 Cell = str | tuple[str, float]  # a text, or one with a share of the shade's strength
-SHADE = "31, 95, 168"  # a table's cells, the stronger the larger a share from 0 to 1
+SURE, SURPRISING = "31, 95, 168", "230, 120, 10"  # the shades of cells, as on the page
 
 
 def piece(tokenizer: BaseTokenizer | None, id: int) -> str:
@@ -33,7 +33,14 @@ def visible(text: str) -> str:
     return text or "∅"
 
 
-def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[Cell]]) -> str:
+def percent(p: float) -> str:
+    """As the page writes it."""
+    return f"{p:.1%}" if p >= 1e-3 or p == 0 else "<0.1%"
+
+
+def table(
+    caption: str, heads: Sequence[str], rows: Sequence[Sequence[Cell]], shade: str = SURE
+) -> str:
     """An HTML table."""
     parts = [f"<table><caption>{html.escape(caption)}</caption><thead><tr>"]
     parts += [f"<th>{html.escape(head)}</th>" for head in heads]
@@ -42,7 +49,7 @@ def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[Cell]]) ->
         parts.append("<tr>")
         for cell in row:
             text, share = cell if isinstance(cell, tuple) else (cell, 0.0)
-            style = f' style="background: rgba({SHADE}, {0.6 * share:.2f})"' if share else ""
+            style = f' style="background: rgba({shade}, {0.6 * share:.2f})"' if share else ""
             parts.append(f"<td{style}>{html.escape(text)}</td>")
         parts.append("</tr>")
     return "".join([*parts, "</tbody></table>"])

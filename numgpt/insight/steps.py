@@ -25,6 +25,7 @@ from numgpt.insight.tables import (
     values,
 )
 from numgpt.insight.trace import Trace
+from numgpt.insight.words import WORDS
 from numgpt.layers.sigmoid import sigmoid
 from numgpt.layers.softmax import exponentials
 from numgpt.models.base import BaseBlock
@@ -84,8 +85,11 @@ def embedding_step(of: Trace) -> Step:
         parts["wpe[t]"] = a.x("hook_pos_embed")
         formula = formula._replace(
             forward="x_t = wte[id_t] + wpe[t]",
+            forward_shapes=f"{formula.forward_shapes}; wpe: PC",
             backward=f"{formula.backward},   dwpe[t] = dx_t",
-        ).and_symbols("wpe that of the positions'")
+            backward_shapes=f"{formula.backward_shapes}; dwpe: PC",
+            words=WORDS["embedding and position"],
+        ).and_symbols("wpe that of the places'")
     stream, dx = a.x(f"{model.blocks[0].hooks}hook_resid_pre"), a.dx("hook_embed")
     same = (of.ids[:, None] == of.ids).astype(dx.dtype)
     back = {"dx_t": dx, "Σ dx of this token": same @ dx}
@@ -93,7 +97,7 @@ def embedding_step(of: Trace) -> Step:
         y, _ = model.final_norm.forward(a.x(f"{model.blocks[-1].hooks}hook_resid_post"))
         back["dzᵀ y of this token"] = of.dlogits[:, of.ids].T @ y
         formula = formula._replace(
-            backward=formula.backward.replace("id_t = v", "id_t = v  +  (dzᵀ y)_v")
+            backward=formula.backward.replace("dwte[v] = ", "dwte[v] = (dzᵀ y)[v] + ")
         ).and_symbols("dzᵀ y comes from the logits, which wte makes too", backward=True)
         back["dwte[id]"] = back["Σ dx of this token"] + back["dzᵀ y of this token"]
     return Step(
@@ -128,9 +132,11 @@ def norm_step(
     backward |= {"rstd · (…)": cache.rstd * (g - mean - x_hat * of_product)}
     formula = FORMULAS["layernorm" if centres else "rmsnorm"].and_symbols(f"ε = {norm.eps:g}")
     if above is not None:
-        backward |= {"dx of the stream": a.dx(above)}
+        backward |= {"dx_past": a.dx(above)}
         formula = formula._replace(
-            backward=formula.backward.replace("mean(g · x̂))", "mean(g · x̂)) + dx of the stream")
+            backward=formula.backward.replace("mean(g · x̂))", "mean(g · x̂)) + dx_past")
+        ).and_symbols(
+            "dx_past is the gradient that comes past this branch, along the stream", backward=True
         )
     return Step(
         name,
@@ -310,7 +316,11 @@ def final_steps(of: Trace) -> list[Step]:
     of_dz = {"p": p, "[v = target]": onehot, "dz": of.dlogits}
     logits_formula = FORMULAS["logits"]
     if is_tied(model):
-        logits_formula = logits_formula.and_symbols("W_U is wte, the embedding's table")
+        logits_formula = logits_formula.and_symbols(
+            "W_U is wte, the embedding's table"
+        ).and_symbols(
+            "dwte has two parts, of which dW_U is one: the other is the embedding's", backward=True
+        )
     return [
         norm_step(a, "final_norm", norm, last, "ln_final.", None),
         Step(

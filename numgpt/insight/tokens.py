@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numgpt.insight.notebook import Cell, piece, table, visible
+from numgpt.insight.notebook import SURPRISING, Cell, percent, piece, table, visible
 from numgpt.insight.targets import one_text
 from numgpt.layers.softmax import log_softmax, softmax_forward
 from numgpt.messages import shown
@@ -32,14 +32,15 @@ class TokenReport(NamedTuple):
         for t, loss in enumerate(self.loss.tolist()):
             token = "" if self.ids is None else piece(self.tokenizer, int(self.ids[t]))
             instead = ", ".join(
-                f"{visible(piece(self.tokenizer, int(id)))} {np.exp(logp):.1%}"
+                f"“{visible(piece(self.tokenizer, int(id)))}” {percent(np.exp(logp))}"
                 for id, logp in zip(self.top_ids[t], self.top_logprobs[t], strict=True)
             )
             shade = loss / max(float(self.loss.max()), 1e-9)
-            numbers = f"{np.exp(-loss):.1%}", f"{self.rank[t] + 1}", f"{self.entropy[t]:.3f}"
+            numbers = percent(np.exp(-loss)), f"{self.rank[t] + 1}", f"{self.entropy[t]:.3f}"
             rows.append([visible(token), (f"{loss:.3f}", shade), *numbers, instead])
         heads = ["token", "loss", "p", "rank", "entropy", "likeliest there"]
-        return table("How surprising each token was; loss and entropy in nats", heads, rows)
+        caption = "Loss and entropy in nats; the stronger the colour, the more surprising"
+        return table(caption, heads, rows, SURPRISING)
 
 
 def per_token(

@@ -33,8 +33,8 @@ def walk(of: Trace, progress: Callable[[str], object] = lambda what: None) -> li
     """Embedding, the blocks that are kept, and what follows them.  progress is told the block at
     hand."""
     blocks = []
-    for layer in of.layers:
-        progress(f"the steps of block {layer} of {len(of.model.blocks)}")
+    for number, layer in enumerate(of.layers):
+        progress(f"the steps of block {layer}, {number + 1} of {len(of.layers)}")
         blocks.append(Group(f"Block {layer}", layer, block_steps(of, layer)))
     before = Group("Before the blocks", None, [embedding_step(of)])
     return [before, *blocks, Group("After the blocks", None, final_steps(of))]

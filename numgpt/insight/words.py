@@ -4,6 +4,10 @@ WORDS = {
     "embedding": (
         "A token's id chooses a row of a table: its vector, with which the stream begins."
     ),
+    "embedding and position": (
+        "A token's id chooses a row of one table, its place in the text a row of another: their"
+        " sum is the vector with which the stream begins."
+    ),
     "layernorm": (
         "A token's numbers are moved and scaled to mean 0 and variance 1, so that what reads"
         " them meets vectors of one size; then each feature has a scale (weight) and a shift"
@@ -32,26 +36,27 @@ WORDS = {
     "values": (
         "What the head takes from the tokens: the sum of their values, each times its probability."
     ),
-    "output": "What all heads have taken, by one matrix, as a vector of the stream's width.",
+    "output": ("One matrix turns what all heads have taken into a vector of the stream's width."),
     "stream": "The vector is added to the stream: what was there stays.",
     "feed-forward in": (
-        "A vector of F numbers, more than the stream has: each asks something else of the token."
+        "A vector of F numbers, more than the stream has, each of them a weighted sum of the"
+        " token's numbers with weights of its own."
     ),
     "gated feed-forward in": (
         "Two vectors of F numbers, more than the stream has: each number of the one (gate)"
-        " will decide how much passes of the other (up)."
+        " decides how much passes of the other (up)."
     ),
     "gelu_tanh": (
         "Each number by itself: large ones pass, those below zero are held back. Without such"
-        " a bend two products one after the other would be no more than one."
+        " a bend two matrices in a row would be no more than one matrix."
     ),
     "relu": (
         "Each number by itself: above zero it passes, below it becomes 0. Without such a bend"
-        " two products one after the other would be no more than one."
+        " two matrices in a row would be no more than one matrix."
     ),
     "swiglu": (
-        "Each number of up passes as far as its gate is open: fully where gate is large,"
-        " hardly where it is far below zero."
+        "Each number of up is multiplied by silu(gate): about gate where gate is large, about"
+        " 0 where it is far below zero."
     ),
     "feed-forward out": "Back to a vector of the stream's width, by one matrix.",
     "logits": (
@@ -59,8 +64,8 @@ WORDS = {
         " product each, the logit."
     ),
     "loss": (
-        "Logits become probabilities, and the loss is −log of the one that the token has"
-        " which comes: 0 if it was certain. ([a = b] is 1 where a is b, and else 0.)"
+        "Logits become probabilities, and the loss is −log of the probability of the token"
+        " that comes: 0 if it was certain."
     ),
 }
 WORDS["gelu_erf"] = WORDS["gelu_tanh"]

@@ -118,12 +118,19 @@ _KNOWN = {
 }
 
 
+_OURS = {"chatml": CHATML, "llama3": LLAMA3, "plain": PLAIN}
+
+
+def name_of(chat_format: object) -> str:
+    """The name among CHAT_TEMPLATES of a format that ships."""
+    return next(name for name, form in _OURS.items() if form is chat_format)
+
+
 def known_format(template: str) -> NativeFormat | None:
     """The format that a template writes, where its text is one that is known."""
     for begins, program in PROMPT_TEMPLATES.items():
         if program == template:
             return PromptFormat(program, begins)
-    ours = {"chatml": CHATML, "llama3": LLAMA3, "plain": PLAIN}
-    own = (form for name, form in ours.items() if CHAT_TEMPLATES[name] == template)
+    own = (form for name, form in _OURS.items() if CHAT_TEMPLATES[name] == template)
     digest = hashlib.sha256(template.encode(errors="replace")).hexdigest()
     return next(own, _KNOWN.get(digest))

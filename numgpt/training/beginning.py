@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -67,8 +67,13 @@ def _check_free(out: Path) -> None:
 
 
 def _check_no_run_within(out: Path) -> None:
-    """Raises ValueError where a directory of other weights is a run by itself."""
+    """Raises ValueError where a directory of other weights is a run by itself, or no directory."""
     for place in (out / name for name in OTHER_WEIGHTS):
+        if place.exists() and not place.is_dir():
+            raise NotADirectoryError(
+                f"{place} is a file, where weights of the run would be: choose another --out, or"
+                " move it away"
+            )
         if (place / CHECKPOINT_FILE).exists():
             raise ValueError(
                 f"{place} is a run of its own, where weights of this one would be: choose another"
@@ -85,12 +90,18 @@ def remove_other_weights(out: Path) -> None:
             place.rmdir()
 
 
+def replaced_files(out: Path) -> list[Path]:
+    """The files that a new run in a directory would replace or delete."""
+    places = (out, *(out / name for name in OTHER_WEIGHTS))
+    return [place / name for place in places for name in run_files(place)]
+
+
 def check_not_replaced(
-    documents: Iterable[str | os.PathLike] | None, out: Path, names: list[str]
+    documents: Iterable[str | os.PathLike] | None, replaced: Collection[Path]
 ) -> None:
     """Raises ValueError for a text that is one of the files that would be replaced."""
     for path in documents or ():
-        if any((out / name).exists() and os.path.samefile(path, out / name) for name in names):
+        if any(file.exists() and os.path.samefile(path, file) for file in replaced):
             raise ValueError(
                 f"{path} is a file that would be replaced: name another --out, or move the text"
             )

@@ -363,6 +363,13 @@ LARGEST_FILE = 1 << 20  # bytes of options
 LARGEST = 1 << 53  # whole numbers above it are no option's
 
 
+# What other programs call an option.
+OTHERS_NAMES = {"learning_rate": "lr", "max_iters": "steps", "max_steps": "steps", "rank": "lora_r"}
+OTHERS_NAMES |= {"r": "lora_r", "num_train_epochs": "epochs", "num_epochs": "epochs"}
+OTHERS_NAMES |= {"per_device_train_batch_size": "batch_size", "warmup_steps": "warmup"}
+OTHERS_NAMES |= {"gradient_accumulation_steps": "grad_accum", "output_dir": "out"}
+
+
 GROUPS = ("data", "model", "adapter", "schedule", "rhythm")  # of options, in --help
 
 
@@ -418,7 +425,7 @@ def read_toml(path: str | Path, known: Collection[str] = OPTIONS.keys()) -> dict
             text = file.read(LARGEST_FILE + 1)
         if len(text) > LARGEST_FILE:
             raise ValueError(f"it has more than {LARGEST_FILE} bytes")
-        options = tomllib.loads(text.decode())
+        options = tomllib.loads(text.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text") from None
     except (ValueError, RecursionError) as error:  # not TOML
@@ -433,7 +440,8 @@ def read_toml(path: str | Path, known: Collection[str] = OPTIONS.keys()) -> dict
                 f"{path}: [{name:.80}] is a section; options stand in the file without any"
             )
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+            others = OTHERS_NAMES.get(name)
+            near = [others] if others in known else difflib.get_close_matches(name, known, 1)
             names = ", ".join(map(repr, near or known))
             hint = f"did you mean {names}?" if near else f"there are {names}"
             raise ValueError(f"{path}: {shown(name)} is not an option; {hint}")

@@ -338,9 +338,13 @@ class Trainer:
         self.lock.check()
         self._check_finite()
         place = self.places["last"]
-        if ends or place == self.out:
+        if place == self.out:
             self.save_model(place)  # first: a run whose checkpoint is its last has its last model
-        save_checkpoint(self.out, self.state)
+        try:
+            if ends and place != self.out:
+                self.save_model(place)
+        finally:  # what can't be written there costs no step
+            save_checkpoint(self.out, self.state)
         self.log.plot()
 
     def _check_finite(self) -> None:

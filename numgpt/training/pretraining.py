@@ -27,7 +27,7 @@ from numgpt.models import LanguageModel
 from numgpt.models.config import Config
 from numgpt.runtime import physical_memory
 from numgpt.tokenizer import BaseTokenizer, CharTokenizer, Tokenizer
-from numgpt.training.beginning import absolute_model, check_not_replaced, run_files
+from numgpt.training.beginning import absolute_model, check_not_replaced, replaced_files
 from numgpt.training.checkpoint import RunState, check_batch, check_fits
 from numgpt.training.config import MOST_CONTEXT, TrainConfig
 
@@ -43,7 +43,7 @@ FIXED |= {"keep"}
 def prepare(config: TrainConfig, out: Path, staged: Path) -> RunState:
     """Everything that a run begins with, its files in the directory `staged`."""
     documents = find_documents(config.data)
-    check_not_replaced(documents, out, run_files(out))
+    check_not_replaced(documents, replaced_files(out))
     config.data = absolute(config.data)
     if config.init_from is not None:
         origin = config.init_from = absolute_model(config.init_from)

@@ -17,16 +17,17 @@ from numgpt.data.batch import Batch
 from numgpt.data.corpus import TOKENS_FILE, TokensFile, restore_tokens
 from numgpt.data.example_set import Counts, ExampleSet, encode_examples
 from numgpt.data.examples import Example, ExampleEncoder, last_answer, marked
-from numgpt.data.finding import STANDARD_INPUT, absolute
+from numgpt.data.finding import OTHER_WEIGHTS, STANDARD_INPUT, absolute
 from numgpt.data.records import Record, find_record_files, read_records
 from numgpt.formats.huggingface import CONFIG_FILE
 from numgpt.messages import printable, tell
 from numgpt.tokenizer import BaseTokenizer
+from numgpt.tokenizer.chat_formats import name_of
 from numgpt.tokenizer.chat_programs import CHAT_TEMPLATES, PROMPT_TEMPLATES
 from numgpt.tokenizer.chat_template import ChatTemplate
 from numgpt.tokenizer.conversation import template_variables
 from numgpt.tokenizer.sections import NAMED_TEMPLATES
-from numgpt.training.beginning import absolute_model, check_not_replaced, run_files
+from numgpt.training.beginning import absolute_model, check_not_replaced, replaced_files
 from numgpt.training.checkpoint import RunState, check_fits
 from numgpt.training.config import MOST_LENGTH, TuneConfig
 
@@ -40,18 +41,19 @@ FIXED |= {"seed", "keep"}
 def prepare(config: TuneConfig, out: Path, staged: Path) -> RunState:
     """Everything that a run begins with, its files in the directory `staged`."""
     files, held_out = _files(config)
-    check_not_replaced(
-        [name for name in (*files, *held_out) if name != STANDARD_INPUT], out, run_files(out)
-    )
+    documents = [name for name in (*files, *held_out) if name != STANDARD_INPUT]
+    check_not_replaced(documents, replaced_files(out))
     config.data, config.val_data = absolute(config.data) or [], absolute(config.val_data)
     config.model = absolute_model(config.model)
-    if config.lora_r and os.path.exists(config.model) and os.path.exists(out / CONFIG_FILE):
+    if config.lora_r and os.path.exists(config.model):
         base = Path(config.model)
-        if os.path.samefile(out, base if base.is_dir() else base.parent):
-            raise ValueError(
-                f"model={config.model} is what would be replaced, and an adapter needs its base:"
-                " name another --out"
-            )
+        base = base if base.is_dir() else base.parent
+        for place in (out, *(out / name for name in OTHER_WEIGHTS)):
+            if (place / CONFIG_FILE).exists() and os.path.samefile(place, base):
+                raise ValueError(
+                    f"model={config.model} is what would be replaced, and an adapter needs its"
+                    " base: name another --out"
+                )
     model, tokenizer = formats.load(config.model)
     if config.chat_format is not None:
         tokenizer.chat_template = CHAT_TEMPLATES[config.chat_format]
@@ -75,6 +77,8 @@ def prepare(config: TuneConfig, out: Path, staged: Path) -> RunState:
     tell(str(counts))
     if not tokens.conversations:
         answer_prompts_alone(tokenizer)
+    elif tokenizer.chat_template is None:  # for transformers, what the markers tell
+        tokenizer.chat_template = CHAT_TEMPLATES[name_of(ChatTemplate(tokenizer).format)]
     tokenizer.save_pretrained(staged)
     if config.chat_format is not None and not tokens.conversations:
         tell("numgpt: note: --chat-format is not used: no example is a conversation")

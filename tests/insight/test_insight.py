@@ -72,7 +72,10 @@ def test_a_notebook_shows_tables(model):
         html.escape(tokenizer.decode([id])) for id in IDS
     ]
     predicted = [html.escape(tokenizer.decode([int(id)])) for id in lens.targets[0]]
-    assert re.findall("<td.*?>(.*?)</td>", rows[1]) == [lens.names[-1], *predicted]
+    assert re.findall("<td.*?>(.*?)</td>", rows[1]) == [
+        f"block {len(model.blocks) - 1}",
+        *predicted,
+    ]
     report = insight.per_token(model, IDS, top=2, tokenizer=tokenizer)
     rows = re.findall("<tr>(.*?)</tr>", report._repr_html_())
     cells = [re.findall("<td.*?>(.*?)</td>", row) for row in rows[1:]]

@@ -219,7 +219,7 @@ def test_formulas_hold_with_their_numbers(traced):
             np.testing.assert_allclose(column["x̂"], x_hat, rtol=1e-9, atol=1e-12)
         elif "norm" in step.name:
             inner = column["g"] - column.get("mean(g)", 0) - column["x̂"] * column["mean(g · x̂)"]
-            expected = column["rstd"] * inner + column.get("dx of the stream", 0)
+            expected = column["rstd"] * inner + column.get("dx_past", 0)
         elif step.name == "activation" and direction == "backward" and "dup" in column:
             expected = column["dpost"] * column["gate"] * column["σ(gate)"]
         elif step.name == "activation" and direction == "backward" and "dgate" in column:
@@ -267,16 +267,16 @@ def test_formulas_say_what_this_model_has():
     assert step_of("llama", "qkv").formula.forward == "q = y W_q,   k = y W_k,   v = y W_v"
     assert "db" not in step_of("llama", "qkv").formula.backward
     assert "db_q = Σ dq, …,   g" in step_of("llama_biases", "qkv").formula.backward
-    assert "(dzᵀ y)_v" in step_of("default", "embedding").formula.backward
+    assert "(dzᵀ y)[v] +" in step_of("default", "embedding").formula.backward
     assert "dzᵀ" not in step_of("untied", "embedding").formula.backward
-    assert "+ dx of the stream" in step_of("default", "norm_1").formula.backward
+    assert "+ dx_past" in step_of("default", "norm_1").formula.backward
     assert "stream" not in step_of("default", "final_norm").formula.backward
     assert "dk′_j = scale · Σ_h Σ_i" in step_of("llama_grouped", "scores").formula.backward
     assert "dk_j = scale · Σ_i" in step_of("default", "scores").formula.backward
     assert "that norm's x̂" not in step_of("default", "qkv").formula.of("forward")[3]
     assert "that norm's x̂" in step_of("default", "qkv").formula.of("backward")[3]
     assert "features 2i and 2i + 1" in step_of("llama_neighbours", "rope").formula.symbols
-    assert "scale = 0.353553" in step_of("default", "scores").formula.symbols
+    assert "scale = 1/√8 = 0.3536" in step_of("default", "scores").formula.symbols
     assert "ε = 1e-05" in step_of("default", "norm_1").formula.symbols
 
 
@@ -456,7 +456,7 @@ def test_long_texts_are_cut_and_it_is_said(shipped):
     model, tokenizer = shipped
     ids = tokenizer.encode("My lord, the king. " * 30)
     page = insight.page(model, tokenizer, "My lord, the king. " * 30, layers=(0, 1))
-    assert page.notes[0] == f"the text has {len(ids)} tokens: the first 64 are explained"
+    assert page.notes[0] == f"The text has {len(ids)} tokens: the first 64 are explained."
     assert list(page.trace.ids) == ids[:64]
     assert page.trace.targets[-1] == ids[64]
 
@@ -464,7 +464,7 @@ def test_long_texts_are_cut_and_it_is_said(shipped):
 def test_a_target_of_several_tokens_is_its_first(shipped):
     model, tokenizer = shipped
     page = insight.page(model, tokenizer, "My lord", target=" kings", layers=(0, 1))
-    assert page.notes[:1] == ["the target ' kings' is 2 tokens, ' king' + 's': the first is taken"]
+    assert page.notes[:1] == ["The target ' kings' is 2 tokens, ' king' + 's': the first is taken."]
 
 
 def test_a_special_token_is_a_target(shipped):
@@ -476,14 +476,16 @@ def test_a_special_token_is_a_target(shipped):
 
 def test_what_was_chosen_is_said(shipped):
     page = insight.page(*shipped, "My lord, the", token=1, target=" king", layers=(2, None))
-    chosen = page.data["vocabulary"][page.trace.targets[-1]]
+    chosen = page.data["vocabulary"][page.trace.targets[-1]].replace(" ", "␣")
+    assert f"as the next one “{chosen}”, the likeliest, is assumed" in page.notes[1]
+    assert page.data["assumed"]
     assert [note.partition(":")[0] for note in page.notes] == [
-        "“ king” after token 1 is looked at in Attribution",
-        f"after the last token the loss expects “{chosen}”, the likeliest there",
-        "layers 2 to 5 are kept, of 6",
+        "“␣king” after token 1 is looked at in Attribution",
+        "The text ends at token 3",
+        "Layers 2 to 5 are kept, of 6",
     ]
     assert insight.page(*shipped, "My lord, the", target=" king", layers=(None, 1)).notes == [
-        "layer 0 is kept, of 6: steps and attention of the others are not in the page"
+        "Layer 0 is kept, of 6: steps and attention of the others are not in the page."
     ]
 
 
@@ -618,7 +620,7 @@ def test_progress_is_told(shipped):
     insight.page(*shipped, "My lord, the", layers=(2, 4), progress=told.append)
     assert told[0] == "the pass, forwards and backwards"
     blocks = [what for what in told if what.startswith("the steps of block")]
-    assert blocks == ["the steps of block 2 of 6", "the steps of block 3 of 6"]
+    assert blocks == ["the steps of block 2, 1 of 2", "the steps of block 3, 2 of 2"]
     checks = [what for what in told if what.startswith("checks of the gradients")]
     assert checks[-1].endswith(f"{len(checks)} of {len(checks)}")
     assert told[-1] == "writing"
@@ -629,7 +631,7 @@ def test_the_products_that_reach_a_norm_say_what_is_in_them(traced):
     for step, _, table in tables(traced, "product", "backward"):
         if "weight" in table.factors[1]:
             _, _, _, symbols = step.formula.of("backward")
-            assert "each W is multiplied by weight already" in symbols
+            assert "in its table W · weight is one factor" in symbols
 
 
 def test_jupyter_shows_it_in_a_frame(shipped):

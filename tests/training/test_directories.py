@@ -639,6 +639,30 @@ def test_the_other_weights_of_a_run_that_is_replaced_go(text, tmp_path):
     assert not (tmp_path / "run/last").exists()
 
 
+def test_a_file_where_other_weights_would_be_is_told_at_once(call, text, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/last").write_text("mine")
+    status, err = train(call, text, tmp_path / "run")
+    assert status == 2
+    assert "is a file, where weights of the run would be: choose another --out" in err
+    # … and one that comes later costs no step.
+    trainer = start(text, tmp_path / "b", steps=4)
+    (tmp_path / "b/last").write_text("mine")
+    with pytest.raises(FileExistsError):
+        trainer.run()
+    assert load_checkpoint(tmp_path / "b").optimizer.steps == 4
+
+
+def test_merges_are_part_of_a_tokenizer(text, tmp_path):
+    start(text, tmp_path / "run", tokenizer="bpe", vocab_size=300).lock.release()
+    path = tmp_path / "run/tokenizer.json"
+    whole = json.loads(path.read_text())
+    whole["model"]["merges"][-2:] = whole["model"]["merges"][:-3:-1]
+    path.write_text(json.dumps(whole))
+    with pytest.raises(ValueError, match="its tokenizer is not the one that the run began with"):
+        Trainer.resume(tmp_path / "run")
+
+
 @pytest.mark.parametrize("name", ["best", "last"])
 def test_where_other_weights_would_be_there_may_be_something(call, text, tmp_path, name):
     model_directory(tmp_path / "run" / name)

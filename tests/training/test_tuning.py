@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import numgpt
-from numgpt import cli
+from numgpt import cli, formats
 from numgpt.evaluation.exact import exact_match, questions
 from numgpt.formats import read_safetensors
+from numgpt.tokenizer.chat_programs import CHAT_TEMPLATES
 from numgpt.training import Trainer, TrainingError, TuneConfig, loop
 from numgpt.training.checkpoint import load_checkpoint
 from numgpt.training.tuning import _records
@@ -636,7 +637,8 @@ def test_options_in_a_file_are_said_to_be_there(call, data, tmp_path):
         assert (status, message in err) == (2, True), err
     for text, message in (
         ("stepz = 4", "'stepz' is not an option; did you mean 'steps'?"),
-        ("xyzzy = 4", "there are 'steps', 'batch_size', "),
+        ("learning_rate = 4", "'learning_rate' is not an option; did you mean 'lr'?"),
+        ("\ufeffxyzzy = 4", "there are 'steps', 'batch_size', "),
     ):
         path.write_text(text)
         status, _, err = call(*given, "--config", path)
@@ -704,6 +706,47 @@ def test_a_run_does_not_replace_its_data(data, tmp_path, option):
         Trainer.start(config, out, overwrite=True)
     assert {path.name for path in out.iterdir()} == {"log.jsonl"}
     assert (out / "log.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_a_base_in_the_runs_own_directory_is_not_deleted(data, tmp_path, name):
+    options = {"lora_r": 0, "val_fraction": 0.25, "steps": 2, "eval_every": 1, "lr": 1e-3}
+    keep = {"best": "last", "last": "best"}[name]
+    start(data, tmp_path / "run", keep=keep, **options).run()
+    base = tmp_path / "run" / name
+    before = (base / "model.safetensors").read_bytes()
+    config = TuneConfig(model=str(base), data=data, steps=1)
+    with pytest.raises(ValueError, match="an adapter needs its base: name another --out"):
+        Trainer.start(config, tmp_path / "run", overwrite=True)
+    assert (base / "model.safetensors").read_bytes() == before
+    shutil.copy(data, base / "vocab.json")
+    config = TuneConfig(model="shakespeare", data=str(base / "vocab.json"), steps=1)
+    with pytest.raises(ValueError, match="is a file that would be replaced: name another --out"):
+        Trainer.start(config, tmp_path / "run", overwrite=True)
+
+
+def test_conversations_bring_their_chat_template(data, tmp_path):
+    """Also where the model has none: transformers knows no other way."""
+    start(data, tmp_path / "run", steps=1)
+    tokenizer = formats.load_tokenizer(tmp_path / "run")
+    assert tokenizer.chat_template == CHAT_TEMPLATES["plain"]
+
+
+def test_a_run_that_is_done_counts_again(call, learnt):
+    status, _, err = call("tune", "sft", "--resume", learnt / "pairs")
+    assert status == 0
+    assert "has done its 40 steps" in err
+    assert "4 of 4 learnt answers exact" in err
+
+
+def test_answers_that_are_too_long_are_not_asked_for(call, tmp_path):
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "completion": " b" * 100}) + "\n")
+    tune = ("tune", "sft", "--model", "shakespeare", "--data", path, "--out", tmp_path / "run")
+    status, _, err = call(*tune, *SMALL)
+    assert status == 0
+    assert "no answer of at most 80 tokens can be asked for" in err
+    assert f"{tmp_path / 'run'} (step 2): loss " in err
 
 
 def test_a_single_example_may_be_held_out(data, tmp_path):

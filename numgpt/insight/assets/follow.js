@@ -5,14 +5,15 @@ const ROUNDING = 1e-6; // of the largest number of all tokens, below which there
 
 const LETTERS = [
   ["B", "texts at once, the batch"],
-  ["T", "tokens, as queries"],
+  ["T", "tokens of the text; in attention those that look, the queries"],
   ["S", "tokens, as keys"],
-  ["C", "features of the residual stream"],
+  ["C", "features of the stream"],
   ["H", "heads of attention"],
   ["K", "heads of keys and values, each for H/K heads"],
   ["D", "features of a head"],
   ["F", "features of the feed-forward layer"],
   ["V", "tokens of the vocabulary"],
+  ["P", "places that the model can see at once"],
 ];
 
 function followView(data, state) {
@@ -29,11 +30,14 @@ function followView(data, state) {
       el(
         "p",
         {},
-        `The loss is ${number(data.loss)} nats a token: the mean of −log p over ${data.sizes.T} predictions, of each`,
-        " token of the text but the first, and of one after it. Below stands ∂loss/∂ of everything on the way, from the",
-        " loss back to the embedding; dx is short for ∂loss/∂x.",
+        `The loss is ${number(data.loss)} nats a token (logarithms to the base e): `,
+        data.sizes.T === 1
+          ? "−log p of the token after this one."
+          : `the mean of −log p over ${data.sizes.T} predictions, of each token of the text but the first, and of one after it.`,
+        " Below stands the gradient of everything on the way, from the loss back to the embedding; a d before a name",
+        " is short for it: dx for ∂loss/∂x, ds for ∂loss/∂s, and so on. The names are those of the forward direction.",
         Object.keys(data.checks).length
-          ? ` At token ${data.token}, in layer ${data.layers[0]} and outside the blocks, the largest number of most steps is checked by a finite difference.`
+          ? ` At token ${data.token}, in layer ${data.layers[0]} and outside the blocks, in most steps one number, the largest, is checked by a finite difference: the loss is computed again with this one number moved a little.`
           : "",
       ),
       legend(),
@@ -44,16 +48,20 @@ function followView(data, state) {
 
 // What the strips of colours are.
 function legend() {
+  const canvas = el("canvas", { "aria-hidden": "true" });
+  paint(canvas, 1, 141, (_, c) => c - 70, 70);
   return el(
     "p",
     { class: "legend" },
-    el("span", {}, "The largest below zero"),
-    el("i", { "aria-hidden": "true" }),
-    el("span", {}, "the largest above."),
+    el("span", {}, "−m"),
+    canvas,
+    el("span", {}, "m"),
     el(
       "span",
       {},
-      "A strip is a vector, each of its cells a number: white is zero; the colours go by the square root, up to the strip's own largest number.",
+      "A strip is a vector, each of its cells a number; a long one goes on in a second row. m is the largest of the strip, without its",
+      " sign; zero is in the middle of the bar, and small numbers are drawn stronger than they are, by the square root. Here and below",
+      " “largest” is said of numbers without their signs.",
     ),
   );
 }
@@ -61,9 +69,9 @@ function legend() {
 // A word on the blocks that are left out before or after the one that is shown.
 function between(data, count) {
   const where =
-    data.layers.length === data.blocks ? "choose them by “Layer”" : "those that are kept are under “Layer”";
+    data.layers.length === data.blocks ? "“Layer” chooses" : "those that are kept are under “Layer”";
   const blocks = count === 1 ? "block" : "blocks";
-  return el("p", { class: "faint between", hidden: count === 0 }, `… ${count} ${blocks} between: ${where}`);
+  return el("p", { class: "faint between", hidden: count === 0 }, `… ${count} more ${blocks}: ${where}`);
 }
 
 function groupOf(data, state, group) {
@@ -193,12 +201,16 @@ function valuesOf(data, state, numbers) {
   const rows = [...numbers.chosen.row(...at)].map((index, n) => [
     numbers.rows === "feature"
       ? String(index)
-      : rowName(data, numbers.rows, index) + (numbers.rows === "token" && index === target ? " ◂ came" : ""),
+      : rowName(data, numbers.rows, index) + (numbers.rows === "token" && index === target
+        ? isAssumed(data, state.token)
+          ? " ◂ assumed"
+          : " ◂ came"
+        : ""),
     ...numbers.columns.map((_, column) => number(numbers.values.at(...at, column, n))),
   ]);
   const caption =
     numbers.rows === "token"
-      ? "The likeliest tokens, and the one that came"
+      ? "The likeliest tokens, and the one that comes"
       : `The ${rows.length} features with the largest ${numbers.columns.at(-1)}`;
   return table(
     `${caption}${headName(data, state, numbers.heads)}`,
@@ -216,7 +228,10 @@ function keysOf(data, state, numbers) {
   for (let key = 0; key <= query; key++)
     rows.push([
       rowName(data, "key", key),
-      ...numbers.matrices.map((matrix) => number(matrix.at(query, state.head, key), 3)),
+      ...numbers.matrices.map((matrix) => {
+        const x = matrix.at(query, state.head, key);
+        return Math.abs(x) > ROUNDING * matrix.largest ? number(x, 3) : "0"; // the rest is rounding
+      }),
     ]);
   const caption = `Head ${state.head}: query ${query} and each key that it sees, which are those up to itself${scalars.length ? `; ${scalars.join(", ")}` : ""}`;
   return table(caption, ["key", ...numbers.columns], rows);
@@ -248,7 +263,8 @@ function inputName(data, name, index, size, head) {
     const of = head === null ? "" : `, head ${head}`;
     return `${name} ${index} “${visible(data.vocabulary[data.ids.at(index)])}”${of}`;
   }
-  return size ? `${name}[head ${Math.floor(index / size)}, ${index % size}]` : `${name}[${index}]`;
+  const grouped = /^d?[kv]$/.test(name) && data.sizes.K < data.sizes.H;
+  return size ? `${name}[${grouped ? "KV " : ""}head ${Math.floor(index / size)}, ${index % size}]` : `${name}[${index}]`;
 }
 
 // y_j = Σ_i x_i W_ij + b_j of one j, chosen among those with the largest results.
@@ -283,7 +299,8 @@ function productOf(data, state, numbers, key) {
     rows.push([`${numbers.title}, ${rowName(data, numbers.rows, chosen[n])}`, "", "", half(result)]);
     const product =
       numbers.factor === 1 ? `${xName} · ${wName}` : `${number(numbers.factor)} · ${xName} · ${wName}`;
-    const which = rest === 0 ? "all terms of its sum" : `the ${inRows} largest terms of its sum, then the others together`;
+    const terms = inRows === 1 ? "the largest term" : `the ${inRows} largest terms`;
+    const which = rest === 0 ? "all terms of its sum" : `${terms} of its sum, then the others together`;
     const caption = `${numbers.title}, ${rowName(data, numbers.rows, chosen[n])}: ${which}`;
     holder.replaceChildren(table(caption, ["from", xName, wName, product], rows));
     choices
@@ -300,9 +317,16 @@ function productOf(data, state, numbers, key) {
   const opening = state.chosen[key] ?? 0;
   show(opening < choices.children.length ? opening : 0);
   const of = headName(data, state, numbers.heads);
-  const title = el("p", { class: "sum" }, `Each number of ${numbers.title}${of} is a sum of products; of these, for one:`);
+  const title = el("p", { class: "sum" }, `One number of ${numbers.title}${of}, as a sum. Choose which:`);
   return el("div", { "data-product": numbers.title }, title, choices, holder);
 }
+
+// What stands at the hooks that are checked.
+const CHECKED = {
+  "attn.hook_q": "q", "attn.hook_rot_q": "q′", "attn.hook_z": "z", "attn.hook_pattern": "p",
+  "mlp.hook_pre": "what goes into the activation", "mlp.hook_post": "post", hook_normalized: "x̂",
+  hook_embed: "wte[id]", hook_resid_pre: "x", hook_resid_mid: "x", hook_resid_post: "x",
+};
 
 function checkOf(data, state, step) {
   const check = data.checks[step.hook];
@@ -313,12 +337,14 @@ function checkOf(data, state, step) {
     place = step.hook.endsWith("pattern")
       ? `head ${first}, query ${second}, key ${third}`
       : `token ${first}, head ${second}, feature ${third}`;
-  const what = step.hook.endsWith("pattern") ? "p" : step.hook.split(".").pop();
+  const what = CHECKED[step.hook.split(".").slice(-2).join(".")] ?? CHECKED[step.hook.split(".").pop()] ?? "this number";
+  const head = step.hook.endsWith("pattern") ? first : third === undefined ? null : second;
+  const elsewhere = head === null || head === state.head ? "" : ` (“Head” ${head} shows it)`;
   const off = Math.abs(check.gradient - check.difference) / (Math.abs(check.gradient) || 1);
   return el(
     "p",
     { class: "check" },
-    `Checked at ${place}: where ${what} moves by up to ±${number(check.step)}, the loss moves with a slope of `,
+    `Checked at ${place}${elsewhere}: where ${what} moves by up to ±${number(check.step)}, the loss moves with a slope of `,
     el("b", {}, number(check.difference)),
     "; by the backward pass it is ",
     el("b", {}, number(check.gradient)),

@@ -11,6 +11,11 @@ const VIEWS = {
 
 const byId = (id) => document.getElementById(id);
 
+// Whether what comes after a token is no part of the text, but the model's own guess.
+function isAssumed(data, token) {
+  return data.assumed && token === data.sizes.T - 1;
+}
+
 // What somebody has to know who has never seen such a model.
 function introduction({ sizes, blocks }) {
   const word = (text) => el("b", {}, text);
@@ -21,15 +26,15 @@ function introduction({ sizes, blocks }) {
       {},
       "The model reads a text as ",
       word("tokens"),
-      `: words, pieces of words, signs, each of them a number of its vocabulary of ${sizes.V}. Of each it makes a vector of`,
-      ` ${sizes.C} numbers. These vectors side by side are the `,
+      `: words, pieces of words, punctuation; each has a number in its vocabulary of ${sizes.V}. Of each token it makes a vector`,
+      ` of ${sizes.C} numbers, its features. These vectors side by side are the `,
       word("stream"),
       `: they pass through ${count(blocks, "block")}, also called layers, one after another. A `,
       word("block"),
       " reads the stream and adds to it, twice: by attention, in which ",
       word(count(sizes.H, "head")),
       " compare tokens and carry something from earlier ones to later ones, and by a feed-forward layer, which works on",
-      " each token by itself.",
+      " each token by itself. Both are made of matrices and vectors that were learnt: W, b, weight, bias.",
     ),
     el(
       "p",
@@ -91,9 +96,10 @@ async function start() {
     const id = data.ids.at(state.token);
     const came = data.targets.at(state.token);
     byId("chosen").textContent =
-      `Token ${state.token} (0 to ${data.sizes.T - 1}): “${visible(data.vocabulary[id])}”, id ${id}. ` +
+      `Token ${state.token} (of 0 to ${data.sizes.T - 1}): “${visible(data.vocabulary[id])}”, id ${id}. ` +
       (state.token ? `Its loss was ${number(data.report.loss.at(state.token - 1))}. ` : "") +
-      `After it comes “${visible(data.vocabulary[came])}”, with a loss of ${number(data.report.loss.at(state.token))}.`;
+      (isAssumed(data, state.token) ? "After it, it is assumed, comes" : "After it comes") +
+      ` “${visible(data.vocabulary[came])}”, with a loss of ${number(data.report.loss.at(state.token))}.`;
     byId("where").textContent = view.uses.length
       ? `${state.direction}, layer ${state.layer}, head ${state.head}`
       : "";
@@ -118,7 +124,7 @@ async function start() {
   byId("model").textContent = data.model;
   byId("words").append(...introduction(data));
   byId("notes").append(...data.notes.map((note) => el("li", {}, note)));
-  const most = largestOf(data.report.loss.flat);
+  const most = largestOf(data.report.loss.flat.slice(0, -1)); // the last is of what comes after the text
   byId("tokens").append(
     ...[...data.ids.flat].map((id, t) => {
       const loss = t ? data.report.loss.at(t - 1) : 0;

@@ -105,6 +105,7 @@ function attentionView(data, state, set) {
       "A small picture is a head. Its rows are queries, the tokens that look, from the first one down; its columns are keys, the",
       " tokens that are looked at. The stronger the colour, the larger the number: by the square root, up to the picture's own largest",
       name === "p" ? "." : "; blue is above zero, orange below.",
+      " The empty triangle are tokens that come later, which nobody sees.",
     ),
     grid,
     el("h3", {}, `Layer ${state.layer}, head ${state.head}`),
@@ -196,6 +197,7 @@ function lensView(data, state, set) {
       " block is the model's prediction.",
     ),
     formula("p_l = softmax(norm(x_l) W_Uᵀ)", "KL(p_l ‖ p) = Σ_v p_l(v) (log p_l(v) − log p(v))"),
+    el("p", { class: "faint" }, ...indexed("l is the block, x_l the stream after it, p the prediction at the end, v a token of the vocabulary.")),
     el(
       "div",
       { class: "scroll" },
@@ -217,7 +219,7 @@ function attributionView(data, state) {
   rows.sort((a, b) => Math.abs(b[1]) - Math.abs(a[1]));
   const shownRows = rows.slice(0, MOST_BARS);
   const rest = rows.slice(MOST_BARS);
-  if (rest.length) shownRows.push([`the ${rest.length} others`, rest.reduce((sum, row) => sum + row[1], 0)]);
+  if (rest.length) shownRows.push([rest.length === 1 ? "the other one" : `the ${rest.length} others`, rest.reduce((sum, row) => sum + row[1], 0)]);
   return [
     el("h2", {}, `Where the logit of ${quotedPiece(data, tokens.at(state.token))} comes from`),
     el(
@@ -248,7 +250,7 @@ function attributionView(data, state) {
 
 function lossView(data, state, set) {
   const { loss, entropy, rank, top, logprobs } = data.report;
-  const most = largestOf(loss.flat);
+  const most = largestOf(loss.flat.slice(0, -1));
   const text = el("p", {
     class: "loss-text",
     role: "img",
@@ -268,7 +270,7 @@ function lossView(data, state, set) {
     );
   const rows = [...data.ids.flat].map((_, t) => [
     `${t} ${visible(data.vocabulary[data.ids.at(t)])}`,
-    visible(data.vocabulary[data.targets.at(t)]),
+    visible(data.vocabulary[data.targets.at(t)]) + (isAssumed(data, t) ? " (assumed)" : ""),
     number(loss.at(t)),
     percent(Math.exp(-loss.at(t))),
     String(rank.at(t) + 1),
@@ -283,7 +285,9 @@ function lossView(data, state, set) {
       "p",
       {},
       `Mean loss ${number(data.loss)} nats a token (nats: logarithms to the base e), a perplexity of ${number(Math.exp(data.loss))}: as if that`,
-      " many tokens were equally likely each time. The stronger a token's colour, the larger its own loss.",
+      " many tokens were equally likely each time.",
+      data.assumed ? " The last row is not of the text: what it assumes is the model's likeliest token, and is part of the mean." : "",
+      " The stronger a token's colour, the larger its own loss.",
     ),
     formula("loss = −log p(came)", "entropy = −Σ_v p_v log p_v", "perplexity = exp(mean loss)"),
     text,
@@ -333,12 +337,12 @@ function samplingView(data, state) {
   draw();
   return [
     el("h2", {}, `What may come after token ${state.token} ${quotedPiece(data, data.ids.at(state.token))}`),
-    formula("p_v = exp(z_v / temperature) / Z, of the tokens that are left"),
+    formula("p_v = exp(z_v / temperature) / Z, of the tokens that are left, Z being the sum over them"),
     el(
       "p",
       { class: "faint" },
       "The logits z are divided by the temperature: below 1 the likely become likelier still. Top-k leaves the k likeliest tokens;",
-      " top-p then the fewest that have probability p together. One of what is left is drawn.",
+      " top-p then the fewest that have at least probability p together. One of what is left is drawn.",
     ),
     el(
       "div",
