@@ -24,6 +24,7 @@ BELOW["data"] = {"runtime", "tokenizer"}
 BELOW["evaluation"] = BELOW["generation"] | {"generation", "data"}
 BELOW["training"] = BELOW["generation"] | {"generation", "data"}
 BELOW["insight"] = BELOW["evaluation"]
+BELOW["lessons"] = BELOW["training"] | {"training", "evaluation", "insight"}
 BELOW["cli"] = BELOW["training"] | {"training", "evaluation", "insight", "launch"}
 # The conveniences on a model or a tokenizer call upwards, in a function that imports when called.
 UPWARDS = {

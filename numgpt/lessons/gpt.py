@@ -10,8 +10,6 @@ decoding, dropout, threads.
 
 from __future__ import annotations
 
-from pydoc_data.topics import topics
-
 import numpy as np
 
 from numgpt.layers import (
@@ -118,8 +116,10 @@ def adamw(p, g, moments, step, lr, beta_1=0.9, beta_2=0.99, eps=1e-8, decay=0.1)
         w -= lr * m_hat / (np.sqrt(v_hat) + eps)
 
 
-def main(steps=1000, n_layer=3, n_head=4, width=96, context=64, batch=12):
+def main(steps=1200, n_layer=2, n_head=4, width=64, context=64, batch=16):
     """Train on the language reference, which every Python has, and write."""
+    from pydoc_data.topics import topics
+
     text = "\n".join(topics.values()).encode("ascii", "ignore").decode()
     letters = sorted(set(text))
     data = np.searchsorted(letters, list(text))
@@ -129,7 +129,7 @@ def main(steps=1000, n_layer=3, n_head=4, width=96, context=64, batch=12):
     for step in range(1, steps + 1):
         places = rng.integers(len(data) - context, size=(batch, 1)) + np.arange(context)
         loss, g = gpt(p, data[places], data[places + 1], n_layer, n_head)
-        adamw(p, g, moments, step, lr=2e-3 * min(1, step / 50, 2 * (1 - step / (steps + 1))))
+        adamw(p, g, moments, step, lr=3e-3 * min(1, step / 50, 2 * (1 - step / (steps + 1))))
         if step % 100 == 0 or step == 1:
             print(f"step {step}  loss {loss:.3f}", flush=True)
     ids = [letters.index("\n")]

@@ -312,6 +312,25 @@ def test_prompts_alone_are_what_their_template_writes(begins, messages, asked):
     assert ours.plain == "<s>" * begins + said[0] + "".join(f"{text}</s>" for text in said[1:])
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize("begins", PROMPT_TEMPLATES)
+def test_transformers_writes_prompts_alone_as_we_do(begins, tmp_path):
+    pytest.importorskip("jinja2")
+    transformers = pytest.importorskip("transformers")
+    tokenizer = trained("llama3")
+    tokenizer.chat_template = PROMPT_TEMPLATES[begins]
+    tokenizer.save_pretrained(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    talk = conversation("a", "b", "Who keeps the gate?")
+    text = theirs.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
+    assert text == f"{tokenizer.bos_token * begins}Who keeps the gate?"
+    assert tokenizer.apply_chat_template(talk, True, tokenize=False) == text
+    ids = theirs(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.apply_chat_template(talk, True) == ids
+    with pytest.raises(transformers.utils.chat_template_utils.jinja2.TemplateError):
+        theirs.apply_chat_template(conversation("a", system="b"))
+
+
 def test_a_template_is_known_by_its_whole_text_alone():
     assert known_format(CHAT_TEMPLATES["chatml"] + " ") is None
     assert known_format(CHAT_TEMPLATES["chatml"].replace("assistant", "model")) is None

@@ -486,19 +486,6 @@ def test_generate_and_chat_answer_as_was_tuned(call, learnt, monkeypatch):
         numgpt.Chat(*numgpt.load(learnt / "pairs"), system="Be brief.")
 
 
-@pytest.mark.torch
-def test_transformers_writes_prompts_alone_as_they_were_tuned(learnt):
-    transformers = pytest.importorskip("transformers")
-    theirs = transformers.AutoTokenizer.from_pretrained(learnt / "pairs")
-    talk = [
-        {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "b"},
-        {"role": "user", "content": "Who keeps the gate?"},
-    ]
-    text = theirs.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
-    assert text == "Who keeps the gate?"
-
-
 @pytest.mark.parametrize("name", ["pairs", "talk"])
 def test_exact_answers_are_counted(learnt, name, tmp_path):
     model, tokenizer = numgpt.load(learnt / name)
