@@ -16,7 +16,8 @@ from numgpt.formats.names import models_directory
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S)
-PYTHON = [code for kind, code in BLOCKS if kind == "python"]
+LESSON = (Path(numgpt.__file__).parent / "lessons/gpt.py").read_text(encoding="utf-8")
+PYTHON = [code for kind, code in BLOCKS if kind == "python" and not code.startswith("def gpt(")]
 TRAINING = (Path(numgpt.__file__).parent / "training/README.md").read_text(encoding="utf-8")
 for package in ("generation", "insight"):
     text = (Path(numgpt.__file__).parent / package / "README.md").read_text(encoding="utf-8")
@@ -30,6 +31,13 @@ SECOND = "--steps 4"  # of a run that goes on
 
 def has_smollm2() -> bool:
     return (models_directory() / "smollm2").is_dir()
+
+
+def test_all_of_gpt_stands_there_as_it_is_in_its_file():
+    (shown,) = (code for kind, code in BLOCKS if code.startswith("def gpt("))
+    function = LESSON[LESSON.index("def gpt(") :]
+    assert shown == function[: function.index("\n\n\n") + 1]
+    assert 180 <= len(README.read_text(encoding="utf-8").splitlines()) <= 220
 
 
 @pytest.mark.parametrize("number", range(len(PYTHON)))

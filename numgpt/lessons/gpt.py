@@ -35,8 +35,7 @@ def rows(x):  # … and back, (B, H, T, D) -> (N, C)
 
 
 def gpt(p, ids, targets, n_layer, n_head):
-    """p: parameters by name; ids, targets (B, T) -> loss, gradients by name.  Without targets the
-    logits (B, T, V), for sampling."""
+    """ids, targets (B, T), parameters by name -> loss, gradients by name; or logits, to sample."""
     (B, T), cache, g = ids.shape, {}, {}
 
     def forward(function, name, x):  # a layer with weight and bias …
