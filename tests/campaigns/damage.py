@@ -210,7 +210,8 @@ def campaign(count: int, seed: int = 0) -> list[str]:
             work = Path(temporary, "work")
             shutil.rmtree(work, ignore_errors=True)
             shutil.copytree(samples / name, work)
-            victim = rng.choice(sorted(path for path in work.iterdir() if path.suffix != ".png"))
+            files = (path for path in work.iterdir() if path.is_file() and path.suffix != ".png")
+            victim = rng.choice(sorted(files))
             done = damage(victim, rng)
             if (problem := problem_with(openers[name], work)) is not None:
                 problems.append(f"{number}: {name}, {done}: {problem}")

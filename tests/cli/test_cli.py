@@ -475,9 +475,9 @@ def test_a_page_from_the_command_line(call, tmp_path):
     status, text, err = call(*given)
     assert (status, text) == (0, f"{out}\n")
     assert err.splitlines() == [
-        "numgpt: note: the target ' kings' is 2 tokens, ' king' + 's': the first is taken",
-        "numgpt: note: layers 0 to 1 are kept, of 6: steps and attention of the others are not in"
-        " the page",
+        "numgpt: note: The target ' kings' is 2 tokens, ' king' + 's': the first is taken.",
+        "numgpt: note: Layers 0 to 1 are kept, of 6: steps and attention of the others are not in"
+        " the page.",
     ]
     assert out.read_text().startswith("<!doctype html>")
     before = out.read_bytes()
