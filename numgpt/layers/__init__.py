@@ -43,8 +43,7 @@ from numgpt.layers.gelu import (
 )
 from numgpt.layers.gradcheck import gradcheck
 from numgpt.layers.layernorm import layernorm_backward, layernorm_forward, layernorm_output
-from numgpt.layers.linear import Cache as LinearCache
-from numgpt.layers.linear import linear_backward, linear_forward
+from numgpt.layers.linear import LinearCache, linear_backward, linear_forward
 from numgpt.layers.lora import lora_backward, lora_forward
 from numgpt.layers.relu import relu_backward, relu_forward
 from numgpt.layers.rmsnorm import rmsnorm_backward, rmsnorm_forward, rmsnorm_output

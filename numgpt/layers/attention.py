@@ -97,7 +97,7 @@ def tile_backward(
     return dq, dk, dv
 
 
-class Cache(NamedTuple):
+class AttentionCache(NamedTuple):
     q: np.ndarray  # (B, K, G, T, D)
     k: np.ndarray  # (B, K, S, D)
     v: np.ndarray  # (B, K, S, D)
@@ -118,7 +118,7 @@ def attention_forward(
     key_mask: np.ndarray | None = None,
     dropout: float = 0.0,
     rng: np.random.Generator | None = None,
-) -> tuple[np.ndarray, Cache]:
+) -> tuple[np.ndarray, AttentionCache]:
     """q (B, H, T, D), k and v (B, K, S, D) with S >= T and H a multiple of K -> y (B, H, T, D),
     cache.
 
@@ -145,7 +145,7 @@ def attention_forward(
     keep, keep_scale = None, 1.0
     if dropout > 0.0 and rng is not None:
         keep, keep_scale = dropout_mask((*k.shape[:3], group, time), dropout, rng)
-    cache = Cache(q, k, v, y, highest, total, scale, key_mask, keep, keep_scale)
+    cache = AttentionCache(q, k, v, y, highest, total, scale, key_mask, keep, keep_scale)
 
     def heads_at_once(bk: Heads) -> None:
         for rows, columns in _tiles(queries, k.shape[2]):
@@ -162,7 +162,9 @@ def attention_forward(
 
 
 def attention_backward(
-    dy: np.ndarray, cache: Cache, out: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+    dy: np.ndarray,
+    cache: AttentionCache,
+    out: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """dy (B, H, T, D) -> dq (B, H, T, D), dk, dv (B, K, S, D); written into the arrays `out` where
     given."""
@@ -237,7 +239,7 @@ def _over_heads(body: Callable[[Heads], None], q: np.ndarray, k: np.ndarray) -> 
     parallel_for(lambda index: body(parts[index]), len(parts))
 
 
-def _hide(cache: Cache, part: tuple[slice, ...], columns: slice) -> Hide:
+def _hide(cache: AttentionCache, part: tuple[slice, ...], columns: slice) -> Hide:
     """What hides, in a tile's scores (b, k, keys, G · queries), later keys and padding."""
     size, group = part[-1].stop - part[-1].start, cache.q.shape[2]
 
@@ -253,7 +255,7 @@ def _hide(cache: Cache, part: tuple[slice, ...], columns: slice) -> Hide:
     return hide
 
 
-def _mask(cache: Cache, part: tuple[slice, ...], columns: slice) -> np.ndarray | None:
+def _mask(cache: AttentionCache, part: tuple[slice, ...], columns: slice) -> np.ndarray | None:
     """m of a tile, (b, k, keys, G · queries); None without dropout."""
     if cache.keep is None:
         return None

@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from numgpt.layers.attention import Cache, mT
+from numgpt.layers.attention import AttentionCache, mT
 
 
-def attention_pattern(cache: Cache) -> np.ndarray:
+def attention_pattern(cache: AttentionCache) -> np.ndarray:
     """p (B, H, T, S) of an attention that was computed, before dropout.
 
     >>> from numgpt.layers import attention_forward
@@ -37,19 +37,23 @@ def attention_pattern(cache: Cache) -> np.ndarray:
     return _by_head(p)
 
 
-def pattern_forward(p: np.ndarray, cache: Cache) -> np.ndarray:
+def pattern_forward(p: np.ndarray, cache: AttentionCache) -> np.ndarray:
     """y = (m · p) v.  p (B, H, T, S) -> y (B, H, T, D)."""
     return _by_head(np.matmul(_dropped(_by_kv_head(p, cache), cache), cache.v[:, :, None]))
 
 
-def pattern_backward(dy: np.ndarray, p: np.ndarray, cache: Cache) -> tuple[np.ndarray, np.ndarray]:
+def pattern_backward(
+    dy: np.ndarray, p: np.ndarray, cache: AttentionCache
+) -> tuple[np.ndarray, np.ndarray]:
     """dy (B, H, T, D), p (B, H, T, S) -> dp (B, H, T, S), dv (B, K, S, D)."""
     dy_grouped, mp = _by_kv_head(dy, cache), _dropped(_by_kv_head(p, cache), cache)
     dp = _dropped(np.matmul(dy_grouped, mT(cache.v)[:, :, None]), cache)
     return _by_head(dp), np.matmul(mT(mp), dy_grouped).sum(axis=2)
 
 
-def scores_backward(dp: np.ndarray, p: np.ndarray, cache: Cache) -> tuple[np.ndarray, np.ndarray]:
+def scores_backward(
+    dp: np.ndarray, p: np.ndarray, cache: AttentionCache
+) -> tuple[np.ndarray, np.ndarray]:
     """dp, p (B, H, T, S) -> dq (B, H, T, D), dk (B, K, S, D)."""
     ds = _by_kv_head(p * (dp - np.vecdot(dp, p)[..., None]), cache)
     dq = cache.scale * np.matmul(ds, cache.k[:, :, None])
@@ -57,7 +61,7 @@ def scores_backward(dp: np.ndarray, p: np.ndarray, cache: Cache) -> tuple[np.nda
     return _by_head(dq), dk
 
 
-def _dropped(p: np.ndarray, cache: Cache) -> np.ndarray:
+def _dropped(p: np.ndarray, cache: AttentionCache) -> np.ndarray:
     """m · p.  (B, K, G, T, S) -> the same."""
     if cache.keep is None:
         return p
@@ -65,7 +69,7 @@ def _dropped(p: np.ndarray, cache: Cache) -> np.ndarray:
     return p * m
 
 
-def _by_kv_head(x: np.ndarray, cache: Cache) -> np.ndarray:
+def _by_kv_head(x: np.ndarray, cache: AttentionCache) -> np.ndarray:
     """(B, H, …) -> (B, K, G, …), a view."""
     return x.reshape(*cache.q.shape[:3], *x.shape[2:])
 

@@ -20,7 +20,7 @@ class Mask(NamedTuple):
     scale: float  # 1 / (1 - p)
 
 
-Cache = Mask | None  # None: nothing is dropped
+DropoutCache = Mask | None  # None: nothing is dropped
 LEVELS = 1 << 16
 
 
@@ -36,7 +36,7 @@ def dropout_mask(shape: tuple[int, ...], p: float, rng: np.random.Generator) -> 
 
 def dropout_forward(
     x: np.ndarray, p: float = 0.0, rng: np.random.Generator | None = None
-) -> tuple[np.ndarray, Cache]:
+) -> tuple[np.ndarray, DropoutCache]:
     """x (N, C) -> y (N, C), cache.  With p = 0 or without a generator (inference) y is x itself.
 
     >>> x = np.ones((2, 3))
@@ -52,7 +52,7 @@ def dropout_forward(
     return _apply(x, cache), cache
 
 
-def dropout_backward(dy: np.ndarray, cache: Cache) -> np.ndarray:
+def dropout_backward(dy: np.ndarray, cache: DropoutCache) -> np.ndarray:
     """dy (N, C) -> dx (N, C)."""
     return dy if cache is None else _apply(like("dy", dy, cache.kept.shape), cache)
 

@@ -23,12 +23,12 @@ from numgpt.layers.checks import floats
 from numgpt.runtime import Accumulator
 
 
-class Cache(NamedTuple):
+class EmbeddingCache(NamedTuple):
     ids: np.ndarray  # (N,)
     shape: tuple[int, int]  # (V, C)
 
 
-def embedding_forward(ids: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, Cache]:
+def embedding_forward(ids: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, EmbeddingCache]:
     """ids (N,) integers in [0, V), weight (V, C) -> y (N, C), cache.  Ids of another shape give
     rows of that shape.
 
@@ -37,11 +37,11 @@ def embedding_forward(ids: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, 
     True
     """
     floats("weight", weight, "V, C")
-    return weight[checks.ids("ids", ids, len(weight))], Cache(ids, weight.shape)
+    return weight[checks.ids("ids", ids, len(weight))], EmbeddingCache(ids, weight.shape)
 
 
 def embedding_backward(
-    dy: np.ndarray, cache: Cache, dweight: Accumulator | None = None
+    dy: np.ndarray, cache: EmbeddingCache, dweight: Accumulator | None = None
 ) -> np.ndarray:
     """dy (N, C) -> dweight (V, C): a new array, or added to the sum that is handed over."""
     ids, (vocabulary, width) = cache

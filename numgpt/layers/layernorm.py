@@ -29,7 +29,7 @@ from numgpt.layers.checks import vector
 from numgpt.runtime import Accumulator, empty, empty_like, mean_product, over_row_blocks, sum_rows
 
 
-class Cache(NamedTuple):
+class LayerNormCache(NamedTuple):
     x_hat: np.ndarray  # x̂ (N, C)
     rstd: np.ndarray  # (N, 1)
     weight: np.ndarray  # (C,)
@@ -38,7 +38,7 @@ class Cache(NamedTuple):
 
 def layernorm_forward(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float = 1e-5
-) -> tuple[np.ndarray, Cache]:
+) -> tuple[np.ndarray, LayerNormCache]:
     """Normalise each row of x.  x (N, C), weight (C,), bias (C,) -> y (N, C), cache.
 
     Further axes before the last are rows too.
@@ -62,10 +62,10 @@ def layernorm_forward(
         np.add(weight * x_hat, bias, out=y)
 
     over_row_blocks(rows, x_rows, x_hat, y, rstd)
-    return y.reshape(x.shape), Cache(x_hat, rstd, weight, bias)
+    return y.reshape(x.shape), LayerNormCache(x_hat, rstd, weight, bias)
 
 
-def layernorm_output(cache: Cache) -> np.ndarray:
+def layernorm_output(cache: LayerNormCache) -> np.ndarray:
     """y (N, C) of the forward, computed again from x̂: so a model need not keep both."""
     x_hat, _, weight, bias = cache
     y = empty_like(x_hat)
@@ -75,7 +75,7 @@ def layernorm_output(cache: Cache) -> np.ndarray:
 
 def layernorm_backward(
     dy: np.ndarray,
-    cache: Cache,
+    cache: LayerNormCache,
     dweight: Accumulator | None = None,
     dbias: Accumulator | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

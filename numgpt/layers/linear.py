@@ -20,7 +20,7 @@ from numgpt.layers.checks import floats, rows
 from numgpt.runtime import Accumulator, matmul, over_row_blocks, sum_rows
 
 
-class Cache(NamedTuple):
+class LinearCache(NamedTuple):
     x: np.ndarray | None  # (N, I); None where no gradient of the weight is wanted
     weight: np.ndarray  # (I, O)
     has_bias: bool = True
@@ -28,7 +28,7 @@ class Cache(NamedTuple):
 
 def linear_forward(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None
-) -> tuple[np.ndarray, Cache]:
+) -> tuple[np.ndarray, LinearCache]:
     """x (N, I), weight (I, O), bias (O,) or None -> y (N, O), cache.
 
     Further axes before the last are rows too: (B, T, I) -> (B, T, O).
@@ -41,12 +41,12 @@ def linear_forward(
     y = matmul(x_rows, weight)  # (N, I) -> (N, O)
     if bias is not None:
         over_row_blocks(lambda y: np.add(y, bias, out=y), y)
-    return y.reshape(*x.shape[:-1], weight.shape[1]), Cache(x_rows, weight, bias is not None)
+    return y.reshape(*x.shape[:-1], weight.shape[1]), LinearCache(x_rows, weight, bias is not None)
 
 
 def linear_backward(
     dy: np.ndarray,
-    cache: Cache,
+    cache: LinearCache,
     dweight: Accumulator | None = None,
     dbias: Accumulator | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:

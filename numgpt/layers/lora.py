@@ -25,12 +25,11 @@ from typing import NamedTuple
 import numpy as np
 
 from numgpt.layers.checks import floats, rows
-from numgpt.layers.dropout import Cache as DropoutCache
-from numgpt.layers.dropout import dropout_backward, dropout_forward
+from numgpt.layers.dropout import DropoutCache, dropout_backward, dropout_forward
 from numgpt.runtime import Accumulator, matmul
 
 
-class Cache(NamedTuple):
+class LoRACache(NamedTuple):
     x: np.ndarray | None  # (N, I), before dropout; None where no gradient of A is wanted
     a: np.ndarray  # (r, I)
     b: np.ndarray  # (O, r)
@@ -46,7 +45,7 @@ def lora_forward(
     scale: float,
     dropout: float = 0.0,
     rng: np.random.Generator | None = None,
-) -> tuple[np.ndarray, Cache]:
+) -> tuple[np.ndarray, LoRACache]:
     """x (N, I), A (r, I), B (O, r) -> s · x Aᵀ Bᵀ (N, O), cache.  Dropout needs a generator.
 
     >>> x, a, b = (np.random.default_rng(0).normal(size=n) for n in ((5, 4), (2, 4), (3, 2)))
@@ -59,12 +58,12 @@ def lora_forward(
     dropped, cache = dropout_forward(x_rows, dropout, rng)
     u = matmul(dropped, a.T)  # (N, I) -> (N, r)
     y = matmul(u, (scale * b).T)  # (N, r) -> (N, O)
-    return y.reshape(*x.shape[:-1], len(b)), Cache(x_rows, a, b, scale, u, cache)
+    return y.reshape(*x.shape[:-1], len(b)), LoRACache(x_rows, a, b, scale, u, cache)
 
 
 def lora_backward(
     dy: np.ndarray,
-    cache: Cache,
+    cache: LoRACache,
     da: Accumulator | None = None,
     db: Accumulator | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -24,7 +24,7 @@ from numgpt.layers.checks import vector
 from numgpt.runtime import Accumulator, empty, empty_like, mean_product, over_row_blocks, sum_rows
 
 
-class Cache(NamedTuple):
+class RMSNormCache(NamedTuple):
     x_hat: np.ndarray  # x̂ (N, C)
     rstd: np.ndarray  # (N, 1)
     weight: np.ndarray  # (C,)
@@ -32,7 +32,7 @@ class Cache(NamedTuple):
 
 def rmsnorm_forward(
     x: np.ndarray, weight: np.ndarray, eps: float = 1e-6
-) -> tuple[np.ndarray, Cache]:
+) -> tuple[np.ndarray, RMSNormCache]:
     """Normalise each row of x.  x (N, C), weight (C,) -> y (N, C), cache.
 
     Further axes before the last are rows too.
@@ -51,10 +51,10 @@ def rmsnorm_forward(
         np.multiply(x_hat, weight, out=y)
 
     over_row_blocks(rows, x_rows, x_hat, y, rstd)
-    return y.reshape(x.shape), Cache(x_hat, rstd, weight)
+    return y.reshape(x.shape), RMSNormCache(x_hat, rstd, weight)
 
 
-def rmsnorm_output(cache: Cache) -> np.ndarray:
+def rmsnorm_output(cache: RMSNormCache) -> np.ndarray:
     """y (N, C) of the forward, computed again from x̂: so a model need not keep both."""
     x_hat, _, weight = cache
     y = empty_like(x_hat)
@@ -63,7 +63,7 @@ def rmsnorm_output(cache: Cache) -> np.ndarray:
 
 
 def rmsnorm_backward(
-    dy: np.ndarray, cache: Cache, dweight: Accumulator | None = None
+    dy: np.ndarray, cache: RMSNormCache, dweight: Accumulator | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """dy (N, C) -> dx (N, C), dweight (C,): a new array, or added to the sum that is handed
     over."""

@@ -24,12 +24,12 @@ from numgpt.layers.sigmoid import sigmoid
 from numgpt.runtime import empty_like, over_row_blocks
 
 
-class Cache(NamedTuple):
+class SwiGLUCache(NamedTuple):
     gate: np.ndarray  # (N, F)
     up: np.ndarray  # (N, F)
 
 
-def swiglu_forward(gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, Cache]:
+def swiglu_forward(gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, SwiGLUCache]:
     """gate and up (N, F) -> y (N, F), cache.
 
     >>> gate, up = np.random.default_rng(0).normal(size=(2, 3, 4))
@@ -44,11 +44,11 @@ def swiglu_forward(gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, Cache]
         np.multiply(gate * sigmoid(gate), up, out=y)
 
     over_row_blocks(rows, gate, up, y)
-    return y, Cache(gate, up)
+    return y, SwiGLUCache(gate, up)
 
 
 def swiglu_backward(
-    dy: np.ndarray, cache: Cache, out: Sequence[np.ndarray] | None = None
+    dy: np.ndarray, cache: SwiGLUCache, out: Sequence[np.ndarray] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """dy (N, F) -> dgate (N, F), dup (N, F); written into the arrays `out` where given."""
     gate, up = cache

@@ -45,9 +45,9 @@ from numgpt.layers import (
     relu_backward,
     relu_forward,
 )
-from numgpt.layers.dropout import Cache as DropoutCache
-from numgpt.layers.embedding import Cache as EmbeddingCache
-from numgpt.layers.layernorm import Cache as LayerNormCache
+from numgpt.layers.dropout import DropoutCache
+from numgpt.layers.embedding import EmbeddingCache
+from numgpt.layers.layernorm import LayerNormCache
 from numgpt.messages import shown
 from numgpt.models.base import BaseBlock
 from numgpt.models.checks import require_booleans, require_ids, require_number, require_whole
@@ -55,7 +55,7 @@ from numgpt.models.config import Config
 from numgpt.models.context import Context
 from numgpt.models.heads import HeadsCache, attend, attend_backward, split_heads
 from numgpt.models.language_model import LanguageModel
-from numgpt.models.modules import Embedding, LayerNorm, Linear, LinearCache
+from numgpt.models.modules import Embedding, LayerNorm, Linear, ProjectionCache
 from numgpt.models.parameters import Gradients, Parameters
 from numgpt.runtime import empty
 
@@ -173,14 +173,14 @@ class BlockCache(NamedTuple):
     """What a block's backward needs, in the order of its forward."""
 
     ln_1: LayerNormCache
-    c_attn: LinearCache
+    c_attn: ProjectionCache
     heads: HeadsCache
-    attn_proj: LinearCache
+    attn_proj: ProjectionCache
     dropout_1: DropoutCache
     ln_2: LayerNormCache
-    c_fc: LinearCache
+    c_fc: ProjectionCache
     pre: np.ndarray  # (N, F), before the activation
-    mlp_proj: LinearCache
+    mlp_proj: ProjectionCache
     dropout_2: DropoutCache
 
 

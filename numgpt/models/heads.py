@@ -14,7 +14,7 @@ from numgpt.layers import (
     pattern_forward,
     scores_backward,
 )
-from numgpt.layers.attention import Cache as AttentionCache
+from numgpt.layers.attention import AttentionCache
 from numgpt.models.context import Context
 from numgpt.models.hooks import Hooks
 

@@ -34,10 +34,10 @@ from numgpt.layers import (
     swiglu_backward,
     swiglu_forward,
 )
-from numgpt.layers.embedding import Cache as EmbeddingCache
-from numgpt.layers.rmsnorm import Cache as RMSNormCache
+from numgpt.layers.embedding import EmbeddingCache
+from numgpt.layers.rmsnorm import RMSNormCache
 from numgpt.layers.rope import Rotation
-from numgpt.layers.swiglu import Cache as SwiGLUCache
+from numgpt.layers.swiglu import SwiGLUCache
 from numgpt.messages import shown
 from numgpt.models.base import BaseBlock
 from numgpt.models.checks import require_booleans, require_ids, require_number, require_whole
@@ -45,7 +45,7 @@ from numgpt.models.config import Config
 from numgpt.models.context import Context
 from numgpt.models.heads import HeadsCache, attend, attend_backward, split_heads
 from numgpt.models.language_model import LanguageModel
-from numgpt.models.modules import Embedding, Linear, LinearCache, RMSNorm
+from numgpt.models.modules import Embedding, Linear, ProjectionCache, RMSNorm
 from numgpt.models.parameters import Gradients, Parameters
 from numgpt.runtime import empty
 
@@ -208,13 +208,13 @@ class BlockCache(NamedTuple):
     """What a block's backward needs, in the order of its forward."""
 
     norm_1: RMSNormCache
-    qkv: LinearCache
+    qkv: ProjectionCache
     heads: HeadsCache
-    o_proj: LinearCache
+    o_proj: ProjectionCache
     norm_2: RMSNormCache
-    gate_up: LinearCache
+    gate_up: ProjectionCache
     swiglu: SwiGLUCache
-    down_proj: LinearCache
+    down_proj: ProjectionCache
 
 
 class Block(BaseBlock):

@@ -13,8 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from numgpt.layers.lora import Cache as LoRACache
-from numgpt.layers.lora import lora_backward, lora_forward
+from numgpt.layers.lora import LoRACache, lora_backward, lora_forward
 from numgpt.messages import shown
 from numgpt.models.checks import require_booleans, require_number, require_whole
 from numgpt.models.parameters import Gradients, Parameters, layout_of

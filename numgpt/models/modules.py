@@ -24,11 +24,11 @@ from numgpt.layers import (
     rmsnorm_forward,
     rmsnorm_output,
 )
-from numgpt.layers.embedding import Cache as EmbeddingCache
-from numgpt.layers.layernorm import Cache as LayerNormCache
-from numgpt.layers.linear import Cache as LayerCache
-from numgpt.layers.lora import Cache as LoRACache
-from numgpt.layers.rmsnorm import Cache as RMSNormCache
+from numgpt.layers.embedding import EmbeddingCache
+from numgpt.layers.layernorm import LayerNormCache
+from numgpt.layers.linear import LinearCache
+from numgpt.layers.lora import LoRACache
+from numgpt.layers.rmsnorm import RMSNormCache
 from numgpt.models.hooks import NO_HOOKS, Hooks
 from numgpt.models.lora import Adapter, LoRA
 from numgpt.models.parameters import Gradients, Parameters
@@ -47,7 +47,7 @@ class Product(NamedTuple):
     biases: tuple[str, ...]
 
 
-class LinearCache(NamedTuple):
+class ProjectionCache(NamedTuple):
     x: Input  # what was read
     adapters: tuple[LoRACache, ...]
 
@@ -110,7 +110,7 @@ class Linear:
 
     def forward(
         self, x: np.ndarray, again: Input | None = None, rng: np.random.Generator | None = None
-    ) -> tuple[np.ndarray, LinearCache]:
+    ) -> tuple[np.ndarray, ProjectionCache]:
         """x (N, I) -> y (N, O), cache.  `again` gives x to the backward: without it x is kept."""
         if len(self.products) == 1:
             y, _ = linear_forward(x, self.products[0].weight, self.products[0].bias)
@@ -123,9 +123,9 @@ class Linear:
             term, cache = adapter.forward(x, rng)
             add_into(y[:, adapter.columns], term)
             caches.append(cache)
-        return y, LinearCache(again or (lambda: x), tuple(caches))
+        return y, ProjectionCache(again or (lambda: x), tuple(caches))
 
-    def backward(self, dy: np.ndarray, cache: LinearCache, g: Gradients) -> np.ndarray:
+    def backward(self, dy: np.ndarray, cache: ProjectionCache, g: Gradients) -> np.ndarray:
         """dy (N, O) -> dx (N, I).  x is asked for only where a weight trains."""
         products = self._with_sums(self.products, g)
         if products is None:  # of what lies side by side, some is frozen
@@ -135,7 +135,7 @@ class Linear:
         read = cache.x() if any(name in g for name in weights) else None
         dx: np.ndarray | None = None
         for product, dweight, dbias in products:
-            of_layer = LayerCache(read, product.weight, product.bias is not None)
+            of_layer = LinearCache(read, product.weight, product.bias is not None)
             part, _, _ = linear_backward(dy[:, product.columns], of_layer, dweight, dbias)
             if dx is None:
                 dx = part
