@@ -52,8 +52,8 @@ FAULTS = {
     ),
     "rope: backward turns back": (
         "layers/rope.py",
-        "cos, -sin, interleaved",
-        "cos, sin, interleaved",
+        "cos, -sin)",
+        "cos, sin)",
     ),
     "attention: dy · y": ("layers/attention.py", "(dp - np.vecdot", "(dp + np.vecdot"),
     "attention: the scale of dq": ("layers/attention.py", "dq = scale *", "dq = -scale *"),

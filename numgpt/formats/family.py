@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from numgpt.models.language_model import LanguageModel
 
 
@@ -25,9 +23,5 @@ class Family:
     stored_name: Callable[[str], str]
     # the name in a file, with or without its prefix -> ours; None for what is not a parameter
     our_name: Callable[[str, Any], str | None]
-    # a parameter, by name -> as it is stored
-    stored_array: Callable[[str, np.ndarray, Any], np.ndarray] = lambda name, array, config: array
-    # … and back
-    own_array: Callable[[str, np.ndarray, Any], np.ndarray] = lambda name, array, config: array
     # whether a parameter is a linear layer's matrix as (in, out), where PyTorch's own are (out, in)
     is_transposed: Callable[[str], bool] = lambda name: False

@@ -122,10 +122,7 @@ def save_model(
     if not os.fspath(directory):
         raise ValueError('directory="": name a directory')
     family = family_of(model)
-    tensors = {
-        family.stored_name(name): family.stored_array(name, array, model.config)
-        for name, array in model.parameters.items()
-    }
+    tensors = {family.stored_name(name): array for name, array in model.parameters.items()}
     fields = family.config_fields(model.config) | {"dtype": dtype}
     for name, array in model.parameters.items():
         if not is_finite(array):

@@ -21,6 +21,7 @@ _REQUIRED = {
     "pretraining_tp": 1,
     "use_sliding_window": False,
     "partial_rotary_factor": 1.0,
+    "rope_interleave": False,
 }
 
 
@@ -46,10 +47,8 @@ def config_from(fields: dict[str, Any]) -> LlamaConfig:
     # Qwen2's configs name a window that use_sliding_window=False keeps from being used.
     if fields.get("sliding_window") is not None and "use_sliding_window" not in fields:
         raise ValueError(f"sliding_window={shown(fields['sliding_window'])} is not supported")
-    # Two fields are ours alone: the rows in Hugging Face's files pair halves, and Qwen2's biases
-    # are not among its fields.
-    ours = {"rope_interleave", "attention_output_bias"}
-    names = {field.name for field in dataclasses.fields(LlamaConfig)} - ours
+    names = {field.name for field in dataclasses.fields(LlamaConfig)}
+    names.discard("attention_output_bias")  # ours alone: Qwen2's files don't name its biases
     config = LlamaConfig(**{name: value for name, value in fields.items() if name in names})
     if config.model_type == "qwen2":
         config.attention_bias, config.attention_output_bias = True, False
@@ -72,7 +71,7 @@ def config_from(fields: dict[str, Any]) -> LlamaConfig:
 
 def config_fields(config: LlamaConfig) -> dict[str, Any]:
     """LlamaConfig -> config.json."""
-    fields = dataclasses.asdict(config) | {"rope_interleave": False, "hidden_act": "silu"}
+    fields = dataclasses.asdict(config) | {"hidden_act": "silu"}
     fields |= {"num_key_value_heads": config.kv_heads, "head_dim": config.head_size}
     del fields["attention_output_bias"]
     biases = (config.attention_bias, config.output_bias, config.mlp_bias)
@@ -91,28 +90,9 @@ def config_fields(config: LlamaConfig) -> dict[str, Any]:
     return fields
 
 
-def stored_array(name: str, array: np.ndarray, config: LlamaConfig) -> np.ndarray:
-    """A parameter as it is stored: Hugging Face's files pair halves, whatever the model does."""
-    if config.rope_interleave and is_rotated(name):
-        return in_halves(array, config.head_size).reshape(array.shape)
-    return array
-
-
-def own_array(name: str, array: np.ndarray, config: LlamaConfig) -> np.ndarray:
-    """What is stored, as a parameter."""
-    if config.rope_interleave and is_rotated(name):
-        return in_neighbours(array, config.head_size).reshape(array.shape)
-    return array
-
-
 def is_rotated(name: str) -> bool:
-    """Whether a parameter makes queries or keys: the order of its rows depends on the pairing."""
+    """Whether a parameter makes queries or keys, whose rows llama.cpp orders in another way."""
     return ".q_proj." in name or ".k_proj." in name
-
-
-def in_halves(rows: np.ndarray, size: int) -> np.ndarray:
-    """Rows (H·D, …) with neighbours as pairs -> a view (H, 2, D/2, …) with halves as pairs."""
-    return rows.reshape(-1, size // 2, 2, *rows.shape[1:]).swapaxes(1, 2)
 
 
 def in_neighbours(rows: np.ndarray, size: int) -> np.ndarray:
@@ -128,8 +108,6 @@ def _family(model_type: str) -> Family:
         config_fields,
         stored_name,
         our_name,
-        stored_array,
-        own_array,
     )
 
 

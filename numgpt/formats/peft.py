@@ -96,8 +96,6 @@ def save_adapter(
         if not is_finite(array):
             raise ValueError(f"{ours} holds NaN or infinity: such weights are not saved")
         projection, _, part = ours.rpartition(".lora_")
-        if part.startswith("B"):  # its rows are those of the projection's matrix
-            array = family.stored_array(ours, array, model.config)
         tensors[f"{_PREFIX}{_module(family, projection)}.lora_{part}"] = array
     alpha = adapter.config.lora_alpha
     modules = {name: _module(family, name) for name in adapter.names()}
@@ -183,12 +181,12 @@ def load_adapter(
 
 
 def fingerprint(model: LanguageModel) -> str:
-    """Changes with a model's own weights, as files have them, whatever is merged into them: of some
-    values of each, to be quick."""
-    digest, family = hashlib.sha256(), family_of(model)
+    """Changes with a model's own weights, whatever is merged into them: of some values of each, to
+    be quick."""
+    digest = hashlib.sha256()
     for name, array in sorted(model.own_parameters.items()):
         digest.update(f"{name} {array.shape}".encode())
-        values = family.stored_array(name, array, model.config).reshape(-1)
+        values = array.reshape(-1)
         values = values[:: max(1, len(values) // FINGERPRINTED)]
         digest.update(values.astype(np.float32, copy=False).tobytes())
     return digest.hexdigest()
@@ -333,8 +331,6 @@ def _parameters(
         tensor.read_into(array)
         if not is_finite(array):
             raise ValueError(f"{tensor.path}: tensor {shown(tensor.name)} holds NaN or infinity")
-        if ".lora_B." in name:
-            array = family.own_array(name, array, model.config)
         arrays[name] = array
     parameters = Parameters.empty(Parameters.separate(arrays).layout, model.parameters.dtype)
     for name, array in parameters.items():

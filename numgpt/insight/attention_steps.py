@@ -19,10 +19,7 @@ def rope_step(a: Numbers, block: LlamaBlock) -> Step:
     """Queries and keys are turned: each feature with the other of its pair."""
     config, half = block.config, block.config.head_size // 2
     order = np.arange(2 * half)
-    if config.rope_interleave:
-        partner, pair, first = order ^ 1, order // 2, order % 2 == 0
-    else:
-        partner, pair, first = (order + half) % (2 * half), order % half, order < half
+    partner, pair, first = (order + half) % (2 * half), order % half, order < half
     places = np.arange(len(a.trace.ids))[None]
     rotation = rope_rotation(places, config.frequencies(), a.x("attn.hook_q").dtype)
     cos, sin = (part[0, 0][:, None, pair] for part in rotation)  # (T, 1, D)
@@ -38,13 +35,12 @@ def rope_step(a: Numbers, block: LlamaBlock) -> Step:
         back_strips.append(Strip(f"d{name}", heads, dx))
         back_tables.append(values(back | {f"d{name}": dx}, heads=heads))
     forward, backward = Side(strips, tables), Side(back_strips, back_tables)
-    pairs = "2i and 2i + 1" if config.rope_interleave else "i and i + D/2"
     frequencies = f"ω_i = {config.rope_theta:g} to the power −2i/D"
     if config.rope_scaling:
         frequencies += ", stretched for longer contexts"
     formula = FORMULAS["rope"].and_symbols(
         f"in the tables q′ = q · cos + its pair · ∓sin; t is the token's place; q_1 and q_2 are"
-        f" the features {pairs}; {frequencies}"
+        f" the features i and i + D/2; {frequencies}"
     )
     return Step("rope", formula, f"{a.prefix}attn.hook_q", forward, backward)
 

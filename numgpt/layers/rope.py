@@ -12,9 +12,9 @@ for queries and keys alike. With R(a) the rotation by a, R(a)ᵀ R(b) = R(b - a)
 
 so q · k sees how far apart two tokens are, and nowhere does the model need a table of positions.
 
-Two pairings are in use: the paper's takes neighbours, (0, 1), (2, 3), …; GPT-NeoX's, which Hugging
-Face's Llama follows, takes the halves, (0, D/2), (1, D/2 + 1), … They differ by a permutation of
-the features, that is, of the rows of the projections that make q and k.
+The pairs are those of GPT-NeoX and Hugging Face's Llama, feature i of the first half with feature i
+of the second, (0, D/2), (1, D/2 + 1), … The paper's are neighbours, (0, 1), (2, 3), …, which
+differs by a permutation of the features, that is, of the rows of the projections that make q and k.
 
 Backward. The transpose of a rotation, R(a)ᵀ = R(-a), turns back by the same angle,
 
@@ -72,13 +72,9 @@ def rope_rotation(
     return Rotation(np.cos(angles).astype(dtype), np.sin(angles).astype(dtype))
 
 
-def rope_forward(
-    x: np.ndarray, rotation: Rotation, interleaved: bool = False
-) -> tuple[np.ndarray, Rotation]:
-    """Turn each pair of x (B, H, T, D) by its position's angle -> y (B, H, T, D), cache.
-
-    The pairs are halves, or with `interleaved` neighbours. The memory of y is laid out as
-    (B, T, H, D).
+def rope_forward(x: np.ndarray, rotation: Rotation) -> tuple[np.ndarray, Rotation]:
+    """Turn each pair of x (B, H, T, D) by its position's angle -> y (B, H, T, D), cache.  The
+    memory of y is laid out as (B, T, H, D).
 
     >>> x, angles = np.random.default_rng(0).normal(size=(1, 1, 5, 4)), np.arange(5)[:, None] * 0.1
     >>> rotation = rope_rotation(np.arange(5)[None], np.array([0.1, 0.1]), np.float64)
@@ -87,25 +83,25 @@ def rope_forward(
     True
     """
     cos, sin = rotation
-    return _turned(floats("x", x, "B, H, T, D"), cos, sin, interleaved), rotation
+    return _turned(floats("x", x, "B, H, T, D"), cos, sin), rotation
 
 
-def rope_backward(dy: np.ndarray, cache: Rotation, interleaved: bool = False) -> np.ndarray:
+def rope_backward(dy: np.ndarray, cache: Rotation) -> np.ndarray:
     """dy (B, H, T, D) -> dx (B, H, T, D)."""
     cos, sin = cache
-    return _turned(dy, cos, -sin, interleaved)
+    return _turned(dy, cos, -sin)
 
 
-def _turned(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, interleaved: bool) -> np.ndarray:
+def _turned(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     batch, heads, time, size = x.shape
     y = empty((batch, time, heads, size), x.dtype).transpose(0, 2, 1, 3)
-    (x_1, x_2), (y_1, y_2) = _pairs(x, interleaved), _pairs(y, interleaved)
+    (x_1, x_2), (y_1, y_2) = _pairs(x), _pairs(y)
     np.subtract(x_1 * cos, x_2 * sin, out=y_1)
     np.add(x_1 * sin, x_2 * cos, out=y_2)
     return y
 
 
-def _pairs(x: np.ndarray, interleaved: bool) -> tuple[np.ndarray, np.ndarray]:
+def _pairs(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The first and the second features of all pairs, views (B, H, T, D/2)."""
     half = x.shape[-1] // 2
-    return (x[..., ::2], x[..., 1::2]) if interleaved else (x[..., :half], x[..., half:])
+    return x[..., :half], x[..., half:]

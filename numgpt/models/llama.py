@@ -78,7 +78,6 @@ class LlamaConfig(Config):
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0  # base of the frequencies
     rope_scaling: dict[str, float | str] | None = None  # Llama 3.1's, see layers/rope.py
-    rope_interleave: bool = False  # pairs of neighbours instead of halves
     attention_bias: bool = False
     attention_output_bias: bool | None = None  # None: as attention_bias; Qwen2 has all but this one
     mlp_bias: bool = False
@@ -130,9 +129,7 @@ class LlamaConfig(Config):
         require_whole(self, "num_key_value_heads", "head_dim", optional=True)
         require_number(self, "rms_norm_eps", "initializer_range", "rope_theta")
         require_number(self, "attention_dropout", least=0, below=1)
-        require_booleans(
-            self, "rope_interleave", "attention_bias", "mlp_bias", "tie_word_embeddings"
-        )
+        require_booleans(self, "attention_bias", "mlp_bias", "tie_word_embeddings")
         if self.attention_output_bias is not None:
             require_booleans(self, "attention_output_bias")
         require_ids(self, "bos_token_id", "eos_token_id", "pad_token_id")
@@ -269,8 +266,8 @@ class Block(BaseBlock):
         y, qkv = self.qkv.forward(y, ctx.keep(y, rmsnorm_output, norm_1), ctx.rng)
         q, k, v = self._split(y, ctx)  # (B, H, T, D), twice (B, K, T, D)
         q, k = hook.heads("attn.hook_q", q), hook.heads("attn.hook_k", k)
-        q, _ = rope_forward(q, rotation, config.rope_interleave)
-        k, _ = rope_forward(k, rotation, config.rope_interleave)
+        q, _ = rope_forward(q, rotation)
+        k, _ = rope_forward(k, rotation)
         q, k = hook.heads("attn.hook_rot_q", q), hook.heads("attn.hook_rot_k", k)
         k, v, key_mask = ctx.keys_and_values(self.layer, k, hook.heads("attn.hook_v", v))  # T -> S
         if ctx.last_only and self.layer == config.num_hidden_layers - 1:
@@ -296,7 +293,7 @@ class Block(BaseBlock):
         self, dx: np.ndarray, cache: BlockCache, rotation: Rotation, ctx: Context, g: Gradients
     ) -> np.ndarray:
         """dx (N, C), the gradient of the residual stream, may be added to in place -> dx."""
-        config, hook = self.config, ctx.grad_hooks.under(self.hooks)
+        hook = ctx.grad_hooks.under(self.hooks)
         dx = hook.rows("hook_resid_post", dx)
         dy = self.down_proj.backward(hook.rows("hook_mlp_out", dx), cache.down_proj, g)  # (N, F)
         dgate_up = empty((len(dx), self.gate_up.width), dx.dtype)
@@ -314,7 +311,7 @@ class Block(BaseBlock):
         attend_backward(dz, cache.heads, ctx, hook, out=(dq, dk, dv))
         for name, gradient in (("q", dq), ("k", dk)):
             turned = hook.heads(f"attn.hook_rot_{name}", gradient)
-            gradient[...] = rope_backward(turned, rotation, config.rope_interleave)
+            gradient[...] = rope_backward(turned, rotation)
             hook.heads_into(f"attn.hook_{name}", gradient)
         hook.heads_into("attn.hook_v", dv)
         dy = self.qkv.backward(dqkv, cache.qkv, g)

@@ -177,7 +177,12 @@ def _restore(saved: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> RunS
     family = FAMILIES.get(str(kind))
     if family is None:
         raise ValueError(f"model_type={shown(kind)} is not one of {', '.join(FAMILIES)}")
-    model_config = family.model.config_class(**saved["model"])
+    names = {field.name for field in dataclasses.fields(family.model.config_class)}  # type: ignore[arg-type]
+    for name in saved["model"].keys() - names:  # that earlier versions had
+        if saved["model"][name]:
+            raise ValueError(f"{name}={shown(saved['model'][name])} is no option of a model")
+    fields = {name: value for name, value in saved["model"].items() if name in names}
+    model_config = family.model.config_class(**fields)
     model_config.validate()
     layout = {name: (offset, tuple(shape)) for name, (offset, shape) in saved["layout"].items()}
     if config.longest > model_config.context_length:

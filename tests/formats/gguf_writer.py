@@ -183,7 +183,7 @@ def tensors_of(model: LanguageModel, kind: str = "F32") -> list[Tensor]:
             heads = {"attn_q": config.num_attention_heads, "attn_k": config.kv_heads}
             part = stored.split(".")[-2]
             llama = architecture_of(model) == "llama"  # Qwen2's rows stay in their order
-            if part in heads and llama and not config.rope_interleave:
+            if part in heads and llama:
                 array = in_neighbours(array, heads[part])
         chosen = kind if array.ndim == 2 else "F32"
         tensors.append((stored, chosen, array.shape, as_type(array, chosen)))

@@ -44,8 +44,7 @@ def state_of(model: LanguageModel, dtype=np.float32) -> dict[str, np.ndarray]:
     """A state_dict of transformers."""
     names = family_of(model)
     return {
-        names.stored_name(name): names.stored_array(name, array, model.config).astype(dtype)
-        for name, array in model.parameters.items()
+        names.stored_name(name): array.astype(dtype) for name, array in model.parameters.items()
     }
 
 

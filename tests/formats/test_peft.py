@@ -61,23 +61,6 @@ def test_the_files_are_pefts(tmp_path):
     assert tensors[f"{name}.lora_B.weight"].shape == (48, 3)
 
 
-def test_rotated_rows_are_stored_as_the_base_is(tmp_path):
-    """A base from GGUF pairs neighbours; in files the rows of B have Hugging Face's order."""
-    model = adapted("llama_grouped", np.float32)
-    ids, _ = batch(model.config, (2, 7))
-    model.save_adapter(tmp_path / "adapter")
-    neighbours = small_model("llama_grouped")
-    neighbours.config.rope_interleave = True
-    family = numgpt.formats.families.family_of(neighbours)
-    for name, array in neighbours.parameters.items():
-        array[...] = family.own_array(name, array.copy(), neighbours.config)
-    neighbours.load_adapter(tmp_path / "adapter")
-    assert_close(neighbours(ids), model(ids))
-    neighbours.save_adapter(tmp_path / "again")
-    read = [(tmp_path / n / "adapter_model.safetensors").read_bytes() for n in ("adapter", "again")]
-    assert read[0] == read[1]
-
-
 def test_load_with_an_adapter_and_by_itself(tmp_path):
     base = small_model("default")
     base.save_pretrained(tmp_path / "base")

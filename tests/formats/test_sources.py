@@ -61,7 +61,7 @@ def assert_same_tokens(read, tokenizer):
 
 
 @both_formats
-@pytest.mark.parametrize("name", [n for n in EVERY_CONFIG if n != "llama_neighbours"])
+@pytest.mark.parametrize("name", EVERY_CONFIG)
 def test_pytorch_model_bin(tmp_path, name, write):
     model = small_model(name)
     path = write_pickled_directory(tmp_path, model, write=write)

@@ -28,7 +28,7 @@ from numgpt.tokenizer import CharTokenizer
 IDS = np.array([3, 1, 4, 1, 5, 9, 2])
 MODELS = [
     *("default", "untied", "gelu", "relu"),
-    *("llama", "llama_grouped", "llama_biases", "llama_neighbours", "llama_qwen2"),
+    *("llama", "llama_grouped", "llama_biases", "llama_qwen2"),
 ]
 TEXT = "ROMEO:\nMy lord, the king, my lord, the sweet queen"
 
@@ -275,7 +275,7 @@ def test_formulas_say_what_this_model_has():
     assert "dk_j = scale · Σ_i" in step_of("default", "scores").formula.backward
     assert "that norm's x̂" not in step_of("default", "qkv").formula.of("forward")[3]
     assert "that norm's x̂" in step_of("default", "qkv").formula.of("backward")[3]
-    assert "features 2i and 2i + 1" in step_of("llama_neighbours", "rope").formula.symbols
+    assert "features i and i + D/2" in step_of("llama", "rope").formula.symbols
     assert "scale = 1/√8 = 0.3536" in step_of("default", "scores").formula.symbols
     assert "ε = 1e-05" in step_of("default", "norm_1").formula.symbols
 

@@ -203,19 +203,19 @@ def draw_rope(rng, batch, heads, queries, half):
     }
 
 
-def our_rope(interleaved=False, scaled=False):
+def our_rope(scaled=False):
     def ours(a):
         frequencies = layers.rope_frequencies(a["x"].shape[-1], base=500.0)
         if scaled:
             frequencies = layers.llama3_frequencies(frequencies, **SCALING)
         rotation = layers.rope_rotation(a["positions"], frequencies, a["x"].dtype)
-        y, cache = layers.rope_forward(a["x"], rotation, interleaved)
-        return {"y": y, "dx": layers.rope_backward(a["dy"], cache, interleaved)}
+        y, cache = layers.rope_forward(a["x"], rotation)
+        return {"y": y, "dx": layers.rope_backward(a["dy"], cache)}
 
     return ours
 
 
-def their_rope(interleaved=False, scaled=False):
+def their_rope(scaled=False):
     """The paper's form: each pair as a complex number, multiplied by exp(i t ω)."""
 
     def theirs(a):
@@ -240,9 +240,6 @@ def their_rope(interleaved=False, scaled=False):
         def rotate(x, positions):
             dtype = torch.complex64 if x.dtype == torch.float32 else torch.complex128
             turn = torch.polar(torch.ones_like(angles), angles).to(dtype)
-            if interleaved:
-                pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
-                return torch.view_as_real(pairs * turn).flatten(-2)
             turned = torch.complex(*x.chunk(2, dim=-1)) * turn
             return torch.cat([turned.real, turned.imag], dim=-1)
 
@@ -447,7 +444,6 @@ CASES = {
         )
         for name, kind in {
             "rope": {},
-            "rope_interleaved": {"interleaved": True},
             "rope_llama3": {"scaled": True},
         }.items()
     },

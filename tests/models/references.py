@@ -8,7 +8,6 @@ import dataclasses
 import numpy as np
 
 from numgpt import GPT, GPTConfig, Llama, LlamaConfig
-from numgpt.formats import llama
 from numgpt.formats.families import family_of
 from numgpt.models import LanguageModel
 
@@ -58,7 +57,6 @@ LLAMA_CONFIGS = {
         "attention_output_bias": False,
         "tie_word_embeddings": True,
     },
-    "llama_neighbours": {"num_key_value_heads": 2, "rope_interleave": True},
 }
 BATCHES = {"wide": (3, 11), "one_token": (2, 1)}
 EVERY_CONFIG = [*CONFIGS, *LLAMA_CONFIGS]
@@ -108,8 +106,7 @@ def to_transformers(model: LanguageModel):
         theirs = getattr(transformers, f"{family}ForCausalLM")(_eager(config))
     names = family_of(model)
     state = {
-        names.stored_name(name): torch.tensor(names.stored_array(name, array, model.config))
-        for name, array in model.parameters.items()
+        names.stored_name(name): torch.tensor(array) for name, array in model.parameters.items()
     }
     if model.config.tie_word_embeddings:
         state["lm_head.weight"] = state[names.stored_name(model.unembedding)]
@@ -141,9 +138,6 @@ def their_results(
     results = {"logits": logits.detach().numpy(), "loss": loss.detach().numpy()}
     for name, parameter in theirs.named_parameters():
         ours, gradient = names.our_name(name, model.config), parameter.grad.numpy()
-        if getattr(model.config, "rope_interleave", False) and llama.is_rotated(ours):
-            neighbours = llama.in_neighbours(gradient, model.config.head_size)
-            gradient = neighbours.reshape(gradient.shape)
         results[f"d.{ours}"] = gradient
     return results
 

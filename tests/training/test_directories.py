@@ -680,3 +680,20 @@ def test_where_other_weights_would_be_there_may_be_something(call, text, tmp_pat
     assert status == 2
     assert "is a run of its own, where weights of this one would be: choose another --out" in err
     assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_fields_of_a_model_that_earlier_versions_had(text, tmp_path, value):
+    """What changed nothing is left out, what did is refused by name."""
+    start(text, tmp_path / "run", arch="llama", steps=4).lock.release()
+    path = tmp_path / "run/checkpoint.safetensors"
+    tensors, metadata = formats.read_safetensors(path)
+    saved = json.loads(metadata["training"])
+    saved["model"]["rope_interleave"] = value
+    arrays = {name: np.array(tensor.raw) for name, tensor in tensors.items()}
+    formats.write_safetensors(path, arrays, {"training": json.dumps(saved)})
+    if value:
+        with pytest.raises(ValueError, match="rope_interleave=True is no option of a model"):
+            Trainer.resume(tmp_path / "run")
+    else:
+        Trainer.resume(tmp_path / "run").run()
