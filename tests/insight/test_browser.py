@@ -114,7 +114,7 @@ def test_every_view_opens_and_fits(open_page, width, scheme):
             assert len(tab.inner_text("main")) > 200
             assert tab.evaluate("document.documentElement.scrollWidth") <= width
         tab.click("#tokens button >> nth=2")
-        assert "Token 2 (0 to" in tab.inner_text("#chosen")
+        assert "Token 2 (of 0 to" in tab.inner_text("#chosen")
 
 
 def test_the_words_are_explained(open_page):
@@ -127,9 +127,9 @@ def test_the_words_are_explained(open_page):
     steps = tab.locator(".step .words")
     assert steps.count() == tab.locator(".step[data-step]").count()
     assert "its own token and those before it" in tab.inner_text("[data-step=scores]")
-    assert "white is zero" in tab.inner_text(".legend")
+    assert "zero is in the middle of the bar" in tab.inner_text(".legend")
     tab.click("input[value=backward]")
-    assert "white is zero" in tab.inner_text(".legend")
+    assert "zero is in the middle of the bar" in tab.inner_text(".legend")
     # The losses of the chosen token and of the one after it are told apart.
     own = tab.get_attribute("#tokens button >> nth=3", "aria-label").split("loss ")[1]
     tab.click("#tokens button >> nth=3")
@@ -411,7 +411,7 @@ def test_the_finite_difference_is_shown_beside_the_gradient(open_page, page):
     assert shown.count() >= 12
     text = tab.inner_text("[data-step=mlp_output] .check")
     check = checks["blocks.0.mlp.hook_post"]
-    assert f"Checked at token {check.place[0]}, feature {check.place[1]}: where hook_post" in text
+    assert f"Checked at token {check.place[0]}, feature {check.place[1]}: where post moves" in text
     found = re.search(r"slope of (\S+); by the backward pass it is (\S+) \(", text)
     difference, gradient = found.groups()
     assert_shown(difference, check.difference, 4)

@@ -48,7 +48,7 @@ function followView(data, state) {
 
 // What the strips of colours are.
 function legend() {
-  const canvas = el("canvas", { "aria-hidden": "true" });
+  const canvas = el("canvas", { role: "img", "aria-label": "from orange, −m, over zero to blue, m" });
   paint(canvas, 1, 141, (_, c) => c - 70, 70);
   return el(
     "p",
