@@ -115,7 +115,7 @@ def adamw(p, g, moments, step, lr, beta_1=0.9, beta_2=0.99, eps=1e-8, decay=0.1)
         w -= lr * m_hat / (np.sqrt(v_hat) + eps)
 
 
-def main(steps=1200, n_layer=2, n_head=4, width=64, context=64, batch=16):
+def main(steps=3000, n_layer=2, n_head=4, width=64, context=64, batch=16):
     """Train on the language reference, which every Python has, and write."""
     from pydoc_data.topics import topics
 
@@ -129,9 +129,9 @@ def main(steps=1200, n_layer=2, n_head=4, width=64, context=64, batch=16):
         places = rng.integers(len(data) - context, size=(batch, 1)) + np.arange(context)
         loss, g = gpt(p, data[places], data[places + 1], n_layer, n_head)
         adamw(p, g, moments, step, lr=3e-3 * min(1, step / 50, 2 * (1 - step / (steps + 1))))
-        if step % 100 == 0 or step == 1:
+        if step % (steps // 10) == 0 or step == 1:
             print(f"step {step}  loss {loss:.3f}", flush=True)
-    ids = [letters.index("\n")]
+    ids = [letters.index(letter) for letter in "The value "]
     for _ in range(400):
         logits = gpt(p, np.array([ids[-context:]]), None, n_layer, n_head)[0, -1]
         probabilities, _ = softmax_forward(logits.astype(np.float64) / 0.8)  # a temperature of 0.8
