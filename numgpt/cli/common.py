@@ -10,7 +10,7 @@ from typing import Any
 import numgpt
 from numgpt.formats import SHIPPED
 from numgpt.generation.options import SAMPLING
-from numgpt.messages import shown
+from numgpt.messages import shown, tell
 from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES
 
 
@@ -147,6 +147,12 @@ def add_threads(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=whole, metavar="N", help="threads to compute on (default: all cores)"
     )
+
+
+def show_progress(text: str, ends: bool = False) -> None:
+    """A line in a terminal, over which the next one is written."""
+    if sys.stderr.isatty():
+        tell(f"{text:60}", end="\n" if ends else "\r")
 
 
 def set_threads(count: int) -> None:

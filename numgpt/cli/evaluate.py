@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 import time
 from typing import Any
 
 import numpy as np
 
-from numgpt.cli.common import add_command, add_model, add_special_tokens, add_threads, whole
+from numgpt.cli.common import (
+    add_command,
+    add_model,
+    add_special_tokens,
+    add_threads,
+    show_progress,
+    whole,
+)
 from numgpt.data.corpus import find_texts
 from numgpt.data.records import ENDINGS
 from numgpt.evaluation.perplexity import Evaluation, sliding_window_loss
@@ -58,8 +64,7 @@ def run(options: argparse.Namespace) -> None:
     began = time.perf_counter()
 
     def progress(scored: int) -> None:
-        if sys.stderr.isatty():
-            tell(f"\r{scored:,} of {len(ids) - 1:,} tokens", end="\r")
+        show_progress(f"{scored:,} of {len(ids) - 1:,} tokens")
 
     loss = sliding_window_loss(model, ids, options.context, options.stride, progress)
     result = Evaluation(len(ids) - 1, loss, len(tokenizer.decode_bytes(ids[1:])))

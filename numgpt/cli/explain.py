@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 import webbrowser
 from pathlib import Path
 from typing import Any
 
-from numgpt.cli.common import add_command, add_model, add_threads, text_argument, whole
+from numgpt.cli.common import (
+    add_command,
+    add_model,
+    add_threads,
+    show_progress,
+    text_argument,
+    whole,
+)
 from numgpt.formats import load
 from numgpt.messages import quoted, shown, tell
 
@@ -58,8 +64,10 @@ def run(options: argparse.Namespace) -> None:
         require_matplotlib()
     require_place(options.out)
     model, tokenizer = load(options.model, adapter=options.adapter)
-    made = page(model, tokenizer, text, options.token, options.target, options.layers, _progress)
-    _progress("")
+    made = page(
+        model, tokenizer, text, options.token, options.target, options.layers, show_progress
+    )
+    show_progress("")
     for note in made.notes:
         tell(f"numgpt: note: {note}")
     made.save(options.out)
@@ -69,12 +77,6 @@ def run(options: argparse.Namespace) -> None:
             print(path)
     if options.open and not webbrowser.open(Path(options.out).resolve().as_uri()):
         tell(f"numgpt: note: there is no browser to open: open {quoted(options.out)} yourself")
-
-
-def _progress(what: str) -> None:
-    """A line in a terminal that is written anew."""
-    if sys.stderr.isatty():
-        tell(f"\r{what:50}", end="" if what else "\r")
 
 
 def _layers(text: str) -> tuple[int | None, int | None]:

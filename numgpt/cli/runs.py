@@ -23,12 +23,8 @@ from numgpt.training.config import (
 )
 from numgpt.training.log import can_plot
 
-OF_COMMAND = {
-    "out": str,
-    "resume": str,
-    "overwrite": bool,
-    "threads": int,
-}  # beside a run's options
+# What a file of options may have beside those of a run.
+OF_COMMAND: dict[str, type] = {"out": str, "resume": str, "overwrite": bool, "threads": int}
 KINDS: dict[type, tuple[Callable[[str], Any], str]] = {
     int: (whole, "N"),
     float: (number, "X"),

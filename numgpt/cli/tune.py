@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from numgpt.cli import runs
-from numgpt.cli.common import add_command
+from numgpt.cli.common import add_command, show_progress
 from numgpt.evaluation.exact import MOST_TOKENS, ExactMatch, exact_match, questions
 from numgpt.messages import quoted, shown, tell
 from numgpt.training import Trainer, TuneConfig
@@ -108,22 +108,14 @@ def _answers(
         model = trainer.weights_in(place) if asked else trainer.model
         counts = {}
         for kind, pairs in asked.items():
-            progress = _Progress(kind, len(pairs))
+            progress = functools.partial(_tell_asked, kind, len(pairs))
             counts[kind] = exact_match(model, trainer.tokenizer, pairs, ends, progress)
         found[place] = step, counts
     return found
 
 
-class _Progress:
-    """A line in a terminal that is written anew."""
-
-    def __init__(self, kind: str, count: int):
-        self.kind, self.count = kind, count
-
-    def __call__(self, done: int) -> None:
-        if sys.stderr.isatty():
-            end = "\n" if done == self.count else "\r"
-            tell(f"asked for {done} of {self.count} {self.kind} answers", end=end)
+def _tell_asked(kind: str, count: int, done: int) -> None:
+    show_progress(f"asked for {done} of {count} {kind} answers", ends=done == count)
 
 
 def _reached(trainer: Trainer, step: int, counts: dict[str, ExactMatch]) -> Iterator[str]:

@@ -94,7 +94,8 @@ class TokensFile:
     dtype: str
     count: int
     sha256: str
-    tokenizer: str  # the hash of the tokenizer that made them
+    # The hash of the tokenizer that made them: see check_tokenizer, which knows earlier ones.
+    tokenizer: str = field(compare=False)
     conversations: bool = False  # whether they are written in the chat format
     vocab_size: int = field(default=0, compare=False)  # of that tokenizer; 0: not known
 

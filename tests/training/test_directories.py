@@ -14,7 +14,7 @@ import pytest
 
 import numgpt
 from numgpt import GPT, CharTokenizer, GPTConfig, Tokenizer, cli, formats
-from numgpt.data.corpus import find_texts
+from numgpt.data.corpus import find_texts, hash_tokenizer
 from numgpt.data.records import find_record_files
 from numgpt.files import LOCK_FILE, DirectoryLock
 from numgpt.training import TrainConfig, Trainer
@@ -697,3 +697,18 @@ def test_fields_of_a_model_that_earlier_versions_had(text, tmp_path, value):
             Trainer.resume(tmp_path / "run")
     else:
         Trainer.resume(tmp_path / "run").run()
+
+
+def test_a_run_of_the_version_before_encodes_its_text_again(text, tmp_path):
+    """Its hash of the tokenizer knows no merges, and not how many tokens there are."""
+    trainer = start(text, tmp_path / "run", tokenizer="bpe", vocab_size=300, steps=4)
+    trainer.lock.release()
+    path = tmp_path / "run/checkpoint.safetensors"
+    tensors, metadata = formats.read_safetensors(path)
+    saved = json.loads(metadata["training"])
+    del saved["tokens"]["vocab_size"]
+    saved["tokens"]["tokenizer"] = hash_tokenizer(trainer.tokenizer, merges=False)
+    arrays = {name: np.array(tensor.raw) for name, tensor in tensors.items()}
+    formats.write_safetensors(path, arrays, {"training": json.dumps(saved)})
+    (tmp_path / "run/tokens.bin").unlink()
+    Trainer.resume(tmp_path / "run").run()
