@@ -127,7 +127,7 @@ def bare_products(tokens: int) -> Callable[[], None]:
     model = numgpt_model()
     weights = [array for name, array in model.parameters.items() if array.ndim == 2]
     weights = [array for array in weights if array.shape != (GPT2["n_positions"], GPT2["n_embd"])]
-    head = model.parameters[model.unembedding]
+    head = model.unembedding.weight
     products = [array.T if array is head else array for array in weights]
     rows = {len(matrix): np.ones((1, len(matrix)), np.float32) for matrix in products}
     results = {matrix.shape[1]: np.empty((1, matrix.shape[1]), np.float32) for matrix in products}

@@ -118,7 +118,6 @@ def decode(side: str, context: int) -> Callable[[], object]:
 def numgpt_decode(context: int) -> Callable[[], object]:
     import numgpt
     from benchmarks.generating import numgpt_model
-    from numgpt.models.context import Context
 
     model = numgpt_model()
     cache = numgpt.KVCache(model, batch=1, capacity=context)
@@ -128,7 +127,7 @@ def numgpt_decode(context: int) -> Callable[[], object]:
 
     def run() -> object:
         cache.lengths[:] = context - 1
-        x, _ = model.forward(ids, Context(len(ids), kv=cache.view(ids.shape[1]), last_only=True))
-        return model.logits(x)
+        x = model.hidden(ids, cache.view(ids.shape[1]), last_only=True)
+        return model.unembedding.logits(x)
 
     return run

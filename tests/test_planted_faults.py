@@ -27,8 +27,8 @@ FAULTS = {
     ),
     "linear: the bias's gradient": (
         "layers/linear.py",
-        "sum_rows(dy_rows))",
-        "-sum_rows(dy_rows))",
+        "dbias.add_sum(dy_rows)",
+        "dbias.add_sum(-dy_rows)",
     ),
     "layernorm: the path through rstd": (
         "layers/layernorm.py",
@@ -58,7 +58,7 @@ FAULTS = {
     "attention: dy · y": ("layers/attention.py", "(dp - np.vecdot", "(dp + np.vecdot"),
     "attention: the scale of dq": ("layers/attention.py", "dq = scale *", "dq = -scale *"),
     "attention: the mask off by one": (
-        "layers/attention.py",
+        "layers/attention_tiles.py",
         "(size, size), -np.inf, np.float32), -1)",
         "(size, size), -np.inf, np.float32), 0)",
     ),
@@ -69,13 +69,13 @@ FAULTS = {
     ),
     "loss: onehot": (
         "layers/cross_entropy.py",
-        "dz[places, targets] -= w",
-        "dz[places, targets] += w",
+        "dz[at_target] -= w",
+        "dz[at_target] += w",
     ),
     "log-probabilities: onehot - p": (
         "layers/cross_entropy.py",
-        "dz *= -d / total",
-        "dz *= d / total",
+        "-dlogp[:, None] / total",
+        "dlogp[:, None] / total",
     ),
     "dropout: the scale": (
         "layers/dropout.py",
@@ -84,9 +84,9 @@ FAULTS = {
         "layers/test_layers.py layers/test_special_cases.py layers/test_by_hand.py",
     ),
     "attention: the scale of dropout": (
-        "layers/attention.py",
-        "* cache.q.dtype.type(cache.keep_scale)",
-        "* cache.q.dtype.type(1)",
+        "layers/attention_tiles.py",
+        "* dtype.type(scale)",
+        "* dtype.type(1)",
         "layers/test_special_cases.py layers/test_by_hand.py layers/test_layers.py",
     ),
     "adamw: the first moment's correction": (
@@ -129,14 +129,14 @@ FAULTS = {
     "lora: dx": ("layers/lora.py", "matmul(du, a)", "-matmul(du, a)"),
     "lora: the branch's dropout": (
         "layers/lora.py",
-        "x if dropout is None else dropout_backward(x, dropout)",
+        "None if x is None else dropout_backward(x, dropout)",
         "x",
         "models/test_lora.py",
     ),
     "lora: what is merged": (
         "models/adapters.py",
-        "delta if transposed[name] else delta.T",
-        "-delta if transposed[name] else delta.T",
+        "delta if linear.transposed else delta.T",
+        "-delta if linear.transposed else delta.T",
         "models/test_lora.py",
     ),
     "hooks: a replaced pattern's softmax": (
@@ -145,9 +145,27 @@ FAULTS = {
         "p * dp",
         "models/test_hooks.py",
     ),
+    "hooks: the softmax of a replaced pattern": (
+        "models/heads.py",
+        "scores_backward(dp_seen, computed, attention)",
+        "scores_backward(dp_seen, replaced, attention)",
+        "models/test_hooks.py",
+    ),
+    "hooks: what a norm's derivative is taken at": (
+        "models/modules.py",
+        "cache.computed._replace(weight",
+        "cache.seen._replace(weight",
+        "models/test_hooks.py",
+    ),
+    "weights that lie apart: dx": (
+        "runtime/weights.py",
+        "add_into(out, matmul(dy[:, columns], part.T))",
+        "pass",
+        "models/test_models.py",
+    ),
     "hooks: what a backward hook returns": (
-        "models/gpt2.py",
-        "hook.heads_into(name, gradient)",
+        "models/blocks.py",
+        'hook.heads_into("hook_q", dq)',
         "pass",
         "models/test_hooks.py",
     ),

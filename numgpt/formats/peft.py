@@ -85,7 +85,7 @@ def save_adapter(
 ) -> None:
     """Write an adapter of a model, the active one where none is named, as PEFT loads it."""
     name = model.active_adapter if name is None else name
-    if name not in model.adapters:
+    if name is None or name not in model.adapters:
         there = ", ".join(model.adapters) or "none"
         raise ValueError(f"there is no adapter {shown(name)} to save: there are {there}")
     if not os.fspath(directory):

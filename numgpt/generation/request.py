@@ -9,7 +9,6 @@ import numpy as np
 
 from numgpt.generation.options import DEFAULT_NEW_TOKENS, GenerationOptions, token_ids
 from numgpt.messages import shown
-from numgpt.models.context import Context
 from numgpt.models.kv_cache import KVCache
 from numgpt.models.language_model import Ids, LanguageModel
 
@@ -105,8 +104,7 @@ class Request:
         for row, new in zip(ids, tokens, strict=True):
             row[: len(new)] = new
         view = cache.view(counts, first, first + len(tokens))
-        hidden, _ = self.model.forward(ids, Context(len(ids), kv=view, last_only=True))
-        return self.model.logits(hidden)
+        return self.model.unembedding.logits(self.model.hidden(ids, view, last_only=True))
 
     @property
     def kept(self) -> int:

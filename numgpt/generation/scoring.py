@@ -9,7 +9,6 @@ import numpy as np
 
 from numgpt.layers.softmax import log_softmax
 from numgpt.messages import shown
-from numgpt.models.context import Context
 from numgpt.models.kv_cache import KVCache
 from numgpt.models.language_model import Ids, LanguageModel
 
@@ -51,7 +50,7 @@ def score(model: LanguageModel, context: Ids, continuations: Sequence[Ids]) -> l
         )
     cache = KVCache(model, 1, len(prompt) + longest - 1)
     if len(prompt) > 1:
-        model.forward(prompt[None, :-1], Context(1, kv=cache.view(len(prompt) - 1), last_only=True))
+        model.hidden(prompt[None, :-1], cache.view(len(prompt) - 1), last_only=True)
     scores = []
     for first in range(0, len(checked), AT_ONCE):
         part = checked[first : first + AT_ONCE]
@@ -60,11 +59,11 @@ def score(model: LanguageModel, context: Ids, continuations: Sequence[Ids]) -> l
         read[:, 0] = prompt[-1]
         for row, ids in zip(read, part, strict=True):
             row[1 : len(ids)] = ids[:-1]
-        view = cache.repeat(len(part)).view(counts)
-        hidden, _ = model.forward(read, Context(len(part), kv=view))
+        hidden = model.hidden(read, cache.repeat(len(part)).view(counts))
         rows = hidden.reshape(*read.shape, -1)
         scores += [
-            _score(model.logits(row[: len(ids)]), ids) for row, ids in zip(rows, part, strict=True)
+            _score(model.unembedding.logits(row[: len(ids)]), ids)
+            for row, ids in zip(rows, part, strict=True)
         ]
     return scores
 

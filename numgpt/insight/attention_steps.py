@@ -9,15 +9,17 @@ from numgpt.insight.steps import Numbers, Side, Step, Strip
 from numgpt.insight.tables import HEAD_FEATURES, Input, Product, keys, largest, product, values
 from numgpt.layers import rope_rotation, softmax_backward
 from numgpt.layers.softmax import exponentials
-from numgpt.models.base import BaseBlock
-from numgpt.models.llama import Block as LlamaBlock
+from numgpt.models.blocks import Block
+from numgpt.models.llama import LlamaConfig
 
 KEYS = 2  # of a query, whose scores are explained
 
 
-def rope_step(a: Numbers, block: LlamaBlock) -> Step:
+def rope_step(a: Numbers, block: Block) -> Step:
     """Queries and keys are turned: each feature with the other of its pair."""
-    config, half = block.config, block.config.head_size // 2
+    config = a.trace.model.config
+    assert isinstance(config, LlamaConfig)
+    half = config.head_size // 2
     order = np.arange(2 * half)
     partner, pair, first = (order + half) % (2 * half), order % half, order < half
     places = np.arange(len(a.trace.ids))[None]
@@ -45,16 +47,16 @@ def rope_step(a: Numbers, block: LlamaBlock) -> Step:
     return Step("rope", formula, f"{a.prefix}attn.hook_q", forward, backward)
 
 
-def attention_steps(a: Numbers, block: BaseBlock) -> list[Step]:
+def attention_steps(a: Numbers, block: Block) -> list[Step]:
     """Scores, softmax and the sum of values."""
-    turned = isinstance(block, LlamaBlock)
+    turned = block.attention.rotates
     q_name, k_name = (f"attn.hook_{'rot_' if turned else ''}{name}" for name in "qk")
     of_q, of_k = ("q′", "k′") if turned else ("q", "k")
     q, dq, dk, dv = a.x(q_name), a.dx(q_name), a.dx(k_name), a.dx("attn.hook_v")
     z, dz = a.x("attn.hook_z"), a.dx("attn.hook_z")
     group = q.shape[1] // dk.shape[1]
     k, v = (np.repeat(a.x(name), group, axis=1) for name in (k_name, "attn.hook_v"))  # (T, H, D)
-    p, scale = a.x("attn.hook_pattern"), block.attention_scale
+    p, scale = a.x("attn.hook_pattern"), block.attention.scale
     seen = np.tri(len(q), dtype=bool)
     hidden_scores = np.where(seen, scale * np.einsum("ihd,jhd->hij", q, k), -np.inf)
     _, highest, total = exponentials(hidden_scores.copy())
@@ -97,17 +99,17 @@ def attention_steps(a: Numbers, block: BaseBlock) -> list[Step]:
     ]
 
 
-def _scale(scale: float, block: BaseBlock) -> str:
+def _scale(scale: float, block: Block) -> str:
     """… and what it is made of, where that is the usual."""
     size = round(1 / scale**2)
     usual = abs(scale - 1 / size**0.5) < 1e-9
     return f"1/√{size} = {scale:.4g}" if usual else f"{scale:.6g}"
 
 
-def _formula(name: str, block: BaseBlock, group: int) -> Formula:
+def _formula(name: str, block: Block, group: int) -> Formula:
     """As it is of turned queries and keys, and of heads that share a KV head."""
     formula = FORMULAS[name]
-    if name == "scores" and isinstance(block, LlamaBlock):
+    if name == "scores" and block.attention.rotates:
         formula = formula._replace(
             forward="s_ij = scale · q′_i · k′_j for j ≤ i, else −∞",
             forward_shapes="q′: BTHD; k′: BTKD; s: BHTS",

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from numgpt.insight.targets import Target, target
-from numgpt.models.base import BaseBlock
+from numgpt.models.blocks import Block
 from numgpt.models.inputs import Ids
 from numgpt.models.language_model import LanguageModel
 from numgpt.models.modules import Linear
@@ -44,17 +44,18 @@ def attribution_names(model: LanguageModel) -> list[str]:
     """The hooks that the parts are computed from."""
     names = list(model.embedding_hooks)
     for block in model.blocks:
-        names += [f"{block.hooks}attn.hook_z", f"{block.hooks}hook_mlp_out"]
-    return [*names, f"{model.blocks[-1].hooks}hook_resid_post"]
+        names += [f"{block.prefix}attn.hook_z", f"{block.prefix}hook_mlp_out"]
+    return [*names, f"{model.blocks[-1].prefix}hook_resid_post"]
 
 
 def attribution_of(
     model: LanguageModel, of: Target, logits: np.ndarray, cache: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """`direct_logit_attribution` of activations that are there: those of `attribution_names`."""
-    at, last = of.position, f"{model.blocks[-1].hooks}hook_resid_post"
+    at, last = of.position, f"{model.blocks[-1].prefix}hook_resid_post"
     _, norm_cache = model.final_norm.forward(cache[last][0, at : at + 1])
-    rstd, direction = norm_cache.rstd.astype(np.float64), of.direction(model).astype(np.float64)
+    rstd = norm_cache.computed.rstd.astype(np.float64)
+    direction = of.direction(model).astype(np.float64)
 
     def parts(x: np.ndarray) -> np.ndarray:
         """(…, C) of the stream -> (…) of the logit."""
@@ -65,12 +66,12 @@ def attribution_of(
     }
     heads, attention_biases, mlps, mlp_biases = [], [], [], []
     for block in model.blocks:
-        z = cache[f"{block.hooks}attn.hook_z"][0, at]  # (H, D)
+        z = cache[f"{block.prefix}attn.hook_z"][0, at]  # (H, D)
         of_heads, bias = through_heads(block, z[None])
         heads.append(parts(of_heads[0]))
         attention_biases.append(parts(bias))
-        mlp_bias = bias_of(block.mlp_output, z.dtype)
-        mlps.append(parts(cache[f"{block.hooks}hook_mlp_out"][0, at] - mlp_bias))
+        mlp_bias = bias_of(block.mlp.out, z.dtype)
+        mlps.append(parts(cache[f"{block.prefix}hook_mlp_out"][0, at] - mlp_bias))
         mlp_biases.append(parts(mlp_bias))
     found |= {"heads": np.array(heads), "attention_biases": np.array(attention_biases)}
     found |= {"mlps": np.array(mlps), "mlp_biases": np.array(mlp_biases)}
@@ -88,13 +89,13 @@ def head_outputs(model: LanguageModel, ids: Ids, layer: int) -> np.ndarray:
     if not 0 <= layer < len(model.blocks):
         raise ValueError(f"layer={layer}: the model has layers 0 to {len(model.blocks) - 1}")
     block = model.blocks[layer]
-    name = f"{block.hooks}attn.hook_z"
+    name = f"{block.prefix}attn.hook_z"
     z = model.run_with_cache(ids, name)[1][name]  # (B, T, H, D)
     outputs, _ = through_heads(block, z.reshape(-1, *z.shape[2:]))
     return outputs.reshape(*z.shape[:3], -1)
 
 
-def through_heads(block: BaseBlock, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def through_heads(block: Block, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """z (N, H, D) -> each head's part of the projection's result (N, H, C), and the bias (C,).
 
     Each head goes through the projection with the others at 0, so that whatever it is (with an
@@ -102,15 +103,14 @@ def through_heads(block: BaseBlock, z: np.ndarray) -> tuple[np.ndarray, np.ndarr
     count, heads, size = z.shape
     alone = np.zeros((count, heads, heads, size), z.dtype)
     alone[:, np.arange(heads), np.arange(heads)] = z
-    y, _ = block.attention_output.forward(alone.reshape(count * heads, heads * size))
-    bias = bias_of(block.attention_output, z.dtype)
+    y, _ = block.attention.out.forward(alone.reshape(count * heads, heads * size))
+    bias = bias_of(block.attention.out, z.dtype)
     return y.reshape(count, heads, -1) - bias, bias
 
 
 def bias_of(linear: Linear, dtype: np.dtype) -> np.ndarray:
-    """What a projection makes of 0.  (C,)"""
-    inputs = linear.parts[0].weight.shape[0]
-    return linear.forward(np.zeros((1, inputs), dtype))[0][0]
+    """What a projection makes of 0.  (O,)"""
+    return np.zeros(linear.width, dtype) if linear.bias is None else linear.bias
 
 
 def _check_sum(parts: dict[str, np.ndarray], logit: float) -> None:

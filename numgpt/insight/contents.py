@@ -109,7 +109,7 @@ def _checked_hooks(of: Trace) -> list[str]:
     """The hooks whose gradients are checked: those of the first block that is kept, and those
     outside the blocks."""
     block = [name for name in of.gradients if name.startswith(f"blocks.{of.layers[0]}.")]
-    last = f"{of.model.blocks[-1].hooks}hook_resid_post"
+    last = f"{of.model.blocks[-1].prefix}hook_resid_post"
     return ["hook_embed", *block, last, "ln_final.hook_normalized"]
 
 
@@ -240,8 +240,8 @@ def _lacking(of: Trace) -> set[str]:
     """The biases that the model does not have."""
     block, norm = of.model.blocks[0], of.model.final_norm
     has = {
-        "attention_biases": any(part.bias is not None for part in block.attention_output.parts),
-        "mlp_biases": any(part.bias is not None for part in block.mlp_output.parts),
+        "attention_biases": block.attention.out.bias is not None,
+        "mlp_biases": block.mlp.out.bias is not None,
         "final_bias": norm.bias is not None,
     }
     return {kind for kind, there in has.items() if not there}

@@ -69,8 +69,8 @@ def logit_lens(
 
 def lens_names(model: LanguageModel) -> list[str]:
     """The hooks on the stream before the first block and after each, L + 1."""
-    names = [f"{block.hooks}hook_resid_pre" for block in model.blocks]
-    return [*names, f"{model.blocks[-1].hooks}hook_resid_post"]
+    names = [f"{block.prefix}hook_resid_pre" for block in model.blocks]
+    return [*names, f"{model.blocks[-1].prefix}hook_resid_post"]
 
 
 def lens_of_streams(
@@ -93,4 +93,4 @@ def lens_of_streams(
 def _log_probs(model: LanguageModel, stream: np.ndarray) -> np.ndarray:
     """(B, T, C) -> (B, T, V)."""
     y, _ = model.final_norm.forward(stream.reshape(-1, stream.shape[-1]))
-    return log_softmax(model.logits(y)).reshape(*stream.shape[:2], -1)
+    return log_softmax(model.unembedding.logits(y)).reshape(*stream.shape[:2], -1)

@@ -28,12 +28,9 @@ from numgpt.insight.trace import Trace
 from numgpt.insight.words import WORDS
 from numgpt.layers.sigmoid import sigmoid
 from numgpt.layers.softmax import exponentials
-from numgpt.models.base import BaseBlock
-from numgpt.models.gpt2 import ACTIVATIONS
-from numgpt.models.gpt2 import Block as GPT2Block
+from numgpt.models.blocks import Block, GatedMLP
 from numgpt.models.language_model import LanguageModel
-from numgpt.models.llama import Block as LlamaBlock
-from numgpt.models.modules import LayerNorm, Linear, RMSNorm
+from numgpt.models.modules import LayerNorm, Linear, Norm
 
 TOKENS = 6  # of the vocabulary, whose logits are explained
 
@@ -64,9 +61,9 @@ class Step(NamedTuple):
 class Numbers:
     """The activations and gradients of a trace, by their names in one block."""
 
-    def __init__(self, of: Trace, block: BaseBlock | None = None):
+    def __init__(self, of: Trace, block: Block | None = None):
         self.trace = of
-        self.prefix = "" if block is None else block.hooks
+        self.prefix = "" if block is None else block.prefix
 
     def x(self, name: str) -> np.ndarray:
         """An activation: (T, …), patterns (H, T, S)."""
@@ -90,11 +87,11 @@ def embedding_step(of: Trace) -> Step:
             backward_shapes=f"{formula.backward_shapes}; dwpe: PC",
             words=WORDS["embedding and position"],
         ).and_symbols("wpe that of the places'")
-    stream, dx = a.x(f"{model.blocks[0].hooks}hook_resid_pre"), a.dx("hook_embed")
+    stream, dx = a.x(f"{model.blocks[0].prefix}hook_resid_pre"), a.dx("hook_embed")
     same = (of.ids[:, None] == of.ids).astype(dx.dtype)
     back = {"dx_t": dx, "Σ dx of this token": same @ dx}
     if is_tied(model):
-        y, _ = model.final_norm.forward(a.x(f"{model.blocks[-1].hooks}hook_resid_post"))
+        y, _ = model.final_norm.forward(a.x(f"{model.blocks[-1].prefix}hook_resid_post"))
         back["dzᵀ y of this token"] = of.dlogits[:, of.ids].T @ y
         formula = formula._replace(
             backward=formula.backward.replace("dwte[v] = ", "dwte[v] = (dzᵀ y)[v] + ")
@@ -111,22 +108,21 @@ def embedding_step(of: Trace) -> Step:
 
 def is_tied(model: LanguageModel) -> bool:
     """Whether the unembedding is the embedding."""
-    return model.unembedding in model.embeddings
+    return model.unembedding.name in model.embeddings
 
 
-def norm_step(
-    a: Numbers, name: str, norm: LayerNorm | RMSNorm, stream: str, hook: str, above: str | None
-) -> Step:
+def norm_step(a: Numbers, name: str, norm: Norm, stream: str, hook: str, above: str | None) -> Step:
     """A norm on the stream; the stream goes on beside its branch, and comes back from `above`."""
     x, x_hat = a.x(stream), a.x(f"{hook}hook_normalized")
     g, dx = a.dx(f"{hook}hook_normalized"), a.dx(stream)
-    y, cache = norm.forward(x)
+    y, norm_cache = norm.forward(x)
+    cache = norm_cache.computed
     centres = isinstance(norm, LayerNorm)
     forward = {"x": x} | ({"mean(x)": _mean(x)} if centres else {})
     forward |= {"rstd": cache.rstd, "x̂": x_hat, "weight": norm.weight}
     mean, of_product = _mean(g) if centres else np.zeros_like(cache.rstd), _mean(g * x_hat)
     backward = {"g": g, "x̂": x_hat, "mean(g · x̂)": of_product, "rstd": cache.rstd}
-    if isinstance(norm, LayerNorm):
+    if norm.bias is not None:
         forward |= {"bias": norm.bias}
         backward |= {"mean(g)": mean}
     backward |= {"rstd · (…)": cache.rstd * (g - mean - x_hat * of_product)}
@@ -154,7 +150,7 @@ def _mean(x: np.ndarray) -> np.ndarray:
 def into_norm(
     a: Numbers,
     hook: str,
-    norm: LayerNorm | RMSNorm,
+    norm: Norm,
     matrix: np.ndarray,
     dy: list[Input],
 ) -> Table:
@@ -164,10 +160,10 @@ def into_norm(
     return matrix_product("g", dy, weighted, g, None, ("d", "W · weight"))
 
 
-def qkv_step(a: Numbers, block: BaseBlock) -> Step:
+def qkv_step(a: Numbers, block: Block) -> Step:
     """Three products of the same y."""
-    y, _ = block.norms[0].forward(a.x("hook_resid_pre"))
-    matrix, bias = block.attention_input.matrix(), bias_of(block.attention_input, y.dtype)
+    y, _ = block.norm_1.forward(a.x("hook_resid_pre"))
+    matrix, bias = block.attention.qkv.matrix(), bias_of(block.attention.qkv, y.dtype)
     tables, strips, back, gradients, start = [], [], [], [], 0
     for name, heads in (("q", "H"), ("k", "K"), ("v", "K")):
         x, dx = a.x(f"attn.hook_{name}"), a.dx(f"attn.hook_{name}")
@@ -178,23 +174,22 @@ def qkv_step(a: Numbers, block: BaseBlock) -> Step:
         strips.append(Strip(name, heads, x))
         back.append(Strip(f"d{name}", heads, dx))
         gradients.append(Input(f"d{name}", dx))
-    g = into_norm(a, "ln1.", block.norms[0], matrix, gradients)
+    g = into_norm(a, "ln1.", block.norm_1, matrix, gradients)
     hook = f"{a.prefix}ln1.hook_normalized"
-    formula = with_biases(FORMULAS["qkv"], block.attention_input)
+    formula = with_biases(FORMULAS["qkv"], block.attention.qkv)
     return Step("qkv", formula, hook, Side(strips, tables), Side(back, [g]))
 
 
 def with_biases(formula: Formula, linear: Linear) -> Formula:
     """As the projection has them or not."""
-    has_biases = any(part.bias is not None for part in linear.parts)
-    return formula if has_biases else formula.without_biases()
+    return formula.without_biases() if linear.bias is None else formula
 
 
-def output_step(a: Numbers, block: BaseBlock) -> Step:
+def output_step(a: Numbers, block: Block) -> Step:
     """What the heads have found, into the width of the stream."""
     z, out = a.x("attn.hook_z"), a.x("hook_attn_out")
     dz, dout = a.dx("attn.hook_z"), a.dx("hook_attn_out")
-    linear = block.attention_output
+    linear = block.attention.out
     matrix, bias = linear.matrix(), bias_of(linear, z.dtype)
     of_heads, _ = through_heads(block, z)  # (T, H, C)
     columns = {f"head {head}": of_heads[:, head] for head in range(z.shape[1])}
@@ -226,11 +221,11 @@ def stream_step(a: Numbers, name: str, before: str, branch: str, after: str) -> 
     )
 
 
-def mlp_input_step(a: Numbers, block: BaseBlock) -> Step:
+def mlp_input_step(a: Numbers, block: Block) -> Step:
     """The product that the activation reads; of a gated layer two."""
-    y, _ = block.norms[1].forward(a.x("hook_resid_mid"))
-    matrix, bias = block.mlp_input.matrix(), bias_of(block.mlp_input, y.dtype)
-    gated = isinstance(block, LlamaBlock)
+    y, _ = block.norm_2.forward(a.x("hook_resid_mid"))
+    matrix, bias = block.mlp.fc.matrix(), bias_of(block.mlp.fc, y.dtype)
+    gated = isinstance(block.mlp, GatedMLP)
     parts = (
         {"mlp.hook_pre": "gate", "mlp.hook_pre_linear": "up"} if gated else {"mlp.hook_pre": "pre"}
     )
@@ -242,11 +237,11 @@ def mlp_input_step(a: Numbers, block: BaseBlock) -> Step:
         w, b = matrix[:, columns], bias[columns]
         tables.append(matrix_product(name, [Input("y", y)], w, x, b, ("y", "W")))
     gradients = [Input(f"d{name}", a.dx(hook)) for hook, name in parts.items()]
-    g = into_norm(a, "ln2.", block.norms[1], matrix, gradients)
+    g = into_norm(a, "ln2.", block.norm_2, matrix, gradients)
     return Step(
         "mlp_input",
         with_biases(
-            FORMULAS["gated feed-forward in" if gated else "feed-forward in"], block.mlp_input
+            FORMULAS["gated feed-forward in" if gated else "feed-forward in"], block.mlp.fc
         ),
         a.prefix + "ln2.hook_normalized",
         Side([], tables),
@@ -254,11 +249,11 @@ def mlp_input_step(a: Numbers, block: BaseBlock) -> Step:
     )
 
 
-def activation_step(a: Numbers, block: BaseBlock) -> Step:
+def activation_step(a: Numbers, block: Block) -> Step:
     """GELU, ReLU or SwiGLU."""
     pre, post = a.x("mlp.hook_pre"), a.x("mlp.hook_post")
     dpre, dpost = a.dx("mlp.hook_pre"), a.dx("mlp.hook_post")
-    if isinstance(block, LlamaBlock):
+    if isinstance(block.mlp, GatedMLP):
         up, dup = a.x("mlp.hook_pre_linear"), a.dx("mlp.hook_pre_linear")
         sigma = sigmoid(pre)
         formula = FORMULAS["swiglu"]
@@ -267,10 +262,9 @@ def activation_step(a: Numbers, block: BaseBlock) -> Step:
         of_up = {"dpost": dpost, "gate": pre, "σ(gate)": sigma, "dup": dup}
         strips, backward = [Strip("dup", "", dup)], [values(of_pre), values(of_up)]
     else:
-        assert isinstance(block, GPT2Block)
-        f_forward, f_backward = ACTIVATIONS[block.config.activation_function]
-        slope = f_backward(np.ones_like(pre), f_forward(pre)[1])
-        formula = FORMULAS[f_forward.__name__.removesuffix("_forward")]
+        mlp = block.mlp
+        slope = mlp.act_backward(np.ones_like(pre), mlp.act_forward(pre)[1])
+        formula = FORMULAS[mlp.act_forward.__name__.removesuffix("_forward")]
         forward = {"pre": pre, "post": post}
         of_pre = {"dpost": dpost, "pre": pre, "slope": slope, "dpre": dpre}
         strips, backward = [], [values(of_pre)]
@@ -283,16 +277,16 @@ def activation_step(a: Numbers, block: BaseBlock) -> Step:
     )
 
 
-def mlp_output_step(a: Numbers, block: BaseBlock) -> Step:
+def mlp_output_step(a: Numbers, block: Block) -> Step:
     """What the feed-forward layer adds to the stream."""
     post, out = a.x("mlp.hook_post"), a.x("hook_mlp_out")
     dpost, dout = a.dx("mlp.hook_post"), a.dx("hook_mlp_out")
-    matrix, bias = block.mlp_output.matrix(), bias_of(block.mlp_output, post.dtype)
+    matrix, bias = block.mlp.out.matrix(), bias_of(block.mlp.out, post.dtype)
     whole = matrix_product("out", [Input("post", post)], matrix, out, bias, ("post", "W"))
     back = matrix_product("dpost", [Input("dout", dout)], matrix.T, dpost, None, ("dout", "W"))
     return Step(
         "mlp_output",
-        with_biases(FORMULAS["feed-forward out"], block.mlp_output),
+        with_biases(FORMULAS["feed-forward out"], block.mlp.out),
         a.prefix + "mlp.hook_post",
         Side([Strip("out", "", out)], [whole]),
         Side([Strip("dout", "", dout)], [back]),
@@ -302,9 +296,9 @@ def mlp_output_step(a: Numbers, block: BaseBlock) -> Step:
 def final_steps(of: Trace) -> list[Step]:
     """After the last block: norm, logits, probabilities and the loss."""
     a, model = Numbers(of), of.model
-    norm, last = model.final_norm, f"{model.blocks[-1].hooks}hook_resid_post"
+    norm, last = model.final_norm, f"{model.blocks[-1].prefix}hook_resid_post"
     y, _ = norm.forward(a.x(last))
-    z, unembedding = of.logits, model.parameters[model.unembedding]
+    z, unembedding = of.logits, model.unembedding.weight
     g, chosen = a.dx("ln_final.hook_normalized"), tokens_shown(of)
     y_in = [Input("y", y)]
     forward = matrix_product("z", y_in, unembedding.T, z, None, ("y", "W_U"), "token", chosen)

@@ -35,7 +35,7 @@ class Target(NamedTuple):
     def direction(self, model: LanguageModel) -> np.ndarray:
         """∂value/∂(hidden state at the position) (C,): the token's row of the unembedding, less
         that of the other."""
-        rows = model.parameters[model.unembedding]
+        rows = model.unembedding.weight
         return rows[self.token] - (0 if self.against is None else rows[self.against])
 
 

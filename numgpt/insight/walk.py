@@ -20,7 +20,6 @@ from numgpt.insight.steps import (
     stream_step,
 )
 from numgpt.insight.trace import Trace
-from numgpt.models.llama import Block as LlamaBlock
 
 
 class Group(NamedTuple):
@@ -43,12 +42,12 @@ def walk(of: Trace, progress: Callable[[str], object] = lambda what: None) -> li
 def block_steps(of: Trace, layer: int) -> list[Step]:
     """x + attention(norm(x)), and to that + feed-forward(norm(·))."""
     block = of.model.blocks[layer]
-    a, (norm_1, norm_2) = Numbers(of, block), block.norms
+    a, norm_1, norm_2 = Numbers(of, block), block.norm_1, block.norm_2
     pre, mid, post = "hook_resid_pre", "hook_resid_mid", "hook_resid_post"
     return [
         norm_step(a, "norm_1", norm_1, pre, "ln1.", mid),
         qkv_step(a, block),
-        *([rope_step(a, block)] if isinstance(block, LlamaBlock) else []),
+        *([rope_step(a, block)] if block.attention.rotates else []),
         *attention_steps(a, block),
         output_step(a, block),
         stream_step(a, "stream_1", pre, "hook_attn_out", mid),

@@ -39,24 +39,17 @@ With G = 1 it is the attention above.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
+from numgpt.layers.attention_tiles import Heads, over_heads, tiles
 from numgpt.layers.checks import floats
 from numgpt.layers.dropout import dropout_mask
 from numgpt.layers.softmax import exponentials
-from numgpt.runtime import empty, parallel_for
-
-# Queries of a tile: the fewer, the more of the masked half is skipped, the smaller the products.
-FEWEST_QUERIES, MOST_QUERIES = 64, 128
-TILE_ELEMENTS = 1 << 18  # scores of a tile, over all its heads: 1 MB in float32
-
-Heads = tuple[slice, slice]  # of the batch, and of the KV heads
-
+from numgpt.runtime import empty
 
 Hide = Callable[[np.ndarray], np.ndarray]  # scores -> -∞ where a query must not look
 
@@ -140,25 +133,24 @@ def attention_forward(
     scale = 1 / math.sqrt(size) if scale is None else scale
     y = _empty_heads(q.shape, q.dtype)
     q, y_grouped = _grouped(q, k.shape[1]), _grouped(y, k.shape[1])
-    batch, kv_heads, group, time, _ = q.shape
-    highest, total = (empty((batch, kv_heads, 1, group, time), q.dtype) for _ in range(2))
+    batch, kv_heads, group, _, _ = q.shape
+    highest, total = (empty((batch, kv_heads, 1, group, queries), q.dtype) for _ in range(2))
     keep, keep_scale = None, 1.0
     if dropout > 0.0 and rng is not None:
-        keep, keep_scale = dropout_mask((*k.shape[:3], group, time), dropout, rng)
-    cache = AttentionCache(q, k, v, y, highest, total, scale, key_mask, keep, keep_scale)
+        keep, keep_scale = dropout_mask((*k.shape[:3], group, queries), dropout, rng)
 
-    def heads_at_once(bk: Heads) -> None:
-        for rows, columns in _tiles(queries, k.shape[2]):
-            part, keys = (*bk, slice(None), rows), (*bk, columns)
-            m, hide = _mask(cache, part, columns), _hide(cache, part, columns)
-            tile = tile_forward(_stacked(q[part]), k[keys], v[keys], m, hide, scale)
-            _put(y_grouped, part, tile[0])
-            for array, of_tile in zip((highest, total), tile[1:], strict=True):
-                place = array[(*bk, slice(None), slice(None), rows)]
-                place[...] = of_tile.reshape(place.shape)
+    def of_heads(heads: Heads) -> None:
+        for tile in tiles(heads, queries, k.shape[2]):
+            m, hide = tile.mask(keep, keep_scale, q.dtype), tile.hide(group, key_mask)
+            y_tile, highest_tile, total_tile = tile_forward(
+                tile.of_queries(q), tile.of_keys(k), tile.of_keys(v), m, hide, scale
+            )
+            tile.put(y_grouped, y_tile)
+            tile.put_per_query(highest, highest_tile)
+            tile.put_per_query(total, total_tile)
 
-    _over_heads(heads_at_once, q, k)
-    return y, cache
+    over_heads(of_heads, q, k)
+    return y, AttentionCache(q, k, v, y, highest, total, scale, key_mask, keep, keep_scale)
 
 
 def attention_backward(
@@ -168,37 +160,32 @@ def attention_backward(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """dy (B, H, T, D) -> dq (B, H, T, D), dk, dv (B, K, S, D); written into the arrays `out` where
     given."""
-    q, k, v, y, highest, total, scale, *_ = cache
+    q, k, v, y, highest, total, scale, key_mask, keep, keep_scale = cache
     dq, dk, dv = out if out is not None else (_empty_heads(a.shape, a.dtype) for a in (y, k, v))
     dy, y, dq_grouped = (_grouped(a, k.shape[1]) for a in (dy, y, dq))
-    queries, keys_in_all = q.shape[3], k.shape[2]
+    group, queries = q.shape[2:4]
 
-    def heads_at_once(bk: Heads) -> None:
-        # The last tile sees all keys, so it writes all of dk and dv; the others add to the part
-        # they see.
-        for rows, columns in reversed(list(_tiles(queries, keys_in_all))):
-            part, keys = (*bk, slice(None), rows), (*bk, columns)
-            of_rows = (*bk, slice(None), slice(None), rows)
+    def of_heads(heads: Heads) -> None:
+        last, *others = reversed(tiles(heads, queries, k.shape[2]))
+        for tile in (last, *others):
             dq_tile, dk_tile, dv_tile = tile_backward(
-                _stacked(dy[part]),
-                _stacked(q[part]),
-                k[keys],
-                v[keys],
-                _stacked(y[part]),
-                _side_by_side(highest[of_rows]),
-                _side_by_side(total[of_rows]),
-                _mask(cache, part, columns),
-                _hide(cache, part, columns),
+                tile.of_queries(dy),
+                tile.of_queries(q),
+                tile.of_keys(k),
+                tile.of_keys(v),
+                tile.of_queries(y),
+                tile.per_query(highest),
+                tile.per_query(total),
+                tile.mask(keep, keep_scale, q.dtype),
+                tile.hide(group, key_mask),
                 scale,
             )
-            _put(dq_grouped, part, dq_tile)
-            for target, term in ((dk[keys], dk_tile), (dv[keys], dv_tile)):
-                if rows.stop == queries:
-                    target[...] = term
-                else:
-                    target += term
+            tile.put(dq_grouped, dq_tile)
+            # The last tile sees all keys, so it writes all of dk and dv; the others add to it.
+            for target, term in ((tile.of_keys(dk), dk_tile), (tile.of_keys(dv), dv_tile)):
+                np.copyto(target, term) if tile is last else np.add(target, term, out=target)
 
-    _over_heads(heads_at_once, q, k)
+    over_heads(of_heads, q, k)
     return dq, dk, dv
 
 
@@ -210,57 +197,6 @@ def _check_shapes(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...]) ->
             f"q, k, v have shapes {q}, {k}, {v}: expected (B, H, T, D), (B, K, S, D), (B, K, S, D)"
             " with S >= T and H a multiple of K"
         )
-
-
-def _tiles(queries: int, keys: int) -> Iterator[tuple[slice, slice]]:
-    """Tiles of queries, each with the keys that its last query can see."""
-    size = _tile_queries(queries)
-    for start in range(0, queries, size):
-        stop = min(start + size, queries)
-        yield slice(start, stop), slice(0, keys - queries + stop)
-
-
-def _tile_queries(queries: int) -> int:
-    return min(queries, max(FEWEST_QUERIES, min(MOST_QUERIES, queries // 4)))
-
-
-def _over_heads(body: Callable[[Heads], None], q: np.ndarray, k: np.ndarray) -> None:
-    """Call body for slices of batch and KV heads whose tiles of scores fit the cache, on all
-    cores."""
-    batch, heads, group, queries, _ = q.shape
-    matrices = max(1, TILE_ELEMENTS // (group * _tile_queries(queries) * k.shape[2]))
-    heads_at_once = min(heads, matrices)
-    batch_at_once = max(1, matrices // heads)
-    parts = [
-        (slice(b, min(b + batch_at_once, batch)), slice(h, min(h + heads_at_once, heads)))
-        for b in range(0, batch, batch_at_once)
-        for h in range(0, heads, heads_at_once)
-    ]
-    parallel_for(lambda index: body(parts[index]), len(parts))
-
-
-def _hide(cache: AttentionCache, part: tuple[slice, ...], columns: slice) -> Hide:
-    """What hides, in a tile's scores (b, k, keys, G · queries), later keys and padding."""
-    size, group = part[-1].stop - part[-1].start, cache.q.shape[2]
-
-    def hide(s: np.ndarray) -> np.ndarray:
-        if size > 1:
-            # Only the tile's last, square part holds pairs in which the key comes after the query.
-            square = s[:, :, -size:].reshape(*s.shape[:2], size, group, size)
-            square += _later_keys(size)[:, None]
-        if cache.key_mask is not None:
-            np.copyto(s, -np.inf, where=~cache.key_mask[part[0], None, columns, None])
-        return s
-
-    return hide
-
-
-def _mask(cache: AttentionCache, part: tuple[slice, ...], columns: slice) -> np.ndarray | None:
-    """m of a tile, (b, k, keys, G · queries); None without dropout."""
-    if cache.keep is None:
-        return None
-    keep = cache.keep[(*part[:2], columns, *part[2:])]
-    return _side_by_side(keep) * cache.q.dtype.type(cache.keep_scale)
 
 
 def _empty_heads(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -285,25 +221,3 @@ def _transposed(x: np.ndarray, scale: float = 1.0) -> np.ndarray:
 def mT(x: np.ndarray) -> np.ndarray:  # noqa: N802 (as the array API has it)
     """The last two axes exchanged, a view."""
     return x.swapaxes(-1, -2)
-
-
-def _stacked(x: np.ndarray) -> np.ndarray:
-    """(b, k, G, queries, D) -> (b, k, G · queries, D); a view where G is 1."""
-    return x.reshape(*x.shape[:2], -1, x.shape[-1])
-
-
-def _put(target: np.ndarray, part: tuple[slice, ...], rows: np.ndarray) -> None:
-    """Rows of a tile, (b, k, G · queries, D), to their places in (B, K, G, T, D)."""
-    place = target[part]
-    place[...] = rows.reshape(place.shape)
-
-
-def _side_by_side(x: np.ndarray) -> np.ndarray:
-    """(b, k, n, G, queries) -> (b, k, n, G · queries)."""
-    return x.reshape(*x.shape[:3], -1)
-
-
-@functools.cache
-def _later_keys(size: int) -> np.ndarray:
-    """(keys, queries): -∞ where the key comes after the query, 0 elsewhere."""
-    return np.tril(np.full((size, size), -np.inf, np.float32), -1)

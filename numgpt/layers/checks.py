@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 
+from numgpt.runtime import Weight
 
-def floats(name: str, x: np.ndarray, axes: str | None = None) -> np.ndarray:
+ArrayT = TypeVar("ArrayT", bound=np.ndarray | Weight)
+
+
+def floats(name: str, x: ArrayT, axes: str | None = None) -> ArrayT:
     """x itself.  Raises TypeError for what is no array, ValueError for integers, or where `axes`
     ("B, H, T, D") are given for another number of them."""
-    if not isinstance(x, np.ndarray):
+    if not isinstance(x, (np.ndarray, Weight)):
         raise TypeError(f"{name} is a {type(x).__name__}: pass a NumPy array")
     if x.dtype not in (np.float32, np.float64):
         raise ValueError(
@@ -19,7 +25,7 @@ def floats(name: str, x: np.ndarray, axes: str | None = None) -> np.ndarray:
     return x
 
 
-def rows(name: str, x: np.ndarray, width: int, count: int | None = None) -> np.ndarray:
+def as_rows(name: str, x: np.ndarray, width: int, count: int | None = None) -> np.ndarray:
     """x (…, width) -> (N, width), a view where it can be one.  Raises as `floats` does, and
     ValueError for another width, or another number of rows than `count`."""
     if floats(name, x).ndim == 0 or x.shape[-1] != width:

@@ -31,7 +31,7 @@ import numpy as np
 
 from numgpt.layers.checks import floats, ids, like
 from numgpt.layers.softmax import exponentials
-from numgpt.runtime import Accumulator, empty, empty_like, matmul, over_row_blocks
+from numgpt.runtime import Accumulator, Weight, empty, empty_like, matmul, over_row_blocks
 
 IGNORE_INDEX = -100
 CHUNK_BYTES = 1 << 26  # of logits held at once
@@ -45,19 +45,19 @@ class TokenStatistics:
     correct: int = 0  # the target is the likeliest
     entropy: float = 0.0  # of the predicted distributions, in nats
 
+    @classmethod
+    def of(cls, z: np.ndarray, targets: np.ndarray) -> TokenStatistics:
+        """Of logits z (N, V) and targets (N,), which all count.  The entropy of a row is
+        -Σ p log p = log Z - Σ p (z - M), as log p = z - M - log Z and Σ p = 1."""
+        p_z, highest, total = exponentials(z.copy())  # p Z
+        entropy = np.log(total) - np.vecdot(p_z, z - highest)[:, None] / total
+        correct = z[np.arange(len(z)), targets] >= highest[:, 0]
+        return cls(len(z), int(np.count_nonzero(correct)), float(entropy.sum()))
+
     def add(self, other: TokenStatistics) -> None:
         self.tokens += other.tokens
         self.correct += other.correct
         self.entropy += other.entropy
-
-
-class LogProbsCache(NamedTuple):
-    x: np.ndarray  # (N, C)
-    weight: np.ndarray  # (V, C)
-    targets: np.ndarray  # (N,)
-    highest: np.ndarray  # M (N, 1)
-    total: np.ndarray  # Σ exp(z - M) (N, 1)
-    ignore_index: int
 
 
 def mean_weights(
@@ -70,7 +70,7 @@ def mean_weights(
 
 def linear_cross_entropy(
     x: np.ndarray,
-    weight: np.ndarray,
+    weight: np.ndarray | Weight,
     targets: np.ndarray,
     weights: np.ndarray | None = None,
     dweight: Accumulator | None = None,
@@ -97,79 +97,66 @@ def linear_cross_entropy(
     _check(x, weight, targets, ignore_index)
     weights = mean_weights(targets, x.dtype, ignore_index) if weights is None else weights
     like("weights", weights, x.shape[:1])
-    counted = np.flatnonzero(targets != ignore_index)
-    if not len(counted):
-        return 0.0, np.zeros_like(x), np.zeros_like(weight) if dweight is None else dweight.out
     dweight = Accumulator.like(weight) if dweight is None else dweight
-    if len(counted) < len(targets):  # the others have no part in it
-        dx = np.zeros_like(x)
-        loss, dx[counted], _ = linear_cross_entropy(
-            x[counted],
-            weight,
-            targets[counted],
-            weights[counted],
-            dweight,
-            statistics=statistics,
-        )
-        return loss, dx, dweight.out
-    dx = empty_like(x)
-    loss = 0.0
+    counted = _counted(targets, ignore_index)
+    x_counted, targets, weights = x[counted], targets[counted], weights[counted]
+    dx_counted, loss = empty_like(x_counted), 0.0
 
-    def rows(z: np.ndarray, targets: np.ndarray, w: np.ndarray) -> tuple[float, TokenStatistics]:
-        places = np.arange(len(z))
-        chosen = z[places, targets]
-        seen = TokenStatistics() if statistics is None else _statistics(z, chosen)
-        dz, highest, total = exponentials(z)  # exp(z - M), which becomes dz
-        log_p = chosen - highest[:, 0] - np.log(total[:, 0])
-        dz *= w[:, None] / total  # w p
-        dz[places, targets] -= w
-        return -float(w.astype(np.float64) @ log_p.astype(np.float64)), seen
+    def on_rows(z: np.ndarray, targets: np.ndarray, w: np.ndarray) -> float:
+        """Σ w · (-log p[target]) of some rows; their dz stands in the place of z then."""
+        at_target = np.arange(len(z)), targets
+        z_target = z[at_target]
+        p_z, highest, total = exponentials(z)  # p Z
+        log_p = z_target - highest[:, 0] - np.log(total[:, 0])
+        dz = np.multiply(p_z, w[:, None] / total, out=z)  # w p …
+        dz[at_target] -= w  # … - w where v is the target
+        return -float(w.astype(np.float64) @ log_p.astype(np.float64))
 
-    for part, z in _logits_in_chunks(x, weight):
-        for block_loss, seen in over_row_blocks(rows, z, targets[part], weights[part]):
-            loss += block_loss
-            if statistics is not None:
+    for part, z in _logits_in_chunks(x_counted, weight):
+        if statistics is not None:
+            for seen in over_row_blocks(TokenStatistics.of, z, targets[part]):
                 statistics.add(seen)
-        matmul(z, weight, out=dx[part])  # dz (n, V) -> (n, C)
-        if dweight.wanted:
-            dweight.add_product(z.T, x[part])
-    return loss, dx, dweight.out
+        loss += sum(over_row_blocks(on_rows, z, targets[part], weights[part]))
+        dz = z
+        matmul(dz, weight, out=dx_counted[part])  # (n, V) -> (n, C)
+        dweight.add_outer(dz, x_counted[part])
+    return loss, _placed(dx_counted, counted, x), dweight.out
 
 
-def _statistics(z: np.ndarray, chosen: np.ndarray) -> TokenStatistics:
-    """Of logits z (n, V), and those of the targets (n,)."""
-    p, highest, total = exponentials(z.copy())
-    # H = log Σ exp(z) - Σ p z = log Z - Σ p (z - M), as Σ p = 1; this p is Z times itself.
-    mean = np.vecdot(p, z - highest) / total[:, 0]
-    entropy = np.log(total[:, 0]) - mean
-    return TokenStatistics(
-        len(z), int(np.count_nonzero(chosen >= highest[:, 0])), float(entropy.sum())
-    )
+class LogProbsCache(NamedTuple):
+    x: np.ndarray  # (N, C)
+    weight: np.ndarray | Weight  # (V, C)
+    targets: np.ndarray  # (N,)
+    counted: slice | np.ndarray  # the n rows whose target counts
+    highest: np.ndarray  # M (n, 1)
+    total: np.ndarray  # Z = Σ exp(z - M) (n, 1)
 
 
 def linear_log_probs_forward(
-    x: np.ndarray, weight: np.ndarray, targets: np.ndarray, ignore_index: int = IGNORE_INDEX
+    x: np.ndarray,
+    weight: np.ndarray | Weight,
+    targets: np.ndarray,
+    ignore_index: int = IGNORE_INDEX,
 ) -> tuple[np.ndarray, LogProbsCache]:
     """log p_n[target_n] of the logits x weightᵀ.  x (N, C), weight (V, C), targets (N,) -> logp
     (N,), cache."""
     _check(x, weight, targets, ignore_index)
-    logp, highest, total = np.zeros(len(x), x.dtype), *np.empty((2, len(x), 1), x.dtype)
+    counted = _counted(targets, ignore_index)
+    x_counted, targets_counted = x[counted], targets[counted]
+    logp_counted = empty(len(x_counted), x.dtype)
+    highest, total = np.empty((2, len(x_counted), 1), x.dtype)
 
-    def rows(
-        z: np.ndarray,
-        targets: np.ndarray,
-        logp: np.ndarray,
-        highest: np.ndarray,
-        total: np.ndarray,
-    ) -> None:
-        counted = np.flatnonzero(targets != ignore_index)
-        chosen = z[counted, targets[counted]]
+    def on_rows(z: np.ndarray, *of_rows: np.ndarray) -> None:
+        targets, logp, highest, total = of_rows
+        z_target = z[np.arange(len(z)), targets]
         _, highest[:], total[:] = exponentials(z)
-        logp[counted] = chosen - highest[counted, 0] - np.log(total[counted, 0])
+        logp[:] = z_target - highest[:, 0] - np.log(total[:, 0])
 
-    for part, z in _logits_in_chunks(x, weight):
-        over_row_blocks(rows, z, targets[part], logp[part], highest[part], total[part])
-    return logp, LogProbsCache(x, weight, targets, highest, total, ignore_index)
+    of_rows = targets_counted, logp_counted, highest, total
+    for part, z in _logits_in_chunks(x_counted, weight):
+        over_row_blocks(on_rows, z, *(array[part] for array in of_rows))
+    logp = _placed(logp_counted, counted, x[:, 0])
+    return logp, LogProbsCache(x, weight, targets, counted, highest, total)
 
 
 def linear_log_probs_backward(
@@ -177,34 +164,45 @@ def linear_log_probs_backward(
 ) -> tuple[np.ndarray, np.ndarray]:
     """dlogp (N,) -> dx (N, C), dweight (V, C): a new array, or added to the sum that is handed
     over."""
-    x, weight, targets, highest, total, ignore_index = cache
+    x, weight, targets, counted, highest, total = cache
     like("dlogp", dlogp, x.shape[:1])
     dweight = Accumulator.like(weight) if dweight is None else dweight
-    dx = empty_like(x)
+    x_counted = x[counted]
+    dx_counted = empty_like(x_counted)
 
-    def rows(
-        z: np.ndarray,
-        targets: np.ndarray,
-        dlogp: np.ndarray,
-        highest: np.ndarray,
-        total: np.ndarray,
-    ) -> None:
-        counted = np.flatnonzero(targets != ignore_index)
-        d = np.zeros_like(total)
-        d[counted, 0] = dlogp[counted]
-        dz = np.exp(np.subtract(z, highest, out=z), out=z)  # exp(z - M), which becomes dz
-        dz *= -d / total  # -dlogp p
-        dz[counted, targets[counted]] += d[counted, 0]
+    def on_rows(z: np.ndarray, *of_rows: np.ndarray) -> None:
+        targets, dlogp, highest, total = of_rows
+        p_z = np.exp(np.subtract(z, highest, out=z), out=z)  # p Z
+        dz = np.multiply(p_z, -dlogp[:, None] / total, out=z)  # -dlogp p …
+        dz[np.arange(len(z)), targets] += dlogp  # … + dlogp where v is the target
 
-    for part, z in _logits_in_chunks(x, weight):
-        over_row_blocks(rows, z, targets[part], dlogp[part], highest[part], total[part])
-        matmul(z, weight, out=dx[part])  # (n, V) -> (n, C)
-        if dweight.wanted:
-            dweight.add_product(z.T, x[part])
-    return dx, dweight.out
+    of_rows = targets[counted], dlogp[counted], highest, total
+    for part, z in _logits_in_chunks(x_counted, weight):
+        over_row_blocks(on_rows, z, *(array[part] for array in of_rows))
+        dz = z
+        matmul(dz, weight, out=dx_counted[part])  # (n, V) -> (n, C)
+        dweight.add_outer(dz, x_counted[part])
+    return _placed(dx_counted, counted, x), dweight.out
 
 
-def _logits_in_chunks(x: np.ndarray, weight: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+def _counted(targets: np.ndarray, ignore_index: int) -> slice | np.ndarray:
+    """The rows whose target counts; the others have no part in any product."""
+    counted = targets != ignore_index
+    return slice(None) if counted.all() else np.flatnonzero(counted)
+
+
+def _placed(values: np.ndarray, counted: slice | np.ndarray, like: np.ndarray) -> np.ndarray:
+    """The values of the rows that count, among zeros for the others, in the shape of `like`."""
+    if isinstance(counted, slice):
+        return values
+    whole = np.zeros_like(like)
+    whole[counted] = values
+    return whole
+
+
+def _logits_in_chunks(
+    x: np.ndarray, weight: np.ndarray | Weight
+) -> Iterator[tuple[slice, np.ndarray]]:
     """Rows, and their logits (n, V), in memory that the next chunk uses again."""
     count = -(-x.shape[0] * weight.shape[0] * x.itemsize // CHUNK_BYTES)
     count = max(1, min(count, len(x)))
@@ -215,7 +213,9 @@ def _logits_in_chunks(x: np.ndarray, weight: np.ndarray) -> Iterator[tuple[slice
         yield slice(start, stop), matmul(x[start:stop], weight.T, out=z)  # (n, C) -> (n, V)
 
 
-def _check(x: np.ndarray, weight: np.ndarray, targets: np.ndarray, ignore_index: int) -> None:
+def _check(
+    x: np.ndarray, weight: np.ndarray | Weight, targets: np.ndarray, ignore_index: int
+) -> None:
     """Raises TypeError or ValueError for what are not rows with a target each."""
     floats("x", x, "N, C")
     if x.shape[1:] != floats("weight", weight, "V, C").shape[1:]:

@@ -60,8 +60,8 @@ def dropout_backward(dy: np.ndarray, cache: DropoutCache) -> np.ndarray:
 def _apply(x: np.ndarray, mask: Mask) -> np.ndarray:
     y = empty_like(x)
 
-    def rows(x: np.ndarray, kept: np.ndarray, y: np.ndarray) -> None:
+    def on_rows(x: np.ndarray, kept: np.ndarray, y: np.ndarray) -> None:
         np.multiply(mask.scale * x, kept, out=y)
 
-    over_row_blocks(rows, x, mask.kept, y)
+    over_row_blocks(on_rows, x, mask.kept, y)
     return y

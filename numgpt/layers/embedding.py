@@ -48,6 +48,5 @@ def embedding_backward(
     checks.like("dy", dy, (*ids.shape, width))
     if dweight is None:
         dweight = Accumulator(np.empty((vocabulary, width), dy.dtype))
-    if dweight.wanted:
-        dweight.add_rows(ids.ravel(), dy.reshape(-1, width))
+    dweight.add_rows(ids.ravel(), dy.reshape(-1, width))
     return dweight.out

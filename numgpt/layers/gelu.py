@@ -44,11 +44,11 @@ def gelu_tanh_forward(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     y = empty_like(floats("x", x))
 
-    def rows(x: np.ndarray, y: np.ndarray) -> None:
+    def on_rows(x: np.ndarray, y: np.ndarray) -> None:
         z = x * (LINEAR + CUBIC * (x * x))
         np.multiply(x, sigmoid(z), out=y)
 
-    over_row_blocks(rows, x, y)
+    over_row_blocks(on_rows, x, y)
     return y, x
 
 
@@ -56,13 +56,13 @@ def gelu_tanh_backward(dy: np.ndarray, cache: np.ndarray) -> np.ndarray:
     """dy (N, F) -> dx (N, F)."""
     x, dx = cache, empty_like(like("dy", dy, cache.shape))
 
-    def rows(x: np.ndarray, dy: np.ndarray, dx: np.ndarray) -> None:
+    def on_rows(x: np.ndarray, dy: np.ndarray, dx: np.ndarray) -> None:
         x2 = x * x
         s = sigmoid(x * (LINEAR + CUBIC * x2))
         slope = LINEAR + 3 * CUBIC * x2  # z'
         np.multiply(dy, s * (1 + x * (1 - s) * slope), out=dx)
 
-    over_row_blocks(rows, x, dy, dx)
+    over_row_blocks(on_rows, x, dy, dx)
     return dx
 
 
@@ -83,9 +83,9 @@ def gelu_erf_backward(dy: np.ndarray, cache: np.ndarray) -> np.ndarray:
     """dy (N, F) -> dx (N, F)."""
     x, dx = cache, empty_like(like("dy", dy, cache.shape))
 
-    def rows(x: np.ndarray, dy: np.ndarray, dx: np.ndarray) -> None:
+    def on_rows(x: np.ndarray, dy: np.ndarray, dx: np.ndarray) -> None:
         density = np.exp(-0.5 * (x * x)) / math.sqrt(2 * math.pi)  # φ(x)
         np.multiply(dy, normal_cdf(x) + x * density, out=dx)
 
-    over_row_blocks(rows, x, dy, dx)
+    over_row_blocks(on_rows, x, dy, dx)
     return dx

@@ -24,8 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numgpt.layers.checks import rows as as_rows
-from numgpt.layers.checks import vector
+from numgpt.layers.checks import as_rows, vector
 from numgpt.runtime import Accumulator, empty, empty_like, mean_product, over_row_blocks, sum_rows
 
 
@@ -52,7 +51,7 @@ def layernorm_forward(
     x_rows = as_rows("x", x, len(vector("weight", weight)))
     x_hat, y, rstd = empty_like(x_rows), empty_like(x_rows), empty((len(x_rows), 1), x.dtype)
 
-    def rows(x: np.ndarray, x_hat: np.ndarray, y: np.ndarray, rstd: np.ndarray) -> None:
+    def on_rows(x: np.ndarray, x_hat: np.ndarray, y: np.ndarray, rstd: np.ndarray) -> None:
         centred = x - _mean(x)
         # The mean is rounded at the scale of x, so that a small mean is left. It counts where a row
         # hardly varies: subtract it too.
@@ -61,7 +60,7 @@ def layernorm_forward(
         np.multiply(centred, rstd, out=x_hat)
         np.add(weight * x_hat, bias, out=y)
 
-    over_row_blocks(rows, x_rows, x_hat, y, rstd)
+    over_row_blocks(on_rows, x_rows, x_hat, y, rstd)
     return y.reshape(x.shape), LayerNormCache(x_hat, rstd, weight, bias)
 
 
@@ -89,7 +88,7 @@ def layernorm_backward(
     dy_rows = as_rows("dy", dy, len(weight), len(x_hat))
     dx = empty_like(x_hat)
 
-    def rows(
+    def on_rows(
         dy: np.ndarray, x_hat: np.ndarray, rstd: np.ndarray, dx: np.ndarray
     ) -> tuple[np.ndarray | float, np.ndarray | float]:
         # from y = weight · x̂ + bias:
@@ -100,7 +99,7 @@ def layernorm_backward(
         np.multiply(rstd, g - _mean(g) - x_hat * mean_product(g, x_hat), out=dx)
         return of_weight, of_bias
 
-    parts = over_row_blocks(rows, dy_rows, x_hat, rstd, dx)
+    parts = over_row_blocks(on_rows, dy_rows, x_hat, rstd, dx)
     dweight.add(sum(part for part, _ in parts))
     dbias.add(sum(part for _, part in parts))
     return dx.reshape(dy.shape), dweight.out, dbias.out

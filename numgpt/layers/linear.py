@@ -16,18 +16,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numgpt.layers.checks import floats, rows
-from numgpt.runtime import Accumulator, matmul, over_row_blocks, sum_rows
+from numgpt.layers.checks import as_rows, floats
+from numgpt.runtime import NOWHERE, Accumulator, Weight, matmul, over_row_blocks
 
 
 class LinearCache(NamedTuple):
     x: np.ndarray | None  # (N, I); None where no gradient of the weight is wanted
-    weight: np.ndarray  # (I, O)
-    has_bias: bool = True
+    weight: np.ndarray | Weight  # (I, O)
+    bias: np.ndarray | None = None  # (O,)
 
 
 def linear_forward(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None
+    x: np.ndarray, weight: np.ndarray | Weight, bias: np.ndarray | None = None
 ) -> tuple[np.ndarray, LinearCache]:
     """x (N, I), weight (I, O), bias (O,) or None -> y (N, O), cache.
 
@@ -37,11 +37,11 @@ def linear_forward(
     >>> linear_forward(x, weight, bias)[0][0]
     array([4.5, 6. ])
     """
-    x_rows = rows("x", x, len(floats("weight", weight, "I, O")))
+    x_rows = as_rows("x", x, floats("weight", weight, "I, O").shape[0])
     y = matmul(x_rows, weight)  # (N, I) -> (N, O)
     if bias is not None:
         over_row_blocks(lambda y: np.add(y, bias, out=y), y)
-    return y.reshape(*x.shape[:-1], weight.shape[1]), LinearCache(x_rows, weight, bias is not None)
+    return y.reshape(*x.shape[:-1], weight.shape[1]), LinearCache(x_rows, weight, bias)
 
 
 def linear_backward(
@@ -54,15 +54,13 @@ def linear_backward(
 
     The parameters' gradients are new arrays, or are added to the sums that are handed over.
     """
-    x, weight, has_bias = cache
-    dweight = Accumulator.like(weight) if dweight is None else dweight
-    if dbias is None and has_bias:
-        dbias = Accumulator.like(weight[0])
-    dy_rows = rows("dy", dy, weight.shape[1], None if x is None else len(x))
-    if x is not None and dweight.wanted:
-        dweight.add_product(x.T, dy_rows)
-    if dbias is not None and dbias.wanted:
-        dbias.add(sum_rows(dy_rows))
-    dx = matmul(dy_rows, weight.T)  # (N, O) -> (N, I)
-    dx = dx.reshape(*dy.shape[:-1], len(weight))
-    return dx, dweight.out, None if dbias is None else dbias.out
+    x, weight, bias = cache
+    if dweight is None:
+        dweight = Accumulator.like(weight)
+    if dbias is None:
+        dbias = NOWHERE if bias is None else Accumulator.like(bias)
+    dy_rows = as_rows("dy", dy, weight.shape[1], None if x is None else len(x))
+    dweight.add_outer(x, dy_rows)  # dW = xᵀ dy
+    dbias.add_sum(dy_rows)  # db = Σ_n dy_n
+    dx = matmul(dy_rows, weight.T)  # dx = dy Wᵀ
+    return dx.reshape(*dy.shape[:-1], weight.shape[0]), dweight.out, dbias.out

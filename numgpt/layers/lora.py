@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numgpt.layers.checks import floats, rows
+from numgpt.layers.checks import as_rows, floats
 from numgpt.layers.dropout import DropoutCache, dropout_backward, dropout_forward
 from numgpt.runtime import Accumulator, matmul
 
@@ -54,7 +54,7 @@ def lora_forward(
     """
     if len(floats("A", a, "r, I")) != floats("B", b, "O, r").shape[1]:
         raise ValueError(f"A has shape {a.shape}, B {b.shape}: expected (r, I) and (O, r)")
-    x_rows = rows("x", x, a.shape[1])
+    x_rows = as_rows("x", x, a.shape[1])
     dropped, cache = dropout_forward(x_rows, dropout, rng)
     u = matmul(dropped, a.T)  # (N, I) -> (N, r)
     y = matmul(u, (scale * b).T)  # (N, r) -> (N, O)
@@ -72,13 +72,11 @@ def lora_backward(
     x, a, b, scale, u, dropout = cache
     da = Accumulator.like(a) if da is None else da
     db = Accumulator.like(b) if db is None else db
-    dy_rows = rows("dy", dy, len(b), len(u))
+    dy_rows = as_rows("dy", dy, len(b), len(u))
     # from y = s · u Bᵀ:
-    if db.wanted:
-        db.add_product(dy_rows.T, scale * u)
+    db.add_outer(dy_rows, scale * u)
     du = matmul(dy_rows, scale * b)  # (N, O) -> (N, r)
-    # from u = x Aᵀ:
-    if da.wanted and x is not None:
-        da.add_product(du.T, x if dropout is None else dropout_backward(x, dropout))  # m · x
+    # from u = (m · x) Aᵀ:
+    da.add_outer(du, None if x is None else dropout_backward(x, dropout))
     dx = dropout_backward(matmul(du, a), dropout)
     return dx.reshape(*dy.shape[:-1], a.shape[1]), da.out, db.out

@@ -19,8 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numgpt.layers.checks import rows as as_rows
-from numgpt.layers.checks import vector
+from numgpt.layers.checks import as_rows, vector
 from numgpt.runtime import Accumulator, empty, empty_like, mean_product, over_row_blocks, sum_rows
 
 
@@ -45,12 +44,12 @@ def rmsnorm_forward(
     x_rows = as_rows("x", x, len(vector("weight", weight)))
     x_hat, y, rstd = empty_like(x_rows), empty_like(x_rows), empty((len(x_rows), 1), x.dtype)
 
-    def rows(x: np.ndarray, x_hat: np.ndarray, y: np.ndarray, rstd: np.ndarray) -> None:
+    def on_rows(x: np.ndarray, x_hat: np.ndarray, y: np.ndarray, rstd: np.ndarray) -> None:
         rstd[:] = 1 / np.sqrt(mean_product(x, x) + eps)
         np.multiply(x, rstd, out=x_hat)
         np.multiply(x_hat, weight, out=y)
 
-    over_row_blocks(rows, x_rows, x_hat, y, rstd)
+    over_row_blocks(on_rows, x_rows, x_hat, y, rstd)
     return y.reshape(x.shape), RMSNormCache(x_hat, rstd, weight)
 
 
@@ -72,7 +71,7 @@ def rmsnorm_backward(
     dy_rows = as_rows("dy", dy, len(weight), len(x_hat))
     dx = empty_like(x_hat)
 
-    def rows(
+    def on_rows(
         dy: np.ndarray, x_hat: np.ndarray, rstd: np.ndarray, dx: np.ndarray
     ) -> np.ndarray | float:
         # from y = weight · x̂:
@@ -82,5 +81,5 @@ def rmsnorm_backward(
         np.multiply(rstd, g - x_hat * mean_product(g, x_hat), out=dx)
         return of_weight
 
-    dweight.add(sum(over_row_blocks(rows, dy_rows, x_hat, rstd, dx)))
+    dweight.add(sum(over_row_blocks(on_rows, dy_rows, x_hat, rstd, dx)))
     return dx.reshape(dy.shape), dweight.out

@@ -40,10 +40,10 @@ def swiglu_forward(gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, SwiGLU
         raise ValueError(f"gate has shape {gate.shape}, up {up.shape}: they must be equal")
     y = empty_like(gate)
 
-    def rows(gate: np.ndarray, up: np.ndarray, y: np.ndarray) -> None:
+    def on_rows(gate: np.ndarray, up: np.ndarray, y: np.ndarray) -> None:
         np.multiply(gate * sigmoid(gate), up, out=y)
 
-    over_row_blocks(rows, gate, up, y)
+    over_row_blocks(on_rows, gate, up, y)
     return y, SwiGLUCache(gate, up)
 
 
@@ -55,12 +55,11 @@ def swiglu_backward(
     like("dy", dy, gate.shape)
     dgate, dup = (empty_like(dy), empty_like(dy)) if out is None else out
 
-    def rows(
-        dy: np.ndarray, gate: np.ndarray, up: np.ndarray, dgate: np.ndarray, dup: np.ndarray
-    ) -> None:
+    def on_rows(*of_rows: np.ndarray) -> None:
+        dy, gate, up, dgate, dup = of_rows
         s = sigmoid(gate)
         np.multiply(dy * up, s * (1 + gate * (1 - s)), out=dgate)
         np.multiply(dy, gate * s, out=dup)
 
-    over_row_blocks(rows, dy, gate, up, dgate, dup)
+    over_row_blocks(on_rows, dy, gate, up, dgate, dup)
     return dgate, dup

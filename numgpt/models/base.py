@@ -1,7 +1,8 @@
-"""What every model is made of, whatever its layers: config, parameters, blocks, and which train.
+"""What every model has: config, parameters, blocks, adapters, and which of its weights train.
 
-A family (gpt2.py, llama.py) supplies the shapes of its parameters, the modules on them, and the two
-pages of layer calls, `forward` and `backward`. What a model is asked for is in language_model.py.
+A family (gpt2.py, llama.py) supplies the shapes of its parameters, the blocks and modules on them,
+and the two passes over the blocks, `forward` and `backward`. What a model is asked for, and so what
+calls these, is in language_model.py.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from typing import ClassVar, Generic, TypeVar
 import numpy as np
 
 from numgpt.messages import shown
+from numgpt.models.adapters import Adapters
+from numgpt.models.blocks import Block
 from numgpt.models.config import Config
 from numgpt.models.context import Context
-from numgpt.models.modules import LayerNorm, Linear, RMSNorm
+from numgpt.models.lora import Adapter, LoRAConfig
+from numgpt.models.modules import Linear, Norm, Unembedding
 from numgpt.models.parameters import (
     Gradients,
     Layout,
@@ -28,32 +32,19 @@ ConfigT = TypeVar("ConfigT", bound=Config)  # of a family
 CacheT = TypeVar("CacheT")  # what its backward needs
 
 
-class BaseBlock:
-    """What is the same in the blocks of all families."""
-
-    hook_names: ClassVar[tuple[str, ...]]  # in the order of the forward pass
-    norms: tuple[LayerNorm, LayerNorm] | tuple[RMSNorm, RMSNorm]  # before attention, feed-forward
-    attention_input: Linear  # to queries, keys and values, side by side
-    attention_output: Linear  # from the heads' results to the stream
-    attention_scale: float  # what q · k is multiplied by
-    mlp_input: Linear  # the feed-forward layer's first; of a gated one gate and up, side by side
-    mlp_output: Linear  # … and its last
-
-    def __init__(self, name: str, layer: int):
-        self.name = name  # its parameters' names begin so
-        self.layer = layer
-        self.hooks = f"blocks.{layer}."  # … and its hooks' names so
-
-
 class BaseModel(Generic[ConfigT, CacheT]):
     """A config, parameters, and the blocks that are built on them."""
 
     config_class: ClassVar[type[Config]]
-    # The names of the tables that ids and positions read.
-    embeddings: ClassVar[tuple[str, ...]] = ()
+    embeddings: ClassVar[tuple[str, ...]] = ()  # the names of the tables that ids, positions read
     embedding_hooks: ClassVar[tuple[str, ...]] = ()
-    blocks: Sequence[BaseBlock] = ()
+    usual_targets: ClassVar[Sequence[str]] = ()  # what PEFT adapts where nothing is named
     trained: Layout  # of the gradients: what is not frozen
+
+    # What `build` makes.
+    blocks: Sequence[Block] = ()
+    final_norm: Norm  # before the unembedding
+    unembedding: Unembedding
 
     def __init__(
         self,
@@ -71,6 +62,7 @@ class BaseModel(Generic[ConfigT, CacheT]):
             )
         config.validate()
         self.config = config
+        self.adapters = Adapters()
         self.name_or_path: str | None = None  # where it was loaded from
         # What its files say of how to generate: options of `generate` where nothing is given.
         self.generation_config: dict[str, object] = {}
@@ -86,19 +78,18 @@ class BaseModel(Generic[ConfigT, CacheT]):
 
     @parameters.setter
     def parameters(self, parameters: Parameters) -> None:
-        self.trained = self._trained_at_first(parameters)
+        self.adapters.check_not_merged()
+        adapter = self.adapters.active
+        self.trained = (parameters if adapter is None else adapter.parameters).layout
         self._parameters = parameters
         self.gradients: Gradients | None = None
         self._build()
-
-    def _trained_at_first(self, parameters: Parameters) -> Layout:
-        """The layout of the gradients while nobody has frozen anything."""
-        return parameters.layout
 
     def _build(self) -> None:
         before = set(self.__dict__)
         self.build()
         self._built = set(self.__dict__) - before
+        self.adapters.attach(self._linears())
 
     def __getstate__(self) -> dict[str, object]:
         # What is built holds views on the parameters: a copy builds its own.
@@ -132,22 +123,12 @@ class BaseModel(Generic[ConfigT, CacheT]):
         return self.config.initializer_range
 
     def forward(self, ids: np.ndarray, ctx: Context) -> tuple[np.ndarray, CacheT]:
-        """ids (B, T) -> the hidden states that the unembedding reads, (N, C), and the caches for
-        `backward`; with ctx.last_only those of each sequence's last token, (B, C)."""
+        """ids (B, T) -> the hidden states that the unembedding reads, (N, C), or with
+        ctx.last_only_in those of each sequence's last token, (B, C); and the cache."""
         raise NotImplementedError
 
     def backward(self, dy: np.ndarray, cache: CacheT, ctx: Context, g: Gradients) -> None:
         """dy (N, C), the gradient at forward's result -> adds to the gradients."""
-        raise NotImplementedError
-
-    @property
-    def final_norm(self) -> LayerNorm | RMSNorm:
-        """The norm before the unembedding."""
-        raise NotImplementedError
-
-    @property
-    def unembedding(self) -> str:
-        """The name of the parameter (V, C) that turns hidden states into logits."""
         raise NotImplementedError
 
     # --- sizes and first weights ---
@@ -181,16 +162,18 @@ class BaseModel(Generic[ConfigT, CacheT]):
 
     @property
     def all_parameters(self) -> dict[str, np.ndarray]:
-        """The weights by name, and with them what an adapter has."""
-        return {name: array for part in self._parts() for name, array in part.items()}
+        """The weights by name, and with them those of an adapter beside them."""
+        return {name: array for owner in self._owners() for name, array in owner.items()}
 
     def pieces(self, layout: Layout) -> Iterator[tuple[slice, np.ndarray, int]]:
         """The weights in the places of a layout: see Parameters.pieces."""
-        for part in self._parts():
-            yield from part.pieces({name: place for name, place in layout.items() if name in part})
+        for owner in self._owners():
+            yield from owner.pieces({n: place for n, place in layout.items() if n in owner})
 
-    def _parts(self) -> list[Parameters]:
-        return [self.parameters]
+    def _owners(self) -> list[Parameters]:
+        """Whose parameters there are: the model's, and those of an adapter beside them."""
+        adapter = self.adapters.beside
+        return [self.parameters] + ([] if adapter is None else [adapter.parameters])
 
     def freeze(self, *patterns: str) -> None:
         """Leave parameters as they are from now on: those of these names or patterns ("wte",
@@ -209,23 +192,100 @@ class BaseModel(Generic[ConfigT, CacheT]):
 
     def train_only(self, names: Iterable[str]) -> None:
         """Train the parameters of these names, and no others."""
+        self.adapters.check_not_merged()
         chosen, shapes = set(names), dict[str, tuple[int, ...]]()
-        for part in self._parts():
-            if chosen == part.layout.keys():
-                self.trained = part.layout
+        for owner in self._owners():
+            if chosen == owner.layout.keys():
+                self.trained = owner.layout
                 break
-            for name, (_, shape) in sorted(part.layout.items(), key=lambda item: item[1][0]):
+            for name, (_, shape) in sorted(owner.layout.items(), key=lambda item: item[1][0]):
                 if name in chosen:
                     shapes[name] = shape
         else:
             self.trained = layout_of(shapes)
         self.gradients = None
 
-    def _lowest_trained(self) -> int:
-        """The lowest block that a backward has to reach; it reaches the embeddings by 0."""
+    def first_trained(self) -> int:
+        """The first block that a backward has to reach; 0 as well if an embedding trains."""
         if any(name in self.trained for name in self.embeddings):
             return 0
         for block in self.blocks:
             if any(name.startswith(f"{block.name}.") for name in self.trained):
                 return block.layer
         return len(self.blocks)
+
+    # --- adapters ---
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """The active adapter."""
+        return self.adapters.active
+
+    @property
+    def active_adapter(self) -> str | None:
+        """Its name."""
+        return self.adapters.active_name
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether the weights hold the active adapter."""
+        return self.adapters.is_merged
+
+    def add_adapter(
+        self, config: LoRAConfig | None = None, name: str = "default", seed: int = 0
+    ) -> Adapter:
+        """A new adapter, active at once: from now on its A and B train, the model's own weights
+        are frozen.
+
+        Its B is 0, so nothing changes yet. Make the optimizer afterwards. Raises ValueError for a
+        name that is taken, a target that matches nothing, a rank that is larger than a matrix.
+        """
+        config = LoRAConfig() if config is None else config
+        if not isinstance(config, LoRAConfig):
+            raise TypeError(f"add_adapter takes a LoRAConfig, not {shown(config)}")
+        config.validate()
+        shapes = self.projection_shapes()
+        chosen = {name: shapes[name] for name in config.chosen(shapes, self.usual_targets)}
+        rng = np.random.default_rng(seed)
+        return self.attach_adapter(Adapter.new(config, chosen, self.parameters.dtype, rng), name)
+
+    def attach_adapter(self, adapter: Adapter, name: str = "default") -> Adapter:
+        """Take an adapter that was made elsewhere, as `add_adapter` does."""
+        self.adapters.add(name, adapter)
+        self.set_adapter(name)
+        return adapter
+
+    def set_adapter(self, name: str | None) -> None:
+        """Compute with this adapter, and train it; None: with the model's own weights alone, which
+        stay frozen until `unfreeze`."""
+        self.adapters.activate(name)
+        self.train_only(() if self.adapter is None else self.adapter.parameters)
+
+    def delete_adapter(self, name: str = "default") -> None:
+        """Forget an adapter; without any the model's own weights stay frozen until `unfreeze`."""
+        if name not in self.adapters:
+            self.set_adapter(name)  # tells which there are
+        if name == self.active_adapter:
+            self.set_adapter(None)
+        self.adapters.remove(name)
+
+    def merge_adapter(self) -> None:
+        """Add the active adapter's s · B A to the weights: nothing is computed beside them any
+        more. The weights as they were are kept, for `unmerge_adapter`."""
+        self.adapters.merge(self.parameters)
+
+    def unmerge_adapter(self) -> None:
+        """Put the weights back, bit for bit, and compute the adapter beside them again."""
+        self.adapters.unmerge(self.parameters)
+
+    @property
+    def own_parameters(self) -> dict[str, np.ndarray]:
+        """The model's own weights, by name, whatever is merged into them."""
+        return self.adapters.pristine(self.parameters)
+
+    def projection_shapes(self) -> dict[str, tuple[int, int]]:
+        """Name -> (I, O) of every linear layer within the blocks, in their order."""
+        return {name: shape for linear in self._linears() for name, shape in linear.shapes.items()}
+
+    def _linears(self) -> list[Linear]:
+        return [linear for block in self.blocks for linear in block.linears]

@@ -59,6 +59,16 @@ class Config:
         return getattr(self, self.context_field)
 
     @property
+    def pattern_dropout(self) -> float:
+        """Of the attention's probabilities."""
+        raise NotImplementedError
+
+    @property
+    def branch_dropout(self) -> float:
+        """Of what a branch adds to the residual stream."""
+        return 0.0
+
+    @property
     def width(self) -> int:
         """C, of the residual stream."""
         raise NotImplementedError

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from numgpt.layers.rope import Rotation
 from numgpt.models.hooks import NO_HOOKS, Hooks
 from numgpt.models.kv_cache import KVView
 from numgpt.models.modules import Input
@@ -24,17 +25,18 @@ class Context:
     batch: int  # B
     rng: np.random.Generator | None = None  # switches dropout on
     kv: KVView | None = None  # keys and values of earlier positions, which takes in the new ones
+    rotation: Rotation | None = None  # RoPE's, of the pass's positions
     keeps_caches: bool = False  # a backward follows
-    keeps_inputs: bool = False  # keeps what projections read; else the backward computes it again
-    last_only: bool = False  # of the last layer, only what each sequence's last token needs
-    lowest: int = 0  # the blocks below this one, and the embeddings, need no backward
+    keeps_inputs: bool = False  # keeps what projections read; else the backward recomputes it
+    last_only_in: int | None = None  # of this layer, only what each sequence's last token needs
+    first_trained: int = 0  # the blocks before it, and the embeddings, need no backward
     hooks: Hooks = NO_HOOKS  # on activations
     grad_hooks: Hooks = NO_HOOKS  # on their gradients
     in_place: bool = True  # False while hooks look on: they may hold any array, so none may change
 
     def keeps(self, layer: int) -> bool:
         """Whether a backward needs the cache of this layer's block."""
-        return self.keeps_caches and layer >= self.lowest
+        return self.keeps_caches and layer >= self.first_trained
 
     def add(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """x + y, in the memory of x where that may be: y is what a branch adds to the stream x."""
@@ -43,10 +45,10 @@ class Context:
         add_into(x, y)
         return x
 
-    def keep(self, y: np.ndarray, again: Callable[[Cache], np.ndarray], cache: Cache) -> Input:
-        """What gives y (N, …) to the backward: y itself, or the function that computes it again
-        from what its layer has kept anyway."""
-        return (lambda: y) if self.keeps_inputs else functools.partial(again, cache)
+    def keep(self, y: np.ndarray, output: Callable[[Cache], np.ndarray], cache: Cache) -> Input:
+        """What gives y (N, …) to the backward: y itself, or the function that recomputes it from
+        what its layer has kept anyway."""
+        return (lambda: y) if self.keeps_inputs else functools.partial(output, cache)
 
     def positions(self, ids: np.ndarray, context_length: int) -> np.ndarray:
         """(B, T): the place of each token in its sequence; at padding on the right, any."""
@@ -62,14 +64,23 @@ class Context:
         (B, S)."""
         return (k, v, None) if self.kv is None else self.kv.append(layer, k, v)
 
-    def last_of(self, q: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """q (B, H, T, D), x (N, C) -> of each sequence's last token alone, (B, H, 1, D), (B, C)."""
+    def queries(self, layer: int, q: np.ndarray) -> np.ndarray:
+        """q (B, H, T, D) itself, or in the layer of which only the last tokens are wanted theirs,
+        (B, H, 1, D)."""
+        if layer != self.last_only_in or q.shape[2] == 1:
+            return q
+        return q[np.arange(self.batch), :, self._last(q.shape[2])][:, :, None]
+
+    def stream(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """The rows of x (N, C) that y is added to: all, or those of the last tokens, (B, C)."""
+        if len(x) == len(y):
+            return x
         x = x.reshape(self.batch, -1, x.shape[1])
-        time = x.shape[1]
-        if self.kv is None or (self.kv.counts == time).all():
-            return q[:, :, -1:], x[:, -1]
-        rows, last = np.arange(self.batch), self.kv.counts - 1
-        return q[rows, :, last][:, :, None], x[rows, last]
+        return x[np.arange(self.batch), self._last(x.shape[1])]
+
+    def _last(self, time: int) -> np.ndarray | int:
+        """Which of the T tokens is each sequence's last: the others are padding."""
+        return time - 1 if self.kv is None else self.kv.counts - 1
 
     def advance(self) -> None:
         """The new keys and values are complete."""

@@ -2,10 +2,9 @@
 
 A large model spends its time in products, and BLAS spreads each of them over the cores. The
 products of a small one last microseconds, too short to be worth spreading, and so does the work
-between them. There, each core takes a part of the batch through forward, loss and backward, with
-gradients of its own, which are added up at the end, as the machines of a cluster do (Chen et al.
-2016, arXiv:1604.00981). The loss is a sum over targets with weights that are known beforehand, so
-the sum over the parts is the sum over the batch.
+between them. There, each core takes some sequences of the batch forward, and back with gradients of
+its own, which are added up at the end, as the machines of a cluster do (Chen et al. 2016,
+arXiv:1604.00981).
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ import numpy as np
 from numgpt.models.parameters import Gradients
 from numgpt.runtime import parallel_for, worthwhile_threads
 
+PartT = TypeVar("PartT")
 ResultT = TypeVar("ResultT")
 
 
 class Part(NamedTuple):
     """Some sequences of a batch."""
 
-    number: int
     sequences: slice
     rng: np.random.Generator | None
 
@@ -49,7 +48,6 @@ def cut_batch(
     seed = None if rng is None else rng.integers(1 << 63)
     return [
         Part(
-            index,
             slice(start, stop),
             None if seed is None else np.random.default_rng([int(seed), index]),
         )
@@ -57,23 +55,16 @@ def cut_batch(
     ]
 
 
-def over_parts(body: Callable[[Part], ResultT], parts: list[Part]) -> list[ResultT]:
+def over_parts(body: Callable[[PartT], ResultT], parts: list[PartT]) -> list[ResultT]:
     """body(part) for all parts of a batch, on all cores."""
     return parallel_for(lambda index: body(parts[index]), len(parts))
 
 
-def with_gradients(
-    body: Callable[[Part, Gradients], ResultT], parts: list[Part], total: Gradients
-) -> tuple[list[ResultT], Gradients]:
-    """body(part, gradients) for all parts of a batch -> results, and `total`, which has got the
-    gradients of all of them. An error on the way clears it."""
-    others = [Gradients(total.layout, total.dtype) for _ in parts[1:]]
-    gradients = [total, *others]
-    try:
-        results = over_parts(lambda part: body(part, gradients[part.number]), parts)
-    except BaseException:
-        total.clear()  # some of a batch's gradients would look like all of them
-        raise
-    for other in others:
+def add_gradients(
+    body: Callable[[PartT, Gradients], None], parts: list[PartT], total: Gradients
+) -> None:
+    """body(part, gradients) for all parts of a batch: adds those of all parts to `total`."""
+    sums = [total, *(Gradients(total.layout, total.dtype) for _ in parts[1:])]
+    over_parts(lambda part: body(*part), list(zip(parts, sums, strict=True)))
+    for other in sums[1:]:
         total.merge(other)
-    return results, total

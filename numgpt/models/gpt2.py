@@ -1,24 +1,17 @@
 """GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners").
 
     x = wte[ids] + wpe[positions]                     embed
-    x = x + attention(layernorm(x))                   each block, twice adding to
-    x = x + mlp(layernorm(x))                         the residual stream x
+    x = x + attention(layernorm(x))                   each block (blocks.py)
+    x = x + mlp(layernorm(x))
     logits = layernorm(x) wteᵀ                        unembed
-
-Blocks normalise before each branch and leave the stream alone ("pre-norm"). From y = x + f(x) comes
-
-    dx = dy + f'(x)ᵀ dy
-
-so backward the gradient runs down the same stream unchanged, and each branch adds its part to it:
-`backward` below is `forward` read from its last line to its first.
 
 The unembedding is the embedding table ("tied"): wte is used twice, and so its gradient is the sum
 of two contributions. With y = layernorm(x), what the unembedding reads,
 
     dwte = dlogitsᵀ y + onehot(ids)ᵀ dx               unembedding and embedding
 
-`forward` ends at y, the hidden states: LanguageModel multiplies them by wteᵀ, for logits or for the
-loss. The letters of shapes are those of layers/__init__.py.
+`forward` ends at y, the hidden states: what multiplies them by wteᵀ, for logits or for the loss, is
+the model's `unembedding`. The letters of shapes are those of layers/__init__.py.
 
 Parameters carry Hugging Face's names and layout (linear layers are (in, out)), "transformer." left
 out. The initialisation is Hugging Face's and nanoGPT's as well: normal with a standard deviation
@@ -41,23 +34,19 @@ from numgpt.layers import (
     gelu_erf_forward,
     gelu_tanh_backward,
     gelu_tanh_forward,
-    layernorm_output,
     relu_backward,
     relu_forward,
 )
 from numgpt.layers.dropout import DropoutCache
 from numgpt.layers.embedding import EmbeddingCache
-from numgpt.layers.layernorm import LayerNormCache
 from numgpt.messages import shown
-from numgpt.models.base import BaseBlock
+from numgpt.models.blocks import MLP, Attention, Block, BlockCache
 from numgpt.models.checks import require_booleans, require_ids, require_number, require_whole
 from numgpt.models.config import Config
 from numgpt.models.context import Context
-from numgpt.models.heads import HeadsCache, attend, attend_backward, split_heads
 from numgpt.models.language_model import LanguageModel
-from numgpt.models.modules import Embedding, LayerNorm, Linear, ProjectionCache
-from numgpt.models.parameters import Gradients, Parameters
-from numgpt.runtime import empty
+from numgpt.models.modules import Embedding, LayerNorm, Linear, NormCache, Unembedding
+from numgpt.models.parameters import Gradients
 
 # By Hugging Face's names for them. Each one's cache is an array from which it gives the same y
 # again: x, or for ReLU y, as relu(y) = y.
@@ -140,6 +129,14 @@ class GPTConfig(Config):
             raise ValueError(f"model_type={shown(self.model_type)}: expected gpt2")
 
     @property
+    def pattern_dropout(self) -> float:
+        return self.attn_pdrop
+
+    @property
+    def branch_dropout(self) -> float:
+        return self.resid_pdrop
+
+    @property
     def width(self) -> int:
         return self.n_embd
 
@@ -169,130 +166,17 @@ class GPTConfig(Config):
         self.embd_pdrop = self.attn_pdrop = self.resid_pdrop = p
 
 
-class BlockCache(NamedTuple):
-    """What a block's backward needs, in the order of its forward."""
-
-    ln_1: LayerNormCache
-    c_attn: ProjectionCache
-    heads: HeadsCache
-    attn_proj: ProjectionCache
-    dropout_1: DropoutCache
-    ln_2: LayerNormCache
-    c_fc: ProjectionCache
-    pre: np.ndarray  # (N, F), before the activation
-    mlp_proj: ProjectionCache
-    dropout_2: DropoutCache
-
-
-class Block(BaseBlock):
-    """x + attention(ln_1(x)), and to that + mlp(ln_2(·))."""
-
-    hook_names = (
-        "hook_resid_pre",
-        "ln1.hook_normalized",
-        "attn.hook_q",
-        "attn.hook_k",
-        "attn.hook_v",
-        "attn.hook_pattern",
-        "attn.hook_z",
-        "hook_attn_out",
-        "hook_resid_mid",
-        "ln2.hook_normalized",
-        "mlp.hook_pre",
-        "mlp.hook_post",
-        "hook_mlp_out",
-        "hook_resid_post",
-    )
-
-    def __init__(self, parameters: Parameters, config: GPTConfig, layer: int):
-        name, eps = f"h.{layer}", config.layer_norm_epsilon
-        super().__init__(name, layer)
-        self.config = config
-        self.ln_1 = LayerNorm(parameters, f"{name}.ln_1", eps)
-        self.c_attn = Linear(parameters, f"{name}.attn.c_attn")
-        self.attn_proj = Linear(parameters, f"{name}.attn.c_proj")
-        self.ln_2 = LayerNorm(parameters, f"{name}.ln_2", eps)
-        self.c_fc = Linear(parameters, f"{name}.mlp.c_fc")
-        self.mlp_proj = Linear(parameters, f"{name}.mlp.c_proj")
-        self.act_forward, self.act_backward = ACTIVATIONS[config.activation_function]
-        self.norms = self.ln_1, self.ln_2
-        self.attention_input, self.attention_output = self.c_attn, self.attn_proj
-        self.attention_scale = config.attention_scale(layer)
-        self.mlp_input, self.mlp_output = self.c_fc, self.mlp_proj
-
-    def forward(self, x: np.ndarray, ctx: Context) -> tuple[np.ndarray, BlockCache]:
-        """x (N, C), the residual stream, may be added to in place -> x, cache."""
-        config, hook = self.config, ctx.hooks.under(self.hooks)
-        x = hook.rows("hook_resid_pre", x)
-        y, ln_1 = self.ln_1.forward(x, hook.under("ln1."))
-        again = ctx.keep(y, layernorm_output, ln_1)  # gives the backward y, kept or computed again
-        y, c_attn = self.c_attn.forward(y, again, ctx.rng)  # (N, C) -> (N, 3C)
-        q, k, v = split_heads(y, ctx.batch, config.n_head, parts=3)  # each (B, H, T, D)
-        q, k = hook.heads("attn.hook_q", q), hook.heads("attn.hook_k", k)
-        k, v, key_mask = ctx.keys_and_values(self.layer, k, hook.heads("attn.hook_v", v))  # T -> S
-        if ctx.last_only and self.layer == config.n_layer - 1:
-            q, x = ctx.last_of(q, x)  # T = 1, N = B
-        scale = self.attention_scale
-        z, heads = attend(q, k, v, key_mask, ctx, hook, config.attn_pdrop, scale)  # (N, C)
-        y, attn_proj = self.attn_proj.forward(z, heads.merged, ctx.rng)
-        y, dropout_1 = dropout_forward(y, config.resid_pdrop, ctx.rng)
-        x = ctx.add(x, hook.rows("hook_attn_out", y))
-
-        x = hook.rows("hook_resid_mid", x)
-        y, ln_2 = self.ln_2.forward(x, hook.under("ln2."))
-        again = ctx.keep(y, layernorm_output, ln_2)
-        y, c_fc = self.c_fc.forward(y, again, ctx.rng)  # (N, C) -> (N, F)
-        y, pre = self.act_forward(hook.rows("mlp.hook_pre", y))
-        y = hook.rows("mlp.hook_post", y)
-        again = ctx.keep(y, self._activated, pre)
-        y, mlp_proj = self.mlp_proj.forward(y, again, ctx.rng)  # (N, F) -> (N, C)
-        y, dropout_2 = dropout_forward(y, config.resid_pdrop, ctx.rng)
-        x = ctx.add(x, hook.rows("hook_mlp_out", y))
-        x = hook.rows("hook_resid_post", x)
-        cache = BlockCache(
-            ln_1, c_attn, heads, attn_proj, dropout_1, ln_2, c_fc, pre, mlp_proj, dropout_2
-        )
-        return x, cache
-
-    def backward(self, dx: np.ndarray, cache: BlockCache, ctx: Context, g: Gradients) -> np.ndarray:
-        """dx (N, C), the gradient of the residual stream, may be added to in place -> dx."""
-        config, hook = self.config, ctx.grad_hooks.under(self.hooks)
-        dx = hook.rows("hook_resid_post", dx)
-        dy = dropout_backward(hook.rows("hook_mlp_out", dx), cache.dropout_2)
-        dy = self.mlp_proj.backward(dy, cache.mlp_proj, g)  # (N, C) -> (N, F)
-        dy = self.act_backward(hook.rows("mlp.hook_post", dy), cache.pre)
-        dy = hook.rows("mlp.hook_pre", dy)
-        dy = self.c_fc.backward(dy, cache.c_fc, g)  # (N, F) -> (N, C)
-        dx = ctx.add(dx, self.ln_2.backward(dy, cache.ln_2, g, hook.under("ln2.")))
-        dx = hook.rows("hook_resid_mid", dx)
-
-        dy = dropout_backward(hook.rows("hook_attn_out", dx), cache.dropout_1)
-        dz = self.attn_proj.backward(dy, cache.attn_proj, g)
-        dqkv = empty((len(dx), 3 * config.n_embd), dx.dtype)
-        dq, dk, dv = split_heads(dqkv, ctx.batch, config.n_head, parts=3)  # views, to be filled
-        attend_backward(dz, cache.heads, ctx, hook, out=(dq, dk, dv))
-        for name, gradient in (("attn.hook_q", dq), ("attn.hook_k", dk), ("attn.hook_v", dv)):
-            hook.heads_into(name, gradient)
-        dy = self.c_attn.backward(dqkv, cache.c_attn, g)  # (N, 3C) -> (N, C)
-        dx = ctx.add(dx, self.ln_1.backward(dy, cache.ln_1, g, hook.under("ln1.")))
-        return hook.rows("hook_resid_pre", dx)
-
-    def _activated(self, pre: np.ndarray) -> np.ndarray:
-        return self.act_forward(pre)[0]
-
-
 class GPTCache(NamedTuple):
     wte: EmbeddingCache
     wpe: EmbeddingCache
     dropout: DropoutCache
     blocks: list[BlockCache]
-    ln_f: LayerNormCache
+    final_norm: NormCache
 
 
 class GPT(LanguageModel[GPTConfig, GPTCache]):
     """GPT-2: `model(ids)` gives logits, `loss_and_grads` the hand-derived gradients."""
 
-    blocks: list[Block]
     config_class = GPTConfig
     embeddings = ("wte", "wpe")
     usual_targets = ("c_attn",)
@@ -301,8 +185,29 @@ class GPT(LanguageModel[GPTConfig, GPTCache]):
     def build(self) -> None:
         parameters, config = self.parameters, self.config
         self.wte, self.wpe = Embedding(parameters, "wte"), Embedding(parameters, "wpe")
-        self.blocks = [Block(parameters, config, layer) for layer in range(config.n_layer)]
-        self.ln_f = LayerNorm(parameters, "ln_f", config.layer_norm_epsilon)
+        self.blocks = [self._block(layer) for layer in range(config.n_layer)]
+        self.final_norm = LayerNorm(parameters, "ln_f", config.layer_norm_epsilon)
+        self.unembedding = Unembedding(
+            parameters, "wte" if config.tie_word_embeddings else "lm_head"
+        )
+
+    def _block(self, layer: int) -> Block:
+        name, parameters, config = f"h.{layer}", self.parameters, self.config
+        attention = Attention(
+            layer,
+            Linear(parameters, f"{name}.attn.c_attn"),
+            Linear(parameters, f"{name}.attn.c_proj"),
+            config,
+            config.attention_scale(layer),
+        )
+        mlp = MLP(
+            Linear(parameters, f"{name}.mlp.c_fc"),
+            Linear(parameters, f"{name}.mlp.c_proj"),
+            config,
+            ACTIVATIONS[config.activation_function],
+        )
+        norms = (LayerNorm(parameters, f"{name}.ln_{i}", config.layer_norm_epsilon) for i in (1, 2))
+        return Block(name, next(norms), attention, next(norms), mlp)
 
     def forward(self, ids: np.ndarray, ctx: Context) -> tuple[np.ndarray, GPTCache]:
         positions = ctx.positions(ids, self.config.n_positions)
@@ -317,26 +222,18 @@ class GPT(LanguageModel[GPTConfig, GPTCache]):
             if ctx.keeps(block.layer):
                 caches.append(cache)
         ctx.advance()
-        y, ln_f = self.ln_f.forward(x, ctx.hooks.under("ln_final."))
-        return y, GPTCache(wte, wpe, dropout, caches, ln_f)
+        y, final_norm = self.final_norm.forward(x, ctx.hooks.under("ln_final."))
+        return y, GPTCache(wte, wpe, dropout, caches, final_norm)
 
     def backward(self, dy: np.ndarray, cache: GPTCache, ctx: Context, g: Gradients) -> None:
-        dx = self.ln_f.backward(dy, cache.ln_f, g, ctx.grad_hooks.under("ln_final."))
-        for block in reversed(self.blocks[ctx.lowest :]):
+        dx = self.final_norm.backward(dy, cache.final_norm, g, ctx.grad_hooks.under("ln_final."))
+        for block in reversed(self.blocks[ctx.first_trained :]):
             dx = block.backward(dx, cache.blocks.pop(), ctx, g)  # pop: its memory is free then
-        if ctx.lowest:
-            return  # nothing below trains
+        if ctx.first_trained:
+            return  # nothing before it trains
         dx = dropout_backward(dx, cache.dropout)
         self.wpe.backward(ctx.grad_hooks.rows("hook_pos_embed", dx), cache.wpe, g)
         self.wte.backward(ctx.grad_hooks.rows("hook_embed", dx), cache.wte, g)
-
-    @property
-    def final_norm(self) -> LayerNorm:
-        return self.ln_f
-
-    @property
-    def unembedding(self) -> str:
-        return "wte" if self.config.tie_word_embeddings else "lm_head"
 
     def init_std(self, name: str) -> float:
         """Matrices that write to the residual stream begin at 1/√(2 n_layer) of the others' size,

@@ -1,4 +1,4 @@
-"""Attention by heads: what the blocks of every family have between two projections."""
+"""Attention by heads: what an attention branch has between its two projections."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from numgpt.models.context import Context
 from numgpt.models.hooks import Hooks
 
 
-def split_heads(x: np.ndarray, batch: int, heads: int, parts: int = 1) -> tuple[np.ndarray, ...]:
-    """(B·T, parts·H·D) -> `parts` views (B, H, T, D)."""
-    time, size = len(x) // batch, x.shape[1] // (parts * heads)
-    x = x.reshape(batch, time, parts * heads, size).transpose(0, 2, 1, 3)
-    return tuple(x[:, heads * part : heads * (part + 1)] for part in range(parts))
+def split_heads(x: np.ndarray, batch: int, heads: int) -> np.ndarray:
+    """(B·T, H·D) -> (B, H, T, D), a view."""
+    time, size = len(x) // batch, x.shape[1] // heads
+    return x.reshape(batch, time, heads, size).transpose(0, 2, 1, 3)
 
 
 def merge_heads(z: np.ndarray) -> np.ndarray:
@@ -34,7 +33,7 @@ def merge_heads(z: np.ndarray) -> np.ndarray:
 
 class HeadsCache(NamedTuple):
     attention: AttentionCache
-    pattern: np.ndarray | None  # (B, H, T, S), where a hook has put another in its place
+    replaced: np.ndarray | None  # (B, H, T, S), what a hook put in the place of the pattern
     z: np.ndarray  # (B, H, T, D)
 
     def merged(self) -> np.ndarray:
@@ -46,23 +45,21 @@ def attend(
     q: np.ndarray,
     k: np.ndarray,
     v: np.ndarray,
+    scale: float,
     key_mask: np.ndarray | None,
+    dropout: float,
     ctx: Context,
     hook: Hooks,
-    dropout: float,
-    scale: float,
 ) -> tuple[np.ndarray, HeadsCache]:
     """q (B, H, T, D), k and v (B, K, S, D) -> z (N, H·D), cache."""
     z, attention = attention_forward(q, k, v, scale, key_mask, dropout, ctx.rng)
     replaced = None
-    if hook.wants("attn.hook_pattern"):
-        pattern = attention_pattern(attention)
-        replaced = hook("attn.hook_pattern", pattern)
-        if replaced is pattern:
-            replaced = None
-        else:
-            z = pattern_forward(replaced, attention)
-    z = hook.heads("attn.hook_z", z)
+    if hook.wants("hook_pattern"):
+        computed = attention_pattern(attention)
+        pattern = hook("hook_pattern", computed)
+        if pattern is not computed:
+            replaced, z = pattern, pattern_forward(pattern, attention)
+    z = hook.heads("hook_z", z)
     return merge_heads(z), HeadsCache(attention, replaced, z)
 
 
@@ -73,17 +70,21 @@ def attend_backward(
     hook: Hooks,
     out: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> None:
-    """dz (N, H·D) -> dq (B, H, T, D), dk and dv (B, K, S, D), written into the arrays `out`."""
-    attention, pattern = cache.attention, cache.pattern
-    (dz,) = split_heads(dz, ctx.batch, cache.z.shape[1])
-    dz = hook.heads("attn.hook_z", dz)
+    """dz (N, H·D) -> dq (B, H, T, D), dk and dv (B, K, S, D), written into the arrays `out`.
+
+    Where a hook has replaced the pattern, dv = replacedᵀ dz, as v met the replacement, and the
+    softmax takes its derivative at the pattern that it had computed.
+    """
+    attention, replaced, z = cache
+    dz = hook.heads("hook_z", split_heads(dz, ctx.batch, z.shape[1]))
     # Where hooks only look, the usual backward runs: looking on changes no bit.
-    if pattern is not None or hook.wants("attn.hook_pattern"):
-        p = attention_pattern(attention) if pattern is None else pattern
-        computed, dv = pattern_backward(dz, p, attention)
-        dp = hook("attn.hook_pattern", computed)
-        if pattern is not None or dp is not computed:
-            for target, gradient in zip(out, (*scores_backward(dp, p, attention), dv), strict=True):
+    if replaced is not None or hook.wants("hook_pattern"):
+        computed = attention_pattern(attention)
+        dp, dv = pattern_backward(dz, computed if replaced is None else replaced, attention)
+        dp_seen = hook("hook_pattern", dp)
+        if replaced is not None or dp_seen is not dp:
+            dq, dk = scores_backward(dp_seen, computed, attention)
+            for target, gradient in zip(out, (dq, dk, dv), strict=True):
                 target[...] = gradient
             return
     attention_backward(dz, attention, out)

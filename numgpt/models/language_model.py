@@ -1,5 +1,13 @@
 """What every language model is asked for: logits, loss, gradients, activations, text, files.
 
+All of it stands on one pair of passes over the blocks, `run`: hidden states, and the way back from
+their gradient to those of the parameters. The output layer, `model.unembedding`, makes of hidden
+states logits, a loss, or log-probabilities, and has their gradient:
+
+    hidden, back = model.run(ids)                                              # forward
+    loss, dhidden = model.unembedding.cross_entropy(hidden, targets, weights, g)
+    back(dhidden, g)                                                           # backward
+
 The conveniences at the end of the class call upwards, to the packages `formats` and `generation`;
 they import them when called, so that a model by itself stays a matter of layers.
 """
@@ -8,26 +16,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 
-from numgpt.layers import (
-    IGNORE_INDEX,
-    TokenStatistics,
-    linear_cross_entropy,
-    linear_log_probs_backward,
-    linear_log_probs_forward,
-)
-from numgpt.layers.cross_entropy import LogProbsCache
+from numgpt.layers import TokenStatistics
 from numgpt.messages import shown
-from numgpt.models.base import CacheT, ConfigT
+from numgpt.models import activations
+from numgpt.models.base import BaseModel, CacheT, ConfigT
 from numgpt.models.context import Context
-from numgpt.models.data_parallel import Part, cut_batch, over_parts, with_gradients
-from numgpt.models.hooks import Hook
-from numgpt.models.inputs import Ids, targets_array, weights_array
+from numgpt.models.data_parallel import Part, add_gradients, cut_batch, over_parts
+from numgpt.models.hooks import Hook, Hooks, NamesFilter, check_hooks
+from numgpt.models.inputs import Ids, ids_array, targets_array, weights_array
+from numgpt.models.kv_cache import KVView
 from numgpt.models.lora import Adapter
-from numgpt.models.observed import ObservedModel
 from numgpt.models.parameters import Gradients
 
 if TYPE_CHECKING:
@@ -35,38 +38,118 @@ if TYPE_CHECKING:
 
 # logp (B, T) -> loss, dlogp (B, T), metrics
 Objective = Callable[[np.ndarray], tuple[float, np.ndarray, dict[str, float]]]
+Back = Callable[[np.ndarray, Gradients], None]  # dhidden (N, C), gradients that are added to
 
 KEPT_BYTES = 1 << 24  # up to so many, what projections read is kept for the backward
 
 
-class LanguageModel(ObservedModel[ConfigT, CacheT]):
+class LanguageModel(BaseModel[ConfigT, CacheT]):
     """Token ids in, logits over the next token out."""
 
+    # --- the passes over the blocks ---
+
+    def run(
+        self,
+        ids: Ids,
+        rng: np.random.Generator | None = None,
+        hooks: Mapping[str, Hook] | None = None,
+        backward_hooks: Mapping[str, Hook] | None = None,
+    ) -> tuple[np.ndarray, Back]:
+        """The hidden states that the unembedding reads, and the way back.  ids (B, T) -> hidden
+        (N, C), back.
+
+        back(dhidden (N, C), gradients) adds the gradients of what trains to `gradients`; it works
+        once, as it lets go of what the forward pass has kept. rng switches the config's dropout on;
+        hooks are those of `loss_and_grads`. A small model's batch is cut over the cores.
+        """
+        ids = self.check_ids(ids)
+        hooked = hooks is not None or backward_hooks is not None
+        parts = cut_batch(self.num_parameters(), ids.shape, rng, most=1 if hooked else None)
+        passes = []
+        for part in parts:
+            ctx = self._training_context(ids[part.sequences], part.rng)
+            if hooked:
+                self._look_on(ctx, hooks or {}, backward_hooks or {})
+            passes.append((ids[part.sequences], ctx))
+        results = over_parts(lambda a_pass: self.forward(*a_pass), passes)
+        hidden = _stacked([y for y, _ in results])
+
+        def back(dhidden: np.ndarray, gradients: Gradients) -> None:
+            if not results:
+                raise RuntimeError("back works once: run the model again")
+            time, ways = ids.shape[1], []
+            for part, (_, ctx) in zip(parts, passes, strict=True):
+                rows = slice(part.sequences.start * time, part.sequences.stop * time)
+                ways.append((dhidden[rows], results.pop(0)[1], ctx))
+            add_gradients(lambda way, g: self.backward(*way, g), ways, gradients)
+
+        return hidden, back
+
+    def hidden(
+        self,
+        ids: np.ndarray,
+        kv: KVView | None = None,
+        last_only: bool = False,
+        hooks: Mapping[str, Hook] | None = None,
+    ) -> np.ndarray:
+        """As `run` for what goes forward only, which keeps nothing.  ids (B, T), checked, or with
+        kv those that continue what its cache has -> (N, C), with last_only of each sequence's last
+        token alone, (B, C)."""
+        whole = kv is not None or hooks is not None
+        parts = cut_batch(self.num_parameters(), ids.shape, most=1 if whole else None)
+        last_only_in = len(self.blocks) - 1 if last_only else None
+
+        def part_hidden(part: Part) -> np.ndarray:
+            rows = ids[part.sequences]
+            ctx = Context(len(rows), kv=kv, last_only_in=last_only_in)
+            if hooks is not None:
+                self._look_on(ctx, hooks, {})
+            return self.forward(rows, ctx)[0]
+
+        return _stacked(over_parts(part_hidden, parts))
+
+    def _training_context(self, ids: np.ndarray, rng: np.random.Generator | None) -> Context:
+        """A pass that a backward follows.  What the projections read is kept where it is little,
+        and else recomputed: that costs less than the memory."""
+        numbers = ids.size * self.config.layers * self.config.projected_width
+        return Context(
+            len(ids),
+            rng,
+            keeps_caches=True,
+            keeps_inputs=numbers * self.parameters.dtype.itemsize <= KEPT_BYTES,
+            first_trained=self.first_trained(),
+        )
+
+    def _look_on(
+        self, ctx: Context, hooks: Mapping[str, Hook], backward_hooks: Mapping[str, Hook]
+    ) -> None:
+        """Have functions called in a pass. What they have seen or replaced stays as it is: nothing
+        is added to in place or recomputed."""
+        check_hooks("hooks", hooks, self.hook_names)
+        check_hooks("backward_hooks", backward_hooks, self.hook_names)
+        ctx.hooks, ctx.grad_hooks = Hooks(hooks, ctx.batch), Hooks(backward_hooks, ctx.batch)
+        ctx.in_place, ctx.keeps_inputs = False, True
+        if backward_hooks:
+            ctx.first_trained = 0
+
     # --- logits, log-probabilities, loss, gradients ---
+
+    def check_ids(self, ids: Ids, any_length: bool = False) -> np.ndarray:
+        """ids as (B, T) int64.  Raises ValueError for an empty, ragged, out-of-range or, without
+        any_length, too long input."""
+        return ids_array(ids, self.config, any_length)
 
     def __call__(self, ids: Ids) -> np.ndarray:
         """ids: list, (T,) or (B, T) -> logits (B, T, V)."""
         ids = self.check_ids(ids)
-        hidden, _ = self.forward(ids, Context(len(ids)))
-        return self.logits(hidden).reshape(*ids.shape, -1)
+        return self.unembedding.logits(self.hidden(ids)).reshape(*ids.shape, -1)
 
     def log_probs(self, ids: Ids, targets: Ids) -> np.ndarray:
         """log p of each target after the ids up to its place; 0 where the target is -100.  ids,
         targets (T,) or (B, T) -> (B, T)."""
         ids, targets = self._check(ids, targets)
-        logp = np.zeros(ids.shape, self.parameters.dtype)
-
-        def part_log_probs(part: Part) -> None:
-            rows = part.sequences
-            hidden, _ = self.forward(ids[rows], Context(len(ids[rows])))
-            counted = targets[rows] != IGNORE_INDEX
-            hidden = hidden if counted.all() else hidden[counted.ravel()]
-            logp[rows][counted], _ = linear_log_probs_forward(
-                hidden, self.parameters[self.unembedding], targets[rows][counted]
-            )
-
-        over_parts(part_log_probs, cut_batch(self.num_parameters(), ids.shape))
-        return logp
+        logp, _ = self.unembedding.log_probs(self.hidden(ids), targets.ravel())
+        return logp.reshape(ids.shape)
 
     def loss(self, ids: Ids, targets: Ids, weights: np.typing.ArrayLike | None = None) -> float:
         """Mean cross-entropy in nats over the targets that are not -100.  ids, targets (T,) or (B,
@@ -99,42 +182,21 @@ class LanguageModel(ObservedModel[ConfigT, CacheT]):
         `model.gradients`, for the optimizer. An error on the way leaves none.
 
         hooks={name: function} sees or replaces activations, as in `run_with_hooks`, backward_hooks
-        the gradients by them. A replaced activation has the gradient that it would have had if it
-        had been computed, and hands it on to what it stands for.
+        the gradients by them. What follows a replaced activation sees the replacement; the function
+        whose output it was takes its derivative at what it had computed.
 
         statistics are added to: how many targets count, how many are the likeliest token, and the
         entropy of the predictions.
         """
-        self._forget_gradients(add_to)
-        ids, targets = self._check(ids, targets)
-        hooked = hooks is not None or backward_hooks is not None
-        weights = weights_array(weights, targets, self.parameters.dtype)
-
-        def part_loss(part: Part, g: Gradients) -> float:
-            rows = part.sequences
-            ctx = self._training_context(ids[rows], part.rng)
-            if hooked:
-                self._look_on(ctx, hooks or {}, backward_hooks or {})
-            hidden, cache = self.forward(ids[rows], ctx)
-            loss, dhidden, _ = linear_cross_entropy(
-                hidden,
-                self.parameters[self.unembedding],
-                targets[rows].ravel(),
-                weights[rows].ravel(),
-                g.accumulator(self.unembedding),
-                statistics=None if statistics is None else part_statistics[part.number],
+        with self._sums(add_to) as g:
+            ids, targets = self._check(ids, targets)
+            w = weights_array(weights, targets, self.parameters.dtype).ravel()
+            hidden, back = self.run(ids, rng, hooks, backward_hooks)
+            loss, dhidden = self.unembedding.cross_entropy(
+                hidden, targets.ravel(), w, g, statistics
             )
-            del hidden
-            self.backward(dhidden, cache, ctx, g)
-            return loss
-
-        parts = cut_batch(self.num_parameters(), ids.shape, rng, most=1 if hooked else None)
-        part_statistics = [TokenStatistics() for _ in parts]
-        losses, self.gradients = with_gradients(part_loss, parts, self._sums(add_to))
-        if statistics is not None:
-            for seen in part_statistics:
-                statistics.add(seen)
-        return sum(losses), self.gradients
+            back(dhidden, g)
+        return loss, g
 
     def value_and_grads(
         self,
@@ -151,70 +213,89 @@ class LanguageModel(ObservedModel[ConfigT, CacheT]):
         objective(logp (B, T)) -> loss, dlogp (B, T), metrics, with logp as `log_probs` gives it.
         The rest is as in `loss_and_grads`.
         """
-        self._forget_gradients(add_to)
-        ids, targets = self._check(ids, targets)
-        parts = cut_batch(self.num_parameters(), ids.shape, rng)
-        logp = np.empty(ids.shape, self.parameters.dtype)
-
-        def part_log_probs(part: Part) -> tuple[Context, CacheT, LogProbsCache]:
-            rows = part.sequences
-            ctx = self._training_context(ids[rows], part.rng)
-            hidden, cache = self.forward(ids[rows], ctx)
-            values, logp_cache = linear_log_probs_forward(
-                hidden, self.parameters[self.unembedding], targets[rows].ravel()
-            )
-            logp[rows] = values.reshape(logp[rows].shape)
-            return ctx, cache, logp_cache
-
-        kept = over_parts(part_log_probs, parts)
-        loss, dlogp, metrics = _checked_objective(objective(logp.copy()))
-        dlogp = np.asarray(dlogp, logp.dtype)
-        if dlogp.shape != logp.shape:
-            raise ValueError(
-                f"the objective's dlogp has shape {dlogp.shape}, logp {logp.shape}: they must be"
-                " equal"
-            )
-
-        def part_backward(part: Part, g: Gradients) -> None:
-            ctx, cache, logp_cache = kept[part.number]
-            dhidden, _ = linear_log_probs_backward(
-                dlogp[part.sequences].ravel(), logp_cache, g.accumulator(self.unembedding)
-            )
-            self.backward(dhidden, cache, ctx, g)
-
-        _, self.gradients = with_gradients(part_backward, parts, self._sums(add_to))
-        return float(loss), self.gradients, metrics
-
-    def _training_context(self, ids: np.ndarray, rng: np.random.Generator | None) -> Context:
-        """A pass that a backward follows.  What the projections read is kept where it is little,
-        and else computed again: that costs less than the memory."""
-        numbers = ids.size * self.config.layers * self.config.projected_width
-        keeps_inputs = numbers * self.parameters.dtype.itemsize <= KEPT_BYTES
-        return Context(
-            len(ids),
-            rng,
-            keeps_caches=True,
-            keeps_inputs=keeps_inputs,
-            lowest=self._lowest_trained(),
-        )
+        with self._sums(add_to) as g:
+            ids, targets = self._check(ids, targets)
+            hidden, back = self.run(ids, rng)
+            logp, cache = self.unembedding.log_probs(hidden, targets.ravel())
+            loss, dlogp, metrics = _checked(objective(logp.reshape(ids.shape).copy()), ids.shape)
+            dlogp = dlogp.astype(logp.dtype, copy=False).ravel()
+            back(self.unembedding.log_probs_backward(dlogp, cache, g), g)
+        return float(loss), g, metrics
 
     def _check(self, ids: Ids, targets: Ids) -> tuple[np.ndarray, np.ndarray]:
         """ids and targets as (B, T) int64."""
         ids = self.check_ids(ids)
         return ids, targets_array(targets, ids, self.config)
 
-    def _sums(self, add_to: Gradients | None) -> Gradients:
-        return Gradients(self.trained, self.parameters.dtype) if add_to is None else add_to
-
-    def _forget_gradients(self, add_to: Gradients | None) -> None:
-        """Without add_to, this gives the memory of the last ones back, for the new ones to take."""
-        self._check_not_merged()
-        self.gradients = None
+    @contextmanager
+    def _sums(self, add_to: Gradients | None) -> Iterator[Gradients]:
+        """The gradients that a call adds to; then they are the model's. An error clears them, as
+        some of a batch's gradients would look like all of them."""
+        self.adapters.check_not_merged()
+        self.gradients = None  # gives back the memory of the last ones, for the new ones to take
         if add_to is not None and add_to.layout != self.trained:
             raise ValueError(
                 "add_to holds gradients of other parameters than those that train now: call"
                 " loss_and_grads without it first"
             )
+        sums = Gradients(self.trained, self.parameters.dtype) if add_to is None else add_to
+        try:
+            yield sums
+        except BaseException:
+            sums.clear()
+            raise
+        self.gradients = sums
+
+    # --- what happens inside: see activations.py and hooks.py ---
+
+    @property
+    def hook_names(self) -> list[str]:
+        """The places where hooks see activations and gradients, in the order of the forward pass:
+        TransformerLens's names for them."""
+        of_blocks = [name for block in self.blocks for name in block.hook_names]
+        return [*self.embedding_hooks, *of_blocks, "ln_final.hook_normalized"]
+
+    def run_with_hooks(self, ids: Ids, hooks: Mapping[str, Hook]) -> np.ndarray:
+        """Logits (B, T, V), with functions called on the activations on the way.
+
+        hooks[name](activation) sees it as a read-only array and returns a new one, of the same
+        shape and dtype, to go on with, or None. Streams are (B, T, C), q and z (B, T, H, D), k and
+        v (B, T, K, D), patterns (B, H, T, S). Raises ValueError for a name that is not among
+        `hook_names`.
+        """
+        return activations.run_with_hooks(self, ids, hooks)
+
+    def run_with_cache(
+        self, ids: Ids, names_filter: NamesFilter = None
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Logits (B, T, V), and the activations by name: all, or those of a name, of several, or
+        those for which a function of the name is true."""
+        return activations.run_with_cache(self, ids, names_filter)
+
+    def run_with_gradients(
+        self,
+        ids: Ids,
+        dlogits: Callable[[np.ndarray], np.ndarray],
+        names_filter: NamesFilter = None,
+        hooks: Mapping[str, Hook] | None = None,
+    ) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Logits (B, T, V), activations by name, and the gradient of any function f of the logits
+        with respect to each of them.
+
+        dlogits(logits (B, T, V)) -> ∂f/∂logits (B, T, V). Activations are chosen as in
+        `run_with_cache`; hooks see and replace them first. No parameter gets a gradient.
+        """
+        return activations.run_with_gradients(self, ids, dlogits, names_filter, hooks)
+
+    def hidden_states(self, ids: Ids) -> tuple[np.ndarray, ...]:
+        """The residual stream before each block, and what the unembedding reads: L + 1 arrays (B,
+        T, C), as transformers has them with output_hidden_states=True."""
+        return activations.hidden_states(self, ids)
+
+    def attentions(self, ids: Ids) -> tuple[np.ndarray, ...]:
+        """The attention probabilities of each block: L arrays (B, H, T, T), as transformers has
+        them with output_attentions=True."""
+        return activations.attentions(self, ids)
 
     # --- conveniences ---
 
@@ -288,8 +369,19 @@ def _prompt(ids: Ids | None, options: dict[str, object]) -> Ids:
     return options.pop("input_ids") if ids is None else ids  # type: ignore[return-value]
 
 
-def _checked_objective(result: object) -> tuple[float, np.ndarray, dict[str, float]]:
-    """Raises ValueError for what is not loss, dlogp and metrics."""
+def _stacked(parts: list[np.ndarray]) -> np.ndarray:
+    """The rows of all parts of a batch."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _checked(result: object, shape: tuple[int, ...]) -> tuple[float, np.ndarray, dict[str, float]]:
+    """Raises ValueError for what is not an objective's loss, dlogp (B, T) and metrics."""
     if not isinstance(result, tuple) or len(result) != 3:
         raise ValueError(f"the objective returned {shown(result)}: expected loss, dlogp, metrics")
-    return result
+    loss, dlogp, metrics = result
+    dlogp = np.asarray(dlogp)
+    if dlogp.shape != shape:
+        raise ValueError(
+            f"the objective's dlogp has shape {dlogp.shape}, logp {shape}: they must be equal"
+        )
+    return loss, dlogp, metrics

@@ -24,30 +24,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numgpt.layers import (
-    llama3_frequencies,
-    rmsnorm_output,
-    rope_backward,
-    rope_forward,
-    rope_frequencies,
-    rope_rotation,
-    swiglu_backward,
-    swiglu_forward,
-)
+from numgpt.layers import llama3_frequencies, rope_frequencies, rope_rotation
 from numgpt.layers.embedding import EmbeddingCache
-from numgpt.layers.rmsnorm import RMSNormCache
-from numgpt.layers.rope import Rotation
-from numgpt.layers.swiglu import SwiGLUCache
 from numgpt.messages import shown
-from numgpt.models.base import BaseBlock
+from numgpt.models.blocks import Attention, Block, BlockCache, GatedMLP
 from numgpt.models.checks import require_booleans, require_ids, require_number, require_whole
 from numgpt.models.config import Config
 from numgpt.models.context import Context
-from numgpt.models.heads import HeadsCache, attend, attend_backward, split_heads
 from numgpt.models.language_model import LanguageModel
-from numgpt.models.modules import Embedding, Linear, ProjectionCache, RMSNorm
-from numgpt.models.parameters import Gradients, Parameters
-from numgpt.runtime import empty
+from numgpt.models.modules import Embedding, Linear, NormCache, RMSNorm, Unembedding
+from numgpt.models.parameters import Gradients
 
 INNER_MULTIPLE = 32  # a feed-forward width that is chosen here is rounded up to one
 LLAMA3_SCALING = (
@@ -163,6 +149,10 @@ class LlamaConfig(Config):
             raise ValueError("rope_scaling: low_freq_factor is not below high_freq_factor")
 
     @property
+    def pattern_dropout(self) -> float:
+        return self.attention_dropout
+
+    @property
     def width(self) -> int:
         return self.hidden_size
 
@@ -201,152 +191,16 @@ class LlamaConfig(Config):
         self.attention_dropout = p
 
 
-class BlockCache(NamedTuple):
-    """What a block's backward needs, in the order of its forward."""
-
-    norm_1: RMSNormCache
-    qkv: ProjectionCache
-    heads: HeadsCache
-    o_proj: ProjectionCache
-    norm_2: RMSNormCache
-    gate_up: ProjectionCache
-    swiglu: SwiGLUCache
-    down_proj: ProjectionCache
-
-
-class Block(BaseBlock):
-    """x + attention(norm_1(x)), and to that + swiglu(norm_2(·))."""
-
-    hook_names = (
-        "hook_resid_pre",
-        "ln1.hook_normalized",
-        "attn.hook_q",
-        "attn.hook_k",
-        "attn.hook_rot_q",
-        "attn.hook_rot_k",
-        "attn.hook_v",
-        "attn.hook_pattern",
-        "attn.hook_z",
-        "hook_attn_out",
-        "hook_resid_mid",
-        "ln2.hook_normalized",
-        "mlp.hook_pre",
-        "mlp.hook_pre_linear",
-        "mlp.hook_post",
-        "hook_mlp_out",
-        "hook_resid_post",
-    )
-
-    def __init__(self, parameters: Parameters, config: LlamaConfig, layer: int):
-        name, eps = f"layers.{layer}", config.rms_norm_eps
-
-        def linear(*names: str) -> Linear:
-            return Linear(parameters, *(f"{name}.{part}" for part in names), transposed=True)
-
-        super().__init__(name, layer)
-        self.config = config
-        self.norm_1 = RMSNorm(parameters, f"{name}.input_layernorm", eps)
-        self.qkv = linear("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-        self.o_proj = linear("self_attn.o_proj")
-        self.norm_2 = RMSNorm(parameters, f"{name}.post_attention_layernorm", eps)
-        self.gate_up = linear("mlp.gate_proj", "mlp.up_proj")
-        self.down_proj = linear("mlp.down_proj")
-        self.norms = self.norm_1, self.norm_2
-        self.attention_input, self.attention_output = self.qkv, self.o_proj
-        self.attention_scale = 1 / math.sqrt(config.head_size)
-        self.mlp_input, self.mlp_output = self.gate_up, self.down_proj
-
-    def forward(
-        self, x: np.ndarray, rotation: Rotation, ctx: Context
-    ) -> tuple[np.ndarray, BlockCache]:
-        """x (N, C), the residual stream, may be added to in place -> x, cache."""
-        config, hook = self.config, ctx.hooks.under(self.hooks)
-        x = hook.rows("hook_resid_pre", x)
-        y, norm_1 = self.norm_1.forward(x, hook.under("ln1."))
-        y, qkv = self.qkv.forward(y, ctx.keep(y, rmsnorm_output, norm_1), ctx.rng)
-        q, k, v = self._split(y, ctx)  # (B, H, T, D), twice (B, K, T, D)
-        q, k = hook.heads("attn.hook_q", q), hook.heads("attn.hook_k", k)
-        q, _ = rope_forward(q, rotation)
-        k, _ = rope_forward(k, rotation)
-        q, k = hook.heads("attn.hook_rot_q", q), hook.heads("attn.hook_rot_k", k)
-        k, v, key_mask = ctx.keys_and_values(self.layer, k, hook.heads("attn.hook_v", v))  # T -> S
-        if ctx.last_only and self.layer == config.num_hidden_layers - 1:
-            q, x = ctx.last_of(q, x)  # T = 1, N = B
-        dropout, scale = config.attention_dropout, self.attention_scale
-        z, heads = attend(q, k, v, key_mask, ctx, hook, dropout, scale)  # (N, H·D)
-        y, o_proj = self.o_proj.forward(z, heads.merged, ctx.rng)
-        x = ctx.add(x, hook.rows("hook_attn_out", y))
-
-        x = hook.rows("hook_resid_mid", x)
-        y, norm_2 = self.norm_2.forward(x, hook.under("ln2."))
-        y, gate_up = self.gate_up.forward(y, ctx.keep(y, rmsnorm_output, norm_2), ctx.rng)
-        gate, up = _halves(y)  # (N, 2F) -> twice (N, F)
-        gate, up = hook.rows("mlp.hook_pre", gate), hook.rows("mlp.hook_pre_linear", up)
-        y, swiglu = swiglu_forward(gate, up)
-        y = hook.rows("mlp.hook_post", y)
-        y, down_proj = self.down_proj.forward(y, ctx.keep(y, _gated, swiglu), ctx.rng)  # (N, C)
-        x = ctx.add(x, hook.rows("hook_mlp_out", y))
-        x = hook.rows("hook_resid_post", x)
-        return x, BlockCache(norm_1, qkv, heads, o_proj, norm_2, gate_up, swiglu, down_proj)
-
-    def backward(
-        self, dx: np.ndarray, cache: BlockCache, rotation: Rotation, ctx: Context, g: Gradients
-    ) -> np.ndarray:
-        """dx (N, C), the gradient of the residual stream, may be added to in place -> dx."""
-        hook = ctx.grad_hooks.under(self.hooks)
-        dx = hook.rows("hook_resid_post", dx)
-        dy = self.down_proj.backward(hook.rows("hook_mlp_out", dx), cache.down_proj, g)  # (N, F)
-        dgate_up = empty((len(dx), self.gate_up.width), dx.dtype)
-        dgate, dup = _halves(dgate_up)
-        swiglu_backward(hook.rows("mlp.hook_post", dy), cache.swiglu, out=(dgate, dup))
-        hook.rows_into("mlp.hook_pre", dgate)
-        hook.rows_into("mlp.hook_pre_linear", dup)
-        dy = self.gate_up.backward(dgate_up, cache.gate_up, g)  # (N, 2F) -> (N, C)
-        dx = ctx.add(dx, self.norm_2.backward(dy, cache.norm_2, g, hook.under("ln2.")))
-        dx = hook.rows("hook_resid_mid", dx)
-
-        dz = self.o_proj.backward(hook.rows("hook_attn_out", dx), cache.o_proj, g)
-        dqkv = empty((len(dx), self.qkv.width), dx.dtype)
-        dq, dk, dv = self._split(dqkv, ctx)  # views, to be filled
-        attend_backward(dz, cache.heads, ctx, hook, out=(dq, dk, dv))
-        for name, gradient in (("q", dq), ("k", dk)):
-            turned = hook.heads(f"attn.hook_rot_{name}", gradient)
-            gradient[...] = rope_backward(turned, rotation)
-            hook.heads_into(f"attn.hook_{name}", gradient)
-        hook.heads_into("attn.hook_v", dv)
-        dy = self.qkv.backward(dqkv, cache.qkv, g)
-        dx = ctx.add(dx, self.norm_1.backward(dy, cache.norm_1, g, hook.under("ln1.")))
-        return hook.rows("hook_resid_pre", dx)
-
-    def _split(self, qkv: np.ndarray, ctx: Context) -> tuple[np.ndarray, ...]:
-        """(N, (H + 2K) · D) -> views (B, H, T, D), (B, K, T, D), (B, K, T, D)."""
-        heads, kv_heads = self.config.num_attention_heads, self.config.kv_heads
-        (x,) = split_heads(qkv, ctx.batch, heads + 2 * kv_heads)
-        return x[:, :heads], x[:, heads : heads + kv_heads], x[:, heads + kv_heads :]
-
-
-def _halves(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 2F) -> two views (N, F)."""
-    middle = x.shape[1] // 2
-    return x[:, :middle], x[:, middle:]
-
-
-def _gated(cache: SwiGLUCache) -> np.ndarray:
-    return swiglu_forward(*cache)[0]
-
-
 class LlamaCache(NamedTuple):
     embed_tokens: EmbeddingCache
-    rotation: Rotation
     blocks: list[BlockCache]
-    norm: RMSNormCache
+    final_norm: NormCache
 
 
 class Llama(LanguageModel[LlamaConfig, LlamaCache]):
     """A model of the Llama family: `model(ids)` gives logits, `loss_and_grads` the hand-derived
     gradients."""
 
-    blocks: list[Block]
     config_class = LlamaConfig
     embeddings = ("embed_tokens.weight",)
     usual_targets = ("q_proj", "v_proj")
@@ -355,40 +209,55 @@ class Llama(LanguageModel[LlamaConfig, LlamaCache]):
     def build(self) -> None:
         parameters, config = self.parameters, self.config
         self.embed_tokens = Embedding(parameters, "embed_tokens.weight")
-        layers = range(config.num_hidden_layers)
-        self.blocks = [Block(parameters, config, layer) for layer in layers]
-        self.norm = RMSNorm(parameters, "norm", config.rms_norm_eps)
+        self.blocks = [self._block(layer) for layer in range(config.num_hidden_layers)]
+        self.final_norm = RMSNorm(parameters, "norm", config.rms_norm_eps)
+        self.unembedding = Unembedding(
+            parameters, "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+        )
+
+    def _block(self, layer: int) -> Block:
+        name, parameters, config = f"layers.{layer}", self.parameters, self.config
+
+        def linear(part: str, *names: str) -> Linear:
+            return Linear(parameters, *(f"{name}.{part}.{n}" for n in names), transposed=True)
+
+        def norm(of: str) -> RMSNorm:
+            return RMSNorm(parameters, f"{name}.{of}", config.rms_norm_eps)
+
+        attention = Attention(
+            layer,
+            linear("self_attn", "q_proj", "k_proj", "v_proj"),
+            linear("self_attn", "o_proj"),
+            config,
+            1 / math.sqrt(config.head_size),
+            rotates=True,
+        )
+        mlp = GatedMLP(linear("mlp", "gate_proj", "up_proj"), linear("mlp", "down_proj"))
+        norms = norm("input_layernorm"), norm("post_attention_layernorm")
+        return Block(name, norms[0], attention, norms[1], mlp)
 
     def forward(self, ids: np.ndarray, ctx: Context) -> tuple[np.ndarray, LlamaCache]:
         positions = ctx.positions(ids, self.config.max_position_embeddings)
         x, embed_tokens = self.embed_tokens.forward(ids.ravel())  # (B, T) -> (N, C)
         x = ctx.hooks.rows("hook_embed", x)
-        rotation = rope_rotation(positions, self.config.frequencies(), x.dtype)
+        ctx.rotation = rope_rotation(positions, self.config.frequencies(), x.dtype)
         caches = []
         for block in self.blocks:
-            x, cache = block.forward(x, rotation, ctx)
+            x, cache = block.forward(x, ctx)
             if ctx.keeps(block.layer):
                 caches.append(cache)
         ctx.advance()
-        y, norm = self.norm.forward(x, ctx.hooks.under("ln_final."))
-        return y, LlamaCache(embed_tokens, rotation, caches, norm)
+        y, final_norm = self.final_norm.forward(x, ctx.hooks.under("ln_final."))
+        return y, LlamaCache(embed_tokens, caches, final_norm)
 
     def backward(self, dy: np.ndarray, cache: LlamaCache, ctx: Context, g: Gradients) -> None:
-        dx = self.norm.backward(dy, cache.norm, g, ctx.grad_hooks.under("ln_final."))
-        for block in reversed(self.blocks[ctx.lowest :]):
-            dx = block.backward(dx, cache.blocks.pop(), cache.rotation, ctx, g)
-        if ctx.lowest:
-            return  # nothing below trains
+        dx = self.final_norm.backward(dy, cache.final_norm, g, ctx.grad_hooks.under("ln_final."))
+        for block in reversed(self.blocks[ctx.first_trained :]):
+            dx = block.backward(dx, cache.blocks.pop(), ctx, g)  # pop: its memory is free then
+        if ctx.first_trained:
+            return  # nothing before it trains
         dx = ctx.grad_hooks.rows("hook_embed", dx)
         self.embed_tokens.backward(dx, cache.embed_tokens, g)
-
-    @property
-    def final_norm(self) -> RMSNorm:
-        return self.norm
-
-    @property
-    def unembedding(self) -> str:
-        return "embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"
 
     @staticmethod
     def shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:

@@ -226,12 +226,6 @@ class Adapter:
         ending = ".lora_A.weight"
         return [name.removesuffix(ending) for name in self.parameters if name.endswith(ending)]
 
-    def delta(self, name: str) -> np.ndarray:
-        """s · B A (O, I): what a projection's matrix is changed by."""
-        p = self.parameters
-        product = p[f"{name}.lora_B.weight"] @ p[f"{name}.lora_A.weight"]
-        return product.dtype.type(self.config.scale_of(name)) * product
-
 
 def adapter_shapes(
     shapes: Mapping[str, tuple[int, int]], config: LoRAConfig
@@ -246,25 +240,33 @@ def adapter_shapes(
 
 
 class LoRA:
-    """An adapter's part in one projection: s · x Aᵀ Bᵀ, on these columns of y."""
+    """An adapter's term in one projection: s · x Aᵀ Bᵀ, on these columns of y."""
 
     def __init__(self, adapter: Adapter, name: str, columns: slice):
-        self.columns = columns
-        self.adapter, self.name = adapter, name
-        self.scale, self.config = adapter.config.scale_of(name), adapter.config
+        self.name, self.columns = name, columns
         self.weights = (f"{name}.lora_A.weight", f"{name}.lora_B.weight")
-        self.a, self.b = (adapter.parameters[part] for part in self.weights)
+        self.a, self.b = (adapter.parameters[weight] for weight in self.weights)  # (r, I), (O, r)
+        self.scale, self.dropout = adapter.config.scale_of(name), adapter.config.lora_dropout
+
+    def delta(self) -> np.ndarray:
+        """s · B A (O, I): what it changes the projection's matrix by."""
+        product = self.b @ self.a
+        return product.dtype.type(self.scale) * product
+
+    def trains(self, g: Gradients) -> bool:
+        """Whether A or B gets a gradient."""
+        return any(weight in g for weight in self.weights)
 
     def forward(
         self, x: np.ndarray, rng: np.random.Generator | None
     ) -> tuple[np.ndarray, LoRACache]:
         """x (N, I) -> the term (N, O), cache.  What backward needs beside it is x."""
-        y, cache = lora_forward(x, self.a, self.b, self.scale, self.config.lora_dropout, rng)
+        y, cache = lora_forward(x, self.a, self.b, self.scale, self.dropout, rng)
         return y, cache._replace(x=None)
 
     def backward(
         self, dy: np.ndarray, x: np.ndarray | None, cache: LoRACache, g: Gradients
     ) -> np.ndarray:
         """dy (N, O) -> dx (N, I)."""
-        sums = [g.accumulator(name) for name in self.weights]
-        return lora_backward(dy, cache._replace(x=x), *sums)[0]
+        da, db = (g.accumulator(weight) for weight in self.weights)
+        return lora_backward(dy, cache._replace(x=x), da, db)[0]

@@ -14,7 +14,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from numgpt.runtime import NOWHERE, Accumulator, add_into, empty
+from numgpt.runtime import (
+    NOWHERE,
+    Accumulator,
+    SideBySide,
+    SumsSideBySide,
+    Weight,
+    add_into,
+    empty,
+)
 
 Layout = Mapping[str, tuple[int, tuple[int, ...]]]  # name -> (offset in elements, shape)
 
@@ -58,7 +66,7 @@ def _views(flat: np.ndarray, layout: Layout) -> dict[str, np.ndarray]:
     }
 
 
-def _joined(flat: np.ndarray, layout: Layout, names: tuple[str, ...]) -> np.ndarray | None:
+def _joined(flat: np.ndarray, layout: Layout, names: Sequence[str]) -> np.ndarray | None:
     """Matrices (O_1, I), (O_2, I), … (or vectors) that lie one after another as one, (ΣO, I); None
     where they don't, as in a file that orders them by name."""
     offsets, shapes = zip(*(layout[name] for name in names), strict=True)
@@ -105,9 +113,16 @@ class Parameters(Mapping[str, np.ndarray]):
         """The memory of all of them."""
         return sum(array.nbytes for array in self.values())
 
-    def joined(self, *names: str) -> np.ndarray | None:
-        """Matrices (O_1, I), (O_2, I), … as one, (ΣO, I), where they lie one after another."""
-        return None if self.flat is None else _joined(self.flat, self.layout, names)
+    def beside(self, names: Sequence[str], transposed: bool = False) -> np.ndarray | Weight:
+        """[W₁ W₂ …] (I, ΣO), of matrices W (I, O) or, transposed, Wᵀ (O, I): an array where there
+        is one matrix, or where they lie one after another in memory."""
+        if len(names) == 1:
+            joined: np.ndarray | None = self[names[0]]
+        else:
+            joined = None if self.flat is None else _joined(self.flat, self.layout, names)
+        if joined is None or not (transposed or len(names) == 1):
+            return SideBySide([self[name].T if transposed else self[name] for name in names])
+        return joined.T if transposed else joined
 
     def pieces(self, layout: Layout) -> Iterator[tuple[slice, np.ndarray, int]]:
         """The parameters of a layout, piece by piece: its slice of the layout, the weights as a
@@ -165,18 +180,21 @@ class Gradients(Mapping[str, np.ndarray]):
             return NOWHERE
         return Accumulator(self._arrays[name], (name,), self._written)
 
-    def joined(self, names: tuple[str, ...]) -> Accumulator | None:
-        """The accumulators of parameters that lie one after another as one, (ΣO, I).  None where
-        they lie elsewhere, or only some are frozen, or have got a contribution already."""
-        trained = [name for name in names if name in self._arrays]
-        if not trained:
-            return NOWHERE
-        if len(trained) < len(names):
-            return None
-        array = _joined(self._flat, self.layout, names)
-        if array is None or len({name in self._written for name in names}) > 1:
-            return None
-        return Accumulator(array, names, self._written)
+    def beside(
+        self, names: Sequence[str], columns: Sequence[slice], transposed: bool = False
+    ) -> Accumulator:
+        """Where contributions to [dW₁ dW₂ …] (I, ΣO) go, of the matrices that Parameters.beside
+        has side by side, or to [db₁ db₂ …] (ΣO,); each parameter has these columns.  One sum where
+        they lie one after another, all train, and all or none have got a contribution."""
+        together = all(name in self._arrays for name in names)
+        if together and len(names) > 1 and len({name in self._written for name in names}) == 1:
+            array = _joined(self._flat, self.layout, names)
+            if array is not None and (transposed or array.ndim == 1):
+                whole = Accumulator(array, tuple(names), self._written)
+                return whole.T if transposed else whole
+        parts = [self.accumulator(name) for name in names]
+        parts = [part.T for part in parts] if transposed else parts
+        return parts[0] if len(parts) == 1 else SumsSideBySide([*zip(columns, parts, strict=False)])
 
     @property
     def flat(self) -> np.ndarray:

@@ -7,7 +7,7 @@ large array.
 """
 
 from numgpt.runtime import kernels  # first: this import chooses the kernels and then loads NumPy
-from numgpt.runtime.accumulator import NOWHERE, Accumulator
+from numgpt.runtime.accumulator import NOWHERE, Accumulator, SumsSideBySide
 from numgpt.runtime.blocks import add_into, mean_product, over_row_blocks, sum_rows
 from numgpt.runtime.kernels import physical_memory
 from numgpt.runtime.memory import ALLOCATOR
@@ -19,11 +19,15 @@ from numgpt.runtime.threads import (
     set_num_threads,
     worthwhile_threads,
 )
+from numgpt.runtime.weights import SideBySide, Weight
 
 __all__ = [
     "ALLOCATOR",
     "NOWHERE",
     "Accumulator",
+    "SideBySide",
+    "SumsSideBySide",
+    "Weight",
     "add_into",
     "add_matmul",
     "empty",

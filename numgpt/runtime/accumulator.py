@@ -7,10 +7,13 @@ before, and nobody has to clear the memory first, which for a large model is hal
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from numgpt.runtime.blocks import add_into
+from numgpt.runtime.blocks import add_into, sum_rows
 from numgpt.runtime.products import add_matmul, matmul
+from numgpt.runtime.weights import Weight
 
 
 class Accumulator:
@@ -29,7 +32,7 @@ class Accumulator:
         self.written: set[str] = set() if written is None else written
 
     @classmethod
-    def like(cls, array: np.ndarray) -> Accumulator:
+    def like(cls, array: np.ndarray | Weight) -> Accumulator:
         """An empty sum of arrays of this shape."""
         return cls(np.empty(array.shape, array.dtype))
 
@@ -45,12 +48,19 @@ class Accumulator:
         else:
             add_into(self.out, term)
 
-    def add_product(self, a: np.ndarray, b: np.ndarray) -> None:
-        """out += a @ b, straight into its place."""
+    def add_outer(self, a: np.ndarray | None, b: np.ndarray | None) -> None:
+        """out += aᵀ b = Σ_n a_n ⊗ b_n, straight into its place.  a (N, I), b (N, O), out (I, O).
+        Where nothing is wanted, there may be neither."""
+        assert a is not None
+        assert b is not None
         if self._is_first():
-            matmul(a, b, out=self.out)
+            matmul(a.T, b, out=self.out)
         else:
-            add_matmul(self.out, a, b)
+            add_matmul(self.out, a.T, b)
+
+    def add_sum(self, rows: np.ndarray) -> None:
+        """out += Σ_n rows_n.  rows (N, C), out (C,)."""
+        self.add(sum_rows(rows))
 
     def add_rows(self, ids: np.ndarray, rows: np.ndarray) -> None:
         """out[ids_n] += rows_n for all n, where ids may repeat.  ids (N,), rows (N, C)."""
@@ -83,7 +93,10 @@ class _Nowhere(Accumulator):
     def add(self, term: np.ndarray) -> None:
         pass
 
-    def add_product(self, a: np.ndarray, b: np.ndarray) -> None:
+    def add_outer(self, a: np.ndarray | None, b: np.ndarray | None) -> None:
+        pass
+
+    def add_sum(self, rows: np.ndarray) -> None:
         pass
 
     def add_rows(self, ids: np.ndarray, rows: np.ndarray) -> None:
@@ -91,3 +104,21 @@ class _Nowhere(Accumulator):
 
 
 NOWHERE = _Nowhere()
+
+
+class SumsSideBySide(Accumulator):
+    """Sums that lie apart, for contributions to all of them: each takes its columns."""
+
+    def __init__(self, parts: Sequence[tuple[slice, Accumulator]]):
+        self.parts = parts
+        self.wanted = any(part.wanted for _, part in parts)
+        self.out = None  # type: ignore[assignment]
+
+    def add_outer(self, a: np.ndarray | None, b: np.ndarray | None) -> None:
+        assert b is not None
+        for columns, part in self.parts:
+            part.add_outer(a, b[:, columns])
+
+    def add_sum(self, rows: np.ndarray) -> None:
+        for columns, part in self.parts:
+            part.add_sum(rows[:, columns])

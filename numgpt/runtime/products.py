@@ -12,11 +12,16 @@ product a row, or products so small that OpenBLAS takes the weights where they l
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from numgpt.runtime.kernels import OPENBLAS
 from numgpt.runtime.scratch import empty
 from numgpt.runtime.threads import num_threads, parallel_for
+
+if TYPE_CHECKING:
+    from numgpt.runtime.weights import Transposed, Weight
 
 PANEL_BYTES = 1 << 22  # of a partial product that is added to a result: it stays in the L3 cache
 
@@ -33,8 +38,12 @@ SMALL_KERNELS = OPENBLAS is not None and OPENBLAS.core in {
 SMALL_PRODUCT, WIDEST_PANEL, NARROWEST_PANEL = 10**6, 64, 16
 
 
-def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+def matmul(
+    a: np.ndarray, b: np.ndarray | Weight | Transposed, out: np.ndarray | None = None
+) -> np.ndarray:
     """a (M, K) @ b (K, N) -> (M, N), of one dtype, into `out` where it is given."""
+    if not isinstance(b, np.ndarray):
+        return b.product(a, out)
     if out is None:
         out = empty((a.shape[0], b.shape[1]), a.dtype)
     if 1 < len(a) <= FEW_ROWS and b.nbytes >= LARGE_WEIGHTS_BYTES:

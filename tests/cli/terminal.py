@@ -25,8 +25,8 @@ def write_model(directory: Path, says: str, context: int = 128, characters=ASCII
     parameters = model.parameters
     parameters["ln_f.weight"][:] = 0  # the last hidden state is the bias, whatever came before
     parameters["ln_f.bias"][:] = np.eye(8)[0]
-    parameters[model.unembedding][:] = 0
-    parameters[model.unembedding][tokenizer.encode(says), 0] = 50
+    model.unembedding.weight[:] = 0
+    model.unembedding.weight[tokenizer.encode(says), 0] = 50
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory

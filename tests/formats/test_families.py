@@ -16,7 +16,7 @@ from numgpt.layers import attention_backward, attention_forward
 from numgpt.models.config import Config
 from numgpt.models.heads import merge_heads, split_heads
 from numgpt.models.language_model import LanguageModel
-from numgpt.models.modules import Embedding, Linear, RMSNorm
+from numgpt.models.modules import Embedding, Linear, RMSNorm, Unembedding
 
 
 @dataclasses.dataclass
@@ -60,7 +60,6 @@ class Toy(LanguageModel[ToyConfig, ToyCache]):
     """Attention without positions, without feed-forward layers."""
 
     config_class = ToyConfig
-    unembedding = "table"
 
     @staticmethod
     def shapes(config):
@@ -76,18 +75,18 @@ class Toy(LanguageModel[ToyConfig, ToyCache]):
             for layer in range(self.config.depth)
         ]
         self.norm = RMSNorm(self.parameters, "norm", 1e-6)
+        self.unembedding = Unembedding(self.parameters, "table")
 
     def forward(self, ids, ctx):
         x, table = self.table.forward(ids.ravel())
         caches = []
         for layer, linear in enumerate(self.qkv):
             y, read = linear.forward(x)
-            q, k, v = split_heads(y, ctx.batch, 1, parts=3)
+            q, k, v = (split_heads(part, ctx.batch, 1) for part in np.split(y, 3, axis=1))
             k, v, mask = ctx.keys_and_values(layer, k, v)
-            if ctx.last_only and layer == self.config.depth - 1:
-                q, x = ctx.last_of(q, x)
-            z, attention = attention_forward(q, k, v, None, mask)
-            x = x + merge_heads(z)
+            z, attention = attention_forward(ctx.queries(layer, q), k, v, None, mask)
+            y = merge_heads(z)
+            x = ctx.stream(x, y) + y
             caches.append((read, attention))
         ctx.advance()
         y, norm = self.norm.forward(x)
@@ -96,9 +95,8 @@ class Toy(LanguageModel[ToyConfig, ToyCache]):
     def backward(self, dy, cache, ctx, g):
         dx = self.norm.backward(dy, cache.norm, g)
         for linear, (read, attention) in zip(self.qkv[::-1], cache.blocks[::-1], strict=True):
-            (dz,) = split_heads(dx, ctx.batch, 1)
-            dqkv = np.empty((len(dx), linear.width), dx.dtype)
-            attention_backward(dz, attention, out=split_heads(dqkv, ctx.batch, 1, parts=3))
+            parts = attention_backward(split_heads(dx, ctx.batch, 1), attention)
+            dqkv = np.hstack([merge_heads(part) for part in parts])
             dx = dx + linear.backward(dqkv, read, g)
         self.table.backward(dx, cache.table, g)
 

@@ -10,15 +10,9 @@ from hypothesis import strategies as st
 
 from numgpt import GPT, KVCache, Llama
 from numgpt.generation import stream
-from numgpt.models.context import Context
 
 MODELS = {family: random_model(family, 40) for family in (GPT, Llama)}
 IDS = st.lists(st.integers(0, 39), min_size=2, max_size=20)
-
-
-def through(ids, cache):
-    """A pass of ids (B, T) that goes on in a cache."""
-    return Context(len(ids), kv=cache.view(np.shape(ids)[1]))
 
 
 @pytest.fixture(params=MODELS, ids=lambda family: family.__name__)
@@ -62,12 +56,12 @@ def test_only_what_is_new_is_computed(model, monkeypatch):
 def test_the_logits_on_a_cut_cache_are_those_of_the_whole(model):
     ids = np.arange(12)[None]
     cache = KVCache(model, 1, 12)
-    model.forward(ids[:, ::-1], through(ids[:, ::-1], cache))
+    model.hidden(ids[:, ::-1], cache.view(ids.shape[1]))
     cache.truncate(0)
-    model.forward(ids[:, :7], through(ids[:, :7], cache))
+    model.hidden(ids[:, :7], cache.view(7))
     cache.reserve(40)
-    x, _ = model.forward(ids[:, 7:], through(ids[:, 7:], cache))
-    assert np.allclose(model.logits(x), model(ids)[0, 7:], rtol=1e-4, atol=1e-5)
+    x = model.hidden(ids[:, 7:], cache.view(ids.shape[1] - 7))
+    assert np.allclose(model.unembedding.logits(x), model(ids)[0, 7:], rtol=1e-4, atol=1e-5)
 
 
 def test_room_is_only_made_where_there_is_less(model):
@@ -94,7 +88,7 @@ def test_truncating_is_never_growing(model):
 def test_a_cache_that_does_not_fit_the_call_is_refused(model):
     ids = list(range(6))
     cache = KVCache(model, 1, CONTEXT)
-    model.forward(np.array([ids]), through(np.array([ids]), cache))
+    model.hidden(np.array([ids]), cache.view(6))
     for prompt in (ids, ids[:3]):  # nothing new, or less than the cache holds
         with pytest.raises(ValueError, match="holds 6 positions") as error:
             stream(model, prompt, kv_cache=cache)

@@ -364,10 +364,10 @@ def test_weights_are_the_models(open_page, page):
     tab = open_page()
     model = page.trace.model
     choose(tab, "forward", 7, 2, 3)
-    matrix = model.blocks[2].attention_input.matrix()
+    matrix = model.blocks[2].attention.qkv.matrix()
     *terms, result = rows_of(tab, "qkv", 0)
     column = 3 * model.config.head_size + int(re.search(r"feature (\d+)", result[0])[1])
-    y, _ = model.blocks[2].norms[0].forward(page.trace.activations["blocks.2.hook_resid_pre"])
+    y, _ = model.blocks[2].norm_1.forward(page.trace.activations["blocks.2.hook_resid_pre"])
     checked = 0
     for name, x, w, _ in terms:
         if match := re.fullmatch(r"y\[(\d+)\]", name):

@@ -141,7 +141,7 @@ def test_sums_are_of_the_activations(traced):
         if not step.hook.startswith("blocks.0.") or (step.name, table.title) not in results:
             continue
         hook, kind = results[step.name, table.title]
-        whole = getattr(traced, kind)[f"{block.hooks}{hook}"]
+        whole = getattr(traced, kind)[f"{block.prefix}{hook}"]
         picked = np.take_along_axis(whole, table.chosen, axis=-1)
         np.testing.assert_array_equal(table.sums[..., 2, :], picked)
         assert np.abs(whole).max() == np.abs(picked).max()
@@ -180,7 +180,7 @@ def test_strips_are_the_activations_and_their_gradients(traced):
                         turned = "rot_" if isinstance(traced.model, Llama) else ""
                         hook = f"attn.hook_{turned}{strip.label[1]}"
                     elif strip.label == "y":  # of a norm, which no hook sees
-                        norm = traced.model.blocks[group.layer].norms[step.name == "norm_2"]
+                        norm = getattr(traced.model.blocks[group.layer], step.name)
                         stream = "hook_resid_mid" if step.name == "norm_2" else "hook_resid_pre"
                         x = kept[f"blocks.{group.layer}.{stream}"]
                         np.testing.assert_array_equal(strip.array, norm.forward(x)[0])

@@ -49,7 +49,7 @@ def test_attribution(both):
     is_layer_norm = model.final_norm.bias is not None
     centred = stream - stream.mean() if is_layer_norm else stream
     scale = (centred.square().mean() + model.final_norm.eps).sqrt()
-    direction = torch.tensor(model.parameters[model.unembedding][11]).double()
+    direction = torch.tensor(model.unembedding.weight[11]).double()
     gamma = torch.tensor(model.final_norm.weight).double()
 
     def part(x):

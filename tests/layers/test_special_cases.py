@@ -10,7 +10,7 @@ from layers.test_layers import EVERY_SHAPE, test_equals_recorded_pytorch
 from support import assert_close
 
 from numgpt import layers
-from numgpt.layers import attention, cross_entropy
+from numgpt.layers import attention_tiles, cross_entropy
 from numgpt.layers.dropout import dropout_mask
 from numgpt.runtime import blocks, products
 
@@ -36,9 +36,9 @@ def test_many_small_blocks_give_the_same(name, shape, monkeypatch):
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 256)
     monkeypatch.setattr(products, "LARGE_WEIGHTS_BYTES", 0)
     monkeypatch.setattr(products, "PANEL_BYTES", 64)
-    monkeypatch.setattr(attention, "FEWEST_QUERIES", 3)
-    monkeypatch.setattr(attention, "MOST_QUERIES", 3)
-    monkeypatch.setattr(attention, "TILE_ELEMENTS", 16)
+    monkeypatch.setattr(attention_tiles, "FEWEST_QUERIES", 3)
+    monkeypatch.setattr(attention_tiles, "MOST_QUERIES", 3)
+    monkeypatch.setattr(attention_tiles, "TILE_ELEMENTS", 16)
     for dtype in (np.float32, np.float64):
         test_equals_recorded_pytorch(name, shape, dtype)
 

@@ -109,7 +109,7 @@ def to_transformers(model: LanguageModel):
         names.stored_name(name): torch.tensor(array) for name, array in model.parameters.items()
     }
     if model.config.tie_word_embeddings:
-        state["lm_head.weight"] = state[names.stored_name(model.unembedding)]
+        state["lm_head.weight"] = state[names.stored_name(model.unembedding.name)]
     theirs.to(next(iter(state.values())).dtype)
     theirs.load_state_dict(state, strict=True)
     return theirs

@@ -11,14 +11,8 @@ from generation.chats import SETUPS, greedy, said, setup
 from models.references import batch, small_model
 
 from numgpt import AdamW, CharTokenizer, KVCache, Tokenizer, formats
-from numgpt.models.context import Context
 
 WAYS = {"deepcopy": copy.deepcopy, "pickle": lambda thing: pickle.loads(pickle.dumps(thing))}
-
-
-def through(ids, cache):
-    """A pass of ids (B, T) that goes on in a cache."""
-    return Context(len(ids), kv=cache.view(np.shape(ids)[1]))
 
 
 @pytest.fixture(params=WAYS)
@@ -89,10 +83,10 @@ def test_copied_tokenizers_encode_alike(copied, pattern):
 def test_a_copied_cache_is_filled_by_itself(copied):
     model = small_model("default")
     cache = KVCache(model, 1, 8)
-    model.forward(np.array([[1, 2, 3]]), through(np.array([[1, 2, 3]]), cache))
+    model.hidden(np.array([[1, 2, 3]]), cache.view(3))
     other = copied(cache)
     ids = np.array([[4]])
-    ours, theirs = (model.forward(ids, through(ids, c))[0] for c in (cache, other))
+    ours, theirs = (model.hidden(ids, c.view(ids.shape[1])) for c in (cache, other))
     np.testing.assert_array_equal(ours, theirs)
     assert (cache.length, other.length) == (4, 4)
     other.keys[:] = 0

@@ -15,6 +15,7 @@ from support import assert_close
 
 from numgpt import GPT, AdamW, GPTConfig, layers
 from numgpt.models import Gradients, Parameters, data_parallel
+from numgpt.runtime import SumsSideBySide
 
 FAMILIES = ["default", "untied", "llama_grouped", "llama_biases"]
 
@@ -322,19 +323,26 @@ def test_gradients_are_sums_of_contributions():
     assert (gradients["c"] == 0).all()
     np.testing.assert_array_equal(gradients.flat[6:9], np.arange(3))
     other = Gradients(gradients.layout, np.float64)
-    other.accumulator("c").add_product(np.ones((2, 1)), np.ones((1, 3)))
+    other.accumulator("c").add_outer(np.ones((1, 2)), np.ones((1, 3)))
     other.merge(gradients)
     assert (other["a"] == 2).all()
     assert (other["c"] == 1).all()
     gradients.clear()
     assert not gradients.flat.any()
     joined = Gradients({"a": (0, (2, 3)), "b": (6, (4, 3)), "c": (18, (1, 3))}, np.float64)
-    joined.joined(("a", "b")).add(np.ones((6, 3)))
-    assert joined.joined(("a", "c")) is None  # not one after another
-    assert joined.joined(("b", "c")) is None  # one is written, the other is not
-    assert joined.joined(("b", "z")) is None
-    assert not joined.joined(("y", "z")).wanted
-    assert (joined["a"] == 1).all()
+    columns = [slice(0, 2), slice(2, 6)]
+    x, dy = np.ones((1, 3)), np.arange(1.0, 7)[None]
+    together = joined.beside(["a", "b"], columns, transposed=True)
+    assert together.out.shape == (3, 6)
+    together.add_outer(x, dy)
+    for names in (["a", "c"], ["b", "c"]):  # not one after another; not both are written
+        assert type(joined.beside(names, columns, transposed=True)) is SumsSideBySide
+    one_frozen = joined.beside(["z", "b"], columns, transposed=True)
+    assert one_frozen.wanted
+    one_frozen.add_outer(x, dy)
+    assert not joined.beside(["y", "z"], columns).wanted
+    np.testing.assert_array_equal(joined["a"], [[1] * 3, [2] * 3])
+    np.testing.assert_array_equal(joined["b"], [[3 + 3] * 3, [4 + 4] * 3, [5 + 5] * 3, [6 + 6] * 3])
     assert not joined["c"].any()
 
 

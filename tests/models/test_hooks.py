@@ -10,7 +10,7 @@ from support import assert_close
 from numgpt import set_num_threads
 from numgpt.layers import attention_pattern, pattern_backward, pattern_forward, scores_backward
 from numgpt.layers.attention import attention_backward, attention_forward
-from numgpt.models import data_parallel
+from numgpt.models import Gradients, data_parallel
 from numgpt.runtime import num_threads
 
 FAMILIES = ["untied", "default", "relu", "llama_grouped", "llama_biases"]
@@ -158,32 +158,81 @@ def test_a_gradient_put_to_zero_is_an_activation_held_fast(model):
         assert slope == pytest.approx(expected, rel=1e-5), name
 
 
-def test_a_replaced_pattern_is_what_backward_uses(model):
-    """dv and ds, and so dq and dk, of the pattern that a hook returned."""
-    model.config.set_dropout(0.0)
-    activations, _ = kept(model)
-    name = "blocks.0.attn.hook_pattern"
-    pattern = activations[name][..., ::-1].copy()  # no softmax of these scores
-    seen = {}
-    last = ("q", "k") if "blocks.0.attn.hook_rot_q" not in model.hook_names else ("rot_q", "rot_k")
-    names = [f"blocks.0.attn.hook_{part}" for part in ("z", "pattern", "v", *last)]
-    gradients_of(
+def replaced(model, name, value):
+    """Gradients, by parameters and by activations, and the activations, with one replaced."""
+    activations, gradients = {}, {}
+    hooks = {n: keeper(activations, n, copy=n != name) for n in model.hook_names}
+    _, of_parameters = gradients_of(
         model,
-        hooks={name: lambda _: pattern},
-        backward_hooks={n: keeper(seen, n) for n in names},
+        hooks=hooks | {name: fixed(value)},
+        backward_hooks={n: keeper(gradients, n) for n in model.hook_names},
     )
-    dz, dp, dv, dq, dk = (seen[n] for n in names)
-    q, k = (activations[f"blocks.0.attn.hook_{part}"] for part in last)
-    groups = q.shape[2] // k.shape[2]
-    k_of_heads = np.repeat(k, groups, axis=2)
-    ds = pattern * (dp - (dp * pattern).sum(axis=-1, keepdims=True)) / np.sqrt(q.shape[-1])
+    return of_parameters, gradients, activations
 
-    def by_kv_head(x):
-        return x.reshape(*x.shape[:2], -1, groups, x.shape[-1]).sum(axis=3)
 
-    assert_close(dv, by_kv_head(np.einsum("bhts,bthd->bshd", pattern, dz)))
-    assert_close(dq, np.einsum("bhts,bshd->bthd", ds, k_of_heads))
-    assert_close(dk, by_kv_head(np.einsum("bhts,bthd->bshd", ds, q)))
+def straight_through(computed, value):
+    """The replacement going forward; going back, the function that computed what it replaces."""
+    return computed + (value - computed).detach()
+
+
+@pytest.mark.torch
+def test_a_replaced_pattern_is_pytorchs_straight_through(model):
+    """What follows sees the replacement: dv = replacedᵀ dz. The softmax takes its derivative at the
+    pattern that it computed."""
+    torch = pytest.importorskip("torch")
+    model.config.set_dropout(0.0)
+    name = "blocks.0.attn.hook_pattern"
+    pattern = kept(model)[0][name][..., ::-1].copy()  # no softmax of these scores
+    _, gradients, seen = replaced(model, name, pattern)
+    turned = "rot_" if model.blocks[0].attention.rotates else ""
+    names = [f"blocks.0.attn.hook_{part}" for part in (f"{turned}q", f"{turned}k", "v")]
+    q, k, v = (torch.tensor(seen[n], requires_grad=True) for n in names)
+    group = q.shape[2] // k.shape[2]
+    k_of_heads, v_of_heads = (x.repeat_interleave(group, dim=2) for x in (k, v))
+    s = torch.einsum("bthd,bshd->bhts", q, k_of_heads) * model.blocks[0].attention.scale
+    p = torch.softmax(s.masked_fill(torch.ones(s.shape[2:]).triu(1).bool(), -torch.inf), dim=-1)
+    p = straight_through(p, torch.tensor(pattern))
+    p.retain_grad()
+    z = torch.einsum("bhts,bshd->bthd", p, v_of_heads)
+    assert_close(seen["blocks.0.attn.hook_z"], z.detach().numpy())
+    z.backward(torch.tensor(gradients["blocks.0.attn.hook_z"]))
+    assert_close(gradients[name], p.grad.numpy())
+    for n, x in zip(names, (q, k, v), strict=True):
+        assert_close(gradients[n], x.grad.numpy(), n)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("norm", ["ln1", "ln2"])
+def test_a_replaced_normalised_input_is_pytorchs_straight_through(model, norm):
+    """What follows sees the replacement: dweight = Σ dy · replaced. The norm takes its derivative
+    at the x̂ that it computed."""
+    torch = pytest.importorskip("torch")
+    hook, stream = f"blocks.0.{norm}.hook_normalized", "resid_pre" if norm == "ln1" else "resid_mid"
+    past = "resid_mid" if norm == "ln1" else "resid_post"
+    value = np.random.default_rng(3).normal(size=kept(model)[0][hook].shape)
+    of_parameters, gradients, seen = replaced(model, hook, value)
+    module = model.blocks[0].norm_1 if norm == "ln1" else model.blocks[0].norm_2
+    x = torch.tensor(seen[f"blocks.0.hook_{stream}"], requires_grad=True)
+    centred = x if module.bias is None else x - x.mean(dim=-1, keepdim=True)
+    x_hat = centred / (centred.square().mean(dim=-1, keepdim=True) + module.eps).sqrt()
+    weight = torch.tensor(module.weight, requires_grad=True)
+    y = weight * straight_through(x_hat, torch.tensor(value))
+    y.backward(torch.tensor(gradients[hook] / module.weight))  # gradients[hook] is dy · weight
+    dx = gradients[f"blocks.0.hook_{stream}"] - gradients[f"blocks.0.hook_{past}"]
+    assert_close(dx, x.grad.numpy())
+    assert_close(of_parameters[module.names[0]], weight.grad.numpy())
+
+
+def test_a_replaced_normalised_input_leaves_the_norms_derivative(model):
+    hook = "blocks.1.ln2.hook_normalized"
+    value = np.random.default_rng(3).normal(size=kept(model)[0][hook].shape)
+    _, gradients, seen = replaced(model, hook, value)
+    norm, width = model.blocks[1].norm_2, value.shape[-1]
+    dy = (gradients[hook] / norm.weight).reshape(-1, width)
+    _, computed = norm.forward(seen["blocks.1.hook_resid_mid"].reshape(-1, width))
+    dx = norm.backward(dy, computed, Gradients({}, dy.dtype)).reshape(value.shape)
+    past = gradients["blocks.1.hook_resid_post"]
+    assert_close(gradients["blocks.1.hook_resid_mid"], past + dx)
 
 
 def test_what_was_kept_or_returned_stays_as_it_is(model):
@@ -306,7 +355,7 @@ def test_hidden_states_and_attentions():
     model = small_model("default")
     states, patterns = model.hidden_states([1, 2, 3]), model.attentions([1, 2, 3])
     assert [state.shape for state in states] == [(1, 3, 16)] * 3
-    np.testing.assert_array_equal(model.logits(states[-1][0]), model([1, 2, 3])[0])
+    np.testing.assert_array_equal(model.unembedding.logits(states[-1][0]), model([1, 2, 3])[0])
     np.testing.assert_allclose(
         states[0][0, 1], (model.parameters["wte"][2] + model.parameters["wpe"][1])
     )

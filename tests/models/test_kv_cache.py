@@ -11,7 +11,6 @@ from support import assert_close
 
 from numgpt import KVCache, runtime
 from numgpt.generation.decode import LengthWarning
-from numgpt.models.context import Context
 
 FAMILIES = ["default", "llama_grouped"]
 
@@ -23,8 +22,7 @@ def step(model, cache, rows, first=0, last_only=True):
     for target, row in zip(ids, rows, strict=True):
         target[: len(row)] = row
     turn = cache.view(counts, first, first + len(rows))
-    hidden, _ = model.forward(ids, Context(len(rows), kv=turn, last_only=last_only))
-    return model.logits(hidden)
+    return model.unembedding.logits(model.hidden(ids, turn, last_only))
 
 
 def alone(model, tokens):

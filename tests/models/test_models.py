@@ -20,7 +20,8 @@ from models.references import (
 from support import GOLDENS, assert_close
 
 from numgpt import GPT, AdamW, GPTConfig, Llama, LlamaConfig
-from numgpt.models import data_parallel
+from numgpt.models import data_parallel, parameters
+from numgpt.runtime import SideBySide
 
 
 @pytest.mark.parametrize("label", BATCHES)
@@ -351,16 +352,22 @@ def test_projections_together_give_what_each_gives(name, monkeypatch):
     ids, _ = batch(model.config, (2, 7))
     q, k, v = (f"layers.1.self_attn.{part}_proj.weight" for part in "qkv")
     p = model.parameters
-    np.testing.assert_array_equal(p.joined(q, k, v), np.concatenate([p[q], p[k], p[v]]))
-    assert np.shares_memory(p.joined(q, k, v), p.flat)
-    assert p.joined(q, v) is p.joined(k, q) is None  # not one behind the other
+    joined = p.beside([q, k, v], transposed=True)
+    np.testing.assert_array_equal(joined, np.concatenate([p[q], p[k], p[v]]).T)
+    assert np.shares_memory(joined, p.flat)
+    for names in ([q, v], [k, q]):  # not one after another
+        apart = p.beside(names, transposed=True)
+        assert type(apart) is SideBySide
+        np.testing.assert_array_equal(apart, np.concatenate([p[name] for name in names]).T)
+        np.testing.assert_array_equal(apart[np.array([3, 1])], np.asarray(apart)[[3, 1]])
     together = model(ids)
     targets = np.roll(ids, -1, axis=1)
     _, gradients = model.loss_and_grads(ids, targets)
-    assert len(model.blocks[1].qkv.products) == len(model.blocks[1].gate_up.products) == 1
-    monkeypatch.setattr(type(p), "joined", lambda self, *names: None)
+    block = model.blocks[1]
+    assert type(block.attention.qkv.weight) is type(block.mlp.fc.weight) is np.ndarray
+    monkeypatch.setattr(parameters, "_joined", lambda flat, layout, names: None)
     model.build()
-    assert len(model.blocks[1].qkv.products) == 3
+    assert len(model.blocks[1].attention.qkv.weight.parts) == 3
     assert_close(model(ids), together)
     assert_close(model.loss_and_grads(ids, targets)[1].flat, gradients.flat)
 

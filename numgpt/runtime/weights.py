@@ -1,0 +1,90 @@
+"""Matrices of weights that are no plain arrays, but are multiplied by like one.
+
+Where a matrix W (I, O) meets an activation, three things are asked of it:
+
+    x W      matmul(x, weight)             forward
+    dy Wᵀ    matmul(dy, weight.T)          backward
+    W[ids]   weight[ids]                   rows of an embedding's table
+
+An array answers them by itself. What is stored in another way is a Weight, which `matmul` asks for
+the product; whoever multiplies need not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from numgpt.runtime.blocks import add_into
+from numgpt.runtime.products import matmul
+from numgpt.runtime.scratch import empty
+
+
+class Weight:
+    """W (I, O), however its numbers lie in memory."""
+
+    shape: tuple[int, int]
+    dtype: np.dtype  # of the products
+    ndim = 2
+
+    def product(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """x W.  x (N, I) -> (N, O), into `out` where it is given."""
+        raise NotImplementedError
+
+    def transposed_product(self, dy: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """dy Wᵀ.  dy (N, O) -> (N, I), into `out` where it is given."""
+        raise NotImplementedError
+
+    def __getitem__(self, ids: np.ndarray) -> np.ndarray:
+        """Rows.  ids (…) -> (…, O)."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def T(self) -> Transposed:  # noqa: N802 (as arrays have it)
+        """Wᵀ, for products."""
+        return Transposed(self)
+
+
+class Transposed:
+    """Wᵀ (O, I) of a Weight."""
+
+    def __init__(self, weight: Weight):
+        self.T = weight
+        self.shape = weight.shape[::-1]
+        self.product = weight.transposed_product
+
+
+class SideBySide(Weight):
+    """[W₁ W₂ …] (I, ΣO), of arrays W₁ (I, O₁), W₂ (I, O₂), … that lie apart in memory."""
+
+    def __init__(self, parts: Sequence[np.ndarray]):
+        self.parts = parts
+        edges = np.cumsum([0, *(part.shape[1] for part in parts)]).tolist()
+        self.columns = [slice(*pair) for pair in pairwise(edges)]
+        self.shape, self.dtype = (len(parts[0]), edges[-1]), parts[0].dtype
+
+    def product(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        out = empty((len(x), self.shape[1]), x.dtype) if out is None else out
+        for columns, part in zip(self.columns, self.parts, strict=True):
+            out[:, columns] = matmul(x, part)
+        return out
+
+    def transposed_product(self, dy: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        first, *others = zip(self.columns, self.parts, strict=True)
+        out = matmul(dy[:, first[0]], first[1].T, out)
+        for columns, part in others:
+            add_into(out, matmul(dy[:, columns], part.T))
+        return out
+
+    def __getitem__(self, ids: np.ndarray) -> np.ndarray:
+        return np.concatenate([part[ids] for part in self.parts], axis=-1)
+
+    def __array__(
+        self, dtype: np.typing.DTypeLike | None = None, copy: bool | None = None
+    ) -> np.ndarray:
+        return np.concatenate(self.parts, axis=1)
