@@ -31,7 +31,15 @@ import numpy as np
 
 from numgpt.layers.checks import floats, ids, like
 from numgpt.layers.softmax import exponentials
-from numgpt.runtime import Accumulator, Weight, empty, empty_like, matmul, over_row_blocks
+from numgpt.runtime import (
+    Accumulator,
+    Weight,
+    empty,
+    empty_like,
+    few_threads,
+    matmul,
+    over_row_blocks,
+)
 
 IGNORE_INDEX = -100
 CHUNK_BYTES = 1 << 26  # of logits held at once
@@ -208,9 +216,10 @@ def _logits_in_chunks(
     count = max(1, min(count, len(x)))
     edges = [len(x) * index // count for index in range(count + 1)]
     memory = empty((-(-len(x) // count), len(weight)), x.dtype)
-    for start, stop in pairwise(edges):
-        z = memory[: stop - start]
-        yield slice(start, stop), matmul(x[start:stop], weight.T, out=z)  # (n, C) -> (n, V)
+    with few_threads(work=x.size * len(weight)):
+        for start, stop in pairwise(edges):
+            z = memory[: stop - start]
+            yield slice(start, stop), matmul(x[start:stop], weight.T, out=z)  # (n, C) -> (n, V)
 
 
 def _check(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
 from numgpt.layers.rope import Rotation
-from numgpt.models.hooks import NO_HOOKS, Hooks
+from numgpt.models.hooks import NO_HOOKS, Hook, Hooks, check_hooks
 from numgpt.models.kv_cache import KVView
 from numgpt.models.modules import Input
 from numgpt.runtime import add_into
@@ -33,6 +33,18 @@ class Context:
     hooks: Hooks = NO_HOOKS  # on activations
     grad_hooks: Hooks = NO_HOOKS  # on their gradients
     in_place: bool = True  # False while hooks look on: they may hold any array, so none may change
+
+    def look_on(
+        self, hooks: Mapping[str, Hook], backward_hooks: Mapping[str, Hook], known: Sequence[str]
+    ) -> None:
+        """Have functions called in this pass. What they have seen or replaced stays as it is:
+        nothing is added to in place or recomputed.  Raises as `check_hooks` does."""
+        check_hooks("hooks", hooks, known)
+        check_hooks("backward_hooks", backward_hooks, known)
+        self.hooks, self.grad_hooks = Hooks(hooks, self.batch), Hooks(backward_hooks, self.batch)
+        self.in_place, self.keeps_inputs = False, True
+        if backward_hooks:
+            self.first_trained = 0
 
     def keeps(self, layer: int) -> bool:
         """Whether a backward needs the cache of this layer's block."""

@@ -9,7 +9,7 @@ arXiv:1604.00981).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
@@ -18,7 +18,6 @@ import numpy as np
 from numgpt.models.parameters import Gradients
 from numgpt.runtime import parallel_for, worthwhile_threads
 
-PartT = TypeVar("PartT")
 ResultT = TypeVar("ResultT")
 
 
@@ -27,6 +26,10 @@ class Part(NamedTuple):
 
     sequences: slice
     rng: np.random.Generator | None
+
+    def rows(self, time: int) -> slice:
+        """Their rows, of sequences of T tokens."""
+        return slice(self.sequences.start * time, self.sequences.stop * time)
 
 
 def cut_batch(
@@ -55,16 +58,14 @@ def cut_batch(
     ]
 
 
-def over_parts(body: Callable[[PartT], ResultT], parts: list[PartT]) -> list[ResultT]:
-    """body(part) for all parts of a batch, on all cores."""
-    return parallel_for(lambda index: body(parts[index]), len(parts))
+def over_parts(body: Callable[..., ResultT], parts: Sequence[tuple]) -> list[ResultT]:
+    """body(*part) for what each part of a batch is called with, on all cores."""
+    return parallel_for(lambda index: body(*parts[index]), len(parts))
 
 
-def add_gradients(
-    body: Callable[[PartT, Gradients], None], parts: list[PartT], total: Gradients
-) -> None:
-    """body(part, gradients) for all parts of a batch: adds those of all parts to `total`."""
+def add_gradients(body: Callable[..., None], parts: Sequence[tuple], total: Gradients) -> None:
+    """body(*part, gradients) for all parts of a batch: adds those of all of them to `total`."""
     sums = [total, *(Gradients(total.layout, total.dtype) for _ in parts[1:])]
-    over_parts(lambda part: body(*part), list(zip(parts, sums, strict=True)))
+    over_parts(body, [(*part, g) for part, g in zip(parts, sums, strict=True)])
     for other in sums[1:]:
         total.merge(other)

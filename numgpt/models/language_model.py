@@ -26,8 +26,8 @@ from numgpt.messages import shown
 from numgpt.models import activations
 from numgpt.models.base import BaseModel, CacheT, ConfigT
 from numgpt.models.context import Context
-from numgpt.models.data_parallel import Part, add_gradients, cut_batch, over_parts
-from numgpt.models.hooks import Hook, Hooks, NamesFilter, check_hooks
+from numgpt.models.data_parallel import add_gradients, cut_batch, over_parts
+from numgpt.models.hooks import Hook, NamesFilter
 from numgpt.models.inputs import Ids, ids_array, targets_array, weights_array
 from numgpt.models.kv_cache import KVView
 from numgpt.models.lora import Adapter
@@ -65,23 +65,19 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
         ids = self.check_ids(ids)
         hooked = hooks is not None or backward_hooks is not None
         parts = cut_batch(self.num_parameters(), ids.shape, rng, most=1 if hooked else None)
-        passes = []
-        for part in parts:
-            ctx = self._training_context(ids[part.sequences], part.rng)
-            if hooked:
-                self._look_on(ctx, hooks or {}, backward_hooks or {})
-            passes.append((ids[part.sequences], ctx))
-        results = over_parts(lambda a_pass: self.forward(*a_pass), passes)
-        hidden = _stacked([y for y, _ in results])
+        contexts = [self._training_context(ids[part.sequences], part.rng) for part in parts]
+        if hooked:
+            contexts[0].look_on(hooks or {}, backward_hooks or {}, self.hook_names)
+        passes = [(ids[part.sequences], ctx) for part, ctx in zip(parts, contexts, strict=True)]
+        results = over_parts(self.forward, passes)
+        hidden, caches = _stacked([y for y, _ in results]), [cache for _, cache in results]
 
         def back(dhidden: np.ndarray, gradients: Gradients) -> None:
-            if not results:
+            if not caches:
                 raise RuntimeError("back works once: run the model again")
-            time, ways = ids.shape[1], []
-            for part, (_, ctx) in zip(parts, passes, strict=True):
-                rows = slice(part.sequences.start * time, part.sequences.stop * time)
-                ways.append((dhidden[rows], results.pop(0)[1], ctx))
-            add_gradients(lambda way, g: self.backward(*way, g), ways, gradients)
+            dys = [dhidden[part.rows(ids.shape[1])] for part in parts]
+            add_gradients(self.backward, [*zip(dys, caches, contexts, strict=True)], gradients)
+            caches.clear()
 
         return hidden, back
 
@@ -92,21 +88,17 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
         last_only: bool = False,
         hooks: Mapping[str, Hook] | None = None,
     ) -> np.ndarray:
-        """As `run` for what goes forward only, which keeps nothing.  ids (B, T), checked, or with
-        kv those that continue what its cache has -> (N, C), with last_only of each sequence's last
-        token alone, (B, C)."""
-        whole = kv is not None or hooks is not None
-        parts = cut_batch(self.num_parameters(), ids.shape, most=1 if whole else None)
-        last_only_in = len(self.blocks) - 1 if last_only else None
-
-        def part_hidden(part: Part) -> np.ndarray:
-            rows = ids[part.sequences]
-            ctx = Context(len(rows), kv=kv, last_only_in=last_only_in)
-            if hooks is not None:
-                self._look_on(ctx, hooks, {})
-            return self.forward(rows, ctx)[0]
-
-        return _stacked(over_parts(part_hidden, parts))
+        """As `run` for what goes forward only, which keeps nothing.  ids (B, T), checked; with kv
+        those that continue what its cache has -> (N, C), or with last_only those of each sequence's
+        last token, (B, C)."""
+        if kv is None and hooks is None:
+            parts = cut_batch(self.num_parameters(), ids.shape)
+            passes = [(rows, Context(len(rows))) for rows in (ids[p.sequences] for p in parts)]
+            return _stacked([y for y, _ in over_parts(self.forward, passes)])
+        ctx = Context(len(ids), kv=kv, last_only_in=len(self.blocks) - 1 if last_only else None)
+        if hooks is not None:
+            ctx.look_on(hooks, {}, self.hook_names)
+        return self.forward(ids, ctx)[0]
 
     def _training_context(self, ids: np.ndarray, rng: np.random.Generator | None) -> Context:
         """A pass that a backward follows.  What the projections read is kept where it is little,
@@ -119,18 +111,6 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
             keeps_inputs=numbers * self.parameters.dtype.itemsize <= KEPT_BYTES,
             first_trained=self.first_trained(),
         )
-
-    def _look_on(
-        self, ctx: Context, hooks: Mapping[str, Hook], backward_hooks: Mapping[str, Hook]
-    ) -> None:
-        """Have functions called in a pass. What they have seen or replaced stays as it is: nothing
-        is added to in place or recomputed."""
-        check_hooks("hooks", hooks, self.hook_names)
-        check_hooks("backward_hooks", backward_hooks, self.hook_names)
-        ctx.hooks, ctx.grad_hooks = Hooks(hooks, ctx.batch), Hooks(backward_hooks, ctx.batch)
-        ctx.in_place, ctx.keeps_inputs = False, True
-        if backward_hooks:
-            ctx.first_trained = 0
 
     # --- logits, log-probabilities, loss, gradients ---
 

@@ -186,15 +186,21 @@ class Gradients(Mapping[str, np.ndarray]):
         """Where contributions to [dW₁ dW₂ …] (I, ΣO) go, of the matrices that Parameters.beside
         has side by side, or to [db₁ db₂ …] (ΣO,); each parameter has these columns.  One sum where
         they lie one after another, all train, and all or none have got a contribution."""
-        together = all(name in self._arrays for name in names)
-        if together and len(names) > 1 and len({name in self._written for name in names}) == 1:
+        if not names:
+            return NOWHERE
+        parts = [self.accumulator(name) for name in names]
+        parts = [part.T for part in parts] if transposed else parts
+        if len(parts) == 1:
+            return parts[0]
+        states = {
+            (part.wanted, name in self._written) for part, name in zip(parts, names, strict=True)
+        }
+        if len(states) == 1 and parts[0].wanted:
             array = _joined(self._flat, self.layout, names)
             if array is not None and (transposed or array.ndim == 1):
                 whole = Accumulator(array, tuple(names), self._written)
                 return whole.T if transposed else whole
-        parts = [self.accumulator(name) for name in names]
-        parts = [part.T for part in parts] if transposed else parts
-        return parts[0] if len(parts) == 1 else SumsSideBySide([*zip(columns, parts, strict=False)])
+        return SumsSideBySide([*zip(columns, parts, strict=True)])
 
     @property
     def flat(self) -> np.ndarray:

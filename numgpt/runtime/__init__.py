@@ -14,6 +14,7 @@ from numgpt.runtime.memory import ALLOCATOR
 from numgpt.runtime.products import add_matmul, matmul
 from numgpt.runtime.scratch import empty, empty_like, release_scratch
 from numgpt.runtime.threads import (
+    few_threads,
     num_threads,
     parallel_for,
     set_num_threads,
@@ -32,6 +33,7 @@ __all__ = [
     "add_matmul",
     "empty",
     "empty_like",
+    "few_threads",
     "kernels",
     "matmul",
     "mean_product",

@@ -105,6 +105,12 @@ def worthwhile_threads(work: int, extra: int) -> int:
     return max(1, min(_num_threads, work // LEAST_WORK, 1 + MOST_EXTRA // extra))
 
 
+def few_threads(work: int) -> contextlib.AbstractContextManager:
+    """Where `work` (multiplications) is too small to be shared, products stay in this thread.  The
+    BLAS's own threads, once woken, keep a core busy for a while, which our threads may need."""
+    return single_threaded_blas if work < LEAST_WORK else contextlib.nullcontext()
+
+
 def set_num_threads(count: int) -> None:
     """Compute on `count` threads from now on (also in OpenBLAS).  Raises ValueError below 1."""
     global _num_threads
