@@ -95,8 +95,8 @@ class AttentionCache(NamedTuple):
     k: np.ndarray  # (B, K, S, D)
     v: np.ndarray  # (B, K, S, D)
     y: np.ndarray  # (B, H, T, D)
-    highest: np.ndarray  # M (B, K, 1, G, T)
-    total: np.ndarray  # Z (B, K, 1, G, T)
+    highest: np.ndarray  # M (B, K, G, T, 1)
+    total: np.ndarray  # Z (B, K, G, T, 1)
     scale: float
     key_mask: np.ndarray | None  # (B, S)
     keep: np.ndarray | None  # (B, K, S, G, T)
@@ -133,8 +133,8 @@ def attention_forward(
     scale = 1 / math.sqrt(size) if scale is None else scale
     y = _empty_heads(q.shape, q.dtype)
     q, y_grouped = _grouped(q, k.shape[1]), _grouped(y, k.shape[1])
-    batch, kv_heads, group, _, _ = q.shape
-    highest, total = (empty((batch, kv_heads, 1, group, queries), q.dtype) for _ in range(2))
+    group = q.shape[2]
+    highest, total = (empty((*q.shape[:4], 1), q.dtype) for _ in range(2))
     keep, keep_scale = None, 1.0
     if dropout > 0.0 and rng is not None:
         keep, keep_scale = dropout_mask((*k.shape[:3], group, queries), dropout, rng)
@@ -146,8 +146,8 @@ def attention_forward(
                 tile.of_queries(q), tile.of_keys(k), tile.of_keys(v), m, hide, scale
             )
             tile.put(y_grouped, y_tile)
-            tile.put_per_query(highest, highest_tile)
-            tile.put_per_query(total, total_tile)
+            tile.put(highest, mT(highest_tile))
+            tile.put(total, mT(total_tile))
 
     over_heads(of_heads, q, k)
     return y, AttentionCache(q, k, v, y, highest, total, scale, key_mask, keep, keep_scale)
@@ -174,8 +174,8 @@ def attention_backward(
                 tile.of_keys(k),
                 tile.of_keys(v),
                 tile.of_queries(y),
-                tile.per_query(highest),
-                tile.per_query(total),
+                mT(tile.of_queries(highest)),
+                mT(tile.of_queries(total)),
                 tile.mask(keep, keep_scale, q.dtype),
                 tile.hide(group, key_mask),
                 scale,

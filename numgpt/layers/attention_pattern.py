@@ -33,7 +33,7 @@ def attention_pattern(cache: AttentionCache) -> np.ndarray:
         hidden = hidden | ~cache.key_mask[:, None, None, None]
     s = cache.scale * np.matmul(cache.q, mT(cache.k)[:, :, None])  # (B, K, G, T, S)
     s = np.where(hidden, -np.inf, s).astype(s.dtype)
-    p = np.exp(s - cache.highest[:, :, 0, ..., None]) / cache.total[:, :, 0, ..., None]
+    p = np.exp(s - cache.highest) / cache.total
     return _by_head(p)
 
 

@@ -30,28 +30,18 @@ class Tile(NamedTuple):
     keys: slice  # of S: those that the tile's last query can see
 
     def of_queries(self, x: np.ndarray) -> np.ndarray:
-        """x (B, K, G, T, D), of queries -> (b, k, R, D); a view where G is 1."""
+        """x (B, K, G, T, …), of queries -> (b, k, R, …); a view where G is 1."""
         part = x[(*self.heads, slice(None), self.queries)]
         return part.reshape(*part.shape[:2], -1, x.shape[-1])
-
-    def per_query(self, x: np.ndarray) -> np.ndarray:
-        """x (B, K, 1, G, T), a number for each query -> (b, k, 1, R)."""
-        part = x[(*self.heads, slice(None), slice(None), self.queries)]
-        return part.reshape(*part.shape[:3], -1)
 
     def of_keys(self, x: np.ndarray) -> np.ndarray:
         """x (B, K, S, D), of keys -> (b, k, keys, D), a view."""
         return x[(*self.heads, self.keys)]
 
     def put(self, x: np.ndarray, rows: np.ndarray) -> None:
-        """rows (b, k, R, D) to their places in x (B, K, G, T, D)."""
+        """rows (b, k, R, …) to their places in x (B, K, G, T, …)."""
         place = x[(*self.heads, slice(None), self.queries)]
         place[...] = rows.reshape(place.shape)
-
-    def put_per_query(self, x: np.ndarray, numbers: np.ndarray) -> None:
-        """numbers (b, k, 1, R) to their places in x (B, K, 1, G, T)."""
-        place = x[(*self.heads, slice(None), slice(None), self.queries)]
-        place[...] = numbers.reshape(place.shape)
 
     def mask(self, keep: np.ndarray | None, scale: float, dtype: np.dtype) -> np.ndarray | None:
         """Dropout's m (b, k, keys, R), of keep (B, K, S, G, T); None without dropout."""

@@ -1,6 +1,6 @@
 """Runs of a model that is looked into: activations by name, kept or replaced, and their gradients.
 
-What hooks are is in hooks.py; these functions are the methods of a model of the same names.
+What hooks are is in hooks.py. These functions are the methods of a model of the same names.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 
 def run_with_hooks(model: LanguageModel, ids: Ids, hooks: Mapping[str, Hook]) -> np.ndarray:
-    """Logits (B, T, V), with functions called on the activations on the way."""
+    """Logits (B, T, V), with functions called on the activations on the way.
+
+    hooks[name](activation) sees it as a read-only array and returns a new one, of the same shape
+    and dtype, to go on with, or None. Streams are (B, T, C), q and z (B, T, H, D), k and v (B, T,
+    K, D), patterns (B, H, T, S). Raises ValueError for a name that is not among `hook_names`.
+    """
     ids = model.check_ids(ids)
     hidden = model.hidden(ids, hooks=hooks)
     return model.unembedding.logits(hidden).reshape(*ids.shape, -1)
@@ -29,7 +34,8 @@ def run_with_hooks(model: LanguageModel, ids: Ids, hooks: Mapping[str, Hook]) ->
 def run_with_cache(
     model: LanguageModel, ids: Ids, names_filter: NamesFilter = None
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Logits (B, T, V), and the activations that the filter lets through, by name."""
+    """Logits (B, T, V), and the activations by name: all, or those of a name, of several, or those
+    for which a function of the name is true."""
     kept: dict[str, np.ndarray] = {}
     keepers = {name: _keeper(name, kept) for name in chosen_names(names_filter, model.hook_names)}
     return run_with_hooks(model, ids, keepers), kept
@@ -42,8 +48,12 @@ def run_with_gradients(
     names_filter: NamesFilter = None,
     hooks: Mapping[str, Hook] | None = None,
 ) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Logits (B, T, V), activations by name, and the gradient of a function of the logits with
-    respect to each of them."""
+    """Logits (B, T, V), activations by name, and the gradient of any function f of the logits with
+    respect to each of them.
+
+    dlogits(logits (B, T, V)) -> ∂f/∂logits (B, T, V). Activations are chosen as in
+    `run_with_cache`; hooks see and replace them first. No parameter gets a gradient.
+    """
     ids = model.check_ids(ids)
     names, given = chosen_names(names_filter, model.hook_names), hooks or {}
     activations: dict[str, np.ndarray] = {}
@@ -58,7 +68,8 @@ def run_with_gradients(
 
 
 def hidden_states(model: LanguageModel, ids: Ids) -> tuple[np.ndarray, ...]:
-    """The residual stream before each block, and what the unembedding reads: L + 1 arrays."""
+    """The residual stream before each block, and what the unembedding reads: L + 1 arrays (B, T,
+    C), as transformers has them with output_hidden_states=True."""
     ids = model.check_ids(ids)
     streams: dict[str, np.ndarray] = {}
     names = [f"{block.prefix}hook_resid_pre" for block in model.blocks]
@@ -67,7 +78,8 @@ def hidden_states(model: LanguageModel, ids: Ids) -> tuple[np.ndarray, ...]:
 
 
 def attentions(model: LanguageModel, ids: Ids) -> tuple[np.ndarray, ...]:
-    """The attention probabilities of each block: L arrays (B, H, T, T)."""
+    """The attention probabilities of each block: L arrays (B, H, T, T), as transformers has them
+    with output_attentions=True."""
     patterns: dict[str, np.ndarray] = {}
     names = [f"{block.prefix}attn.hook_pattern" for block in model.blocks]
     keepers = {name: _keeper(name, patterns) for name in names}

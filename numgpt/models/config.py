@@ -76,12 +76,12 @@ class Config:
     @property
     def projected_width(self) -> int:
         """How many numbers a token's projections read in a block, but for attention's output."""
-        raise NotImplementedError
+        return 2 * self.width + self.inner_width
 
     @property
     def kv_heads(self) -> int:
         """K, the heads that keys and values have."""
-        raise NotImplementedError
+        return self.heads
 
     @property
     def inner_width(self) -> int:

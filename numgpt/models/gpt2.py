@@ -145,14 +145,6 @@ class GPTConfig(Config):
         return self.n_inner or 4 * self.n_embd
 
     @property
-    def projected_width(self) -> int:
-        return 2 * self.n_embd + self.inner_width
-
-    @property
-    def kv_heads(self) -> int:
-        return self.n_head
-
-    @property
     def head_size(self) -> int:
         return self.n_embd // self.n_head
 

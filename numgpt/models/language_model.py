@@ -27,7 +27,7 @@ from numgpt.models import activations
 from numgpt.models.base import BaseModel, CacheT, ConfigT
 from numgpt.models.context import Context
 from numgpt.models.data_parallel import add_gradients, cut_batch, over_parts
-from numgpt.models.hooks import Hook, NamesFilter
+from numgpt.models.hooks import Hook
 from numgpt.models.inputs import Ids, ids_array, targets_array, weights_array
 from numgpt.models.kv_cache import KVView
 from numgpt.models.lora import Adapter
@@ -226,7 +226,7 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
             raise
         self.gradients = sums
 
-    # --- what happens inside: see activations.py and hooks.py ---
+    # --- what happens inside ---
 
     @property
     def hook_names(self) -> list[str]:
@@ -235,47 +235,11 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
         of_blocks = [name for block in self.blocks for name in block.hook_names]
         return [*self.embedding_hooks, *of_blocks, "ln_final.hook_normalized"]
 
-    def run_with_hooks(self, ids: Ids, hooks: Mapping[str, Hook]) -> np.ndarray:
-        """Logits (B, T, V), with functions called on the activations on the way.
-
-        hooks[name](activation) sees it as a read-only array and returns a new one, of the same
-        shape and dtype, to go on with, or None. Streams are (B, T, C), q and z (B, T, H, D), k and
-        v (B, T, K, D), patterns (B, H, T, S). Raises ValueError for a name that is not among
-        `hook_names`.
-        """
-        return activations.run_with_hooks(self, ids, hooks)
-
-    def run_with_cache(
-        self, ids: Ids, names_filter: NamesFilter = None
-    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Logits (B, T, V), and the activations by name: all, or those of a name, of several, or
-        those for which a function of the name is true."""
-        return activations.run_with_cache(self, ids, names_filter)
-
-    def run_with_gradients(
-        self,
-        ids: Ids,
-        dlogits: Callable[[np.ndarray], np.ndarray],
-        names_filter: NamesFilter = None,
-        hooks: Mapping[str, Hook] | None = None,
-    ) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Logits (B, T, V), activations by name, and the gradient of any function f of the logits
-        with respect to each of them.
-
-        dlogits(logits (B, T, V)) -> ∂f/∂logits (B, T, V). Activations are chosen as in
-        `run_with_cache`; hooks see and replace them first. No parameter gets a gradient.
-        """
-        return activations.run_with_gradients(self, ids, dlogits, names_filter, hooks)
-
-    def hidden_states(self, ids: Ids) -> tuple[np.ndarray, ...]:
-        """The residual stream before each block, and what the unembedding reads: L + 1 arrays (B,
-        T, C), as transformers has them with output_hidden_states=True."""
-        return activations.hidden_states(self, ids)
-
-    def attentions(self, ids: Ids) -> tuple[np.ndarray, ...]:
-        """The attention probabilities of each block: L arrays (B, H, T, T), as transformers has
-        them with output_attentions=True."""
-        return activations.attentions(self, ids)
+    run_with_hooks = activations.run_with_hooks
+    run_with_cache = activations.run_with_cache
+    run_with_gradients = activations.run_with_gradients
+    hidden_states = activations.hidden_states
+    attentions = activations.attentions
 
     # --- conveniences ---
 

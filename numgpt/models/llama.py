@@ -161,10 +161,6 @@ class LlamaConfig(Config):
         return self.intermediate_size
 
     @property
-    def projected_width(self) -> int:
-        return 2 * self.hidden_size + self.intermediate_size
-
-    @property
     def kv_heads(self) -> int:
         given = self.num_key_value_heads
         return self.num_attention_heads if given is None else given

@@ -43,20 +43,13 @@ class LoRAConfig:
     layers_to_transform: Sequence[int] | int | None = None
     layers_pattern: Sequence[str] | str | None = None  # what stands before a layer's number
 
-    @property
-    def scale(self) -> float:
-        """s, by which the product is multiplied."""
-        return self._scale(self.r, self.lora_alpha)
-
     def rank_of(self, name: str) -> int:
         """r of a projection."""
         return fitting(self.rank_pattern, name, self.r)
 
     def scale_of(self, name: str) -> float:
-        """s of a projection."""
-        return self._scale(self.rank_of(name), fitting(self.alpha_pattern, name, self.lora_alpha))
-
-    def _scale(self, rank: int, alpha: float) -> float:
+        """s of a projection, by which its product is multiplied."""
+        rank, alpha = self.rank_of(name), fitting(self.alpha_pattern, name, self.lora_alpha)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def validate(self) -> None:

@@ -46,7 +46,7 @@ class ToyConfig(Config):
     def set_dropout(self, p):
         pass
 
-    width = head_size = projected_width = property(lambda self: self.size)
+    width = head_size = inner_width = property(lambda self: self.size)
     kv_heads = property(lambda self: 1)
 
 

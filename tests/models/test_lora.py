@@ -207,8 +207,8 @@ def test_first_weights_and_scale():
     assert a.shape == (4, 16)
     assert 0.2 < np.abs(a).max() <= 1 / np.sqrt(16)
     assert not model.adapter.parameters["h.0.attn.c_attn.lora_B.weight"].any()
-    assert LoRAConfig(r=4, lora_alpha=6).scale == 1.5
-    assert LoRAConfig(r=4, lora_alpha=6, use_rslora=True).scale == 3
+    assert LoRAConfig(r=4, lora_alpha=6).scale_of("any") == 1.5
+    assert LoRAConfig(r=4, lora_alpha=6, use_rslora=True).scale_of("any") == 3
     assert model.adapter.names() == ["h.0.attn.c_attn", "h.1.attn.c_attn"]
     llama = small_model("llama_grouped")
     llama.add_adapter()
