@@ -159,7 +159,7 @@ FAULTS = {
     ),
     "weights that lie apart: dx": (
         "runtime/weights.py",
-        "add_into(out, matmul(dy[:, columns], part.T))",
+        "add_into(out, matmul(dy[:, columns], matrix.T))",
         "pass",
         "models/test_models.py",
     ),
@@ -171,7 +171,7 @@ FAULTS = {
     ),
     "examples: what is learnt": (
         "data/example_set.py",
-        "np.where(example.learnt[1:], example.ids[1:], IGNORED)",
+        "np.where(example.loss_mask[1:], example.ids[1:], IGNORED)",
         "example.ids[1:]",
         "data/test_examples.py",
     ),
@@ -184,7 +184,7 @@ FAULTS = {
     "tuning: one count for the whole step": (
         "training/loop.py",
         "weights=1 / count",
-        "weights=1 / max(1, batch.learnt)",
+        "weights=1 / max(1, batch.counted)",
         "training/test_tuning.py",
     ),
     "gradients: the second contribution": (

@@ -29,7 +29,7 @@ from numgpt.layers.softmax import log_softmax
 from numgpt.messages import printable, shown, tell
 from numgpt.models.language_model import LanguageModel
 from numgpt.tokenizer import BaseTokenizer, StreamDecoder
-from numgpt.training.checkpoint import learnt_conversations
+from numgpt.training.checkpoint import tuned_on_conversations
 
 NEW_TOKENS = 200
 DEFAULTS = {"do_sample": True, "temperature": 0.8, "num_beams": 1, "num_return_sequences": 1}
@@ -129,7 +129,7 @@ def run(options: argparse.Namespace) -> None:
             'the prompt is empty: numgpt generate "Once upon a time", or pipe a text in'
         )
     tuned = options.model if options.adapter is None else options.adapter
-    if not options.special_tokens and learnt_conversations(tuned):
+    if not options.special_tokens and tuned_on_conversations(tuned):
         tell(
             f"numgpt: note: {tuned} was tuned on conversations, and this prompt is none: numgpt"
             " chat asks as it was tuned"

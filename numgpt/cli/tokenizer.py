@@ -22,8 +22,8 @@ from numgpt.messages import shown, tell
 from numgpt.tokenizer import Tokenizer
 from numgpt.tokenizer.base import END_OF_TEXT, TOKENIZER_FILES, tokenizer_files
 from numgpt.tokenizer.pattern import PATTERNS
-from numgpt.training.beginning import check_not_replaced
 from numgpt.training.checkpoint import CHECKPOINT_FILE
+from numgpt.training.starting import check_not_replaced
 
 LONGEST_ID = 30  # digits
 
@@ -112,7 +112,7 @@ def run_train(options: argparse.Namespace) -> None:
         tokenizer = _train_into(options, special)
     seconds = time.perf_counter() - began
     tell(
-        f"{tokenizer.vocab_size} tokens learnt in {seconds:.1f} s, written to {options.out}",
+        f"{tokenizer.vocab_size} tokens, trained in {seconds:.1f} s, written to {options.out}",
     )
     if tokenizer.vocab_size < options.vocab_size:
         tell(

@@ -95,7 +95,7 @@ def _answers(
     found: dict[Path, tuple[int, dict[str, ExactMatch]]] = {}
     asked = {
         name: questions(map(examples.example, numbers.tolist()), ends, most)
-        for name, numbers in (("learnt", examples.train), ("held-out", examples.val))
+        for name, numbers in (("training", examples.train), ("held-out", examples.val))
     }
     asked = {name: pairs for name, pairs in asked.items() if pairs}
     if most and not asked:
@@ -133,19 +133,19 @@ def _advice(
     trainer: Trainer, found: list[tuple[Path, tuple[int, dict[str, ExactMatch]]]]
 ) -> str | None:
     """What to do where few answers are exact."""
-    if not found or "learnt" not in found[0][1][1]:
+    if not found or "training" not in found[0][1][1]:
         return None
     out, (step, counts) = found[0]
-    learnt, held_out = counts["learnt"], counts.get("held-out")
-    if learnt.exact < ENOUGH * learnt.asked:
+    trained_on, held_out = counts["training"], counts.get("held-out")
+    if trained_on.exact < ENOUGH * trained_on.asked:
         for other, (later, others) in found[1:]:
-            if others["learnt"].exact >= ENOUGH * learnt.asked:
+            if others["training"].exact >= ENOUGH * trained_on.asked:
                 return (
                     f"the weights of step {later} know the examples by heart, those of step {step}"
                     f" are the better ones on what is held out: {other} has the former"
                 )
         return (
-            "few of the learnt answers come exactly: to learn them by heart, train longer (numgpt"
+            "few of the training answers come exactly: to learn them by heart, train longer (numgpt"
             f" tune sft --resume {quoted(out)} --steps {2 * trainer.config.steps}) or, in a new"
             f" run, with a higher --lr than {trainer.config.lr:g}"
         )

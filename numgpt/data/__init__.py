@@ -1,5 +1,5 @@
 """TEXT FILES -> BATCHES. Corpora and windows of them; examples of what to answer, and what is
-learnt of them."""
+trained on."""
 
 from numgpt.lazy import lazy_names
 

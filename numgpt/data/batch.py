@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-IGNORED = -100  # the target of a token that is not learnt: layers' IGNORE_INDEX
+IGNORED = -100  # the target of a token that the loss leaves out: layers' IGNORE_INDEX
 
 
 class Batch(NamedTuple):
@@ -15,6 +15,6 @@ class Batch(NamedTuple):
     tokens: int  # ids that are no padding
 
     @property
-    def learnt(self) -> int:
+    def counted(self) -> int:
         """How many targets count."""
         return int(np.count_nonzero(self.targets != IGNORED))

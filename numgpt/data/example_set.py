@@ -1,11 +1,11 @@
 """Examples on disk, and batches of them: of nearly equal length, in an order that a seed decides.
 
 All examples lie one after another in one file of uint32, memory-mapped, so that a set may be larger
-than memory. The highest bits of a token say whether it is learnt, begins an example, and belongs to
-the examples that are held out.
+than memory. The highest bits of a token say whether the loss counts it, whether it begins an
+example, and whether that is held out.
 
 Padding is told by its position: it comes after the end of an example, whatever its id, and is
-neither learnt nor, attention being causal, seen by anything that is.
+neither counted nor, attention being causal, seen by anything that is.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numgpt.data.records import Record
 from numgpt.files import replacing
 
 DTYPE = np.dtype("<u4")
-LEARNT, BEGINS, HELD_OUT = np.uint32(1 << 31), np.uint32(1 << 30), np.uint32(1 << 29)
+IN_LOSS, BEGINS, HELD_OUT = np.uint32(1 << 31), np.uint32(1 << 30), np.uint32(1 << 29)
 IDS = np.uint32((1 << 29) - 1)
 WINDOW = 32  # batches whose examples are sorted by length together
 JITTER = 1.25  # … by a length that is up to so many times the true one
@@ -40,7 +40,7 @@ class Counts:
     held_out: int = 0
     cut: int = 0  # from the left of the prompt
     dropped: int = 0  # too long
-    learnt: int = 0  # tokens
+    counted: int = 0  # of them, those that the loss counts
     tokens: int = 0
     kind: str = ""
     origins: set[str] = field(default_factory=set)  # the keys that it is made of, if others
@@ -49,7 +49,7 @@ class Counts:
         kept = f"{self.trained:,} example{'s' * (self.trained != 1)} of {self.kind}"
         if self.origins:
             kept += f" (made of {'; '.join(sorted(self.origins))})"
-        kept += f"; {self.learnt:,} of {self.tokens:,} tokens are learnt"
+        kept += f"; {self.counted:,} of {self.tokens:,} tokens are trained on"
         kept += f"; {self.held_out:,} more held out" if self.held_out else ""
         if self.cut:
             kept += f"; {self.cut:,} too long, cut from the left of the prompt"
@@ -84,7 +84,7 @@ def encode_examples(
                 continue
             show(example)
             counts.cut += len(example.ids) < len(whole.ids)
-            packed = example.ids.astype(DTYPE) | example.learnt * LEARNT
+            packed = example.ids.astype(DTYPE) | example.loss_mask * IN_LOSS
             packed[0] |= BEGINS
             if is_held_out:
                 packed |= HELD_OUT
@@ -92,7 +92,7 @@ def encode_examples(
             else:
                 counts.trained += 1
                 counts.tokens += len(packed)
-                counts.learnt += int(np.count_nonzero(example.learnt[1:]))
+                counts.counted += int(np.count_nonzero(example.loss_mask[1:]))
             written += len(packed)
             file.write(packed.data)
             digest.update(packed.data)
@@ -129,7 +129,7 @@ class ExampleSet:
 
     def example(self, number: int) -> Example:
         packed = self._tokens[self._starts[number] : self._starts[number + 1]]
-        return Example((packed & IDS).astype(np.int64), (packed & LEARNT) > 0)
+        return Example((packed & IDS).astype(np.int64), (packed & IN_LOSS) > 0)
 
     def batches_in_epoch(self, batch_size: int) -> int:
         """How many batches take each example to train on once."""
@@ -199,5 +199,5 @@ class ExampleSet:
         for row, example in enumerate(examples):
             length = len(example.ids) - 1
             ids[row, :length] = example.ids[:-1]
-            targets[row, :length] = np.where(example.learnt[1:], example.ids[1:], IGNORED)
+            targets[row, :length] = np.where(example.loss_mask[1:], example.ids[1:], IGNORED)
         return Batch(ids, targets, sum(len(example.ids) - 1 for example in examples))

@@ -1,8 +1,8 @@
-"""Examples -> tokens, with what of them is learnt: the answers, and nothing that was asked.
+"""Examples -> tokens and a loss mask: answers are trained on, and nothing that was asked.
 
 Of prompt and completion, each is tokenised by itself, so that no token reaches over their border;
-the completion is learnt, and the end of the text. Of a conversation, what the assistant says is
-learnt, and the token that ends its turn (tokenizer/chat_template.py); of a text alone, all of it.
+the completion is trained on, and the end of the text. Of a conversation, what the assistant says
+is, and the token that ends its turn (tokenizer/chat_template.py); of a text alone, all of it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from numgpt.tokenizer.chat_template import ChatTemplate
 
 
 class Example(NamedTuple):
-    """Tokens, and which of them are learnt."""
+    """Tokens, and which of them are trained on."""
 
     ids: np.ndarray  # (n,) int64
-    learnt: np.ndarray  # (n,) bool
+    loss_mask: np.ndarray  # (n,) bool: these are targets, the others only read
 
 
 class ExampleEncoder:
@@ -51,15 +51,15 @@ class ExampleEncoder:
         """Raises ValueError naming file and line for a record with nothing to learn, or that the
         chat format can't express."""
         try:
-            ids, learnt = self._tokens(record)
+            ids, loss_mask = self._tokens(record)
         except ValueError as error:
             raise ValueError(f"{record.place}: {error}") from None
-        if not any(learnt[1:]):  # nothing predicts a first token
+        if not any(loss_mask[1:]):  # nothing predicts a first token
             raise ValueError(
-                f"{record.place}: nothing in it is to be learnt: it needs a message of the"
+                f"{record.place}: nothing in it is trained on: it needs a message of the"
                 " assistant (with a weight other than 0), a completion, or a text of two tokens"
             )
-        return Example(np.array(ids, np.int64), np.array(learnt, bool))
+        return Example(np.array(ids, np.int64), np.array(loss_mask, bool))
 
     def _tokens(self, record: Record) -> tuple[list[int], list[bool]]:
         fields = record.fields
@@ -96,8 +96,8 @@ class ExampleEncoder:
         said: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None,
     ) -> tuple[list[int], list[bool]]:
-        """Of the messages that were said, the assistant's are learnt, but for those of weight 0; of
-        those asked, none."""
+        """Of the messages that were said, the assistant's are trained on, but for those of weight
+        0; of those asked, none."""
         for message in said:
             calls = message.get("tool_calls")
             if message["role"] == "assistant" and not (calls or message["content"].strip()):
@@ -105,11 +105,11 @@ class ExampleEncoder:
                     "an answer of the assistant is empty: write it there, or take the line out"
                 )
         self.conversations = True
-        learnt = [False] * len(asked)
-        learnt += [m["role"] == "assistant" and m.get("weight") != 0 for m in said]
+        trained = [False] * len(asked)
+        trained += [m["role"] == "assistant" and m.get("weight") != 0 for m in said]
         messages = [{n: v for n, v in m.items() if n != "weight"} for m in (*asked, *said)]
         try:
-            return self.template.examples(messages, learnt, tools)
+            return self.template.examples(messages, trained, tools)
         except ValueError as error:
             if all(message["role"] != "system" for message in messages[1:]):
                 raise
@@ -130,20 +130,20 @@ _SYSTEM_AS_USER = (
 
 def fit(example: Example, most: int) -> Example | None:
     """An example of at most so many tokens, cut from the left of what comes before the first that
-    is learnt; None where what is learnt is too long by itself."""
+    is trained on; None where what is trained on is too long by itself."""
     surplus = len(example.ids) - most
     if surplus <= 0:
         return example
-    first = int(np.argmax(example.learnt))
-    if surplus > first - 1:  # something has to predict the first that is learnt
+    first = int(np.argmax(example.loss_mask))
+    if surplus > first - 1:  # something has to predict the first target
         return None
-    return Example(example.ids[surplus:], example.learnt[surplus:])
+    return Example(example.ids[surplus:], example.loss_mask[surplus:])
 
 
 def last_answer(example: Example, ends: Collection[int]) -> tuple[np.ndarray, np.ndarray] | None:
-    """What comes before the last answer that is learnt, and the answer; None where nothing comes
-    before it.  What is an end by itself (of the text, after the answer's own) is none."""
-    edges = np.flatnonzero(np.diff(example.learnt, prepend=False, append=False)).reshape(-1, 2)
+    """What comes before the last answer that is trained on, and the answer; None where nothing
+    comes before it.  What is an end by itself (of the text, after the answer's own) is none."""
+    edges = np.flatnonzero(np.diff(example.loss_mask, prepend=False, append=False)).reshape(-1, 2)
     for start, stop in edges[::-1].tolist():
         if not set(example.ids[start:stop].tolist()) <= set(ends):
             return (example.ids[:start], example.ids[start:stop]) if start else None
@@ -151,13 +151,13 @@ def last_answer(example: Example, ends: Collection[int]) -> tuple[np.ndarray, np
 
 
 def marked(example: Example, tokenizer: BaseTokenizer) -> str:
-    """The text of an example, what is learnt between «…»."""
+    """The text of an example, what is trained on between «…»."""
     text = ""
-    changes = np.flatnonzero(np.diff(example.learnt, prepend=False, append=False))
+    changes = np.flatnonzero(np.diff(example.loss_mask, prepend=False, append=False))
     edges = [0, *(int(n) for n in changes), len(example.ids)]
     for start, stop in pairwise(edges):
         piece = tokenizer.decode(example.ids[start:stop])
-        text += f"«{piece}»" if stop > start and example.learnt[start] else piece
+        text += f"«{piece}»" if stop > start and example.loss_mask[start] else piece
     return text
 
 
@@ -168,5 +168,5 @@ def _as_messages(value: Any, role: str) -> list[dict[str, Any]]:
 def _answers(completion: Any) -> list[dict[str, Any]]:
     messages = _as_messages(completion, "assistant")
     if not any(message["role"] == "assistant" for message in messages):
-        raise ValueError("the completion has no message of the assistant: it is what is learnt")
+        raise ValueError("the completion has no message of the assistant: it is what is trained on")
     return messages

@@ -290,5 +290,5 @@ def _check(name: str, value: Any, place: str, listed: bool, text: bool) -> None:
         if (weight := message.get("weight")) not in (None, 0, 1):
             raise ValueError(
                 f"{place}: a message in {name} has the weight {shown(weight)}: expected 1, or 0 for"
-                " an answer that is not learnt"
+                " an answer that is not trained on"
             )

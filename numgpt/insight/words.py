@@ -11,11 +11,11 @@ WORDS = {
     "layernorm": (
         "A token's numbers are moved and scaled to mean 0 and variance 1, so that what reads"
         " them meets vectors of one size; then each feature has a scale (weight) and a shift"
-        " (bias) of its own, which are learnt."
+        " (bias) of its own, which training finds."
     ),
     "rmsnorm": (
         "A token's numbers are scaled to mean square 1, so that what reads them meets vectors"
-        " of one size; then each feature has a scale (weight) of its own, which is learnt."
+        " of one size; then each feature has a scale (weight) of its own, which training finds."
     ),
     "qkv": (
         "Three vectors of each token, for each head: the query is what the token looks for,"

@@ -83,12 +83,12 @@ def over_heads(body: Callable[[Heads], None], q: np.ndarray, k: np.ndarray) -> N
     batch, kv_heads, group, queries, _ = q.shape
     matrices = max(1, TILE_ELEMENTS // (group * _queries_of_a_tile(queries) * k.shape[2]))
     of_batch, of_heads = max(1, matrices // kv_heads), min(kv_heads, matrices)
-    parts = [
+    groups = [
         (slice(b, min(b + of_batch, batch)), slice(h, min(h + of_heads, kv_heads)))
         for b in range(0, batch, of_batch)
         for h in range(0, kv_heads, of_heads)
     ]
-    parallel_for(lambda index: body(parts[index]), len(parts))
+    parallel_for(lambda index: body(groups[index]), len(groups))
 
 
 def _queries_of_a_tile(queries: int) -> int:

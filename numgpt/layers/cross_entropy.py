@@ -120,14 +120,14 @@ def linear_cross_entropy(
         dz[at_target] -= w  # … - w where v is the target
         return -float(w.astype(np.float64) @ log_p.astype(np.float64))
 
-    for part, z in _logits_in_chunks(x_counted, weight):
+    for chunk, z in _logits_in_chunks(x_counted, weight):
         if statistics is not None:
-            for seen in over_row_blocks(TokenStatistics.of, z, targets[part]):
+            for seen in over_row_blocks(TokenStatistics.of, z, targets[chunk]):
                 statistics.add(seen)
-        loss += sum(over_row_blocks(on_rows, z, targets[part], weights[part]))
+        loss += sum(over_row_blocks(on_rows, z, targets[chunk], weights[chunk]))
         dz = z
-        matmul(dz, weight, out=dx_counted[part])  # (n, V) -> (n, C)
-        dweight.add_outer(dz, x_counted[part])
+        matmul(dz, weight, out=dx_counted[chunk])  # (n, V) -> (n, C)
+        dweight.add_outer(dz, x_counted[chunk])
     return loss, _placed(dx_counted, counted, x), dweight.out
 
 
@@ -161,8 +161,8 @@ def linear_log_probs_forward(
         logp[:] = z_target - highest[:, 0] - np.log(total[:, 0])
 
     of_rows = targets_counted, logp_counted, highest, total
-    for part, z in _logits_in_chunks(x_counted, weight):
-        over_row_blocks(on_rows, z, *(array[part] for array in of_rows))
+    for chunk, z in _logits_in_chunks(x_counted, weight):
+        over_row_blocks(on_rows, z, *(array[chunk] for array in of_rows))
     logp = _placed(logp_counted, counted, x[:, 0])
     return logp, LogProbsCache(x, weight, targets, counted, highest, total)
 
@@ -185,11 +185,11 @@ def linear_log_probs_backward(
         dz[np.arange(len(z)), targets] += dlogp  # … + dlogp where v is the target
 
     of_rows = targets[counted], dlogp[counted], highest, total
-    for part, z in _logits_in_chunks(x_counted, weight):
-        over_row_blocks(on_rows, z, *(array[part] for array in of_rows))
+    for chunk, z in _logits_in_chunks(x_counted, weight):
+        over_row_blocks(on_rows, z, *(array[chunk] for array in of_rows))
         dz = z
-        matmul(dz, weight, out=dx_counted[part])  # (n, V) -> (n, C)
-        dweight.add_outer(dz, x_counted[part])
+        matmul(dz, weight, out=dx_counted[chunk])  # (n, V) -> (n, C)
+        dweight.add_outer(dz, x_counted[chunk])
     return _placed(dx_counted, counted, x), dweight.out
 
 

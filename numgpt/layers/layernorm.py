@@ -92,16 +92,16 @@ def layernorm_backward(
         dy: np.ndarray, x_hat: np.ndarray, rstd: np.ndarray, dx: np.ndarray
     ) -> tuple[np.ndarray | float, np.ndarray | float]:
         # from y = weight · x̂ + bias:
-        of_weight = sum_rows(dy * x_hat) if dweight.wanted else 0.0
-        of_bias = sum_rows(dy) if dbias.wanted else 0.0
+        of_weight = sum_rows(dy * x_hat) if dweight.trains else 0.0
+        of_bias = sum_rows(dy) if dbias.trains else 0.0
         g = dy * weight
         # from x̂ = (x - mean(x)) · rstd:
         np.multiply(rstd, g - _mean(g) - x_hat * mean_product(g, x_hat), out=dx)
         return of_weight, of_bias
 
-    parts = over_row_blocks(on_rows, dy_rows, x_hat, rstd, dx)
-    dweight.add(sum(part for part, _ in parts))
-    dbias.add(sum(part for _, part in parts))
+    sums = over_row_blocks(on_rows, dy_rows, x_hat, rstd, dx)
+    dweight.add(sum(of_weight for of_weight, _ in sums))
+    dbias.add(sum(of_bias for _, of_bias in sums))
     return dx.reshape(dy.shape), dweight.out, dbias.out
 
 

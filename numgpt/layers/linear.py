@@ -21,7 +21,7 @@ from numgpt.runtime import NOWHERE, Accumulator, Weight, matmul, over_row_blocks
 
 
 class LinearCache(NamedTuple):
-    x: np.ndarray | None  # (N, I); None where no gradient of the weight is wanted
+    x: np.ndarray | None  # (N, I); None where the weight does not train
     weight: np.ndarray | Weight  # (I, O)
     bias: np.ndarray | None = None  # (O,)
 

@@ -30,7 +30,7 @@ from numgpt.runtime import Accumulator, matmul
 
 
 class LoRACache(NamedTuple):
-    x: np.ndarray | None  # (N, I), before dropout; None where no gradient of A is wanted
+    x: np.ndarray | None  # (N, I), before dropout; None where A does not train
     a: np.ndarray  # (r, I)
     b: np.ndarray  # (O, r)
     scale: float  # s

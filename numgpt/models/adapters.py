@@ -54,7 +54,7 @@ class Adapters(Mapping[str, Adapter]):
         return self._pristine is not None
 
     def attach(self, linears: Sequence[Linear]) -> None:
-        """Let each of a model's linear layers know its part of the active adapter."""
+        """Let each of a model's linear layers know its matrices of the active adapter."""
         self._linears = linears
         for linear in linears:
             linear.adapt(self.beside)

@@ -7,7 +7,7 @@ Blocks normalise before each branch and leave the stream alone ("pre-norm"). Fro
 
     dx = dy + f'(x)ᵀ dy
 
-so backward the gradient runs down the same stream unchanged, and each branch adds its part to it.
+so backward the gradient runs down the same stream unchanged, and each branch adds its own to it.
 Each `backward` below is its `forward` read from the last line to the first.
 
 To lessons/gpt.py, which is all of this on one screen, this page adds grouped heads, rotation,

@@ -54,7 +54,7 @@ def attend(
     """q (B, H, T, D), k and v (B, K, S, D) -> z (N, H·D), cache."""
     z, attention = attention_forward(q, k, v, scale, key_mask, dropout, ctx.rng)
     replaced = None
-    if hook.wants("hook_pattern"):
+    if hook.has("hook_pattern"):
         computed = attention_pattern(attention)
         pattern = hook("hook_pattern", computed)
         if pattern is not computed:
@@ -78,7 +78,7 @@ def attend_backward(
     attention, replaced, z = cache
     dz = hook.heads("hook_z", split_heads(dz, ctx.batch, z.shape[1]))
     # Where hooks only look, the usual backward runs: looking on changes no bit.
-    if replaced is not None or hook.wants("hook_pattern"):
+    if replaced is not None or hook.has("hook_pattern"):
         computed = attention_pattern(attention)
         dp, dv = pattern_backward(dz, computed if replaced is None else replaced, attention)
         dp_seen = hook("hook_pattern", dp)

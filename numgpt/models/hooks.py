@@ -35,13 +35,13 @@ class Hooks:
         """The same hooks, for the names that begin so."""
         return Hooks(self.functions, self.batch, self.prefix + prefix) if self.functions else self
 
-    def wants(self, name: str) -> bool:
+    def has(self, name: str) -> bool:
         """Whether a function is there for the name."""
         return bool(self.functions) and self.prefix + name in self.functions
 
     def __call__(self, name: str, array: np.ndarray) -> np.ndarray:
         """What the pass goes on with.  array as users see it."""
-        if not self.wants(name):
+        if not self.has(name):
             return array
         name = self.prefix + name
         seen = array.view()
@@ -66,7 +66,7 @@ class Hooks:
 
     def rows(self, name: str, x: np.ndarray) -> np.ndarray:
         """x (N, C), which users see as (B, T, C)."""
-        if not self.wants(name):
+        if not self.has(name):
             return x
         seen = x.reshape(self.batch, -1, x.shape[-1])
         result = self(name, seen)
@@ -74,7 +74,7 @@ class Hooks:
 
     def heads(self, name: str, x: np.ndarray) -> np.ndarray:
         """x (B, H, T, D), which users see as (B, T, H, D)."""
-        if not self.wants(name):
+        if not self.has(name):
             return x
         seen = x.transpose(0, 2, 1, 3).copy()  # x may be a view on what is written to later
         result = self(name, seen)
@@ -82,12 +82,12 @@ class Hooks:
 
     def rows_into(self, name: str, x: np.ndarray) -> None:
         """As `rows`, for x that is a view: what takes its place is written into it."""
-        if self.wants(name):
+        if self.has(name):
             x[...] = self.rows(name, x.copy())
 
     def heads_into(self, name: str, x: np.ndarray) -> None:
         """As `heads`, for x that is a view: what takes its place is written into it."""
-        if self.wants(name):
+        if self.has(name):
             x[...] = self.heads(name, x)
 
 

@@ -1,4 +1,4 @@
-"""LoRA on a model: which matrices, how they begin, and each one's part in its linear layer.
+"""LoRA on a model: which matrices, how they begin, and each one's term in its linear layer.
 
 The mathematics is in layers/lora.py. The options, names and shapes are those of PEFT.
 """

@@ -120,7 +120,7 @@ class Linear:
         """dy (N, O) -> dx (N, I)."""
         dweight = g.beside(self.weights, self.columns, self.transposed)
         dbias = g.beside(self.biases, self.columns)
-        x = cache.x() if dweight.wanted or any(lora.trains(g) for lora in self.loras) else None
+        x = cache.x() if dweight.trains or any(lora.trains(g) for lora in self.loras) else None
         dx, _, _ = linear_backward(dy, LinearCache(x, self.weight), dweight, dbias)
         for lora, of_lora in zip(self.loras, cache.loras, strict=True):
             add_into(dx, lora.backward(dy[:, lora.columns], x, of_lora, g))
@@ -199,10 +199,10 @@ class Norm:
     """weight · x̂ + bias, with x̂ a normalised row: what the two norms below share."""
 
     layer: ClassVar[tuple[Callable, Callable, Callable]]  # forward, its output again, backward
-    parts: ClassVar[tuple[str, ...]]
+    kinds: ClassVar[tuple[str, ...]]  # of parameters
 
     def __init__(self, parameters: Parameters, name: str, eps: float):
-        self.names = [f"{name}.{part}" for part in self.parts]
+        self.names = [f"{name}.{kind}" for kind in self.kinds]
         self.arrays = [parameters[name] for name in self.names]
         self.weight, self.eps = self.arrays[0], eps
 
@@ -231,7 +231,7 @@ class Norm:
         """dy (N, C) -> dx (N, C)."""
         backward = self.layer[2]
         dx, *_ = backward(dy, cache.seen, *(g.accumulator(name) for name in self.names))
-        if cache.seen is cache.computed and not hook.wants("hook_normalized"):
+        if cache.seen is cache.computed and not hook.has("hook_normalized"):
             return dx
         dx_hat = dy * self.weight
         replaced = hook.rows("hook_normalized", dx_hat)
@@ -250,7 +250,7 @@ class LayerNorm(Norm):
     """y = weight · x̂ + bias, x̂ = (x - mean(x)) / sqrt(var(x) + eps)."""
 
     layer = layernorm_forward, layernorm_output, layernorm_backward
-    parts = ("weight", "bias")
+    kinds = ("weight", "bias")
 
     def summand(self, x: np.ndarray, rstd: np.ndarray) -> np.ndarray:
         return self.weight * ((x - x.mean(axis=-1, keepdims=True)) * rstd)
@@ -260,7 +260,7 @@ class RMSNorm(Norm):
     """y = weight · x̂, x̂ = x / sqrt(mean(x²) + eps)."""
 
     layer = rmsnorm_forward, rmsnorm_output, rmsnorm_backward
-    parts = ("weight",)
+    kinds = ("weight",)
 
     def summand(self, x: np.ndarray, rstd: np.ndarray) -> np.ndarray:
         return self.weight * (x * rstd)

@@ -188,19 +188,19 @@ class Gradients(Mapping[str, np.ndarray]):
         they lie one after another, all train, and all or none have got a contribution."""
         if not names:
             return NOWHERE
-        parts = [self.accumulator(name) for name in names]
-        parts = [part.T for part in parts] if transposed else parts
-        if len(parts) == 1:
-            return parts[0]
+        sums = [self.accumulator(name) for name in names]
+        sums = [one.T for one in sums] if transposed else sums
+        if len(sums) == 1:
+            return sums[0]
         states = {
-            (part.wanted, name in self._written) for part, name in zip(parts, names, strict=True)
+            (one.trains, name in self._written) for one, name in zip(sums, names, strict=True)
         }
-        if len(states) == 1 and parts[0].wanted:
+        if len(states) == 1 and sums[0].trains:
             array = _joined(self._flat, self.layout, names)
             if array is not None and (transposed or array.ndim == 1):
                 whole = Accumulator(array, tuple(names), self._written)
                 return whole.T if transposed else whole
-        return SumsSideBySide([*zip(columns, parts, strict=True)])
+        return SumsSideBySide([*zip(columns, sums, strict=True)])
 
     @property
     def flat(self) -> np.ndarray:
@@ -221,7 +221,7 @@ class Gradients(Mapping[str, np.ndarray]):
         self._written.clear()
 
     def merge(self, other: Gradients) -> None:
-        """Add the sums of another part of the batch, in the same layout."""
+        """Add the sums of other sequences of the batch, in the same layout."""
         if len(self._written) == len(other._written) == len(self.layout):
             add_into(self._flat, other._flat)
             return

@@ -22,7 +22,7 @@ class Accumulator:
     `names` are what the sum is a part of, `written` those that have got a contribution.
     """
 
-    wanted = True  # False: contributions go nowhere, so that they need not be computed
+    trains = True  # False: contributions go nowhere, so that they need not be computed
 
     def __init__(
         self, out: np.ndarray, names: tuple[str, ...] = ("",), written: set[str] | None = None
@@ -50,7 +50,7 @@ class Accumulator:
 
     def add_outer(self, a: np.ndarray | None, b: np.ndarray | None) -> None:
         """out += aᵀ b = Σ_n a_n ⊗ b_n, straight into its place.  a (N, I), b (N, O), out (I, O).
-        Where nothing is wanted, there may be neither."""
+        Where nothing trains, there may be neither."""
         assert a is not None
         assert b is not None
         if self._is_first():
@@ -79,9 +79,9 @@ class Accumulator:
 
 
 class _Nowhere(Accumulator):
-    """Takes contributions to what isn't trained, and drops them."""
+    """Takes contributions to what isn't trained, and forgets them."""
 
-    wanted = False
+    trains = False
 
     def __init__(self) -> None:
         self.out = None  # type: ignore[assignment]
@@ -109,16 +109,16 @@ NOWHERE = _Nowhere()
 class SumsSideBySide(Accumulator):
     """Sums that lie apart, for contributions to all of them: each takes its columns."""
 
-    def __init__(self, parts: Sequence[tuple[slice, Accumulator]]):
-        self.parts = parts
-        self.wanted = any(part.wanted for _, part in parts)
+    def __init__(self, sums: Sequence[tuple[slice, Accumulator]]):
+        self.sums = sums
+        self.trains = any(one.trains for _, one in sums)
         self.out = None  # type: ignore[assignment]
 
     def add_outer(self, a: np.ndarray | None, b: np.ndarray | None) -> None:
         assert b is not None
-        for columns, part in self.parts:
-            part.add_outer(a, b[:, columns])
+        for columns, one in self.sums:
+            one.add_outer(a, b[:, columns])
 
     def add_sum(self, rows: np.ndarray) -> None:
-        for columns, part in self.parts:
-            part.add_sum(rows[:, columns])
+        for columns, one in self.sums:
+            one.add_sum(rows[:, columns])

@@ -62,29 +62,29 @@ class Transposed:
 class SideBySide(Weight):
     """[W₁ W₂ …] (I, ΣO), of arrays W₁ (I, O₁), W₂ (I, O₂), … that lie apart in memory."""
 
-    def __init__(self, parts: Sequence[np.ndarray]):
-        self.parts = parts
-        edges = np.cumsum([0, *(part.shape[1] for part in parts)]).tolist()
+    def __init__(self, matrices: Sequence[np.ndarray]):
+        self.matrices = matrices
+        edges = np.cumsum([0, *(matrix.shape[1] for matrix in matrices)]).tolist()
         self.columns = [slice(*pair) for pair in pairwise(edges)]
-        self.shape, self.dtype = (len(parts[0]), edges[-1]), parts[0].dtype
+        self.shape, self.dtype = (len(matrices[0]), edges[-1]), matrices[0].dtype
 
     def product(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         out = empty((len(x), self.shape[1]), x.dtype) if out is None else out
-        for columns, part in zip(self.columns, self.parts, strict=True):
-            out[:, columns] = matmul(x, part)
+        for columns, matrix in zip(self.columns, self.matrices, strict=True):
+            out[:, columns] = matmul(x, matrix)
         return out
 
     def transposed_product(self, dy: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        first, *others = zip(self.columns, self.parts, strict=True)
+        first, *others = zip(self.columns, self.matrices, strict=True)
         out = matmul(dy[:, first[0]], first[1].T, out)
-        for columns, part in others:
-            add_into(out, matmul(dy[:, columns], part.T))
+        for columns, matrix in others:
+            add_into(out, matmul(dy[:, columns], matrix.T))
         return out
 
     def __getitem__(self, ids: np.ndarray) -> np.ndarray:
-        return np.concatenate([part[ids] for part in self.parts], axis=-1)
+        return np.concatenate([matrix[ids] for matrix in self.matrices], axis=-1)
 
     def __array__(
         self, dtype: np.typing.DTypeLike | None = None, copy: bool | None = None
     ) -> np.ndarray:
-        return np.concatenate(self.parts, axis=1)
+        return np.concatenate(self.matrices, axis=1)

@@ -3,7 +3,7 @@
     text → pieces (pattern.py) → UTF-8 bytes → one token a byte → merges (merge.py) → ids
 
 Every byte is in the vocabulary, so every text can be encoded and nothing is ever unknown. Not quite
-so where a vocabulary was learnt from text without the 256 bytes as a start: SmolLM2's lacks six
+so where a vocabulary was trained on text without the 256 bytes as a start: SmolLM2's lacks six
 control characters, and two bytes that only code points not assigned yet begin with. Such bytes are
 left out of the ids, as Hugging Face's tokenizers do. (Thirteen bytes, 0xC0, 0xC1 and 0xF5 to 0xFF,
 occur in no UTF-8 text and are never missed.)
@@ -49,7 +49,7 @@ class Tokenizer(BaseTokenizer):
         settings: Mapping[str, Any] | None = None,
     ):
         """A vocabulary of all bytes and what the merges make of them, the merges in the order they
-        were learnt.
+        were found in training.
 
         pattern is the name of one in pattern.py. normalizer="NFC" composes the characters of
         ordinary text first: é is one character, however it was typed; those of the special and

@@ -1,4 +1,4 @@
-"""What a chat template writes around what people say, learnt from how it writes an example down."""
+"""What a chat template writes around what people say, found from how it writes an example down."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numgpt.tokenizer.traced import GENERATED, TEMPLATE, Traced, message_of, run
 
 # messages, add_generation_prompt -> the conversation's text; ValueError where it is refused
 Render = Callable[[list[dict[str, Any]], bool], Traced]
-LEARNT, GIVEN = "1", "0"  # of each character
+IN_LOSS, GIVEN = "1", "0"  # of each character
 _SYSTEM = {"role": "system", "content": "Be kind."}
 _TALK = [
     {"role": "user", "content": "Hello."},
@@ -91,14 +91,14 @@ def default_system(render: Render) -> str | None:
     return opening[len(before) : len(opening) - len(after)] or None if fits else None
 
 
-def learnt_of(text: Traced, numbers: set[int], habits: Habits) -> str:
-    """LEARNT or GIVEN for each character: of the messages with these numbers what is said, from
+def loss_mask_of(text: Traced, numbers: set[int], habits: Habits) -> str:
+    """IN_LOSS or GIVEN for each character: of the messages with these numbers what is said, from
     where an answer begins to what ends it; or what {% generation %} marks of them."""
     flags = [GIVEN] * len(text)
     if max(text.origin, default="") >= chr(GENERATED):
         for start, stop, generated in runs(text.origin, lambda origin: origin >= chr(GENERATED)):
             if generated and numbers & set(map(message_of, text.origin[start:stop])):
-                flags[start:stop] = LEARNT * (stop - start)
+                flags[start:stop] = IN_LOSS * (stop - start)
         return "".join(flags)
     places = list(runs(text.origin, message_of))
 
@@ -121,7 +121,7 @@ def learnt_of(text: Traced, numbers: set[int], habits: Habits) -> str:
             if end and (place := after.find(end)) >= 0:
                 stop += place + len(end)
                 break
-        flags[start:stop] = LEARNT * (stop - start)
+        flags[start:stop] = IN_LOSS * (stop - start)
     return "".join(flags)
 
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from numgpt.messages import shown
 from numgpt.tokenizer.base import any_of, check_unicode
 from numgpt.tokenizer.chat_formats import CHATML, LLAMA3, PLAIN, NativeFormat, known_format
-from numgpt.tokenizer.chat_habits import GIVEN, LEARNT, Habits, habits_of, learnt_of
+from numgpt.tokenizer.chat_habits import GIVEN, IN_LOSS, Habits, habits_of, loss_mask_of
 from numgpt.tokenizer.chat_habits import default_system as default_system_of
 from numgpt.tokenizer.conversation import MadeIds, as_json, checked_messages, is_made
 from numgpt.tokenizer.traced import TEMPLATE, UNKNOWN, Traced, joined, message_of, runs, whose
@@ -116,21 +116,21 @@ class ChatTemplate:
     def examples(
         self,
         messages: Sequence[Mapping[str, Any]],
-        learnt: Sequence[bool],
+        trained: Sequence[bool],
         tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> tuple[list[int], list[bool]]:
         """The tokens of a conversation, and which of them a model is to learn: of the messages that
         are marked, what the assistant says and what ends its turn; or what the template itself
         marks by {% generation %}.
 
-        A token that reaches over a border is learnt if its last character is. Where no token ends a
-        turn, the last one ends with that of the text.
+        A token that reaches over a border is trained on if its last character is. Where no token
+        ends a turn, the last one ends with that of the text.
         """
         text = self._render(messages, tools=tools)
-        flags = learnt_of(text, {n for n, flag in enumerate(learnt) if flag}, self.habits)
+        flags = loss_mask_of(text, {n for n, flag in enumerate(trained) if flag}, self.habits)
         ids, of_ids = self._encode(text, messages, flags)
         last = self.tokenizer.eos_token_id
-        if not self.habits.end_is_token and last is not None and learnt[-1] and ids[-1:] != [last]:
+        if not self.habits.end_is_token and last is not None and trained[-1] and ids[-1:] != [last]:
             ids, of_ids = [*ids, last], [*of_ids, True]
         return ids, of_ids
 
@@ -174,20 +174,20 @@ class ChatTemplate:
     # --- text to tokens ---
 
     def _encode(
-        self, text: Traced, messages: Sequence[Mapping[str, Any]], learnt: str
+        self, text: Traced, messages: Sequence[Mapping[str, Any]], mask: str
     ) -> tuple[list[int], list[bool]]:
-        """The tokens of a conversation's text, and which of them are learnt."""
+        """The tokens of a conversation's text, and its loss mask."""
         ids: list[int] = []
         flags: list[bool] = []
-        waiting, waiting_learnt = "", ""  # text between two markers
+        waiting, waiting_mask = "", ""  # text between two markers
 
         def encode_waiting() -> None:
-            nonlocal waiting, waiting_learnt
+            nonlocal waiting, waiting_mask
             found = self.tokenizer.encode_ordinary(waiting) if waiting else []
             found = self.tokenizer.take_apart(found, self.marker_ids)
             ids.extend(found)
-            flags.extend(self._flags(found, waiting, waiting_learnt))
-            waiting = waiting_learnt = ""
+            flags.extend(self._flags(found, waiting, waiting_mask))
+            waiting = waiting_mask = ""
 
         self._refuse_unknown(text)
         kept = self._kept(text, messages)
@@ -196,10 +196,10 @@ class ChatTemplate:
             if start in kept:
                 lead, made = kept[start]
                 waiting = waiting[: len(waiting) - lead]
-                waiting_learnt = waiting_learnt[: len(waiting)]
+                waiting_mask = waiting_mask[: len(waiting)]
                 encode_waiting()
                 ids.extend(made)
-                flags.extend([learnt[start] == LEARNT] * len(made))
+                flags.extend([mask[start] == IN_LOSS] * len(made))
                 continue
             for begin, end, template in runs(text.origin[start:stop], _is_template):
                 part = text[start + begin : start + end].plain
@@ -210,15 +210,15 @@ class ChatTemplate:
                 unchanged = sum(map(len, pieces)) == len(part)
                 for index, piece in enumerate(pieces):
                     place += len(piece)
-                    last = learnt[place - 1 if unchanged else start + end - 1]
+                    last = mask[place - 1 if unchanged else start + end - 1]
                     if index % 2:
                         encode_waiting()
                         ids.append(self._tokens[piece])
-                        flags.append(last == LEARNT)
+                        flags.append(last == IN_LOSS)
                     else:
                         waiting += piece
-                        own = learnt[place - len(piece) : place] if unchanged else last * len(piece)
-                        waiting_learnt += own
+                        own = mask[place - len(piece) : place] if unchanged else last * len(piece)
+                        waiting_mask += own
         encode_waiting()
         return ids, flags
 
@@ -253,11 +253,11 @@ class ChatTemplate:
                 kept[start] = lead, made
         return kept
 
-    def _flags(self, ids: list[int], text: str, learnt: str) -> list[bool]:
-        """Which tokens of a text are learnt: those whose last character is."""
-        borders = [n for n in range(1, len(text)) if learnt[n] != learnt[n - 1]]
+    def _flags(self, ids: list[int], text: str, mask: str) -> list[bool]:
+        """The loss mask of a text's tokens: each has that of its last character."""
+        borders = [n for n in range(1, len(text)) if mask[n] != mask[n - 1]]
         if not borders:
-            return [learnt[:1] == LEARNT] * len(ids)
+            return [mask[:1] == IN_LOSS] * len(ids)
         pieces = [self.tokenizer.token_to_bytes(id) for id in ids]
         exact = b"".join(pieces) == text.encode()
 
@@ -270,7 +270,7 @@ class ChatTemplate:
         places = [place(border) for border in borders]
         first = [0, *borders]
         ends = accumulate(map(len, pieces))
-        return [learnt[first[bisect.bisect_left(places, end)]] == LEARNT for end in ends]
+        return [mask[first[bisect.bisect_left(places, end)]] == IN_LOSS for end in ends]
 
     def _refuse_unknown(self, text: Traced) -> None:
         """Raises ValueError where a marker stands in what can't be followed."""

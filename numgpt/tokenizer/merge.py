@@ -1,7 +1,7 @@
 """Byte-pair encoding of one piece of text (Sennrich et al. 2016, arXiv:1508.07909, section 3.2).
 
 The piece starts as its bytes, one token each. Again and again, of all adjacent pairs of tokens the
-one that was learnt first is merged into one token, the leftmost where it occurs more than once,
+one that training found first is merged into one token, the leftmost where it occurs more than once,
 until no pair is in the table.
 
 Looking through all pairs for each merge takes quadratic time. For a word that is the fastest way,
@@ -21,7 +21,7 @@ SHORT = 16  # bytes; up to here looking through all pairs is faster than a heap
 
 
 class MergeTable:
-    """The merges of a vocabulary, in the order they were learnt."""
+    """The merges of a vocabulary, in the order that training found them."""
 
     def __init__(self, merges: Iterable[tuple[int, int, int]]):
         """merges: (left token, right token, merged token)."""

@@ -38,7 +38,7 @@ def train_bpe(
     progress: bool = False,
     pattern: str = "gpt2",
 ) -> Tokenizer:
-    """A tokenizer learnt from texts (str) or files (pathlib.Path), or several of either.
+    """A tokenizer trained on texts (str) or files (pathlib.Path), or several of either.
 
     The vocabulary is the 256 bytes in GPT-2's order, then the merges, then the special tokens:
     vocab_size in all, or fewer where no pair occurs min_frequency times any more. progress draws a

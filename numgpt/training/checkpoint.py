@@ -137,7 +137,7 @@ def load_checkpoint(directory: str | Path) -> RunState:
     )
 
 
-def learnt_conversations(directory: str | os.PathLike) -> bool:
+def tuned_on_conversations(directory: str | os.PathLike) -> bool:
     """Whether a directory is that of a run, or of its other weights, that learns the answers of
     conversations."""
     place = Path(directory)

@@ -77,16 +77,16 @@ class RunConfig:
     )
     seed: int = _option(1337, "seed of weights, batches and dropout", "schedule")
 
-    log_every: int = _option(None, "steps between reports", "rhythm", int)
-    eval_every: int = _option(None, "steps between validations", "rhythm", int)
-    sample_every: int = _option(None, "steps between samples; 0: none", "rhythm", int)
-    save_every: int = _option(None, "steps between checkpoints", "rhythm", int)
+    log_every: int = _option(None, "steps between reports", "intervals", int)
+    eval_every: int = _option(None, "steps between validations", "intervals", int)
+    sample_every: int = _option(None, "steps between samples; 0: none", "intervals", int)
+    save_every: int = _option(None, "steps between checkpoints", "intervals", int)
 
     keep: str = _option(
         "best",
         "weights that DIR holds: best, of the lowest validation loss, or last; the others are in"
         " DIR/last or DIR/best",
-        "rhythm",
+        "intervals",
     )
 
     dropout: float = _option(
@@ -99,7 +99,7 @@ class RunConfig:
         return self.lr / 10 if self.min_lr is None else self.min_lr
 
     @property
-    def drops(self) -> bool:
+    def has_dropout(self) -> bool:
         """Whether anything is dropped in training."""
         return self.dropout > 0
 
@@ -156,7 +156,7 @@ class TrainConfig(RunConfig):
         0.1, "fraction of the tokens, at the end, held out for validation", "data"
     )
     tokenizer: str = _option(
-        "bpe", "bpe (learnt from the text), char, or a directory that holds one", "data"
+        "bpe", "bpe (trained on the text), char, or a directory that holds one", "data"
     )
     vocab_size: int = _option(1024, "size of the vocabulary that --tokenizer bpe learns", "data")
 
@@ -175,7 +175,7 @@ class TrainConfig(RunConfig):
     init_from: str | None = _option(
         None, "model to fine-tune: a directory or a name; brings tokenizer and sizes", "model", str
     )
-    eval_batches: int = _option(20, "batches of a validation, always the same", "rhythm")
+    eval_batches: int = _option(20, "batches of a validation, always the same", "intervals")
 
     def __post_init__(self) -> None:
         defaults = FROM_NOTHING if self.init_from is None else FROM_A_MODEL
@@ -249,9 +249,9 @@ class TuneConfig(RunConfig):
         None, "NAME=VALUE for the chat template, such as enable_thinking=false", "data", str
     )
     answers: int = _option(
-        20, "answers, learnt and held out, that are asked for at the end; 0: none", "data"
+        20, "answers, trained on and held out, that are asked for at the end; 0: none", "data"
     )
-    show: int = _option(0, "examples to print before training, «learnt» parts marked", "data")
+    show: int = _option(0, "examples to print before training, what is trained on «marked»", "data")
 
     lora_r: int = _option(8, "rank of the adapter; 0: tune the whole model", "adapter")
     lora_alpha: float | None = _option(
@@ -270,7 +270,7 @@ class TuneConfig(RunConfig):
     weight_decay: float = _option(0.0, "decoupled decay of matrices", "schedule")
 
     @property
-    def drops(self) -> bool:
+    def has_dropout(self) -> bool:
         return self.dropout > 0 or (self.lora_r > 0 and self.lora_dropout > 0)
 
     @property
@@ -342,9 +342,9 @@ class TuneConfig(RunConfig):
         steps = max(1, math.ceil(self.epochs * batches_in_epoch / self.grad_accum))
         self._fill({"steps": steps})
         self._fill({"warmup": math.ceil(WARMUP * self.steps)})
-        rhythm = {"log_every": max(1, min(10, self.steps // 10))}
-        rhythm |= {"eval_every": min(steps_in_epoch, 200), "save_every": min(steps_in_epoch, 50)}
-        self._fill(rhythm | {"sample_every": rhythm["eval_every"]})
+        intervals = {"log_every": max(1, min(10, self.steps // 10))}
+        intervals |= {"eval_every": min(steps_in_epoch, 200), "save_every": min(steps_in_epoch, 50)}
+        self._fill(intervals | {"sample_every": intervals["eval_every"]})
 
     def _fill(self, values: dict[str, Any]) -> None:
         for name, value in values.items():
@@ -370,7 +370,7 @@ OTHERS_NAMES |= {"per_device_train_batch_size": "batch_size", "warmup_steps": "w
 OTHERS_NAMES |= {"gradient_accumulation_steps": "grad_accum", "output_dir": "out"}
 
 
-GROUPS = ("data", "model", "adapter", "schedule", "rhythm")  # of options, in --help
+GROUPS = ("data", "model", "adapter", "schedule", "intervals")  # of options, in --help
 
 
 def options_of(config_class: type[RunConfig]) -> dict[str, dataclasses.Field]:

@@ -32,7 +32,6 @@ from numgpt.models import LanguageModel
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.training import pretraining, tuning
 from numgpt.training.adamw import AdamW
-from numgpt.training.beginning import absolute_model, begin_run, remove_other_weights
 from numgpt.training.checkpoint import (
     RunState,
     check_fits,
@@ -43,6 +42,7 @@ from numgpt.training.checkpoint import (
 from numgpt.training.config import PATHS, RunConfig, TrainConfig, TuneConfig, options_of
 from numgpt.training.log import Log
 from numgpt.training.schedule import learning_rate
+from numgpt.training.starting import absolute_model, remove_other_weights, start_run
 
 
 class BatchSource(Protocol):
@@ -67,7 +67,7 @@ class Task:
     prepare: Callable[[Any, Path, Path], RunState]
     source: Callable[[RunState, Path, BaseTokenizer], BatchSource]
     fixed: frozenset[str]
-    statistics: bool = False  # whether it reports accuracy and entropy of what is learnt
+    statistics: bool = False  # whether it reports accuracy and entropy of what is trained on
 
 
 TASKS = {
@@ -147,8 +147,8 @@ class Trainer:
         lock.acquire()
         try:
             sweep(out)
-            begin_run(config, out, TASKS[type(config)].prepare, overwrite)
-            return cls._go_on(out, lock, {})
+            start_run(config, out, TASKS[type(config)].prepare, overwrite)
+            return cls._resumed(out, lock, {})
         except BaseException:
             lock.release()
             raise
@@ -173,13 +173,13 @@ class Trainer:
         lock.acquire()
         try:
             sweep(out)
-            return cls._go_on(out, lock, changes or {}, kind)
+            return cls._resumed(out, lock, changes or {}, kind)
         except BaseException:
             lock.release()
             raise
 
     @classmethod
-    def _go_on(
+    def _resumed(
         cls,
         out: Path,
         lock: DirectoryLock,
@@ -273,9 +273,9 @@ class Trainer:
     def step(self) -> tuple[float, float, float]:
         """One optimizer step.  -> mean loss of its batches, gradient norm, learning rate."""
         config, state, done = self.config, self.state, self.optimizer.steps
-        rng = state.rng if config.drops else None
+        rng = state.rng if config.has_dropout else None
         batches = self.source.next_step()
-        count = max(1, sum(batch.learnt for batch in batches))
+        count = max(1, sum(batch.counted for batch in batches))
         loss, gradients = 0.0, None
         for batch in batches:
             part, gradients = self.model.loss_and_grads(
@@ -303,7 +303,7 @@ class Trainer:
     def validate(self) -> float:
         """Mean loss on the validation batches; keeps the weights if they are the best so far."""
         batches = list(self.source.held_out())
-        count = max(1, sum(batch.learnt for batch in batches))
+        count = max(1, sum(batch.counted for batch in batches))
         val_loss = sum(self.model.loss(b.ids, b.targets, 1 / count) for b in batches)
         if val_loss < self.best_loss:
             self.lock.check()

@@ -27,9 +27,9 @@ from numgpt.models import LanguageModel
 from numgpt.models.config import Config
 from numgpt.runtime import physical_memory
 from numgpt.tokenizer import BaseTokenizer, CharTokenizer, Tokenizer
-from numgpt.training.beginning import absolute_model, check_not_replaced, replaced_files
 from numgpt.training.checkpoint import RunState, check_batch, check_fits
 from numgpt.training.config import MOST_CONTEXT, TrainConfig
+from numgpt.training.starting import absolute_model, check_not_replaced, replaced_files
 
 SAMPLE_TOKENS = 200
 SAMPLE_PROMPT = 8  # tokens of validation text before a sample
@@ -162,7 +162,7 @@ def new_config(config: TrainConfig, tokenizer: BaseTokenizer) -> Config:
 
 
 def make_tokenizer(config: TrainConfig, documents: Documents) -> BaseTokenizer:
-    """The tokenizer that the options ask for, learnt from the corpus or loaded."""
+    """The tokenizer that the options ask for, trained on the corpus or loaded."""
     changes: Counter[str] = Counter()  # of the text, which encode_corpus tells
     parts = (part for document in read_documents(documents, changes) for part in document)
     if config.tokenizer == "char":

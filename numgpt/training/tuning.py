@@ -1,4 +1,4 @@
-"""Supervised tuning: examples of what to answer, learnt by an adapter or by the whole model.
+"""Supervised tuning: examples of what to answer, for an adapter or for the whole model.
 
 The loss is the mean of -log P(y_t | x, y_<t) over the tokens y_t of the answers y, x being what
 comes before an answer; a text alone is all answer.
@@ -27,9 +27,9 @@ from numgpt.tokenizer.chat_programs import CHAT_TEMPLATES, PROMPT_TEMPLATES
 from numgpt.tokenizer.chat_template import ChatTemplate
 from numgpt.tokenizer.conversation import template_variables
 from numgpt.tokenizer.sections import NAMED_TEMPLATES
-from numgpt.training.beginning import absolute_model, check_not_replaced, replaced_files
 from numgpt.training.checkpoint import RunState, check_fits
 from numgpt.training.config import MOST_LENGTH, TuneConfig
+from numgpt.training.starting import absolute_model, check_not_replaced, replaced_files
 
 SAMPLE_TOKENS = 80
 FIXED = frozenset(("model", "data", "val_data", "val_fraction", "max_length", "chat_format"))
@@ -147,7 +147,7 @@ def _records(
 
 
 class _Shown:
-    """Prints the first examples, with what is learnt of them marked."""
+    """Prints the first examples, with what is trained on marked."""
 
     def __init__(self, count: int, tokenizer: BaseTokenizer):
         self.left = count
@@ -207,7 +207,7 @@ class ExampleBatches:
         every = max(1, self.config.sample_every)
         turn = self.state.optimizer.steps // every
         example = self.examples.example(int(numbers[turn % len(numbers)]))
-        prompt = example.ids[: max(1, int(np.argmax(example.learnt)))]
+        prompt = example.ids[: max(1, int(np.argmax(example.loss_mask)))]
         room = self.state.model.context_length - len(prompt)
         ids = self.state.model.generate(
             prompt,

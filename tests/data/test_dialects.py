@@ -190,7 +190,7 @@ WRONG = {
     ),
     "weight": (
         {"messages": [TALK[0], TALK[1] | {"weight": 0.5}]},
-        "the weight 0.5: expected 1, or 0 for an answer that is not learnt",
+        "the weight 0.5: expected 1, or 0 for an answer that is not trained on",
     ),
 }
 
@@ -345,5 +345,5 @@ def test_an_answer_of_weight_0_is_not_learnt(chat_format, tmp_path):
     text = marked(encoder.encode(first), tokenizer)
     assert "Bad" in text[: text.index("«")]
     assert "Hello" in text[text.index("«") : text.index("»")]
-    with pytest.raises(ValueError, match=r"line 2: nothing .* learnt: .*a weight other than 0"):
+    with pytest.raises(ValueError, match=r"line 2: nothing .* trained on: .*a weight other than 0"):
         encoder.encode(second)

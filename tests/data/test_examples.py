@@ -87,8 +87,8 @@ def test_the_assistants_turns_are_learnt(name):
     # The prompt is what generation begins with, and the answer's tokens what it would go on with.
     prompt = tokenizer.apply_chat_template(messages[:3], add_generation_prompt=True)
     assert example.ids[: len(prompt)].tolist() == prompt
-    assert example.learnt[len(prompt)]
-    assert not example.learnt[len(prompt) - 1]
+    assert example.loss_mask[len(prompt)]
+    assert not example.loss_mask[len(prompt) - 1]
 
 
 def test_plain_text_ends_with_the_texts_end(plain):
@@ -124,7 +124,7 @@ def test_prompt_and_completion(plain):
     ("wrong", "message"),
     [
         (record(COMPLETION, prompt="a", completion=""), "the completion is empty"),
-        (record(messages=asks("Hi")), "nothing in it is to be learnt"),
+        (record(messages=asks("Hi")), "nothing in it is trained on"),
         (record(messages=asks("Hi", "  ")), "an answer of the assistant is empty"),
         (record(COMPLETION, prompt=asks("a"), completion=asks("b")), "no message of the assistant"),
         (record(PROMPT, prompt="a"), "a prompt alone: the answer's key is 'completion'"),
@@ -145,7 +145,7 @@ def test_a_long_example_is_cut_from_the_left_of_its_prompt():
     assert fit(example, 10) is example
     cut = fit(example, 5)
     assert cut.ids.tolist() == [5, 6, 7, 8, 9]
-    assert cut.learnt.tolist() == [False, True, True, True, True]
+    assert cut.loss_mask.tolist() == [False, True, True, True, True]
     assert fit(example, 4) is None  # nothing would predict the first that is learnt
     assert fit(example, 9).ids.tolist() == list(range(1, 10))  # one token too long
     alone = Example(np.arange(3), np.array([False, True, True]))
@@ -160,9 +160,9 @@ def test_a_first_token_alone_is_nothing_to_learn(plain):
     plain_end, plain.eos_token = plain.eos_token, None
     try:
         encoder = ExampleEncoder(plain)
-        with pytest.raises(ValueError, match=r"nothing .* learnt: .*a text of two tokens"):
+        with pytest.raises(ValueError, match=r"nothing .* trained on: .*a text of two tokens"):
             encoder.encode(record(TEXT, text="a"))
-        assert encoder.encode(record(TEXT, text="ab, ")).learnt.all()
+        assert encoder.encode(record(TEXT, text="ab, ")).loss_mask.all()
     finally:
         plain.eos_token = plain_end
 
@@ -208,11 +208,11 @@ def test_examples_on_disk_are_what_was_encoded(plain, tmp_path):
     for number, one in enumerate(records):
         expected = encoder.encode(one)
         np.testing.assert_array_equal(examples.example(number).ids, expected.ids)
-        np.testing.assert_array_equal(examples.example(number).learnt, expected.learnt)
+        np.testing.assert_array_equal(examples.example(number).loss_mask, expected.loss_mask)
     talk = encoder.encode(records[0])
     targets = examples.padded(np.array([0])).targets[0]
-    assert not talk.learnt[1:].all()
-    np.testing.assert_array_equal(targets, np.where(talk.learnt, talk.ids, -100)[1:])
+    assert not talk.loss_mask[1:].all()
+    np.testing.assert_array_equal(targets, np.where(talk.loss_mask, talk.ids, -100)[1:])
     assert (counts.trained, counts.held_out, counts.cut, counts.dropped) == (2, 1, 0, 0)
     with open(tmp_path / "tokens.bin", "r+b") as file:
         file.write(b"\0")
@@ -246,7 +246,7 @@ def test_padding_changes_no_gradient(plain, tmp_path):
     together = examples.padded(np.arange(3))
     loss, gradients = model.loss_and_grads(together.ids, together.targets)
     gradients = {name: gradients[name].copy() for name in gradients}
-    count, alone, total = together.learnt, 0.0, None
+    count, alone, total = together.counted, 0.0, None
     for number in range(3):
         one = examples.padded(np.array([number]))
         part, total = model.loss_and_grads(one.ids, one.targets, weights=1 / count, add_to=total)
@@ -337,10 +337,10 @@ def test_what_became_of_the_records_is_counted(plain, tmp_path):
     short = encoder.encode(records[1][0])
     assert (counts.trained, counts.held_out, counts.cut, counts.dropped) == (2, 1, 1, 0)
     assert counts.tokens == 10 + len(short.ids)
-    assert counts.learnt == 2 * short.learnt.sum()
+    assert counts.counted == 2 * short.loss_mask.sum()
     assert str(counts) == (
-        f"2 examples of prompt and completion (made of x); {counts.learnt} of {counts.tokens}"
-        " tokens are learnt; 1 more held out; 1 too long, cut from the left of the prompt"
+        f"2 examples of prompt and completion (made of x); {counts.counted} of {counts.tokens}"
+        " tokens are trained on; 1 more held out; 1 too long, cut from the left of the prompt"
     )
     assert len(ExampleSet(tmp_path, tokens).val) == 1
 

@@ -367,7 +367,7 @@ def test_projections_together_give_what_each_gives(name, monkeypatch):
     assert type(block.attention.qkv.weight) is type(block.mlp.fc.weight) is np.ndarray
     monkeypatch.setattr(parameters, "_joined", lambda flat, layout, names: None)
     model.build()
-    assert len(model.blocks[1].attention.qkv.weight.parts) == 3
+    assert len(model.blocks[1].attention.qkv.weight.matrices) == 3
     assert_close(model(ids), together)
     assert_close(model.loss_and_grads(ids, targets)[1].flat, gradients.flat)
 

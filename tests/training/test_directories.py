@@ -617,7 +617,7 @@ def test_the_best_weights_and_the_last_are_kept(call, text, tmp_path, keep):
     for name, step in (("best", best), ("last", 30)):
         model, tokenizer = formats.load(trainer.places[name])
         assert tokenizer.vocab_size == trainer.tokenizer.vocab_size
-        count = sum(batch.learnt for batch in batches)
+        count = sum(batch.counted for batch in batches)
         loss = sum(model.loss(b.ids, b.targets, 1 / count) for b in batches)
         assert loss == pytest.approx(losses[step], rel=1e-5)
     # A run in its place leaves nothing of it; one beside it is asked for.

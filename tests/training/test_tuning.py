@@ -402,7 +402,7 @@ def test_a_wrong_line_is_named_and_nothing_begun(call, data, tmp_path):
         "tune", "sft", "--model=shakespeare", "--data", path, "--out", tmp_path / "r"
     )
     assert status == 2
-    assert f"{path}, line 13: nothing in it is to be learnt" in err
+    assert f"{path}, line 13: nothing in it is trained on" in err
     assert not (tmp_path / "r").exists()
 
 
@@ -524,14 +524,14 @@ def test_the_end_says_what_was_reached(call, learnt, tmp_path, monkeypatch):
     status, _, err = call(*tune, "--out", tmp_path / "a", "--steps=40", *flags)
     assert status == 0
     assert f"done; the model is in {tmp_path / 'a'}\n" in err
-    assert f"{tmp_path / 'a'} (step 40): 4 of 4 learnt answers exact; loss 0." in err
+    assert f"{tmp_path / 'a'} (step 40): 4 of 4 training answers exact; loss 0." in err
     assert "note" not in err
     *_, last = err.splitlines()
     command = f"numgpt generate --model {tmp_path / 'a'} --greedy 'Where does the fox live?'"
     assert last == f"try: {command}"
     status, _, err = call(*tune, "--out", tmp_path / "b", "--steps=2", *flags)
     assert status == 0
-    assert "(step 2): 0 of 4 learnt answers exact; " in err
+    assert "(step 2): 0 of 4 training answers exact; " in err
     assert f"train longer (numgpt tune sft --resume {tmp_path / 'b'} --steps 4)" in err
     # Two kinds of weights, when the best are not the last.
     held_out = ("--val-fraction=0.25", "--eval-every=1")
@@ -540,10 +540,10 @@ def test_the_end_says_what_was_reached(call, learnt, tmp_path, monkeypatch):
     state = load_checkpoint(tmp_path / "c")
     assert 0 < state.best_step < 40
     first, second = err.splitlines()[-4:-2]
-    assert first.startswith(f"{tmp_path / 'c'} (step {state.best_step}): 0 of 3 learnt answers")
+    assert first.startswith(f"{tmp_path / 'c'} (step {state.best_step}): 0 of 3 training answers")
     assert "; 0 of 1 held-out answers exact; loss" in first
     assert f"validation loss {state.best_loss:.4f}" in first
-    assert second.startswith(f"{tmp_path / 'c/last'} (step 40): 3 of 3 learnt answers exact")
+    assert second.startswith(f"{tmp_path / 'c/last'} (step 40): 3 of 3 training answers exact")
     assert f"{tmp_path / 'c/last'} has the former" in err
     assert f"{tmp_path / 'c'} holds the weights of step {state.best_step}, whose validation" in err
     # An interrupt ends the count, not the command.
@@ -723,7 +723,7 @@ def test_a_run_that_is_done_counts_again(call, learnt):
     status, _, err = call("tune", "sft", "--resume", learnt / "pairs")
     assert status == 0
     assert "has done its 40 steps" in err
-    assert "4 of 4 learnt answers exact" in err
+    assert "4 of 4 training answers exact" in err
 
 
 def test_answers_that_are_too_long_are_not_asked_for(call, tmp_path):

@@ -29,7 +29,7 @@ RUN_FILES = (CHECKPOINT_FILE, TOKENS_FILE, LOG_FILE, DAMAGED_LOG_FILE, CURVE_FIL
 Prepare = Callable[[ConfigT, Path, Path], RunState]  # config, out, where its files are staged
 
 
-def begin_run(
+def start_run(
     config: ConfigT, out: Path, prepare: Prepare[ConfigT], overwrite: bool = False
 ) -> None:
     """Write a new run into the directory `out`: what `prepare` stages, and a checkpoint of step 0.
