@@ -10,7 +10,7 @@ from numgpt.formats.family import Family
 from numgpt.models.language_model import LanguageModel
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (gpt2.FAMILY, llama.LLAMA, llama.QWEN2)
+    family.model_type: family for family in (gpt2.FAMILY, llama.LLAMA, llama.QWEN2, llama.QWEN3)
 }
 
 

@@ -10,10 +10,12 @@ import numpy as np
 
 from numgpt.formats.family import Family
 from numgpt.messages import shown
-from numgpt.models.llama import Llama, LlamaConfig
+from numgpt.models.llama import MODEL_TYPES, Llama, LlamaConfig
 
 # The frequencies of the rotation, which older files store beside the weights.
 _BUFFER = re.compile(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq|rotary_emb\.inv_freq")
+
+QWEN3_HEAD_SIZE = 128  # where a config.json does not say
 
 # What a config.json may say beyond our fields only if it says what we do anyway.
 _REQUIRED = {
@@ -47,11 +49,16 @@ def config_from(fields: dict[str, Any]) -> LlamaConfig:
     # Qwen2's configs name a window that use_sliding_window=False keeps from being used.
     if fields.get("sliding_window") is not None and "use_sliding_window" not in fields:
         raise ValueError(f"sliding_window={shown(fields['sliding_window'])} is not supported")
+    kinds = fields.get("layer_types")  # of attention, a layer each, in newer files
+    if kinds is not None and (not isinstance(kinds, list) or set(kinds) - {"full_attention"}):
+        raise ValueError(f"layer_types={shown(kinds)} is not supported, only full_attention")
     names = {field.name for field in dataclasses.fields(LlamaConfig)}
     names.discard("attention_output_bias")  # ours alone: Qwen2's files don't name its biases
     config = LlamaConfig(**{name: value for name, value in fields.items() if name in names})
     if config.model_type == "qwen2":
         config.attention_bias, config.attention_output_bias = True, False
+    if config.model_type == "qwen3":
+        config.head_dim = fields.get("head_dim", QWEN3_HEAD_SIZE)
     # transformers 5 writes one dict where earlier versions have rope_theta and rope_scaling.
     rope = fields.get("rope_parameters")
     if isinstance(rope, dict):
@@ -74,20 +81,19 @@ def config_fields(config: LlamaConfig) -> dict[str, Any]:
     fields = dataclasses.asdict(config) | {"hidden_act": "silu"}
     fields |= {"num_key_value_heads": config.kv_heads, "head_dim": config.head_size}
     del fields["attention_output_bias"]
-    biases = (config.attention_bias, config.output_bias, config.mlp_bias)
+    saved = config.output_bias == config.attention_bias
     if config.model_type == "qwen2":
-        saved = biases == (True, False, False)
-        fields |= {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": False}
-    else:
-        saved = config.output_bias == config.attention_bias
-        fields |= {"architectures": ["LlamaForCausalLM"]}
+        saved = config.attention_bias and not config.output_bias
+    if config.model_type != "llama":
+        saved = saved and not config.mlp_bias
+        fields["use_sliding_window"] = False
     if not saved:
         raise ValueError(
             f"model_type={shown(config.model_type)} with this combination of biases can't be saved:"
             " Hugging Face's Llama has them on all of attention's projections or none, its Qwen2 on"
-            " all but the last"
+            " all but the last, its Qwen3 as Llama, and these two on no other"
         )
-    return fields
+    return fields | {"architectures": [f"{config.model_type.capitalize()}ForCausalLM"]}
 
 
 def is_rotated(name: str) -> bool:
@@ -111,4 +117,4 @@ def _family(model_type: str) -> Family:
     )
 
 
-LLAMA, QWEN2 = _family("llama"), _family("qwen2")
+LLAMA, QWEN2, QWEN3 = map(_family, MODEL_TYPES)

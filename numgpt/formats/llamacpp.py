@@ -183,7 +183,7 @@ def _gpt2_config(metadata: Metadata, tensors: dict[str, StoredTensor]) -> GPTCon
 
 
 def _llama_config(metadata: Metadata, tensors: dict[str, StoredTensor]) -> LlamaConfig:
-    kind = metadata.require("general.architecture", str)  # llama or qwen2
+    kind = metadata.require("general.architecture", str)  # llama, qwen2 or qwen3
     heads = metadata.require(f"{kind}.attention.head_count", int)
     config = LlamaConfig(
         model_type=kind,
@@ -290,6 +290,8 @@ class Qwen2WeightMapping(GGUFWeightMapping):
         "attn_q": "self_attn.q_proj",
         "attn_k": "self_attn.k_proj",
         "attn_v": "self_attn.v_proj",
+        "attn_q_norm": "self_attn.q_norm",  # Qwen3's
+        "attn_k_norm": "self_attn.k_norm",
         "attn_output": "self_attn.o_proj",
         "ffn_norm": "post_attention_layernorm",
         "ffn_gate": "mlp.gate_proj",
@@ -316,4 +318,5 @@ _CONFIGS = {
     "gpt2": (gpt2.FAMILY, GPT2WeightMapping, _gpt2_config),
     "llama": (llama.LLAMA, LlamaWeightMapping, _llama_config),
     "qwen2": (llama.QWEN2, Qwen2WeightMapping, _llama_config),
+    "qwen3": (llama.QWEN3, Qwen2WeightMapping, _llama_config),
 }

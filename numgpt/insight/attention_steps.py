@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from numgpt.insight.formulas import FORMULAS, Formula
@@ -11,8 +13,30 @@ from numgpt.layers import rope_rotation, softmax_backward
 from numgpt.layers.softmax import exponentials
 from numgpt.models.blocks import Block
 from numgpt.models.llama import LlamaConfig
+from numgpt.models.modules import RMSNorm
 
 KEYS = 2  # of a query, whose scores are explained
+
+
+def head_norm_step(a: Numbers, norms: Mapping[str, RMSNorm]) -> Step:
+    """The features of each query and each key are normalised."""
+    strips, tables, back_strips, back_tables = [], [], [], []
+    for (name, norm), heads in zip(norms.items(), "HK", strict=True):
+        x, dx = a.x(f"attn.hook_{name}"), a.dx(f"attn.hook_{name}")
+        y, dy = (of(f"attn.hook_{name}_normed").swapaxes(0, 1) for of in (a.x, a.dx))  # (T, H, D)
+        of_norm = norm.forward(x)[1].computed
+        rstd, x_hat = of_norm.rstd.reshape(*x.shape[:2], 1), of_norm.x_hat.reshape(x.shape)
+        g = dy * norm.weight
+        of_product = (g * x_hat).mean(axis=-1, keepdims=True)
+        made = {name: x, "rstd": rstd, "x̂": x_hat, "weight": norm.weight, f"{name}°": y}
+        back = {f"d{name}°": dy, "g": g, "x̂": x_hat, "mean(g · x̂)": of_product, "rstd": rstd}
+        strips.append(Strip(f"{name}°", heads, y))
+        tables.append(values(made, heads=heads))
+        back_strips.append(Strip(f"d{name}", heads, dx))
+        back_tables.append(values(back | {f"d{name}": dx}, heads=heads))
+    formula = FORMULAS["head norms"].and_symbols(f"ε = {norms['q'].eps:g}")
+    forward, backward = Side(strips, tables), Side(back_strips, back_tables)
+    return Step("head_norms", formula, f"{a.prefix}attn.hook_q_normed", forward, backward)
 
 
 def rope_step(a: Numbers, block: Block) -> Step:
@@ -28,14 +52,17 @@ def rope_step(a: Numbers, block: Block) -> Step:
     sin = np.where(first, -sin, sin)
     strips, tables, back_strips, back_tables = [], [], [], []
     for name, heads in (("q", "H"), ("k", "K")):
-        x, y = a.x(f"attn.hook_{name}"), a.x(f"attn.hook_rot_{name}")
-        dx, dy = a.dx(f"attn.hook_{name}"), a.dx(f"attn.hook_rot_{name}")
-        turn = {name: x, "cos": cos, "its pair": x[..., partner], "∓sin": sin, f"{name}′": y}
+        x, dx = a.x(f"attn.hook_{name}"), a.dx(f"attn.hook_{name}")
+        if block.attention.norms:
+            x, dx = (of(f"attn.hook_{name}_normed").swapaxes(0, 1) for of in (a.x, a.dx))
+        y, dy = a.x(f"attn.hook_rot_{name}"), a.dx(f"attn.hook_rot_{name}")
+        before = f"{name}°" if block.attention.norms else name
+        turn = {before: x, "cos": cos, "its pair": x[..., partner], "∓sin": sin, f"{name}′": y}
         back = {f"d{name}′": dy, "cos": cos, "its pair": dy[..., partner], "±sin": -sin}
         strips.append(Strip(f"{name}′", heads, y))
         tables.append(values(turn, heads=heads))
-        back_strips.append(Strip(f"d{name}", heads, dx))
-        back_tables.append(values(back | {f"d{name}": dx}, heads=heads))
+        back_strips.append(Strip(f"d{before}", heads, dx))
+        back_tables.append(values(back | {f"d{before}": dx}, heads=heads))
     forward, backward = Side(strips, tables), Side(back_strips, back_tables)
     frequencies = f"ω_i = {config.rope_theta:g} to the power −2i/D"
     if config.rope_scaling:
@@ -44,6 +71,8 @@ def rope_step(a: Numbers, block: Block) -> Step:
         f"in the tables q′ = q · cos + its pair · ∓sin; t is the token's place; q_1 and q_2 are"
         f" the features i and i + D/2; {frequencies}"
     )
+    if block.attention.norms:
+        formula = formula.and_symbols("q and k are q° and k°, which the norms have made")
     return Step("rope", formula, f"{a.prefix}attn.hook_q", forward, backward)
 
 

@@ -96,6 +96,18 @@ FORMULAS = {
         "y is what the norm before has made",
         f"g is the gradient at that norm's x̂, weight being the norm's; {_BOTH}",
     ),
+    "head norms": Formula(
+        "Norms of queries and keys",
+        "x̂ = q · rstd,   rstd = 1/√(mean(q²) + ε),   q° = weight · x̂,   k° likewise",
+        "q, q°, x̂: BTHD; k, k°: BTKD; weight: D",
+        "rmsnorm_forward",
+        "g = dq° · weight,   dq = rstd · (g − x̂ · mean(g · x̂)),   dweight = Σ dq° · x̂,"
+        "   dk likewise",
+        "dq, dq°, g: BTHD; dk, dk°: BTKD; dweight: D",
+        "rmsnorm_backward",
+        "mean is that of a query's or a key's D features; queries have one weight, keys another",
+        "the sum goes over tokens and heads",
+    ),
     "rope": Formula(
         "Rotary positions",
         "q′_1 = q_1 cos(t ω_i) − q_2 sin(t ω_i),   q′_2 = q_1 sin(t ω_i) + q_2 cos(t ω_i),"

@@ -163,6 +163,8 @@ def _difference(of: Trace, name: str, token: int) -> Difference | None:
     x, dx = of.activations[name], of.gradients[name]
     if name.endswith("hook_pattern"):  # (H, query, key): later keys have no part in the model
         place: tuple[slice | int, ...] = (slice(None), token, slice(token + 1))
+    elif name.endswith("_normed"):  # (H, T, D)
+        place = (slice(None), token, slice(None))
     else:
         place = (token,)
     part = np.unravel_index(np.abs(dx[place]).argmax(), dx[place].shape)

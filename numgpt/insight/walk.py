@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from numgpt.insight.attention_steps import attention_steps, rope_step
+from numgpt.insight.attention_steps import attention_steps, head_norm_step, rope_step
 from numgpt.insight.steps import (
     Numbers,
     Step,
@@ -47,6 +47,7 @@ def block_steps(of: Trace, layer: int) -> list[Step]:
     return [
         norm_step(a, "norm_1", norm_1, pre, "ln1.", mid),
         qkv_step(a, block),
+        *([head_norm_step(a, block.attention.norms)] if block.attention.norms else []),
         *([rope_step(a, block)] if block.attention.rotates else []),
         *attention_steps(a, block),
         output_step(a, block),

@@ -21,6 +21,10 @@ WORDS = {
         "Three vectors of each token, for each head: the query is what the token looks for,"
         " the key what it is found by, the value what is taken from it."
     ),
+    "head norms": (
+        "Each query and each key is brought to one size, as the tokens' vectors are before a"
+        " branch, so that the scores stay within bounds."
+    ),
     "rope": (
         "Queries and keys are turned, two of their numbers at a time, by an angle that grows"
         " with the token's place: their product then depends on how far apart two tokens are."

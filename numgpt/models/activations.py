@@ -24,7 +24,8 @@ def run_with_hooks(model: LanguageModel, ids: Ids, hooks: Mapping[str, Hook]) ->
 
     hooks[name](activation) sees it as a read-only array and returns a new one, of the same shape
     and dtype, to go on with, or None. Streams are (B, T, C), q and z (B, T, H, D), k and v (B, T,
-    K, D), patterns (B, H, T, S). Raises ValueError for a name that is not among `hook_names`.
+    K, D), what a norm of queries or keys gives (B, H, T, D), patterns (B, H, T, S). Raises
+    ValueError for a name that is not among `hook_names`.
     """
     ids = model.check_ids(ids)
     hidden = model.hidden(ids, hooks=hooks)

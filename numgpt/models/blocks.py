@@ -37,7 +37,7 @@ from numgpt.models.config import Config
 from numgpt.models.context import Context
 from numgpt.models.heads import HeadsCache, attend, attend_backward, split_heads
 from numgpt.models.hooks import Hooks
-from numgpt.models.modules import Input, Linear, Norm, NormCache, ProjectionCache
+from numgpt.models.modules import Input, Linear, Norm, NormCache, ProjectionCache, RMSNorm
 from numgpt.models.parameters import Gradients
 from numgpt.runtime import empty
 
@@ -109,6 +109,8 @@ class Block:
 
 class AttentionBranchCache(NamedTuple):
     qkv: ProjectionCache
+    q_norm: NormCache | None
+    k_norm: NormCache | None
     heads: HeadsCache
     out: ProjectionCache
     dropout: DropoutCache
@@ -125,14 +127,17 @@ class Attention:
         config: Config,
         scale: float,  # what q · k is multiplied by
         rotates: bool = False,  # RoPE
+        norms: dict[str, RMSNorm] | None = None,  # of each query's and key's features: {"q", "k"}
     ):
         self.layer, self.qkv, self.out = layer, qkv, out
-        self.config, self.scale, self.rotates = config, scale, rotates
+        self.config, self.scale, self.rotates, self.norms = config, scale, rotates, norms or {}
 
     @property
     def hook_names(self) -> list[str]:
-        rotated = ["hook_rot_q", "hook_rot_k"] if self.rotates else []
-        return ["hook_q", "hook_k", *rotated, "hook_v", "hook_pattern", "hook_z"]
+        """In the order of the forward pass."""
+        made = ["hook_{}", *["hook_{}_normed"] * bool(self.norms), *["hook_rot_{}"] * self.rotates]
+        names = [name.format(x) for x in "qk" for name in made]
+        return [*names, "hook_v", "hook_pattern", "hook_z"]
 
     def forward(
         self, y: np.ndarray, read: Input, ctx: Context, hook: Hooks
@@ -140,17 +145,14 @@ class Attention:
         """y (N, C) -> (N, C), with ctx.last_only_in this layer (B, C), cache."""
         y, qkv = self.qkv.forward(y, read, ctx.rng)  # (N, C) -> (N, (H + 2K) · D)
         q, k, v = self.split(y, ctx.batch)  # (B, H, T, D), twice (B, K, T, D)
-        q, k = hook.heads("hook_q", q), hook.heads("hook_k", k)
-        if self.rotates:
-            q, k = self._rotated(q, k, ctx, hook)
+        q, q_norm = self.prepared("q", q, ctx, hook)
+        k, k_norm = self.prepared("k", k, ctx, hook)
         k, v, mask = ctx.keys_and_values(self.layer, k, hook.heads("hook_v", v))  # T -> S
-        q = ctx.queries(self.layer, q)
-        z, heads = attend(
-            q, k, v, self.scale, mask, self.config.pattern_dropout, ctx, hook
-        )  # (N, H·D)
+        q, dropout = ctx.queries(self.layer, q), self.config.pattern_dropout
+        z, heads = attend(q, k, v, self.scale, mask, dropout, ctx, hook)  # (N, H·D)
         y, out = self.out.forward(z, heads.merged, ctx.rng)  # (N, C)
         y, dropped = dropout_forward(y, self.config.branch_dropout, ctx.rng)
-        return y, AttentionBranchCache(qkv, heads, out, dropped)
+        return y, AttentionBranchCache(qkv, q_norm, k_norm, heads, out, dropped)
 
     def backward(
         self, dy: np.ndarray, cache: AttentionBranchCache, ctx: Context, g: Gradients, hook: Hooks
@@ -162,10 +164,10 @@ class Attention:
         dq, dk, dv = self.split(dqkv, ctx.batch)  # views, to be filled
         attend_backward(dz, cache.heads, ctx, hook, out=(dq, dk, dv))
         hook.heads_into("hook_v", dv)
-        if self.rotates:
-            self._rotated_backward(dq, dk, ctx, hook)
-        hook.heads_into("hook_k", dk)
-        hook.heads_into("hook_q", dq)
+        for name, d, norm in (("k", dk, cache.k_norm), ("q", dq, cache.q_norm)):
+            before = self.prepared_backward(name, d, norm, ctx, g, hook)
+            if before is not d:
+                d[...] = before
         return self.qkv.backward(dqkv, cache.qkv, g)  # (N, (H + 2K) · D) -> (N, C)
 
     def split(self, qkv: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -175,19 +177,37 @@ class Attention:
         x = split_heads(qkv, batch, v + self.config.kv_heads)
         return x[:, :k], x[:, k:v], x[:, v:]
 
-    def _rotated(
-        self, q: np.ndarray, k: np.ndarray, ctx: Context, hook: Hooks
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Queries and keys, turned by their positions."""
-        assert ctx.rotation is not None
-        (q, _), (k, _) = rope_forward(q, ctx.rotation), rope_forward(k, ctx.rotation)
-        return hook.heads("hook_rot_q", q), hook.heads("hook_rot_k", k)
+    def prepared(
+        self, name: str, x: np.ndarray, ctx: Context, hook: Hooks
+    ) -> tuple[np.ndarray, NormCache | None]:
+        """Queries or keys as attention sees them: normalised (Qwen3), then turned (RoPE), where the
+        family does so.  (B, H, T, D) -> the same, cache."""
+        x, cache = hook.heads(f"hook_{name}", x), None
+        if self.norms:
+            x, cache = self.norms[name].forward(x)
+            x = hook(f"hook_{name}_normed", x)
+        if self.rotates:
+            assert ctx.rotation is not None
+            x, _ = rope_forward(x, ctx.rotation)
+            x = hook.heads(f"hook_rot_{name}", x)
+        return x, cache
 
-    def _rotated_backward(self, dq: np.ndarray, dk: np.ndarray, ctx: Context, hook: Hooks) -> None:
-        """The gradients of turned queries and keys, turned back in their place."""
-        assert ctx.rotation is not None
-        for name, d in (("hook_rot_k", dk), ("hook_rot_q", dq)):
-            d[...] = rope_backward(hook.heads(name, d), ctx.rotation)
+    def prepared_backward(
+        self,
+        name: str,
+        dx: np.ndarray,
+        cache: NormCache | None,
+        ctx: Context,
+        g: Gradients,
+        hook: Hooks,
+    ) -> np.ndarray:
+        """(B, H, T, D) -> the same."""
+        if self.rotates:
+            assert ctx.rotation is not None
+            dx = rope_backward(hook.heads(f"hook_rot_{name}", dx), ctx.rotation)
+        if cache is not None:
+            dx = self.norms[name].backward(hook(f"hook_{name}_normed", dx), cache, g)
+        return hook.heads(f"hook_{name}", dx)
 
 
 class MLPCache(NamedTuple):

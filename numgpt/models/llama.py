@@ -10,7 +10,8 @@ What differs from GPT-2 (gpt2.py): positions are turns of the queries and keys i
 norms have neither mean nor bias, the feed-forward layer is gated, several query heads may share
 a KV head, and the projections usually lack biases. Names, layout (out, in) and initialisation are
 those of Hugging Face's models of this family. Qwen2 (Yang et al. 2024, arXiv:2407.10671) is the
-same with biases on queries, keys and values.
+same with biases on queries, keys and values; Qwen3 (Yang et al. 2025, arXiv:2505.09388), the dense
+ones, has none, and normalises each query's and each key's D features before they turn.
 
 q, k and v have the same input, and so have gate and up: they are computed as one product, forward
 and backward, where the weights lie side by side.
@@ -35,6 +36,7 @@ from numgpt.models.language_model import LanguageModel
 from numgpt.models.modules import Embedding, Linear, NormCache, RMSNorm, Unembedding
 from numgpt.models.parameters import Gradients
 
+MODEL_TYPES = ("llama", "qwen2", "qwen3")
 INNER_MULTIPLE = 32  # a feed-forward width that is chosen here is rounded up to one
 LLAMA3_SCALING = (
     "factor",
@@ -73,7 +75,7 @@ class LlamaConfig(Config):
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | None = None
-    model_type: str = "llama"  # or "qwen2"
+    model_type: str = "llama"  # or another of MODEL_TYPES
 
     @classmethod
     def of_sizes(
@@ -119,8 +121,9 @@ class LlamaConfig(Config):
         if self.attention_output_bias is not None:
             require_booleans(self, "attention_output_bias")
         require_ids(self, "bos_token_id", "eos_token_id", "pad_token_id")
-        if self.model_type not in ("llama", "qwen2"):
-            raise ValueError(f"model_type={shown(self.model_type)}: expected llama or qwen2")
+        if self.model_type not in MODEL_TYPES:
+            expected = " or ".join(MODEL_TYPES)
+            raise ValueError(f"model_type={shown(self.model_type)}: expected {expected}")
         heads = self.num_attention_heads
         if heads % self.kv_heads:
             raise ValueError(
@@ -164,6 +167,11 @@ class LlamaConfig(Config):
     def kv_heads(self) -> int:
         given = self.num_key_value_heads
         return self.num_attention_heads if given is None else given
+
+    @property
+    def normalises_heads(self) -> bool:
+        """Whether queries and keys have norms of their own."""
+        return self.model_type == "qwen3"
 
     @property
     def output_bias(self) -> bool:
@@ -227,6 +235,7 @@ class Llama(LanguageModel[LlamaConfig, LlamaCache]):
             config,
             1 / math.sqrt(config.head_size),
             rotates=True,
+            norms={x: norm(f"self_attn.{x}_norm") for x in "qk" if config.normalises_heads},
         )
         mlp = GatedMLP(linear("mlp", "gate_proj", "up_proj"), linear("mlp", "down_proj"))
         norms = norm("input_layernorm"), norm("post_attention_layernorm")
@@ -269,6 +278,8 @@ class Llama(LanguageModel[LlamaConfig, LlamaCache]):
             block[f"self_attn.{name}.weight"] = shape
             if config.output_bias if name == "o_proj" else config.attention_bias:
                 block[f"self_attn.{name}.bias"] = shape[:1]
+        if config.normalises_heads:
+            block |= {"self_attn.q_norm.weight": (size,), "self_attn.k_norm.weight": (size,)}
         block["post_attention_layernorm.weight"] = (width,)
         for name, shape in {
             "gate_proj": (inner, width),

@@ -126,6 +126,7 @@ LLAMA_NAMES = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "
 LLAMA_NAMES |= {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 LLAMA_NAMES |= {f"self_attn.{name}_proj": f"attn_{name}" for name in "qkv"}
 LLAMA_NAMES |= {"self_attn.o_proj": "attn_output"}
+LLAMA_NAMES |= {f"self_attn.{name}_norm": f"attn_{name}_norm" for name in "qk"}
 LLAMA_NAMES |= {f"mlp.{name}_proj": f"ffn_{name}" for name in ("gate", "up", "down")}
 
 
@@ -167,7 +168,7 @@ def architecture_of(model: LanguageModel) -> str:
     """llama.cpp's name for the family."""
     if isinstance(model, GPT):
         return "gpt2"
-    return "llama" if model.config.output_bias == model.config.attention_bias else "qwen2"
+    return model.config.model_type
 
 
 def tensors_of(model: LanguageModel, kind: str = "F32") -> list[Tensor]:

@@ -156,4 +156,4 @@ def test_its_gradients_are_numerical_derivatives_and_parts_can_be_frozen():
 
 def test_an_unknown_family_is_named(tmp_path, capsys):
     assert cli.main(["train", "--arch", "toy", "--out", str(tmp_path / "run")]) == 2
-    assert "--arch 'toy': expected gpt2 or llama or qwen2" in capsys.readouterr().err
+    assert "--arch 'toy': expected gpt2 or llama or qwen2 or qwen3" in capsys.readouterr().err

@@ -6,11 +6,18 @@ import json
 
 import numpy as np
 import pytest
-from models.references import LLAMA3_SCALING, LLAMA_CONFIGS, batch, small_model, to_transformers
+from models.references import (
+    LLAMA3_SCALING,
+    LLAMA_CONFIGS,
+    LLAMA_SMALL,
+    batch,
+    small_model,
+    to_transformers,
+)
 from support import assert_close
 
 import numgpt
-from numgpt import Llama
+from numgpt import Llama, LlamaConfig
 from numgpt.formats import load_model, read_safetensors, write_safetensors
 
 every_config = pytest.mark.parametrize("name", LLAMA_CONFIGS)
@@ -74,7 +81,9 @@ def test_transformers_loads_what_we_save(tmp_path, name, dtype):
 @pytest.mark.torch
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("shard", ["5GB", "5KB"])
-@pytest.mark.parametrize("name", ["llama", "llama_scaled_rope", "llama_biases", "llama_qwen2"])
+@pytest.mark.parametrize(
+    "name", ["llama", "llama_scaled_rope", "llama_biases", "llama_qwen2", "llama_qwen3"]
+)
 def test_we_load_what_transformers_saves(tmp_path, name, shard, dtype):
     """Its config.json says rope_parameters, as transformers 5 does."""
     import torch
@@ -144,6 +153,26 @@ def test_what_older_configs_leave_out_has_the_familys_defaults(saved):
     assert load_model(saved).config.kv_heads == 4
 
 
+def test_a_qwen3s_heads_have_a_size_of_their_own(tmp_path):
+    """Where its config does not say one, transformers takes 128."""
+    fields = LLAMA_SMALL | {"model_type": "qwen3", "head_dim": 128, "attention_bias": True}
+    model = Llama(LlamaConfig(**fields), seed=1)
+    model.save_pretrained(tmp_path)
+    assert config_of(tmp_path)["architectures"] == ["Qwen3ForCausalLM"]
+    change(tmp_path, ["head_dim"], layer_types=["full_attention"] * 2)
+    loaded = load_model(tmp_path)
+    assert loaded.config.head_size == 128
+    assert loaded.parameters["layers.1.self_attn.k_norm.weight"].shape == (128,)
+    np.testing.assert_array_equal(loaded([1, 2, 3]), model([1, 2, 3]))
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
+def test_biases_that_the_files_could_not_say_are_not_saved(model_type, tmp_path):
+    model = Llama(LlamaConfig(**LLAMA_SMALL, model_type=model_type, mlp_bias=True), seed=1)
+    with pytest.raises(ValueError, match=f"model_type='{model_type}' with this combination of b"):
+        model.save_pretrained(tmp_path)
+
+
 def test_names_without_prefix_frequencies_and_a_tied_head_load(saved):
     expected = load_model(saved)
     tensors, _ = read_safetensors(saved / "model.safetensors")
@@ -163,6 +192,8 @@ REFUSED = [
     ({"pretraining_tp": 2}, "pretraining_tp=2"),
     ({"sliding_window": 4096}, "sliding_window=4096"),
     ({"use_sliding_window": True, "sliding_window": 4096}, "sliding_window"),
+    ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types=.*sliding_attention"),
+    ({"layer_types": 2}, "layer_types=2 is not supported"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
     ({"rope_scaling": YARN}, "rope_scaling=.*yarn"),
     ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling=.*linear"),

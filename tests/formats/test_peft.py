@@ -269,7 +269,7 @@ class TestWithPEFT:
     def peft(self):
         return pytest.importorskip("peft", reason="compares with peft")
 
-    @pytest.mark.parametrize("name", [*FAMILIES, "llama_qwen2"])
+    @pytest.mark.parametrize("name", [*FAMILIES, "llama_qwen2", "llama_qwen3"])
     @pytest.mark.parametrize("rslora", [False, True])
     def test_peft_loads_what_is_saved(self, peft, name, rslora, tmp_path):
         import torch
@@ -302,7 +302,7 @@ class TestWithPEFT:
                 compared += 1
         assert compared == len(gradients)
 
-    @pytest.mark.parametrize("name", [*FAMILIES, "llama_qwen2"])
+    @pytest.mark.parametrize("name", [*FAMILIES, "llama_qwen2", "llama_qwen3"])
     @pytest.mark.parametrize("target", ["default", "every", "all-linear"])
     def test_what_peft_saves_is_loaded(self, peft, name, target, tmp_path):
         import torch

@@ -13,7 +13,7 @@ from numgpt import LoRAConfig, insight
 from numgpt.layers import softmax_forward
 from numgpt.tokenizer import CharTokenizer
 
-NAMES = ["default", "untied", "llama_grouped", "llama_qwen2"]
+NAMES = ["default", "untied", "llama_grouped", "llama_qwen2", "llama_qwen3"]
 IDS = [3, 1, 4, 1, 5, 9, 2]
 
 

@@ -28,7 +28,7 @@ from numgpt.tokenizer import CharTokenizer
 IDS = np.array([3, 1, 4, 1, 5, 9, 2])
 MODELS = [
     *("default", "untied", "gelu", "relu"),
-    *("llama", "llama_grouped", "llama_biases", "llama_qwen2"),
+    *("llama", "llama_grouped", "llama_biases", "llama_qwen2", "llama_qwen3"),
 ]
 TEXT = "ROMEO:\nMy lord, the king, my lord, the sweet queen"
 
@@ -152,8 +152,11 @@ def test_sums_are_of_the_activations(traced):
 STRIPS = {
     "qkv": {"q": "attn.hook_q", "k": "attn.hook_k", "v": "attn.hook_v"}
     | {"dq": "attn.hook_q", "dk": "attn.hook_k", "dv": "attn.hook_v"},
-    "rope": {"q′": "attn.hook_rot_q", "k′": "attn.hook_rot_k"}
+    "head_norms": {"q°": "attn.hook_q_normed", "k°": "attn.hook_k_normed"}
     | {"dq": "attn.hook_q", "dk": "attn.hook_k"},
+    "rope": {"q′": "attn.hook_rot_q", "k′": "attn.hook_rot_k"}
+    | {"dq": "attn.hook_q", "dk": "attn.hook_k"}
+    | {"dq°": "attn.hook_q_normed", "dk°": "attn.hook_k_normed"},
     "values": {"z": "attn.hook_z", "dz": "attn.hook_z", "dv": "attn.hook_v"},
     "output": {"out": "hook_attn_out", "dout": "hook_attn_out", "dz": "attn.hook_z"},
     "stream_1": {"x + out": "hook_resid_mid", "dx": "hook_resid_mid"},
@@ -187,7 +190,9 @@ def test_strips_are_the_activations_and_their_gradients(traced):
                         continue
                     else:
                         hook = STRIPS[step.name][strip.label]
-                    np.testing.assert_array_equal(strip.array, kept[f"blocks.{group.layer}.{hook}"])
+                    seen = kept[f"blocks.{group.layer}.{hook}"]
+                    seen = seen.swapaxes(0, 1) if hook.endswith("_normed") else seen
+                    np.testing.assert_array_equal(strip.array, seen)
                     assert strip.array.ndim == (3 if strip.heads else 2)
 
 
@@ -213,6 +218,15 @@ def test_formulas_hold_with_their_numbers(traced):
             expected = FILLED[step.name, direction](columns)
         elif step.name == "embedding":  # its sums: see the next test
             expected = columns[-1] if len(columns) == 2 else columns[1] + columns[2]
+        elif step.name == "head_norms":
+            of = columns[0] if direction == "forward" else column["g"]
+            expected = (
+                column["weight"] * column["x̂"]
+                if direction == "forward"
+                else (column["rstd"] * (of - column["x̂"] * column["mean(g · x̂)"]))
+            )
+            if direction == "forward":
+                np.testing.assert_allclose(column["x̂"], of * column["rstd"], rtol=1e-9, atol=1e-12)
         elif "norm" in step.name and direction == "forward":
             expected = column["weight"] * column["x̂"] + column.get("bias", 0)
             x_hat = (column["x"] - column.get("mean(x)", 0)) * column["rstd"]

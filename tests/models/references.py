@@ -57,6 +57,13 @@ LLAMA_CONFIGS = {
         "attention_output_bias": False,
         "tie_word_embeddings": True,
     },
+    "llama_qwen3": {
+        "model_type": "qwen3",
+        "num_key_value_heads": 2,
+        "head_dim": 6,
+        "tie_word_embeddings": True,
+    },
+    "llama_qwen3_untied": {"model_type": "qwen3", "num_key_value_heads": 1, "head_dim": 2},
 }
 BATCHES = {"wide": (3, 11), "one_token": (2, 1)}
 EVERY_CONFIG = [*CONFIGS, *LLAMA_CONFIGS]
@@ -101,7 +108,7 @@ def to_transformers(model: LanguageModel):
         theirs = transformers.GPT2LMHeadModel(_eager(config))
     else:
         fields = family_of(model).config_fields(model.config) | {"use_cache": False}
-        family = "Qwen2" if fields["model_type"] == "qwen2" else "Llama"
+        family = fields["model_type"].capitalize()
         config = getattr(transformers, f"{family}Config")(**fields)
         theirs = getattr(transformers, f"{family}ForCausalLM")(_eager(config))
     names = family_of(model)

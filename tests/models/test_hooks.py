@@ -13,7 +13,7 @@ from numgpt.layers.attention import attention_backward, attention_forward
 from numgpt.models import Gradients, data_parallel
 from numgpt.runtime import num_threads
 
-FAMILIES = ["untied", "default", "relu", "llama_grouped", "llama_biases"]
+FAMILIES = ["untied", "default", "relu", "llama_grouped", "llama_biases", "llama_qwen3"]
 WITH_DROPOUT = {"untied": 0.4, "llama_grouped": 0.4}
 
 
@@ -66,7 +66,7 @@ def test_the_names_and_shapes_that_hooks_see(model):
     assert [name for name, _ in seen] == model.hook_names
     config, shapes = model.config, dict(seen)
     size = config.head_size
-    heads = config.width // size
+    heads = config.heads
     for layer in range(config.layers):
         of_block = f"blocks.{layer}."
         assert shapes[of_block + "attn.hook_q"] == (2, 7, heads, size)

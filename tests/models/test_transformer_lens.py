@@ -8,7 +8,7 @@ from models.references import batch, small_model, to_transformers
 from support import assert_close
 
 pytestmark = [pytest.mark.peers, pytest.mark.torch]
-FAMILIES = ["default", "untied", "llama_grouped", "llama_qwen2"]
+FAMILIES = ["default", "untied", "llama_grouped", "llama_qwen2", "llama_qwen3"]
 
 
 def boot(name, directory):

@@ -53,7 +53,7 @@ def start(text_file, out, **options) -> Trainer:
     return Trainer.start(TrainConfig(**({"data": text_file} | TINY | options)), out)
 
 
-@pytest.mark.parametrize("arch", ["gpt2", "llama"])
+@pytest.mark.parametrize("arch", ["gpt2", "llama", "qwen3"])
 def test_learns(text_file, tmp_path, capsys, arch):
     trainer = start(text_file, tmp_path / "run", steps=150, sample_every=150, arch=arch)
     trainer.run()
