@@ -6,9 +6,9 @@ return another one to go on with. The names, and the shapes that functions see, 
 TransformerLens: the residual stream (B, T, C), heads (B, T, H, D), attention's probabilities
 (B, H, T, S).
 
-A replacement is straight-through, as x + (replacement - x).detach() is in PyTorch: what follows sees
-the replacement, so that dv = replaced patternᵀ dz; the function whose output was replaced gets the
-gradient at it, and takes its derivative at what it had computed.
+A replacement is straight-through, as x + (replacement - x).detach() is in PyTorch: what follows
+sees the replacement, so that dv = replaced patternᵀ dz; the function whose output was replaced gets
+the gradient at it, and takes its derivative at what it had computed.
 """
 
 from __future__ import annotations
