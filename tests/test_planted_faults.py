@@ -69,8 +69,8 @@ FAULTS = {
     ),
     "loss: onehot": (
         "layers/cross_entropy.py",
-        "dz[at_target] -= w",
-        "dz[at_target] += w",
+        "dz[np.arange(len(dz)), targets] += dlogp",
+        "dz[np.arange(len(dz)), targets] -= dlogp",
     ),
     "log-probabilities: onehot - p": (
         "layers/cross_entropy.py",

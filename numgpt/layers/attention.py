@@ -132,7 +132,7 @@ def attention_forward(
     queries, size = q.shape[2:]
     scale = 1 / math.sqrt(size) if scale is None else scale
     y = _empty_heads(q.shape, q.dtype)
-    q, y_grouped = _grouped(q, k.shape[1]), _grouped(y, k.shape[1])
+    q, y_grouped = grouped(q, k.shape[1]), grouped(y, k.shape[1])
     group = q.shape[2]
     highest, total = (empty((*q.shape[:4], 1), q.dtype) for _ in range(2))
     keep, keep_scale = None, 1.0
@@ -162,7 +162,7 @@ def attention_backward(
     given."""
     q, k, v, y, highest, total, scale, key_mask, keep, keep_scale = cache
     dq, dk, dv = out if out is not None else (_empty_heads(a.shape, a.dtype) for a in (y, k, v))
-    dy, y, dq_grouped = (_grouped(a, k.shape[1]) for a in (dy, y, dq))
+    dy, y, dq_grouped = (grouped(a, k.shape[1]) for a in (dy, y, dq))
     group, queries = q.shape[2:4]
 
     def of_heads(heads: Heads) -> None:
@@ -205,7 +205,7 @@ def _empty_heads(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return empty((batch, time, heads, size), dtype).transpose(0, 2, 1, 3)
 
 
-def _grouped(x: np.ndarray, kv_heads: int) -> np.ndarray:
+def grouped(x: np.ndarray, kv_heads: int) -> np.ndarray:
     """(B, H, T, D) -> (B, K, G, T, D), a view."""
     batch, heads, *rest = x.shape
     return x.reshape(batch, kv_heads, heads // kv_heads, *rest)

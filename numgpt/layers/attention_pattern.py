@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from numgpt.layers.attention import AttentionCache, mT
+from numgpt.layers.attention import AttentionCache, grouped, mT
 
 
 def attention_pattern(cache: AttentionCache) -> np.ndarray:
@@ -39,14 +39,14 @@ def attention_pattern(cache: AttentionCache) -> np.ndarray:
 
 def pattern_forward(p: np.ndarray, cache: AttentionCache) -> np.ndarray:
     """y = (m · p) v.  p (B, H, T, S) -> y (B, H, T, D)."""
-    return _by_head(np.matmul(_dropped(_by_kv_head(p, cache), cache), cache.v[:, :, None]))
+    return _by_head(np.matmul(_dropped(grouped(p, cache.k.shape[1]), cache), cache.v[:, :, None]))
 
 
 def pattern_backward(
     dy: np.ndarray, p: np.ndarray, cache: AttentionCache
 ) -> tuple[np.ndarray, np.ndarray]:
     """dy (B, H, T, D), p (B, H, T, S) -> dp (B, H, T, S), dv (B, K, S, D)."""
-    dy_grouped, mp = _by_kv_head(dy, cache), _dropped(_by_kv_head(p, cache), cache)
+    dy_grouped, mp = grouped(dy, cache.k.shape[1]), _dropped(grouped(p, cache.k.shape[1]), cache)
     dp = _dropped(np.matmul(dy_grouped, mT(cache.v)[:, :, None]), cache)
     return _by_head(dp), np.matmul(mT(mp), dy_grouped).sum(axis=2)
 
@@ -55,7 +55,7 @@ def scores_backward(
     dp: np.ndarray, p: np.ndarray, cache: AttentionCache
 ) -> tuple[np.ndarray, np.ndarray]:
     """dp, p (B, H, T, S) -> dq (B, H, T, D), dk (B, K, S, D)."""
-    ds = _by_kv_head(p * (dp - np.vecdot(dp, p)[..., None]), cache)
+    ds = grouped(p * (dp - np.vecdot(dp, p)[..., None]), cache.k.shape[1])
     dq = cache.scale * np.matmul(ds, cache.k[:, :, None])
     dk = cache.scale * np.matmul(mT(ds), cache.q).sum(axis=2)
     return _by_head(dq), dk
@@ -67,11 +67,6 @@ def _dropped(p: np.ndarray, cache: AttentionCache) -> np.ndarray:
         return p
     m = cache.keep.transpose(0, 1, 3, 4, 2) * p.dtype.type(cache.keep_scale)
     return p * m
-
-
-def _by_kv_head(x: np.ndarray, cache: AttentionCache) -> np.ndarray:
-    """(B, H, …) -> (B, K, G, …), a view."""
-    return x.reshape(*cache.q.shape[:3], *x.shape[2:])
 
 
 def _by_head(x: np.ndarray) -> np.ndarray:

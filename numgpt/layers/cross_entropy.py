@@ -111,14 +111,10 @@ def linear_cross_entropy(
     dx_counted, loss = empty_like(x_counted), 0.0
 
     def on_rows(z: np.ndarray, targets: np.ndarray, w: np.ndarray) -> float:
-        """Σ w · (-log p[target]) of some rows; their dz stands in the place of z then."""
-        at_target = np.arange(len(z)), targets
-        z_target = z[at_target]
-        p_z, highest, total = exponentials(z)  # p Z
-        log_p = z_target - highest[:, 0] - np.log(total[:, 0])
-        dz = np.multiply(p_z, w[:, None] / total, out=z)  # w p …
-        dz[at_target] -= w  # … - w where v is the target
-        return -float(w.astype(np.float64) @ log_p.astype(np.float64))
+        """Σ w · (-log p[target]) of some rows; z becomes dz."""
+        logp, p_z, _, total = _log_probs(z, targets)
+        _into_dz(p_z, total, targets, -w)
+        return -float(w.astype(np.float64) @ logp.astype(np.float64))
 
     for chunk, z in _logits_in_chunks(x_counted, weight):
         if statistics is not None:
@@ -156,9 +152,7 @@ def linear_log_probs_forward(
 
     def on_rows(z: np.ndarray, *of_rows: np.ndarray) -> None:
         targets, logp, highest, total = of_rows
-        z_target = z[np.arange(len(z)), targets]
-        _, highest[:], total[:] = exponentials(z)
-        logp[:] = z_target - highest[:, 0] - np.log(total[:, 0])
+        logp[:], _, highest[:], total[:] = _log_probs(z, targets)
 
     of_rows = targets_counted, logp_counted, highest, total
     for chunk, z in _logits_in_chunks(x_counted, weight):
@@ -180,9 +174,8 @@ def linear_log_probs_backward(
 
     def on_rows(z: np.ndarray, *of_rows: np.ndarray) -> None:
         targets, dlogp, highest, total = of_rows
-        p_z = np.exp(np.subtract(z, highest, out=z), out=z)  # p Z
-        dz = np.multiply(p_z, -dlogp[:, None] / total, out=z)  # -dlogp p …
-        dz[np.arange(len(z)), targets] += dlogp  # … + dlogp where v is the target
+        p_z = np.exp(np.subtract(z, highest, out=z), out=z)
+        _into_dz(p_z, total, targets, dlogp)
 
     of_rows = targets[counted], dlogp[counted], highest, total
     for chunk, z in _logits_in_chunks(x_counted, weight):
@@ -191,6 +184,22 @@ def linear_log_probs_backward(
         matmul(dz, weight, out=dx_counted[chunk])  # (n, V) -> (n, C)
         dweight.add_outer(dz, x_counted[chunk])
     return _placed(dx_counted, counted, x), dweight.out
+
+
+def _log_probs(
+    z: np.ndarray, targets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """z (n, V), targets (n,) -> log p[target] = z[target] - M - log Z (n,), p Z in the memory of z,
+    M and Z (n, 1)."""
+    z_target = z[np.arange(len(z)), targets]
+    p_z, highest, total = exponentials(z)
+    return z_target - highest[:, 0] - np.log(total[:, 0]), p_z, highest, total
+
+
+def _into_dz(p_z: np.ndarray, total: np.ndarray, targets: np.ndarray, dlogp: np.ndarray) -> None:
+    """dz = dlogp · (onehot - p), in the memory of p Z (n, V)."""
+    dz = np.multiply(p_z, -dlogp[:, None] / total, out=p_z)
+    dz[np.arange(len(dz)), targets] += dlogp
 
 
 def _counted(targets: np.ndarray, ignore_index: int) -> slice | np.ndarray:

@@ -268,27 +268,24 @@ class Llama(LanguageModel[LlamaConfig, LlamaCache]):
     def shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
         width, inner, size = config.hidden_size, config.intermediate_size, config.head_size
         queries, keys = config.num_attention_heads * size, config.kv_heads * size
-        block: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (width,)}
-        for name, shape in {
-            "q_proj": (queries, width),
-            "k_proj": (keys, width),
-            "v_proj": (keys, width),
-            "o_proj": (width, queries),
-        }.items():
-            block[f"self_attn.{name}.weight"] = shape
-            if config.output_bias if name == "o_proj" else config.attention_bias:
-                block[f"self_attn.{name}.bias"] = shape[:1]
+        block: dict[str, tuple[int, ...]] = {}
+
+        def linear(name: str, outputs: int, inputs: int, bias: bool) -> None:
+            block[f"{name}.weight"] = (outputs, inputs)
+            if bias:
+                block[f"{name}.bias"] = (outputs,)
+
+        block["input_layernorm.weight"] = (width,)
+        linear("self_attn.q_proj", queries, width, config.attention_bias)
+        linear("self_attn.k_proj", keys, width, config.attention_bias)
+        linear("self_attn.v_proj", keys, width, config.attention_bias)
         if config.normalises_heads:
             block |= {"self_attn.q_norm.weight": (size,), "self_attn.k_norm.weight": (size,)}
+        linear("self_attn.o_proj", width, queries, config.output_bias)
         block["post_attention_layernorm.weight"] = (width,)
-        for name, shape in {
-            "gate_proj": (inner, width),
-            "up_proj": (inner, width),
-            "down_proj": (width, inner),
-        }.items():
-            block[f"mlp.{name}.weight"] = shape
-            if config.mlp_bias:
-                block[f"mlp.{name}.bias"] = shape[:1]
+        linear("mlp.gate_proj", inner, width, config.mlp_bias)
+        linear("mlp.up_proj", inner, width, config.mlp_bias)
+        linear("mlp.down_proj", width, inner, config.mlp_bias)
         shapes: dict[str, tuple[int, ...]] = {"embed_tokens.weight": (config.vocab_size, width)}
         for layer in range(config.num_hidden_layers):
             shapes |= {f"layers.{layer}.{name}": shape for name, shape in block.items()}
