@@ -44,15 +44,15 @@ def attribution_names(model: LanguageModel) -> list[str]:
     """The hooks that the parts are computed from."""
     names = list(model.embedding_hooks)
     for block in model.blocks:
-        names += [f"{block.prefix}attn.hook_z", f"{block.prefix}hook_mlp_out"]
-    return [*names, f"{model.blocks[-1].prefix}hook_resid_post"]
+        names += [f"{block.hook_prefix}attn.hook_z", f"{block.hook_prefix}hook_mlp_out"]
+    return [*names, f"{model.blocks[-1].hook_prefix}hook_resid_post"]
 
 
 def attribution_of(
     model: LanguageModel, of: Target, logits: np.ndarray, cache: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """`direct_logit_attribution` of activations that are there: those of `attribution_names`."""
-    at, last = of.position, f"{model.blocks[-1].prefix}hook_resid_post"
+    at, last = of.position, f"{model.blocks[-1].hook_prefix}hook_resid_post"
     _, norm_cache = model.final_norm.forward(cache[last][0, at : at + 1])
     rstd = norm_cache.computed.rstd.astype(np.float64)
     direction = of.direction(model).astype(np.float64)
@@ -66,12 +66,12 @@ def attribution_of(
     }
     heads, attention_biases, mlps, mlp_biases = [], [], [], []
     for block in model.blocks:
-        z = cache[f"{block.prefix}attn.hook_z"][0, at]  # (H, D)
+        z = cache[f"{block.hook_prefix}attn.hook_z"][0, at]  # (H, D)
         of_heads, bias = through_heads(block, z[None])
         heads.append(parts(of_heads[0]))
         attention_biases.append(parts(bias))
         mlp_bias = bias_of(block.mlp.out, z.dtype)
-        mlps.append(parts(cache[f"{block.prefix}hook_mlp_out"][0, at] - mlp_bias))
+        mlps.append(parts(cache[f"{block.hook_prefix}hook_mlp_out"][0, at] - mlp_bias))
         mlp_biases.append(parts(mlp_bias))
     found |= {"heads": np.array(heads), "attention_biases": np.array(attention_biases)}
     found |= {"mlps": np.array(mlps), "mlp_biases": np.array(mlp_biases)}
@@ -89,7 +89,7 @@ def head_outputs(model: LanguageModel, ids: Ids, layer: int) -> np.ndarray:
     if not 0 <= layer < len(model.blocks):
         raise ValueError(f"layer={layer}: the model has layers 0 to {len(model.blocks) - 1}")
     block = model.blocks[layer]
-    name = f"{block.prefix}attn.hook_z"
+    name = f"{block.hook_prefix}attn.hook_z"
     z = model.run_with_cache(ids, name)[1][name]  # (B, T, H, D)
     outputs, _ = through_heads(block, z.reshape(-1, *z.shape[2:]))
     return outputs.reshape(*z.shape[:3], -1)

@@ -109,7 +109,7 @@ def _checked_hooks(of: Trace) -> list[str]:
     """The hooks whose gradients are checked: those of the first block that is kept, and those
     outside the blocks."""
     block = [name for name in of.gradients if name.startswith(f"blocks.{of.layers[0]}.")]
-    last = f"{of.model.blocks[-1].prefix}hook_resid_post"
+    last = f"{of.model.blocks[-1].hook_prefix}hook_resid_post"
     return ["hook_embed", *block, last, "ln_final.hook_normalized"]
 
 

@@ -69,8 +69,8 @@ def logit_lens(
 
 def lens_names(model: LanguageModel) -> list[str]:
     """The hooks on the stream before the first block and after each, L + 1."""
-    names = [f"{block.prefix}hook_resid_pre" for block in model.blocks]
-    return [*names, f"{model.blocks[-1].prefix}hook_resid_post"]
+    names = [f"{block.hook_prefix}hook_resid_pre" for block in model.blocks]
+    return [*names, f"{model.blocks[-1].hook_prefix}hook_resid_post"]
 
 
 def lens_of_streams(

@@ -132,13 +132,13 @@ def ablation_hooks(
             raise ValueError(
                 f"there is no head {(layer, head)}: each of the {layers} layers has {count}"
             )
-        chosen = heads_of.setdefault(f"{model.blocks[layer].prefix}attn.hook_z", [])
+        chosen = heads_of.setdefault(f"{model.blocks[layer].hook_prefix}attn.hook_z", [])
         assert chosen is not None
         chosen.append(head)
     for layer in mlps:
         if not 0 <= layer < layers:
             raise ValueError(f"there is no layer {layer}: the model has {layers}")
-        heads_of[f"{model.blocks[layer].prefix}hook_mlp_out"] = None
+        heads_of[f"{model.blocks[layer].hook_prefix}hook_mlp_out"] = None
     seen = {} if means is None else model.run_with_cache(means, list(heads_of))[1]
     averages = {name: activation.mean(axis=(0, 1)) for name, activation in seen.items()}
     return {name: _taking_out(which, averages.get(name)) for name, which in heads_of.items()}
@@ -202,7 +202,7 @@ def _runs(
             f"the clean prompt has {of_clean.ids.size} tokens, the corrupt one"
             f" {of_corrupt.ids.size}: make them equally long"
         )
-    names = [f"{block.prefix}{KINDS[kind]}" for block in model.blocks]
+    names = [f"{block.hook_prefix}{KINDS[kind]}" for block in model.blocks]
     logits, activations = model.run_with_cache(of_clean.ids, names)
     values = (float(of_clean.value(logits)[0]), float(of_corrupt.value(model(of_corrupt.ids))[0]))
     return _Runs(names, activations, of_corrupt, *values)

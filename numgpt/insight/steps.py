@@ -63,7 +63,7 @@ class Numbers:
 
     def __init__(self, of: Trace, block: Block | None = None):
         self.trace = of
-        self.prefix = "" if block is None else block.prefix
+        self.prefix = "" if block is None else block.hook_prefix
 
     def x(self, name: str) -> np.ndarray:
         """An activation: (T, …), patterns (H, T, S)."""
@@ -87,11 +87,11 @@ def embedding_step(of: Trace) -> Step:
             backward_shapes=f"{formula.backward_shapes}; dwpe: PC",
             words=WORDS["embedding and position"],
         ).and_symbols("wpe that of the places'")
-    stream, dx = a.x(f"{model.blocks[0].prefix}hook_resid_pre"), a.dx("hook_embed")
+    stream, dx = a.x(f"{model.blocks[0].hook_prefix}hook_resid_pre"), a.dx("hook_embed")
     same = (of.ids[:, None] == of.ids).astype(dx.dtype)
     back = {"dx_t": dx, "Σ dx of this token": same @ dx}
     if is_tied(model):
-        y, _ = model.final_norm.forward(a.x(f"{model.blocks[-1].prefix}hook_resid_post"))
+        y, _ = model.final_norm.forward(a.x(f"{model.blocks[-1].hook_prefix}hook_resid_post"))
         back["dzᵀ y of this token"] = of.dlogits[:, of.ids].T @ y
         formula = formula._replace(
             backward=formula.backward.replace("dwte[v] = ", "dwte[v] = (dzᵀ y)[v] + ")
@@ -296,7 +296,7 @@ def mlp_output_step(a: Numbers, block: Block) -> Step:
 def final_steps(of: Trace) -> list[Step]:
     """After the last block: norm, logits, probabilities and the loss."""
     a, model = Numbers(of), of.model
-    norm, last = model.final_norm, f"{model.blocks[-1].prefix}hook_resid_post"
+    norm, last = model.final_norm, f"{model.blocks[-1].hook_prefix}hook_resid_post"
     y, _ = norm.forward(a.x(last))
     z, unembedding = of.logits, model.unembedding.weight
     g, chosen = a.dx("ln_final.hook_normalized"), tokens_shown(of)

@@ -26,11 +26,11 @@ from numgpt.layers import (
 )
 
 
-def heads(x, batch, n_head):  # (N, C) -> (B, H, T, D): a head is D of the C features
+def split_heads(x, batch, n_head):  # (N, C) -> (B, H, T, D): a head is D of the C features
     return x.reshape(batch, len(x) // batch, n_head, -1).transpose(0, 2, 1, 3)
 
 
-def rows(x):  # … and back, (B, H, T, D) -> (N, C)
+def merge_heads(x):  # (B, H, T, D) -> (N, C)
     return x.transpose(0, 2, 1, 3).reshape(x.shape[0] * x.shape[2], -1)
 
 
@@ -38,11 +38,11 @@ def gpt(p, ids, targets, n_layer, n_head):
     """ids, targets (B, T), parameters by name -> loss, gradients by name; or logits, to sample."""
     (B, T), cache, g = ids.shape, {}, {}
 
-    def forward(function, name, x):  # a layer with weight and bias …
+    def forward(function, name, x):  # a layer with weight and bias
         y, cache[name] = function(x, p[f"{name}.weight"], p[f"{name}.bias"])
         return y
 
-    def backward(function, name, dy):  # … and its gradients
+    def backward(function, name, dy):  # its input's gradient; its parameters' go to g
         dx, g[f"{name}.weight"], g[f"{name}.bias"] = function(dy, cache[name])
         return dx
 
@@ -50,9 +50,9 @@ def gpt(p, ids, targets, n_layer, n_head):
     for h in [f"h.{layer}" for layer in range(n_layer)]:
         y = forward(layernorm_forward, f"{h}.ln_1", x)
         y = forward(linear_forward, f"{h}.attn.c_attn", y)  # (N, C) -> (N, 3C)
-        q, k, v = (heads(part, B, n_head) for part in np.split(y, 3, axis=1))
+        q, k, v = (split_heads(part, B, n_head) for part in np.split(y, 3, axis=1))
         y, cache[f"{h}.attn"] = attention_forward(q, k, v)  # (B, H, T, D)
-        x = x + forward(linear_forward, f"{h}.attn.c_proj", rows(y))
+        x = x + forward(linear_forward, f"{h}.attn.c_proj", merge_heads(y))
         y = forward(layernorm_forward, f"{h}.ln_2", x)
         y = forward(linear_forward, f"{h}.mlp.c_fc", y)  # (N, C) -> (N, 4C)
         y, cache[f"{h}.mlp"] = gelu_tanh_forward(y)
@@ -60,9 +60,9 @@ def gpt(p, ids, targets, n_layer, n_head):
     y = forward(layernorm_forward, "ln_f", x)
     if targets is None:
         return (y @ p["wte"].T).reshape(B, T, -1)
-    loss, dy, g["wte"] = linear_cross_entropy(y, p["wte"], targets.ravel())  # of y wteᵀ
+    loss, dy, g["wte"] = linear_cross_entropy(y, p["wte"], targets.ravel())  # logits y wteᵀ
 
-    # From y = x + f(x) comes dx = dy + f'(x)ᵀ dy: the lines above, from the last to the first.
+    # The lines above in reverse: through x + f(x) the stream's gradient dx becomes dx + f'(x)ᵀ dx.
     dx = backward(layernorm_backward, "ln_f", dy)
     for h in [f"h.{layer}" for layer in reversed(range(n_layer))]:
         dy = backward(linear_backward, f"{h}.mlp.c_proj", dx)
@@ -70,12 +70,12 @@ def gpt(p, ids, targets, n_layer, n_head):
         dy = backward(linear_backward, f"{h}.mlp.c_fc", dy)
         dx = dx + backward(layernorm_backward, f"{h}.ln_2", dy)
         dy = backward(linear_backward, f"{h}.attn.c_proj", dx)
-        dq, dk, dv = attention_backward(heads(dy, B, n_head), cache[f"{h}.attn"])
-        dy = np.hstack([rows(dq), rows(dk), rows(dv)])
+        dq, dk, dv = attention_backward(split_heads(dy, B, n_head), cache[f"{h}.attn"])
+        dy = np.hstack([merge_heads(dq), merge_heads(dk), merge_heads(dv)])
         dy = backward(linear_backward, f"{h}.attn.c_attn", dy)
         dx = dx + backward(layernorm_backward, f"{h}.ln_1", dy)
     dx = dx.reshape(B, T, -1)
-    np.add.at(g["wte"], ids, dx)  # wte has made both ends: its gradient is the sum of the two
+    np.add.at(g["wte"], ids, dx)  # wte is embedding and unembedding: the second contribution
     g["wpe"] = np.zeros_like(p["wpe"])
     g["wpe"][:T] = dx.sum(axis=0)
     return loss, g
@@ -107,36 +107,37 @@ def adamw(p, g, moments, step, lr, beta_1=0.9, beta_2=0.99, eps=1e-8, decay=0.1)
     """One update in place; step counts from 1 (Loshchilov & Hutter 2017, arXiv:1711.05101)."""
     for name, w in p.items():
         m, v = moments[name]
-        m += (1 - beta_1) * (g[name] - m)  # mean gradient, its recent past weighs most
-        v += (1 - beta_2) * (g[name] ** 2 - v)  # … and of its square
+        m += (1 - beta_1) * (g[name] - m)  # exponential moving average of the gradient
+        v += (1 - beta_2) * (g[name] ** 2 - v)  # and of its square
         if w.ndim == 2:
-            w -= lr * decay * w  # matrices alone
-        m_hat, v_hat = m / (1 - beta_1**step), v / (1 - beta_2**step)  # as both began at 0
+            w -= lr * decay * w  # weight decay, on matrices only
+        m_hat, v_hat = m / (1 - beta_1**step), v / (1 - beta_2**step)  # as they began at 0
         w -= lr * m_hat / (np.sqrt(v_hat) + eps)
 
 
 def main(steps=3000, n_layer=2, n_head=4, width=64, context=64, batch=16):
-    """Train on the language reference, which every Python has, and write."""
+    """Train on the texts of Python's help(), which every machine has, then write a sample."""
     from pydoc_data.topics import topics
 
     text = "\n".join(topics.values()).encode("ascii", "ignore").decode()
-    letters = sorted(set(text))
-    data = np.searchsorted(letters, list(text))
+    characters = sorted(set(text))
+    data = np.searchsorted(characters, list(text))
     rng = np.random.default_rng(0)
-    p = new_parameters(rng, n_layer, width, context, len(letters))
+    p = new_parameters(rng, n_layer, width, context, len(characters))
     moments = {name: (np.zeros_like(w), np.zeros_like(w)) for name, w in p.items()}
     for step in range(1, steps + 1):
-        places = rng.integers(len(data) - context, size=(batch, 1)) + np.arange(context)
-        loss, g = gpt(p, data[places], data[places + 1], n_layer, n_head)
+        positions = rng.integers(len(data) - context, size=(batch, 1)) + np.arange(context)
+        loss, g = gpt(p, data[positions], data[positions + 1], n_layer, n_head)
+        # Warm-up over 50 steps, constant to half-time, then linear to 0.
         adamw(p, g, moments, step, lr=3e-3 * min(1, step / 50, 2 * (1 - step / (steps + 1))))
         if step % (steps // 10) == 0 or step == 1:
             print(f"step {step}  loss {loss:.3f}", flush=True)
-    ids = [letters.index(letter) for letter in "The value "]
+    ids = [characters.index(c) for c in "The value "]
     for _ in range(400):
         logits = gpt(p, np.array([ids[-context:]]), None, n_layer, n_head)[0, -1]
         probabilities, _ = softmax_forward(logits.astype(np.float64) / 0.8)  # a temperature of 0.8
-        ids.append(int(rng.choice(len(letters), p=probabilities)))
-    print("".join(letters[id] for id in ids))
+        ids.append(int(rng.choice(len(characters), p=probabilities)))
+    print("".join(characters[id] for id in ids))
 
 
 if __name__ == "__main__":

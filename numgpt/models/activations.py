@@ -73,7 +73,7 @@ def hidden_states(model: LanguageModel, ids: Ids) -> tuple[np.ndarray, ...]:
     C), as transformers has them with output_hidden_states=True."""
     ids = model.check_ids(ids)
     streams: dict[str, np.ndarray] = {}
-    names = [f"{block.prefix}hook_resid_pre" for block in model.blocks]
+    names = [f"{block.hook_prefix}hook_resid_pre" for block in model.blocks]
     hidden = model.hidden(ids, hooks={name: _keeper(name, streams) for name in names})
     return (*streams.values(), hidden.reshape(*ids.shape, -1))
 
@@ -82,7 +82,7 @@ def attentions(model: LanguageModel, ids: Ids) -> tuple[np.ndarray, ...]:
     """The attention probabilities of each block: L arrays (B, H, T, T), as transformers has them
     with output_attentions=True."""
     patterns: dict[str, np.ndarray] = {}
-    names = [f"{block.prefix}attn.hook_pattern" for block in model.blocks]
+    names = [f"{block.hook_prefix}attn.hook_pattern" for block in model.blocks]
     keepers = {name: _keeper(name, patterns) for name in names}
     model.hidden(model.check_ids(ids), hooks=keepers)
     return tuple(patterns.values())

@@ -59,7 +59,7 @@ class Config:
         return getattr(self, self.context_field)
 
     @property
-    def pattern_dropout(self) -> float:
+    def attention_dropout(self) -> float:
         """Of the attention's probabilities."""
         raise NotImplementedError
 

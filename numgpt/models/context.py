@@ -12,7 +12,7 @@ import numpy as np
 from numgpt.layers.rope import Rotation
 from numgpt.models.hooks import NO_HOOKS, Hook, Hooks, check_hooks
 from numgpt.models.kv_cache import KVView
-from numgpt.models.modules import Input
+from numgpt.models.modules import Saved
 from numgpt.runtime import add_into
 
 Cache = TypeVar("Cache")
@@ -57,9 +57,10 @@ class Context:
         add_into(x, y)
         return x
 
-    def keep(self, y: np.ndarray, output: Callable[[Cache], np.ndarray], cache: Cache) -> Input:
+    def save(self, y: np.ndarray, output: Callable[[Cache], np.ndarray], cache: Cache) -> Saved:
         """What gives y (N, …) to the backward: y itself, or the function that recomputes it from
-        what its layer has kept anyway."""
+        the cache of its layer, which is kept anyway. (With hooks y is kept: it may be a
+        replacement.)"""
         return (lambda: y) if self.keeps_inputs else functools.partial(output, cache)
 
     def positions(self, ids: np.ndarray, context_length: int) -> np.ndarray:
@@ -83,8 +84,8 @@ class Context:
             return q
         return q[np.arange(self.batch), :, self._last(q.shape[2])][:, :, None]
 
-    def stream(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """The rows of x (N, C) that y is added to: all, or those of the last tokens, (B, C)."""
+    def rows_like(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """The rows of x (N, C) that y has: all, or those of the last tokens, (B, C)."""
         if len(x) == len(y):
             return x
         x = x.reshape(self.batch, -1, x.shape[1])

@@ -10,13 +10,13 @@ of two contributions. With y = layernorm(x), what the unembedding reads,
 
     dwte = dlogitsᵀ y + onehot(ids)ᵀ dx               unembedding and embedding
 
-`forward` ends at y, the hidden states: what multiplies them by wteᵀ, for logits or for the loss, is
-the model's `unembedding`. The letters of shapes are those of layers/__init__.py.
+`forward` returns the hidden states y; `self.unembedding` makes of them logits, or the loss.
 
 Parameters carry Hugging Face's names and layout (linear layers are (in, out)), "transformer." left
 out. The initialisation is Hugging Face's and nanoGPT's as well: normal with a standard deviation
 of 0.02, and of 0.02/√(2 n_layer) for what writes to the stream. OpenAI's release has other names
-(model/h0/attn/c_attn/w), and its code draws wpe with 0.01 and does not scale by depth.
+(model/h0/attn/c_attn/w), and its code draws wpe with 0.01 and does not scale by depth, though the
+paper says so.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ from numgpt.models.language_model import LanguageModel
 from numgpt.models.modules import Embedding, LayerNorm, Linear, NormCache, Unembedding
 from numgpt.models.parameters import Gradients
 
-# By Hugging Face's names for them. Each one's cache is an array from which it gives the same y
-# again: x, or for ReLU y, as relu(y) = y.
+# By Hugging Face's names for them. Each one's cache is an array a with forward(a) = forward(x): x
+# itself, or for ReLU y = relu(x).
 ACTIVATIONS = {
     "gelu_new": (gelu_tanh_forward, gelu_tanh_backward),
     "gelu_pytorch_tanh": (gelu_tanh_forward, gelu_tanh_backward),
@@ -60,8 +60,8 @@ ACTIVATIONS = {
 
 @dataclasses.dataclass
 class GPTConfig(Config):
-    """The fields of a Hugging Face GPT-2 config.json that change the numbers, with the same
-    defaults, but no special tokens."""
+    """The fields of a Hugging Face GPT-2 config.json that affect the computation, with the same
+    defaults, except that the special tokens' ids default to None."""
 
     layers_field = "n_layer"
     context_field = "n_positions"
@@ -129,7 +129,7 @@ class GPTConfig(Config):
             raise ValueError(f"model_type={shown(self.model_type)}: expected gpt2")
 
     @property
-    def pattern_dropout(self) -> float:
+    def attention_dropout(self) -> float:
         return self.attn_pdrop
 
     @property
@@ -220,9 +220,9 @@ class GPT(LanguageModel[GPTConfig, GPTCache]):
     def backward(self, dy: np.ndarray, cache: GPTCache, ctx: Context, g: Gradients) -> None:
         dx = self.final_norm.backward(dy, cache.final_norm, g, ctx.grad_hooks.under("ln_final."))
         for block in reversed(self.blocks[ctx.first_trained :]):
-            dx = block.backward(dx, cache.blocks.pop(), ctx, g)  # pop: its memory is free then
+            dx = block.backward(dx, cache.blocks.pop(), ctx, g)  # pop: this cache is freed then
         if ctx.first_trained:
-            return  # nothing before it trains
+            return  # the blocks before it and the embeddings are frozen
         dx = dropout_backward(dx, cache.dropout)
         self.wpe.backward(ctx.grad_hooks.rows("hook_pos_embed", dx), cache.wpe, g)
         self.wte.backward(ctx.grad_hooks.rows("hook_embed", dx), cache.wte, g)

@@ -36,7 +36,7 @@ class HeadsCache(NamedTuple):
     replaced: np.ndarray | None  # (B, H, T, S), what a hook put in the place of the pattern
     z: np.ndarray  # (B, H, T, D)
 
-    def merged(self) -> np.ndarray:
+    def merged_z(self) -> np.ndarray:
         """z (N, H·D), what the projection that follows has read."""
         return merge_heads(self.z)
 

@@ -48,8 +48,8 @@ LLAMA3_SCALING = (
 
 @dataclasses.dataclass
 class LlamaConfig(Config):
-    """The fields of a Hugging Face Llama config.json that change the numbers, with the same
-    defaults, but no special tokens, and two fields that relatives of Llama have."""
+    """The fields of a Hugging Face Llama config.json that affect the computation, with the same
+    defaults, except that the special tokens' ids default to None; and one that Qwen2 needs."""
 
     layers_field = "num_hidden_layers"
     context_field = "max_position_embeddings"
@@ -150,10 +150,6 @@ class LlamaConfig(Config):
                 raise ValueError(f"rope_scaling: {name}={shown(value)}, expected a number above 0")
         if not float(scaling["low_freq_factor"]) < float(scaling["high_freq_factor"]):
             raise ValueError("rope_scaling: low_freq_factor is not below high_freq_factor")
-
-    @property
-    def pattern_dropout(self) -> float:
-        return self.attention_dropout
 
     @property
     def width(self) -> int:
@@ -258,9 +254,9 @@ class Llama(LanguageModel[LlamaConfig, LlamaCache]):
     def backward(self, dy: np.ndarray, cache: LlamaCache, ctx: Context, g: Gradients) -> None:
         dx = self.final_norm.backward(dy, cache.final_norm, g, ctx.grad_hooks.under("ln_final."))
         for block in reversed(self.blocks[ctx.first_trained :]):
-            dx = block.backward(dx, cache.blocks.pop(), ctx, g)  # pop: its memory is free then
+            dx = block.backward(dx, cache.blocks.pop(), ctx, g)  # pop: this cache is freed then
         if ctx.first_trained:
-            return  # nothing before it trains
+            return  # the blocks before it and the embeddings are frozen
         dx = ctx.grad_hooks.rows("hook_embed", dx)
         self.embed_tokens.backward(dx, cache.embed_tokens, g)
 

@@ -43,11 +43,11 @@ from numgpt.models.lora import Adapter, LoRA
 from numgpt.models.parameters import Gradients, Parameters
 from numgpt.runtime import NOWHERE, add_into, matmul
 
-Input = Callable[[], np.ndarray]  # gives what a layer has read: kept, or recomputed
+Saved = Callable[[], np.ndarray]  # gives what a layer has read: kept, or recomputed
 
 
 class ProjectionCache(NamedTuple):
-    x: Input
+    x: Saved
     loras: tuple[LoRACache, ...]
 
 
@@ -105,16 +105,16 @@ class Linear:
         return whole
 
     def forward(
-        self, x: np.ndarray, read: Input | None = None, rng: np.random.Generator | None = None
+        self, x: np.ndarray, saved: Saved | None = None, rng: np.random.Generator | None = None
     ) -> tuple[np.ndarray, ProjectionCache]:
-        """x (N, I) -> y (N, O), cache.  `read` gives x to the backward: without it x is kept."""
+        """x (N, I) -> y (N, O), cache.  `saved` gives x to the backward: without it x is kept."""
         y, _ = linear_forward(x, self.weight, self.bias)
         caches = []
         for lora in self.loras:
             term, cache = lora.forward(x, rng)
             add_into(y[:, lora.columns], term)
             caches.append(cache)
-        return y, ProjectionCache(read or (lambda: x), tuple(caches))
+        return y, ProjectionCache(saved or (lambda: x), tuple(caches))
 
     def backward(self, dy: np.ndarray, cache: ProjectionCache, g: Gradients) -> np.ndarray:
         """dy (N, O) -> dx (N, I)."""

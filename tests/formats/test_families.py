@@ -86,7 +86,7 @@ class Toy(LanguageModel[ToyConfig, ToyCache]):
             k, v, mask = ctx.keys_and_values(layer, k, v)
             z, attention = attention_forward(ctx.queries(layer, q), k, v, None, mask)
             y = merge_heads(z)
-            x = ctx.stream(x, y) + y
+            x = ctx.rows_like(y, x) + y
             caches.append((read, attention))
         ctx.advance()
         y, norm = self.norm.forward(x)

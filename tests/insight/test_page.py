@@ -141,7 +141,7 @@ def test_sums_are_of_the_activations(traced):
         if not step.hook.startswith("blocks.0.") or (step.name, table.title) not in results:
             continue
         hook, kind = results[step.name, table.title]
-        whole = getattr(traced, kind)[f"{block.prefix}{hook}"]
+        whole = getattr(traced, kind)[f"{block.hook_prefix}{hook}"]
         picked = np.take_along_axis(whole, table.chosen, axis=-1)
         np.testing.assert_array_equal(table.sums[..., 2, :], picked)
         assert np.abs(whole).max() == np.abs(picked).max()
