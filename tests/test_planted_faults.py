@@ -129,8 +129,8 @@ FAULTS = {
     "lora: dx": ("layers/lora.py", "matmul(du, a)", "-matmul(du, a)"),
     "lora: the branch's dropout": (
         "layers/lora.py",
-        "None if x is None else dropout_backward(x, dropout)",
-        "x",
+        "dropout_backward(x, dropout) if x is not None",
+        "x if x is not None",
         "models/test_lora.py",
     ),
     "lora: what is merged": (

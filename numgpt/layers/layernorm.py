@@ -92,8 +92,8 @@ def layernorm_backward(
         dy: np.ndarray, x_hat: np.ndarray, rstd: np.ndarray, dx: np.ndarray
     ) -> tuple[np.ndarray | float, np.ndarray | float]:
         # from y = weight · x̂ + bias:
-        of_weight = sum_rows(dy * x_hat) if dweight.trains else 0.0
-        of_bias = sum_rows(dy) if dbias.trains else 0.0
+        of_weight = sum_rows(dy * x_hat) if dweight.needed else 0.0
+        of_bias = sum_rows(dy) if dbias.needed else 0.0
         g = dy * weight
         # from x̂ = (x - mean(x)) · rstd:
         np.multiply(rstd, g - _mean(g) - x_hat * mean_product(g, x_hat), out=dx)

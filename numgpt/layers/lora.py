@@ -77,6 +77,6 @@ def lora_backward(
     db.add_outer(dy_rows, scale * u)
     du = matmul(dy_rows, scale * b)  # (N, O) -> (N, r)
     # from u = (m · x) Aᵀ:
-    da.add_outer(du, None if x is None else dropout_backward(x, dropout))
+    da.add_outer(du, dropout_backward(x, dropout) if x is not None and da.needed else None)
     dx = dropout_backward(matmul(du, a), dropout)
     return dx.reshape(*dy.shape[:-1], a.shape[1]), da.out, db.out

@@ -75,7 +75,7 @@ def rmsnorm_backward(
         dy: np.ndarray, x_hat: np.ndarray, rstd: np.ndarray, dx: np.ndarray
     ) -> np.ndarray | float:
         # from y = weight · x̂:
-        of_weight = sum_rows(dy * x_hat) if dweight.trains else 0.0
+        of_weight = sum_rows(dy * x_hat) if dweight.needed else 0.0
         g = dy * weight
         # from x̂ = x · rstd:
         np.multiply(rstd, g - x_hat * mean_product(g, x_hat), out=dx)

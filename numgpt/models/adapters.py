@@ -1,9 +1,9 @@
 """The adapters that a model has: several by name, one of them active, merged into the weights and
-back.  What they compute is in lora.py."""
+back. To lessons/gpt.py they add what lora.py computes beside a weight, s · x Aᵀ Bᵀ."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -21,7 +21,6 @@ class Adapters(Mapping[str, Adapter]):
         self.active_name: str | None = None
         # The weights as they were before the active adapter was merged into them.
         self._pristine: dict[str, np.ndarray] | None = None
-        self._linears: Sequence[Linear] = ()
 
     def __getitem__(self, name: str) -> Adapter:
         return self._adapters[name]
@@ -35,17 +34,14 @@ class Adapters(Mapping[str, Adapter]):
     def __repr__(self) -> str:
         return f"<Adapters: {self._adapters}, active: {self.active_name}>"
 
-    def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_linears": ()}  # a copy of the model has linear layers of its own
-
     @property
     def active(self) -> Adapter | None:
         """The one that the model computes with."""
         return None if self.active_name is None else self[self.active_name]
 
     @property
-    def beside(self) -> Adapter | None:
-        """The active one, unless it is merged."""
+    def unmerged(self) -> Adapter | None:
+        """The active one, where it is computed beside the weights."""
         return None if self.is_merged else self.active
 
     @property
@@ -53,14 +49,8 @@ class Adapters(Mapping[str, Adapter]):
         """Whether the weights hold the active one."""
         return self._pristine is not None
 
-    def attach(self, linears: Sequence[Linear]) -> None:
-        """Let each of a model's linear layers know its matrices of the active adapter."""
-        self._linears = linears
-        for linear in linears:
-            linear.adapt(self.beside)
-
     def add(self, name: str, adapter: Adapter) -> None:
-        """Raises ValueError for a name that is none, or taken."""
+        """Raises ValueError for a name that is no string, or is taken."""
         if not isinstance(name, str) or not name:
             raise ValueError(f"the adapter's name is {shown(name)}: expected a string")
         if name in self:
@@ -77,33 +67,41 @@ class Adapters(Mapping[str, Adapter]):
             raise ValueError(f"there is no adapter {shown(name)}: there are {there}")
         self.check_not_merged()
         self.active_name = name
-        self.attach(self._linears)
 
     def remove(self, name: str) -> None:
         """Forget one that is not active."""
         del self._adapters[name]
 
-    def merge(self, parameters: Parameters) -> None:
+    def merge(self, linears: Iterable[Linear], parameters: Parameters) -> None:
         """Add the active one's s · B A to the weights, and keep these as they were."""
         if self.active is None:
             raise ValueError("there is no active adapter to merge: add_adapter or set_adapter")
         self.check_not_merged()
-        weights = [f"{name}.weight" for name in self.active.names()]
-        self._pristine = {weight: parameters[weight].copy() for weight in weights}
-        for linear in self._linears:
-            for lora in linear.loras:
-                delta = lora.delta()  # (O, I)
-                parameters[f"{lora.name}.weight"][...] += delta if linear.transposed else delta.T
-        self.attach(self._linears)
+        names = [f"{name}.weight" for name in self.active.names()]
+        pristine = {name: parameters[name].copy() for name in names}
+        try:
+            for linear in linears:
+                for lora in linear.loras:
+                    delta = lora.delta()  # (O, I)
+                    weight = parameters[f"{lora.name}.weight"]
+                    weight[...] += delta if linear.transposed else delta.T
+        except BaseException:  # some of the weights would have it, others not
+            self._put_back(pristine, parameters)
+            raise
+        self._pristine = pristine
 
     def unmerge(self, parameters: Parameters) -> None:
         """Put the weights back, bit for bit."""
         if self._pristine is None:
             raise ValueError("no adapter is merged: there is nothing to take out")
-        for name, weight in self._pristine.items():
-            parameters[name][...] = weight
+        self._put_back(self._pristine, parameters)
         self._pristine = None
-        self.attach(self._linears)
+
+    @staticmethod
+    def _put_back(pristine: Mapping[str, np.ndarray], parameters: Parameters) -> None:
+        for name, weight in pristine.items():
+            if parameters[name].flags.writeable:  # else it could not have been changed
+                parameters[name][...] = weight
 
     def pristine(self, parameters: Parameters) -> dict[str, np.ndarray]:
         """The model's own weights by name, whatever is merged into them."""

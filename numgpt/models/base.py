@@ -7,6 +7,7 @@ calls these, is in language_model.py.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, Generic, TypeVar
 
@@ -86,14 +87,17 @@ class BaseModel(Generic[ConfigT, CacheT]):
         self._build()
 
     def _build(self) -> None:
+        for name in getattr(self, "_built", ()):
+            self.__dict__.pop(name, None)
         before = set(self.__dict__)
         self.build()
         self._built = set(self.__dict__) - before
-        self.adapters.attach(self._linears())
+        self._adapt()
 
     def __getstate__(self) -> dict[str, object]:
         # What is built holds views on the parameters: a copy builds its own.
-        return {name: value for name, value in self.__dict__.items() if name not in self._built}
+        state = {name: value for name, value in self.__dict__.items() if name not in self._built}
+        return state | {"adapters": copy.copy(self.adapters)}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
@@ -171,8 +175,8 @@ class BaseModel(Generic[ConfigT, CacheT]):
             yield from owner.pieces({n: place for n, place in layout.items() if n in owner})
 
     def _owners(self) -> list[Parameters]:
-        """Whose parameters there are: the model's, and those of an adapter beside them."""
-        adapter = self.adapters.beside
+        """The model's parameters, and those of an adapter beside them."""
+        adapter = self.adapters.unmerged
         return [self.parameters] + ([] if adapter is None else [adapter.parameters])
 
     def freeze(self, *patterns: str) -> None:
@@ -205,12 +209,13 @@ class BaseModel(Generic[ConfigT, CacheT]):
             self.trained = layout_of(shapes)
         self.gradients = None
 
-    def first_trained(self) -> int:
-        """The first block that a backward has to reach; 0 as well if an embedding trains."""
-        if any(name in self.trained for name in self.embeddings):
+    def first_trained(self, trained: Layout) -> int:
+        """The first block that a backward has to reach for gradients of this layout; 0 as well if
+        an embedding trains."""
+        if any(name in trained for name in self.embeddings):
             return 0
         for block in self.blocks:
-            if any(name.startswith(f"{block.name}.") for name in self.trained):
+            if any(name.startswith(f"{block.name}.") for name in trained):
                 return block.layer
         return len(self.blocks)
 
@@ -259,6 +264,7 @@ class BaseModel(Generic[ConfigT, CacheT]):
         """Compute with this adapter, and train it; None: with the model's own weights alone, which
         stay frozen until `unfreeze`."""
         self.adapters.activate(name)
+        self._adapt()
         self.train_only(() if self.adapter is None else self.adapter.parameters)
 
     def delete_adapter(self, name: str = "default") -> None:
@@ -272,11 +278,13 @@ class BaseModel(Generic[ConfigT, CacheT]):
     def merge_adapter(self) -> None:
         """Add the active adapter's s · B A to the weights: nothing is computed beside them any
         more. The weights as they were are kept, for `unmerge_adapter`."""
-        self.adapters.merge(self.parameters)
+        self.adapters.merge(self._linears(), self.parameters)
+        self._adapt()
 
     def unmerge_adapter(self) -> None:
         """Put the weights back, bit for bit, and compute the adapter beside them again."""
         self.adapters.unmerge(self.parameters)
+        self._adapt()
 
     @property
     def own_parameters(self) -> dict[str, np.ndarray]:
@@ -286,6 +294,11 @@ class BaseModel(Generic[ConfigT, CacheT]):
     def projection_shapes(self) -> dict[str, tuple[int, int]]:
         """Name -> (I, O) of every linear layer within the blocks, in their order."""
         return {name: shape for linear in self._linears() for name, shape in linear.shapes.items()}
+
+    def _adapt(self) -> None:
+        """Let each linear layer within the blocks compute the active adapter, or none."""
+        for linear in self._linears():
+            linear.adapt(self.adapters.unmerged)
 
     def _linears(self) -> list[Linear]:
         return [linear for block in self.blocks for linear in block.linears]

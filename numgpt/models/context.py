@@ -1,4 +1,5 @@
-"""What all blocks of one pass share."""
+"""What all blocks of one pass share: to lessons/gpt.py it adds a KV cache, dropout, hooks, and what
+of a pass is kept for its backward."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ class Context:
     rng: np.random.Generator | None = None  # switches dropout on
     kv: KVView | None = None  # keys and values of earlier positions, which takes in the new ones
     rotation: Rotation | None = None  # RoPE's, of the pass's positions
-    keeps_caches: bool = False  # a backward follows
-    keeps_inputs: bool = False  # keeps what projections read; else the backward recomputes it
+    for_backward: bool = False  # a backward follows
+    saves_inputs: bool = False  # keeps what projections read; else the backward recomputes it
     last_only_in: int | None = None  # of this layer, only what each sequence's last token needs
     first_trained: int = 0  # the blocks before it, and the embeddings, need no backward
     hooks: Hooks = NO_HOOKS  # on activations
@@ -37,18 +38,18 @@ class Context:
     def look_on(
         self, hooks: Mapping[str, Hook], backward_hooks: Mapping[str, Hook], known: Sequence[str]
     ) -> None:
-        """Have functions called in this pass. What they have seen or replaced stays as it is:
+        """Call these functions in this pass. What they have seen or replaced stays as it is:
         nothing is added to in place or recomputed.  Raises as `check_hooks` does."""
         check_hooks("hooks", hooks, known)
         check_hooks("backward_hooks", backward_hooks, known)
         self.hooks, self.grad_hooks = Hooks(hooks, self.batch), Hooks(backward_hooks, self.batch)
-        self.in_place, self.keeps_inputs = False, True
+        self.in_place, self.saves_inputs = False, True
         if backward_hooks:
             self.first_trained = 0
 
-    def keeps(self, layer: int) -> bool:
+    def needs_cache(self, layer: int) -> bool:
         """Whether a backward needs the cache of this layer's block."""
-        return self.keeps_caches and layer >= self.first_trained
+        return self.for_backward and layer >= self.first_trained
 
     def add(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """x + y, in the memory of x where that may be: y is what a branch adds to the stream x."""
@@ -61,7 +62,7 @@ class Context:
         """What gives y (N, …) to the backward: y itself, or the function that recomputes it from
         the cache of its layer, which is kept anyway. (With hooks y is kept: it may be a
         replacement.)"""
-        return (lambda: y) if self.keeps_inputs else functools.partial(output, cache)
+        return (lambda: y) if self.saves_inputs else functools.partial(output, cache)
 
     def positions(self, ids: np.ndarray, context_length: int) -> np.ndarray:
         """(B, T): the place of each token in its sequence; at padding on the right, any."""
@@ -78,7 +79,7 @@ class Context:
         return (k, v, None) if self.kv is None else self.kv.append(layer, k, v)
 
     def queries(self, layer: int, q: np.ndarray) -> np.ndarray:
-        """q (B, H, T, D) itself, or in the layer of which only the last tokens are wanted theirs,
+        """q (B, H, T, D); in the layer `last_only_in` each sequence's last query alone,
         (B, H, 1, D)."""
         if layer != self.last_only_in or q.shape[2] == 1:
             return q

@@ -11,14 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
 from numgpt.models.parameters import Gradients
 from numgpt.runtime import parallel_for, worthwhile_threads
-
-ResultT = TypeVar("ResultT")
 
 
 class Part(NamedTuple):
@@ -58,14 +56,10 @@ def cut_batch(
     ]
 
 
-def over_parts(body: Callable[..., ResultT], parts: Sequence[tuple]) -> list[ResultT]:
-    """body(*part) for what each part of a batch is called with, on all cores."""
-    return parallel_for(lambda index: body(*parts[index]), len(parts))
-
-
 def add_gradients(body: Callable[..., None], parts: Sequence[tuple], total: Gradients) -> None:
-    """body(*part, gradients) for all parts of a batch: adds those of all of them to `total`."""
+    """body(*part, gradients) for what each part of a batch has, on all cores: adds the gradients of
+    all of them to `total`."""
     sums = [total, *(Gradients(total.layout, total.dtype) for _ in parts[1:])]
-    over_parts(body, [(*part, g) for part, g in zip(parts, sums, strict=True)])
+    parallel_for(lambda number: body(*parts[number], sums[number]), len(parts))
     for other in sums[1:]:
         total.merge(other)

@@ -211,7 +211,7 @@ class GPT(LanguageModel[GPTConfig, GPTCache]):
         caches = []
         for block in self.blocks:
             x, cache = block.forward(x, ctx)
-            if ctx.keeps(block.layer):
+            if ctx.needs_cache(block.layer):
                 caches.append(cache)
         ctx.advance()
         y, final_norm = self.final_norm.forward(x, ctx.hooks.under("ln_final."))

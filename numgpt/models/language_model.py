@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
@@ -26,12 +25,13 @@ from numgpt.messages import shown
 from numgpt.models import activations
 from numgpt.models.base import BaseModel, CacheT, ConfigT
 from numgpt.models.context import Context
-from numgpt.models.data_parallel import add_gradients, cut_batch, over_parts
+from numgpt.models.data_parallel import Part, add_gradients, cut_batch
 from numgpt.models.hooks import Hook
 from numgpt.models.inputs import Ids, ids_array, targets_array, weights_array
 from numgpt.models.kv_cache import KVView
 from numgpt.models.lora import Adapter
 from numgpt.models.parameters import Gradients
+from numgpt.runtime import parallel_for
 
 if TYPE_CHECKING:
     from numgpt.generation import GenerateOutput, Score
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 Objective = Callable[[np.ndarray], tuple[float, np.ndarray, dict[str, float]]]
 Back = Callable[[np.ndarray, Gradients], None]  # dhidden (N, C), gradients that are added to
 
-KEPT_BYTES = 1 << 24  # up to so many, what projections read is kept for the backward
+KEPT_BYTES = 1 << 24  # up to which the projections' inputs are kept for the backward
 
 
 class LanguageModel(BaseModel[ConfigT, CacheT]):
@@ -68,16 +68,17 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
         contexts = [self._training_context(ids[part.sequences], part.rng) for part in parts]
         if hooked:
             contexts[0].look_on(hooks or {}, backward_hooks or {}, self.hook_names)
-        passes = [(ids[part.sequences], ctx) for part, ctx in zip(parts, contexts, strict=True)]
-        results = over_parts(self.forward, passes)
-        hidden, caches = _stacked([y for y, _ in results]), [cache for _, cache in results]
+        hidden, caches = self._forward(ids, parts, contexts)
+        needed = contexts[0].first_trained
 
         def back(dhidden: np.ndarray, gradients: Gradients) -> None:
+            self._check_back(hidden, dhidden, gradients, needed)
             if not caches:
                 raise RuntimeError("back works once: run the model again")
-            dys = [dhidden[part.rows(ids.shape[1])] for part in parts]
-            add_gradients(self.backward, [*zip(dys, caches, contexts, strict=True)], gradients)
+            kept = caches.copy()
             caches.clear()
+            dys = [dhidden[part.rows(ids.shape[1])] for part in parts]
+            add_gradients(self.backward, [*zip(dys, kept, contexts, strict=True)], gradients)
 
         return hidden, back
 
@@ -91,14 +92,25 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
         """As `run` for what goes forward only, which keeps nothing.  ids (B, T), checked; with kv
         those that continue what its cache has -> (N, C), or with last_only those of each sequence's
         last token, (B, C)."""
+        last_only_in = len(self.blocks) - 1 if last_only else None
         if kv is None and hooks is None:
             parts = cut_batch(self.num_parameters(), ids.shape)
-            passes = [(rows, Context(len(rows))) for rows in (ids[p.sequences] for p in parts)]
-            return _stacked([y for y, _ in over_parts(self.forward, passes)])
-        ctx = Context(len(ids), kv=kv, last_only_in=len(self.blocks) - 1 if last_only else None)
+            sizes = (len(ids[part.sequences]) for part in parts)
+            contexts = [Context(size, last_only_in=last_only_in) for size in sizes]
+            return self._forward(ids, parts, contexts)[0]
+        ctx = Context(len(ids), kv=kv, last_only_in=last_only_in)
         if hooks is not None:
             ctx.look_on(hooks, {}, self.hook_names)
         return self.forward(ids, ctx)[0]
+
+    def _forward(
+        self, ids: np.ndarray, parts: Sequence[Part], contexts: Sequence[Context]
+    ) -> tuple[np.ndarray, list[CacheT]]:
+        """`forward` for all parts of a batch, on all cores -> hidden states, and a cache each."""
+        passes = [(ids[part.sequences], ctx) for part, ctx in zip(parts, contexts, strict=True)]
+        results = parallel_for(lambda number: self.forward(*passes[number]), len(passes))
+        hidden = [y for y, _ in results]
+        return (hidden[0] if len(hidden) == 1 else np.concatenate(hidden)), [c for _, c in results]
 
     def _training_context(self, ids: np.ndarray, rng: np.random.Generator | None) -> Context:
         """A pass that a backward follows.  What the projections read is kept where it is little,
@@ -107,10 +119,23 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
         return Context(
             len(ids),
             rng,
-            keeps_caches=True,
-            keeps_inputs=numbers * self.parameters.dtype.itemsize <= KEPT_BYTES,
-            first_trained=self.first_trained(),
+            for_backward=True,
+            saves_inputs=numbers * self.parameters.dtype.itemsize <= KEPT_BYTES,
+            first_trained=self.first_trained(self.trained),
         )
+
+    def _check_back(
+        self, hidden: np.ndarray, dhidden: np.ndarray, gradients: Gradients, first_trained: int
+    ) -> None:
+        """Raises ValueError where `back` would lose gradients."""
+        if dhidden.shape != hidden.shape:
+            raise ValueError(
+                f"dhidden has shape {dhidden.shape}, hidden {hidden.shape}: they differ"
+            )
+        if len(gradients):
+            self.adapters.check_not_merged()
+        if self.first_trained(gradients.layout) < first_trained:
+            raise ValueError("gradients are of parameters that were frozen in this run: run again")
 
     # --- logits, log-probabilities, loss, gradients ---
 
@@ -168,14 +193,17 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
         statistics are added to: how many targets count, how many are the likeliest token, and the
         entropy of the predictions.
         """
-        with self._sums(add_to) as g:
-            ids, targets = self._check(ids, targets)
-            w = weights_array(weights, targets, self.parameters.dtype).ravel()
+        sums = self._sums(add_to)
+        ids, targets = self._check(ids, targets)
+        w = weights_array(weights, targets, self.parameters.dtype).ravel()
+        seen = None if statistics is None else TokenStatistics()
+        with sums as g:
             hidden, back = self.run(ids, rng, hooks, backward_hooks)
-            loss, dhidden = self.unembedding.cross_entropy(
-                hidden, targets.ravel(), w, g, statistics
-            )
+            loss, dhidden = self.unembedding.cross_entropy(hidden, targets.ravel(), w, g, seen)
             back(dhidden, g)
+        if statistics is not None and seen is not None:
+            statistics.add(seen)
+        self.gradients = g
         return loss, g
 
     def value_and_grads(
@@ -193,38 +221,33 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
         objective(logp (B, T)) -> loss, dlogp (B, T), metrics, with logp as `log_probs` gives it.
         The rest is as in `loss_and_grads`.
         """
-        with self._sums(add_to) as g:
-            ids, targets = self._check(ids, targets)
+        sums = self._sums(add_to)
+        ids, targets = self._check(ids, targets)
+        with sums as g:
             hidden, back = self.run(ids, rng)
             logp, cache = self.unembedding.log_probs(hidden, targets.ravel())
             loss, dlogp, metrics = _checked(objective(logp.reshape(ids.shape).copy()), ids.shape)
             dlogp = dlogp.astype(logp.dtype, copy=False).ravel()
             back(self.unembedding.log_probs_backward(dlogp, cache, g), g)
-        return float(loss), g, metrics
+        self.gradients = g
+        return loss, g, metrics
 
     def _check(self, ids: Ids, targets: Ids) -> tuple[np.ndarray, np.ndarray]:
         """ids and targets as (B, T) int64."""
         ids = self.check_ids(ids)
         return ids, targets_array(targets, ids, self.config)
 
-    @contextmanager
-    def _sums(self, add_to: Gradients | None) -> Iterator[Gradients]:
-        """The gradients that a call adds to; then they are the model's. An error clears them, as
-        some of a batch's gradients would look like all of them."""
+    def _sums(self, add_to: Gradients | None) -> Gradients:
+        """What a call adds its gradients to. The last ones are forgotten, so that the new ones can
+        take their memory."""
         self.adapters.check_not_merged()
-        self.gradients = None  # gives back the memory of the last ones, for the new ones to take
+        self.gradients = None
         if add_to is not None and add_to.layout != self.trained:
             raise ValueError(
                 "add_to holds gradients of other parameters than those that train now: call"
                 " loss_and_grads without it first"
             )
-        sums = Gradients(self.trained, self.parameters.dtype) if add_to is None else add_to
-        try:
-            yield sums
-        except BaseException:
-            sums.clear()
-            raise
-        self.gradients = sums
+        return Gradients(self.trained, self.parameters.dtype) if add_to is None else add_to
 
     # --- what happens inside ---
 
@@ -313,11 +336,6 @@ def _prompt(ids: Ids | None, options: dict[str, object]) -> Ids:
     return options.pop("input_ids") if ids is None else ids  # type: ignore[return-value]
 
 
-def _stacked(parts: list[np.ndarray]) -> np.ndarray:
-    """The rows of all parts of a batch."""
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
 def _checked(result: object, shape: tuple[int, ...]) -> tuple[float, np.ndarray, dict[str, float]]:
     """Raises ValueError for what is not an objective's loss, dlogp (B, T) and metrics."""
     if not isinstance(result, tuple) or len(result) != 3:
@@ -328,4 +346,4 @@ def _checked(result: object, shape: tuple[int, ...]) -> tuple[float, np.ndarray,
         raise ValueError(
             f"the objective's dlogp has shape {dlogp.shape}, logp {shape}: they must be equal"
         )
-    return loss, dlogp, metrics
+    return float(loss), dlogp, metrics

@@ -245,7 +245,7 @@ class Llama(LanguageModel[LlamaConfig, LlamaCache]):
         caches = []
         for block in self.blocks:
             x, cache = block.forward(x, ctx)
-            if ctx.keeps(block.layer):
+            if ctx.needs_cache(block.layer):
                 caches.append(cache)
         ctx.advance()
         y, final_norm = self.final_norm.forward(x, ctx.hooks.under("ln_final."))

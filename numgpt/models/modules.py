@@ -120,7 +120,7 @@ class Linear:
         """dy (N, O) -> dx (N, I)."""
         dweight = g.beside(self.weights, self.columns, self.transposed)
         dbias = g.beside(self.biases, self.columns)
-        x = cache.x() if dweight.trains or any(lora.trains(g) for lora in self.loras) else None
+        x = cache.x() if dweight.needed or any(lora.trains(g) for lora in self.loras) else None
         dx, _, _ = linear_backward(dy, LinearCache(x, self.weight), dweight, dbias)
         for lora, of_lora in zip(self.loras, cache.loras, strict=True):
             add_into(dx, lora.backward(dy[:, lora.columns], x, of_lora, g))

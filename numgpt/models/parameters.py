@@ -117,12 +117,12 @@ class Parameters(Mapping[str, np.ndarray]):
         """[W₁ W₂ …] (I, ΣO), of matrices W (I, O) or, transposed, Wᵀ (O, I): an array where there
         is one matrix, or where they lie one after another in memory."""
         if len(names) == 1:
-            joined: np.ndarray | None = self[names[0]]
-        else:
-            joined = None if self.flat is None else _joined(self.flat, self.layout, names)
-        if joined is None or not (transposed or len(names) == 1):
-            return SideBySide([self[name].T if transposed else self[name] for name in names])
-        return joined.T if transposed else joined
+            return self[names[0]].T if transposed else self[names[0]]
+        if transposed and self.flat is not None:
+            joined = _joined(self.flat, self.layout, names)
+            if joined is not None:
+                return joined.T
+        return SideBySide([self[name].T if transposed else self[name] for name in names])
 
     def pieces(self, layout: Layout) -> Iterator[tuple[slice, np.ndarray, int]]:
         """The parameters of a layout, piece by piece: its slice of the layout, the weights as a
@@ -193,9 +193,9 @@ class Gradients(Mapping[str, np.ndarray]):
         if len(sums) == 1:
             return sums[0]
         states = {
-            (one.trains, name in self._written) for one, name in zip(sums, names, strict=True)
+            (one.needed, name in self._written) for one, name in zip(sums, names, strict=True)
         }
-        if len(states) == 1 and sums[0].trains:
+        if len(states) == 1 and sums[0].needed:
             array = _joined(self._flat, self.layout, names)
             if array is not None and (transposed or array.ndim == 1):
                 whole = Accumulator(array, tuple(names), self._written)
@@ -215,6 +215,15 @@ class Gradients(Mapping[str, np.ndarray]):
     @property
     def dtype(self) -> np.dtype:
         return self._flat.dtype
+
+    def __enter__(self) -> Gradients:
+        """`with gradients:` an error clears them: the gradients of some of a batch would look like
+        those of all of it."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.clear()
 
     def clear(self) -> None:
         """No contributions: all sums are 0 again."""

@@ -22,7 +22,7 @@ class Accumulator:
     `names` are what the sum is a part of, `written` those that have got a contribution.
     """
 
-    trains = True  # False: contributions go nowhere, so that they need not be computed
+    needed = True  # False: contributions go nowhere, so that they need not be computed
 
     def __init__(
         self, out: np.ndarray, names: tuple[str, ...] = ("",), written: set[str] | None = None
@@ -50,9 +50,9 @@ class Accumulator:
 
     def add_outer(self, a: np.ndarray | None, b: np.ndarray | None) -> None:
         """out += aᵀ b = Σ_n a_n ⊗ b_n, straight into its place.  a (N, I), b (N, O), out (I, O).
-        Where nothing trains, there may be neither."""
-        assert a is not None
-        assert b is not None
+        Where the sum is not needed, there may be neither."""
+        if a is None or b is None:
+            raise ValueError("the layer's input was not kept: its weight was frozen in the forward")
         if self._is_first():
             matmul(a.T, b, out=self.out)
         else:
@@ -81,7 +81,7 @@ class Accumulator:
 class _Nowhere(Accumulator):
     """Takes contributions to what isn't trained, and forgets them."""
 
-    trains = False
+    needed = False
 
     def __init__(self) -> None:
         self.out = None  # type: ignore[assignment]
@@ -111,7 +111,7 @@ class SumsSideBySide(Accumulator):
 
     def __init__(self, sums: Sequence[tuple[slice, Accumulator]]):
         self.sums = sums
-        self.trains = any(one.trains for _, one in sums)
+        self.needed = any(one.needed for _, one in sums)
         self.out = None  # type: ignore[assignment]
 
     def add_outer(self, a: np.ndarray | None, b: np.ndarray | None) -> None:

@@ -338,9 +338,9 @@ def test_gradients_are_sums_of_contributions():
     for names in (["a", "c"], ["b", "c"]):  # not one after another; not both are written
         assert type(joined.beside(names, columns, transposed=True)) is SumsSideBySide
     one_frozen = joined.beside(["z", "b"], columns, transposed=True)
-    assert one_frozen.trains
+    assert one_frozen.needed
     one_frozen.add_outer(x, dy)
-    assert not joined.beside(["y", "z"], columns).trains
+    assert not joined.beside(["y", "z"], columns).needed
     np.testing.assert_array_equal(joined["a"], [[1] * 3, [2] * 3])
     np.testing.assert_array_equal(joined["b"], [[3 + 3] * 3, [4 + 4] * 3, [5 + 5] * 3, [6 + 6] * 3])
     assert not joined["c"].any()
