@@ -146,7 +146,7 @@ FAULTS = {
         "models/test_hooks.py",
     ),
     "hooks: the softmax of a replaced pattern": (
-        "models/heads.py",
+        "models/blocks.py",
         "scores_backward(dp_seen, computed, attention)",
         "scores_backward(dp_seen, replaced, attention)",
         "models/test_hooks.py",

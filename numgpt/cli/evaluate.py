@@ -59,8 +59,8 @@ def run(options: argparse.Namespace) -> None:
         for text in texts
         for place, part in enumerate(text)
     ]
-    beginning = tokenizer.encode("", add_special_tokens=True)  # nothing, or the bos token
-    ids = np.array(list(itertools.chain(beginning, *pieces)), np.int64)
+    start = tokenizer.encode("", add_special_tokens=True)  # nothing, or the bos token
+    ids = np.array(list(itertools.chain(start, *pieces)), np.int64)
     began = time.perf_counter()
 
     def progress(scored: int) -> None:

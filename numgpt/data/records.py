@@ -235,27 +235,27 @@ def _read(file: BinaryIO, path: str, most: int, line: bool = False) -> bytes:
 
 def _kind(fields: dict[str, Any], place: str) -> str:
     """What a record is, by its keys.  Raises ValueError for one that is none, or is incomplete."""
-    wanted: tuple[str, ...]
+    required: tuple[str, ...]
     if "chosen" in fields or "rejected" in fields:
-        kind, wanted = PREFERENCE, ("chosen", "rejected")
+        kind, required = PREFERENCE, ("chosen", "rejected")
     elif "messages" in fields:
-        kind, wanted = MESSAGES, ("messages",)
+        kind, required = MESSAGES, ("messages",)
     elif "completion" in fields:
-        kind, wanted = COMPLETION, ("prompt", "completion")
+        kind, required = COMPLETION, ("prompt", "completion")
     elif "text" in fields:
-        kind, wanted = TEXT, ("text",)
+        kind, required = TEXT, ("text",)
     elif "prompt" in fields:
-        kind, wanted = PROMPT, ("prompt",)
+        kind, required = PROMPT, ("prompt",)
     else:
         raise ValueError(
             f"{place} has the keys {shown(list(fields))}: expected {TEXT}; {COMPLETION};"
             f" {MESSAGES}; {PREFERENCE}; or {PROMPT}{conversion(fields, 'item ' in place)}"
         )
-    for name in wanted:
+    for name in required:
         if name not in fields:
             raise ValueError(f"{place} lacks {name!r}, which goes with {kind}")
     for name in ("prompt", "completion", "messages", "chosen", "rejected", "text"):
-        if name in fields and (name in wanted or name == "prompt"):
+        if name in fields and (name in required or name == "prompt"):
             _check(name, fields[name], place, listed=name == "messages", text=name == "text")
     return kind
 

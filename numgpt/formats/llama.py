@@ -10,7 +10,7 @@ import numpy as np
 
 from numgpt.formats.family import Family
 from numgpt.messages import shown
-from numgpt.models.llama import MODEL_TYPES, Llama, LlamaConfig
+from numgpt.models.llama import Llama, LlamaConfig
 
 # The frequencies of the rotation, which older files store beside the weights.
 _BUFFER = re.compile(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq|rotary_emb\.inv_freq")
@@ -50,7 +50,9 @@ def config_from(fields: dict[str, Any]) -> LlamaConfig:
     if fields.get("sliding_window") is not None and "use_sliding_window" not in fields:
         raise ValueError(f"sliding_window={shown(fields['sliding_window'])} is not supported")
     kinds = fields.get("layer_types")  # of attention, a layer each, in newer files
-    if kinds is not None and (not isinstance(kinds, list) or set(kinds) - {"full_attention"}):
+    if kinds is not None and (
+        not isinstance(kinds, list) or any(k != "full_attention" for k in kinds)
+    ):
         raise ValueError(f"layer_types={shown(kinds)} is not supported, only full_attention")
     names = {field.name for field in dataclasses.fields(LlamaConfig)}
     names.discard("attention_output_bias")  # ours alone: Qwen2's files don't name its biases
@@ -117,4 +119,4 @@ def _family(model_type: str) -> Family:
     )
 
 
-LLAMA, QWEN2, QWEN3 = map(_family, MODEL_TYPES)
+LLAMA, QWEN2, QWEN3 = _family("llama"), _family("qwen2"), _family("qwen3")

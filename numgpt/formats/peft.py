@@ -255,11 +255,11 @@ def _config(fields: Mapping[str, Any], model: LanguageModel) -> tuple[LoRAConfig
         if fields.get(name) not in nothing:
             what = "DoRA" if name == "use_dora" else f"{name}={shown(fields[name])}"
             raise ValueError(f"{what} is not supported: only plain LoRA on projections is")
-    beginning = fields.get("init_lora_weights", True)
-    lowered = beginning.lower() if isinstance(beginning, str) else beginning
+    init = fields.get("init_lora_weights", True)
+    lowered = init.lower() if isinstance(init, str) else init
     if lowered not in _BEGINNINGS:
         raise ValueError(
-            f"init_lora_weights={shown(beginning)} is not supported: the base was changed when this"
+            f"init_lora_weights={shown(init)} is not supported: the base was changed when this"
             " adapter was made, or is to be; save it again with PEFT's"
             " save_pretrained(…, path_initial_model_for_weight_conversion=…)"
         )

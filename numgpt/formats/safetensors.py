@@ -39,9 +39,9 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, StoredTensor], 
     path = Path(path)
     size = path.stat().st_size
     with open(path, "rb") as file:
-        beginning = file.read(len(LFS_POINTER))
-        check_no_pointer(path, beginning)
-        length = int.from_bytes(beginning[:8], "little")
+        head = file.read(len(LFS_POINTER))
+        check_no_pointer(path, head)
+        length = int.from_bytes(head[:8], "little")
         file.seek(8)
         if size < 8:
             raise ValueError(

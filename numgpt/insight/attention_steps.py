@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -23,7 +24,7 @@ def head_norm_step(a: Numbers, norms: Mapping[str, RMSNorm]) -> Step:
     strips, tables, back_strips, back_tables = [], [], [], []
     for (name, norm), heads in zip(norms.items(), "HK", strict=True):
         x, dx = a.x(f"attn.hook_{name}"), a.dx(f"attn.hook_{name}")
-        y, dy = (of(f"attn.hook_{name}_normed").swapaxes(0, 1) for of in (a.x, a.dx))  # (T, H, D)
+        y, dy = a.x(f"attn.hook_{name}_normed"), a.dx(f"attn.hook_{name}_normed")
         of_norm = norm.forward(x)[1].computed
         rstd, x_hat = of_norm.rstd.reshape(*x.shape[:2], 1), of_norm.x_hat.reshape(x.shape)
         g = dy * norm.weight
@@ -36,7 +37,7 @@ def head_norm_step(a: Numbers, norms: Mapping[str, RMSNorm]) -> Step:
         back_tables.append(values(back | {f"d{name}": dx}, heads=heads))
     formula = FORMULAS["head norms"].and_symbols(f"ε = {norms['q'].eps:g}")
     forward, backward = Side(strips, tables), Side(back_strips, back_tables)
-    return Step("head_norms", formula, f"{a.prefix}attn.hook_q_normed", forward, backward)
+    return Step("head_norms", formula, f"{a.prefix}attn.hook_q", forward, backward)
 
 
 def rope_step(a: Numbers, block: Block) -> Step:
@@ -52,9 +53,8 @@ def rope_step(a: Numbers, block: Block) -> Step:
     sin = np.where(first, -sin, sin)
     strips, tables, back_strips, back_tables = [], [], [], []
     for name, heads in (("q", "H"), ("k", "K")):
-        x, dx = a.x(f"attn.hook_{name}"), a.dx(f"attn.hook_{name}")
-        if block.attention.norms:
-            x, dx = (of(f"attn.hook_{name}_normed").swapaxes(0, 1) for of in (a.x, a.dx))
+        read = f"attn.hook_{name}_normed" if block.attention.norms else f"attn.hook_{name}"
+        x, dx = a.x(read), a.dx(read)
         y, dy = a.x(f"attn.hook_rot_{name}"), a.dx(f"attn.hook_rot_{name}")
         before = f"{name}°" if block.attention.norms else name
         turn = {before: x, "cos": cos, "its pair": x[..., partner], "∓sin": sin, f"{name}′": y}
@@ -71,9 +71,15 @@ def rope_step(a: Numbers, block: Block) -> Step:
         f"in the tables q′ = q · cos + its pair · ∓sin; t is the token's place; q_1 and q_2 are"
         f" the features i and i + D/2; {frequencies}"
     )
-    if block.attention.norms:
-        formula = formula.and_symbols("q and k are q° and k°, which the norms have made")
-    return Step("rope", formula, f"{a.prefix}attn.hook_q", forward, backward)
+    if not block.attention.norms:
+        return Step("rope", formula, f"{a.prefix}attn.hook_q", forward, backward)
+    formula = formula._replace(
+        forward=re.sub(r"\bq_", "q°_", formula.forward),
+        backward=re.sub(r"\bdq_", "dq°_", formula.backward).replace("dk", "dk°"),
+        forward_shapes="q°, q′: BTHD; k°, k′: BTKD",
+        backward_shapes="dq°, dq′: BTHD; dk°, dk′: BTKD",
+    ).and_symbols("q° and k° are what the norms have made")
+    return Step("rope", formula, f"{a.prefix}attn.hook_q_normed", forward, backward)
 
 
 def attention_steps(a: Numbers, block: Block) -> list[Step]:

@@ -176,10 +176,12 @@ def _taking_out(heads: list[int] | None, mean: np.ndarray | None) -> Hook:
 
 def _loss(model: LanguageModel, ids: Ids, targets: Ids, hooks: dict[str, Hook]) -> float:
     """Mean loss over the targets that count, with hooks."""
-    wanted = np.atleast_2d(np.asarray(targets))
+    target_ids = np.atleast_2d(np.asarray(targets))
     logp = log_softmax(model.run_with_hooks(ids, hooks))
-    counted = wanted != IGNORE_INDEX
-    of_targets = np.take_along_axis(logp, np.where(counted, wanted, 0)[..., None], axis=-1)[..., 0]
+    counted = target_ids != IGNORE_INDEX
+    of_targets = np.take_along_axis(logp, np.where(counted, target_ids, 0)[..., None], axis=-1)[
+        ..., 0
+    ]
     return -float(of_targets[counted].astype(np.float64).mean())
 
 

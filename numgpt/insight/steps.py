@@ -67,11 +67,16 @@ class Numbers:
 
     def x(self, name: str) -> np.ndarray:
         """An activation: (T, …), patterns (H, T, S)."""
-        return self.trace.activations[self.prefix + name]
+        return _by_token(name, self.trace.activations[self.prefix + name])
 
     def dx(self, name: str) -> np.ndarray:
         """The loss's gradient by it."""
-        return self.trace.gradients[self.prefix + name]
+        return _by_token(name, self.trace.gradients[self.prefix + name])
+
+
+def _by_token(name: str, array: np.ndarray) -> np.ndarray:
+    """What a norm of queries or keys has made is (H, T, D): -> (T, H, D)."""
+    return array.swapaxes(0, 1) if name.endswith("_normed") else array
 
 
 def embedding_step(of: Trace) -> Step:

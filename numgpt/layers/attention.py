@@ -23,7 +23,7 @@ scale · q kᵀ,
 
 The (T, S) matrices are never whole in memory: forward and backward go through them in tiles of
 queries, each tile with the keys that it can see, so the masked half is skipped as well. The
-backward computes p again from q, k and the row's M and Z, as in FlashAttention (Dao et al. 2022,
+backward recomputes p from q, k and the row's M and Z, as in FlashAttention (Dao et al. 2022,
 arXiv:2205.14135). They are kept apart, and not as one number M + log Z: at scores of 10⁴ float32
 leaves that three decimals, an error of up to 0.05 % in p. In the code p stands for Z times the p
 above, and Z divides rows of y and dy instead, which are shorter. A tile is stored transposed, keys

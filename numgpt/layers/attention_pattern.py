@@ -1,4 +1,4 @@
-"""Attention by its whole matrix of probabilities, the pattern, for who wants to see or replace it.
+"""Attention by its whole matrix of probabilities, the pattern, to see or replace it.
 
 It is attention.py's formulas without tiles, on (T, S) matrices that are all in memory; the notation
 is the same:

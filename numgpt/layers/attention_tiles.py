@@ -82,13 +82,13 @@ def over_heads(body: Callable[[Heads], None], q: np.ndarray, k: np.ndarray) -> N
     q (B, K, G, T, D), k (B, K, S, D)."""
     batch, kv_heads, group, queries, _ = q.shape
     matrices = max(1, TILE_ELEMENTS // (group * _queries_of_a_tile(queries) * k.shape[2]))
-    of_batch, of_heads = max(1, matrices // kv_heads), min(kv_heads, matrices)
-    groups = [
-        (slice(b, min(b + of_batch, batch)), slice(h, min(h + of_heads, kv_heads)))
-        for b in range(0, batch, of_batch)
-        for h in range(0, kv_heads, of_heads)
+    b_step, k_step = max(1, matrices // kv_heads), min(kv_heads, matrices)
+    places = [
+        (slice(b, min(b + b_step, batch)), slice(h, min(h + k_step, kv_heads)))
+        for b in range(0, batch, b_step)
+        for h in range(0, kv_heads, k_step)
     ]
-    parallel_for(lambda index: body(groups[index]), len(groups))
+    parallel_for(lambda index: body(places[index]), len(places))
 
 
 def _queries_of_a_tile(queries: int) -> int:

@@ -5,7 +5,7 @@
     loss = Σ_n w_n · (-log p_n[target_n])       w_n = 1/n₀ for the mean over n₀ targets
 
 Numerically safe by log Σ_u exp(z_u) = M + log Σ_u exp(z_u - M), M = max(z): no exponent is above 0.
-Rows whose target is `ignore_index` count for nothing: their log-probability is given as 0.
+Rows whose target is IGNORE_INDEX count for nothing: their log-probability is given as 0.
 
 Backward. ∂(z[target])/∂z_v = [v = target] and ∂(log Σ_u exp(z_u))/∂z_v = exp(z_v) / Σ_u exp(z_u) =
 p_v, so that with dlogp_n = ∂loss/∂(log p_n[target_n])
@@ -36,9 +36,9 @@ from numgpt.runtime import (
     Weight,
     empty,
     empty_like,
-    few_threads,
     matmul,
     over_row_blocks,
+    single_thread_if_small,
 )
 
 IGNORE_INDEX = -100
@@ -68,11 +68,9 @@ class TokenStatistics:
         self.entropy += other.entropy
 
 
-def mean_weights(
-    targets: np.ndarray, dtype: np.typing.DTypeLike, ignore_index: int = IGNORE_INDEX
-) -> np.ndarray:
+def mean_weights(targets: np.ndarray, dtype: np.typing.DTypeLike) -> np.ndarray:
     """The weights that make the sum a mean: 1/n for each of the n targets that count, else 0."""
-    counted = targets != ignore_index
+    counted = targets != IGNORE_INDEX
     return counted / np.asarray(max(1, np.count_nonzero(counted)), dtype)
 
 
@@ -82,7 +80,6 @@ def linear_cross_entropy(
     targets: np.ndarray,
     weights: np.ndarray | None = None,
     dweight: Accumulator | None = None,
-    ignore_index: int = IGNORE_INDEX,
     statistics: TokenStatistics | None = None,
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """Σ_n w_n · (-log p_n[target_n]) of the logits x weightᵀ, forward and backward in one, as the
@@ -102,12 +99,12 @@ def linear_cross_entropy(
     >>> np.allclose(dx, dz @ weight) and np.allclose(dweight, dz.T @ x)
     True
     """
-    _check(x, weight, targets, ignore_index)
-    weights = mean_weights(targets, x.dtype, ignore_index) if weights is None else weights
+    _check(x, weight, targets)
+    weights = mean_weights(targets, x.dtype) if weights is None else weights
     like("weights", weights, x.shape[:1])
     dweight = Accumulator.like(weight) if dweight is None else dweight
-    counted = _counted(targets, ignore_index)
-    x_counted, targets, weights = x[counted], targets[counted], weights[counted]
+    counted = _counted(targets)
+    x_counted, targets_counted, w_counted = x[counted], targets[counted], weights[counted]
     dx_counted, loss = empty_like(x_counted), 0.0
 
     def on_rows(z: np.ndarray, targets: np.ndarray, w: np.ndarray) -> float:
@@ -118,9 +115,9 @@ def linear_cross_entropy(
 
     for chunk, z in _logits_in_chunks(x_counted, weight):
         if statistics is not None:
-            for seen in over_row_blocks(TokenStatistics.of, z, targets[chunk]):
+            for seen in over_row_blocks(TokenStatistics.of, z, targets_counted[chunk]):
                 statistics.add(seen)
-        loss += sum(over_row_blocks(on_rows, z, targets[chunk], weights[chunk]))
+        loss += sum(over_row_blocks(on_rows, z, targets_counted[chunk], w_counted[chunk]))
         dz = z
         matmul(dz, weight, out=dx_counted[chunk])  # (n, V) -> (n, C)
         dweight.add_outer(dz, x_counted[chunk])
@@ -140,12 +137,11 @@ def linear_log_probs_forward(
     x: np.ndarray,
     weight: np.ndarray | Weight,
     targets: np.ndarray,
-    ignore_index: int = IGNORE_INDEX,
 ) -> tuple[np.ndarray, LogProbsCache]:
     """log p_n[target_n] of the logits x weightᵀ.  x (N, C), weight (V, C), targets (N,) -> logp
     (N,), cache."""
-    _check(x, weight, targets, ignore_index)
-    counted = _counted(targets, ignore_index)
+    _check(x, weight, targets)
+    counted = _counted(targets)
     x_counted, targets_counted = x[counted], targets[counted]
     logp_counted = empty(len(x_counted), x.dtype)
     highest, total = np.empty((2, len(x_counted), 1), x.dtype)
@@ -202,19 +198,19 @@ def _into_dz(p_z: np.ndarray, total: np.ndarray, targets: np.ndarray, dlogp: np.
     dz[np.arange(len(dz)), targets] += dlogp
 
 
-def _counted(targets: np.ndarray, ignore_index: int) -> slice | np.ndarray:
+def _counted(targets: np.ndarray) -> slice | np.ndarray:
     """The rows whose target counts; the others have no part in any product."""
-    counted = targets != ignore_index
+    counted = targets != IGNORE_INDEX
     return slice(None) if counted.all() else np.flatnonzero(counted)
 
 
-def _placed(values: np.ndarray, counted: slice | np.ndarray, like: np.ndarray) -> np.ndarray:
-    """The values of the rows that count, among zeros for the others, in the shape of `like`."""
+def _placed(values: np.ndarray, counted: slice | np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """The values of the rows that count, with zeros for the others: in the shape of `whole`."""
     if isinstance(counted, slice):
         return values
-    whole = np.zeros_like(like)
-    whole[counted] = values
-    return whole
+    placed = np.zeros_like(whole)
+    placed[counted] = values
+    return placed
 
 
 def _logits_in_chunks(
@@ -225,18 +221,16 @@ def _logits_in_chunks(
     count = max(1, min(count, len(x)))
     edges = [len(x) * index // count for index in range(count + 1)]
     memory = empty((-(-len(x) // count), len(weight)), x.dtype)
-    with few_threads(work=x.size * len(weight)):
+    with single_thread_if_small(work=x.size * len(weight)):
         for start, stop in pairwise(edges):
             z = memory[: stop - start]
             yield slice(start, stop), matmul(x[start:stop], weight.T, out=z)  # (n, C) -> (n, V)
 
 
-def _check(
-    x: np.ndarray, weight: np.ndarray | Weight, targets: np.ndarray, ignore_index: int
-) -> None:
+def _check(x: np.ndarray, weight: np.ndarray | Weight, targets: np.ndarray) -> None:
     """Raises TypeError or ValueError for what are not rows with a target each."""
     floats("x", x, "N, C")
     if x.shape[1:] != floats("weight", weight, "V, C").shape[1:]:
         raise ValueError(f"x has shape {x.shape}, weight {weight.shape}: the widths must be equal")
-    if ids("targets", targets, len(weight), ignore_index).shape != x.shape[:1]:
+    if ids("targets", targets, len(weight), IGNORE_INDEX).shape != x.shape[:1]:
         raise ValueError(f"targets have shape {targets.shape}: expected {x.shape[:1]}")

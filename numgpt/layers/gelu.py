@@ -16,7 +16,7 @@ Backward. The product rule, with Φ' = φ, σ' = σ (1 - σ) and z' = 2 √(2/π
     exact   dx = dy · (Φ(x) + x φ(x))
     tanh    dx = dy · (σ + x σ (1 - σ) z')
 
-The backward computes σ and erf again from x: that is cheaper than keeping an array as wide as x.
+The backward recomputes σ and erf from x: that is cheaper than keeping an array as wide as x.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def layernorm_forward(
 
 
 def layernorm_output(cache: LayerNormCache) -> np.ndarray:
-    """y (N, C) of the forward, computed again from x̂: so a model need not keep both."""
+    """y (N, C) of the forward, recomputed from x̂: so a model need not keep both."""
     x_hat, _, weight, bias = cache
     y = empty_like(x_hat)
     over_row_blocks(lambda x_hat, y: np.add(weight * x_hat, bias, out=y), x_hat, y)

@@ -54,7 +54,7 @@ def rmsnorm_forward(
 
 
 def rmsnorm_output(cache: RMSNormCache) -> np.ndarray:
-    """y (N, C) of the forward, computed again from x̂: so a model need not keep both."""
+    """y (N, C) of the forward, recomputed from x̂: so a model need not keep both."""
     x_hat, _, weight = cache
     y = empty_like(x_hat)
     over_row_blocks(lambda x_hat, y: np.multiply(x_hat, weight, out=y), x_hat, y)

@@ -9,7 +9,7 @@ Backward. With σ' = σ (1 - σ), silu'(z) = σ + z σ (1 - σ) = σ (1 + z (1 -
 
     dgate = dy · up · σ (1 + gate (1 - σ))        dup = dy · gate σ
 
-The backward computes σ again from gate: that is cheaper than keeping an array as wide.
+The backward recomputes σ from gate: that is cheaper than keeping an array as wide.
 """
 
 from __future__ import annotations

@@ -23,10 +23,12 @@ new tokens, S tokens that are attended to: layers/__init__.py has all letters.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
+from numgpt import layers
 from numgpt.layers import (
     dropout_backward,
     dropout_forward,
@@ -35,22 +37,36 @@ from numgpt.layers import (
     swiglu_backward,
     swiglu_forward,
 )
+from numgpt.layers.attention import AttentionCache as AttentionTilesCache
 from numgpt.layers.dropout import DropoutCache
 from numgpt.layers.swiglu import SwiGLUCache
 from numgpt.models.config import Config
 from numgpt.models.context import Context
-from numgpt.models.heads import HeadsCache, attend, attend_backward, split_heads
 from numgpt.models.hooks import Hooks
 from numgpt.models.modules import Linear, Norm, NormCache, ProjectionCache, RMSNorm, Saved
 from numgpt.models.parameters import Gradients
 from numgpt.runtime import empty
 
 
+def split_heads(x: np.ndarray, batch: int, heads: int) -> np.ndarray:
+    """(B·T, H·D) -> (B, H, T, D), a view."""
+    time, size = len(x) // batch, x.shape[1] // heads
+    return x.reshape(batch, time, heads, size).transpose(0, 2, 1, 3)
+
+
+def merge_heads(z: np.ndarray) -> np.ndarray:
+    """(B, H, T, D) -> (B·T, H·D), a view of what attention returns."""
+    batch, heads, time, size = z.shape
+    return z.transpose(0, 2, 1, 3).reshape(batch * time, heads * size)
+
+
 class BlockCache(NamedTuple):
     norm_1: NormCache
-    attention: AttentionBranchCache
+    attention: AttentionCache
+    dropout_1: DropoutCache
     norm_2: NormCache
     mlp: MLPCache | GatedMLPCache
+    dropout_2: DropoutCache
 
 
 class Block:
@@ -62,6 +78,7 @@ class Block:
         self.name = name  # before the dot in its parameters' names, h.0
         self.layer = attention.layer
         self.hook_prefix = f"blocks.{self.layer}."  # of its hooks' names
+        self.config = attention.config
         self.norm_1, self.attention = norm_1, attention
         self.norm_2, self.mlp = norm_2, mlp
 
@@ -82,43 +99,44 @@ class Block:
     def forward(self, x: np.ndarray, ctx: Context) -> tuple[np.ndarray, BlockCache]:
         """x (N, C), the residual stream, may be added to in place -> x, cache; (B, C) where only
         the last tokens are wanted."""
-        hook = ctx.hooks.under(self.hook_prefix)
+        hook, p = ctx.hooks.under(self.hook_prefix), self.config.branch_dropout
         x = hook.rows("hook_resid_pre", x)
         y, norm_1 = self.norm_1.forward(x, hook.under("ln1."))
         saved = ctx.save(y, self.norm_1.output, norm_1)  # y, or how it is recomputed
         y, attention = self.attention.forward(y, saved, ctx, hook.under("attn."))
+        y, dropout_1 = dropout_forward(y, p, ctx.rng)
         x = ctx.rows_like(y, x)  # the last tokens' alone, where attention gave only those
         x = ctx.add(x, hook.rows("hook_attn_out", y))
-
         x = hook.rows("hook_resid_mid", x)
         y, norm_2 = self.norm_2.forward(x, hook.under("ln2."))
         saved = ctx.save(y, self.norm_2.output, norm_2)
         y, mlp = self.mlp.forward(y, saved, ctx, hook.under("mlp."))
-        x = ctx.add(x, hook.rows("hook_mlp_out", y))
-        return hook.rows("hook_resid_post", x), BlockCache(norm_1, attention, norm_2, mlp)
+        y, dropout_2 = dropout_forward(y, p, ctx.rng)
+        x = hook.rows("hook_resid_post", ctx.add(x, hook.rows("hook_mlp_out", y)))
+        return x, BlockCache(norm_1, attention, dropout_1, norm_2, mlp, dropout_2)
 
     def backward(self, dx: np.ndarray, cache: BlockCache, ctx: Context, g: Gradients) -> np.ndarray:
         """dx (N, C), the gradient of the residual stream, may be added to in place -> dx."""
         hook = ctx.grad_hooks.under(self.hook_prefix)
         dx = hook.rows("hook_resid_post", dx)
-        dy = hook.rows("hook_mlp_out", dx)
-        dy = self.mlp.backward(dy, cache.mlp, ctx, g, hook.under("mlp."))  # type: ignore[arg-type]
+        dy = dropout_backward(hook.rows("hook_mlp_out", dx), cache.dropout_2)
+        dy = self.mlp.backward(dy, cache.mlp, g, hook.under("mlp."))  # type: ignore[arg-type]
         dx = ctx.add(dx, self.norm_2.backward(dy, cache.norm_2, g, hook.under("ln2.")))
         dx = hook.rows("hook_resid_mid", dx)
-
-        dy = hook.rows("hook_attn_out", dx)
+        dy = dropout_backward(hook.rows("hook_attn_out", dx), cache.dropout_1)
         dy = self.attention.backward(dy, cache.attention, ctx, g, hook.under("attn."))
         dx = ctx.add(dx, self.norm_1.backward(dy, cache.norm_1, g, hook.under("ln1.")))
         return hook.rows("hook_resid_pre", dx)
 
 
-class AttentionBranchCache(NamedTuple):
+class AttentionCache(NamedTuple):
     qkv: ProjectionCache
     q_norm: NormCache | None
     k_norm: NormCache | None
-    attention: HeadsCache
+    attention: AttentionTilesCache
+    replaced: np.ndarray | None  # (B, H, T, S), what a hook put in the place of the pattern
+    z: np.ndarray  # (B, H, T, D)
     out: ProjectionCache
-    dropout: DropoutCache
 
 
 class Attention:
@@ -140,34 +158,40 @@ class Attention:
     @property
     def hook_names(self) -> list[str]:
         """In the order of the forward pass."""
-        made = ["hook_{}", *["hook_{}_normed"] * bool(self.norms), *["hook_rot_{}"] * self.rotates]
+        made = ["hook_{}"]
+        if self.norms:
+            made.append("hook_{}_normed")
+        if self.rotates:
+            made.append("hook_rot_{}")
         names = [name.format(x) for x in "qk" for name in made]
         return [*names, "hook_v", "hook_pattern", "hook_z"]
 
     def forward(
         self, y: np.ndarray, saved: Saved, ctx: Context, hook: Hooks
-    ) -> tuple[np.ndarray, AttentionBranchCache]:
+    ) -> tuple[np.ndarray, AttentionCache]:
         """y (N, C) -> (N, C), or of the last tokens alone (B, C), cache."""
         y, qkv = self.qkv.forward(y, saved, ctx.rng)  # (N, C) -> (N, (H + 2K) · D)
         q, k, v = self.split(y, ctx.batch)  # (B, H, T, D), twice (B, K, T, D)
         q, q_norm = self.prepared("q", q, ctx, hook)
         k, k_norm = self.prepared("k", k, ctx, hook)
-        k, v, mask = ctx.keys_and_values(self.layer, k, hook.heads("hook_v", v))  # T -> S
+        k, v, key_mask = ctx.keys_and_values(self.layer, k, hook.heads("hook_v", v))  # T -> S
         q = ctx.queries(self.layer, q)  # the last tokens' alone, where only those are wanted
-        z, attention = attend(q, k, v, self.scale, mask, self.config.attention_dropout, ctx, hook)
-        y, out = self.out.forward(z, attention.merged_z, ctx.rng)  # (N, H·D) -> (N, C)
-        y, dropout = dropout_forward(y, self.config.branch_dropout, ctx.rng)
-        return y, AttentionBranchCache(qkv, q_norm, k_norm, attention, out, dropout)
+        dropout = self.config.attention_dropout
+        z, attention = layers.attention_forward(q, k, v, self.scale, key_mask, dropout, ctx.rng)
+        z, replaced = self.patterned(z, attention, hook)  # (B, H, T, D)
+        z = hook.heads("hook_z", z)
+        y, out = self.out.forward(merge_heads(z), partial(merge_heads, z), ctx.rng)  # (N, C)
+        return y, AttentionCache(qkv, q_norm, k_norm, attention, replaced, z, out)
 
     def backward(
-        self, dy: np.ndarray, cache: AttentionBranchCache, ctx: Context, g: Gradients, hook: Hooks
+        self, dy: np.ndarray, cache: AttentionCache, ctx: Context, g: Gradients, hook: Hooks
     ) -> np.ndarray:
         """dy (N, C), the gradient of what forward gave -> of what it was given, (N, C)."""
-        dy = dropout_backward(dy, cache.dropout)
         dz = self.out.backward(dy, cache.out, g)  # (N, C) -> (N, H·D)
+        dz = hook.heads("hook_z", split_heads(dz, ctx.batch, self.config.heads))
         dqkv = empty((len(dy), self.qkv.width), dy.dtype)  # one array, as qkv is one product
         dq, dk, dv = self.split(dqkv, ctx.batch)  # views of it, written by what follows
-        attend_backward(dz, cache.attention, ctx, hook, out=(dq, dk, dv))
+        self.patterned_backward(dz, cache, hook, out=(dq, dk, dv))
         hook.heads_into("hook_v", dv)
         for name, d, norm in (("k", dk, cache.k_norm), ("q", dq, cache.q_norm)):
             d_raw = self.prepared_backward(name, d, norm, ctx, g, hook)
@@ -181,6 +205,44 @@ class Attention:
         x = split_heads(qkv, batch, heads + 2 * kv_heads)
         return x[:, :heads], x[:, heads : heads + kv_heads], x[:, heads + kv_heads :]
 
+    def patterned(
+        self, z: np.ndarray, cache: AttentionTilesCache, hook: Hooks
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """z (B, H, T, D), or that of the pattern that a hook returns, and that pattern."""
+        if not hook.has("hook_pattern"):
+            return z, None
+        computed = layers.attention_pattern(cache)
+        pattern = hook("hook_pattern", computed)
+        if pattern is computed:
+            return z, None
+        return layers.pattern_forward(pattern, cache), pattern
+
+    def patterned_backward(
+        self,
+        dz: np.ndarray,
+        cache: AttentionCache,
+        hook: Hooks,
+        out: tuple[np.ndarray, np.ndarray, np.ndarray],
+    ) -> None:
+        """dz (B, H, T, D) -> dq (B, H, T, D), dk and dv (B, K, S, D), written into `out`.
+
+        Where a hook has replaced the pattern, dv = replacedᵀ dz, as v met the replacement, and the
+        softmax takes its derivative at the pattern that it had computed.
+        """
+        attention, replaced = cache.attention, cache.replaced
+        # Where hooks only look, the usual backward runs: looking on changes no bit.
+        if replaced is not None or hook.has("hook_pattern"):
+            computed = layers.attention_pattern(attention)
+            seen = computed if replaced is None else replaced
+            dp, dv = layers.pattern_backward(dz, seen, attention)
+            dp_seen = hook("hook_pattern", dp)
+            if replaced is not None or dp_seen is not dp:
+                dq, dk = layers.scores_backward(dp_seen, computed, attention)
+                for target, gradient in zip(out, (dq, dk, dv), strict=True):
+                    target[...] = gradient
+                return
+        layers.attention_backward(dz, attention, out)
+
     def prepared(
         self, name: str, x: np.ndarray, ctx: Context, hook: Hooks
     ) -> tuple[np.ndarray, NormCache | None]:
@@ -189,7 +251,7 @@ class Attention:
         x, cache = hook.heads(f"hook_{name}", x), None
         if self.norms:
             x, cache = self.norms[name].forward(x)
-            x = hook(f"hook_{name}_normed", x)
+            x = hook(f"hook_{name}_normed", x)  # TransformerLens has it as it is, (B, H, T, D)
         if self.rotates:
             assert ctx.rotation is not None
             x, _ = rope_forward(x, ctx.rotation)
@@ -218,7 +280,6 @@ class MLPCache(NamedTuple):
     fc: ProjectionCache
     activation: np.ndarray  # (N, F), what its backward reads
     out: ProjectionCache
-    dropout: DropoutCache
 
 
 class MLP:
@@ -226,10 +287,8 @@ class MLP:
 
     hook_names = ("hook_pre", "hook_post")
 
-    def __init__(
-        self, fc: Linear, out: Linear, config: Config, activation: tuple[Callable, Callable]
-    ):
-        self.fc, self.out, self.config = fc, out, config
+    def __init__(self, fc: Linear, out: Linear, activation: tuple[Callable, Callable]):
+        self.fc, self.out = fc, out
         self.act_forward, self.act_backward = activation
 
     def forward(
@@ -241,14 +300,10 @@ class MLP:
         y = hook.rows("hook_post", y)
         saved = ctx.save(y, self._activated, activation)
         y, out = self.out.forward(y, saved, ctx.rng)  # (N, F) -> (N, C)
-        y, dropout = dropout_forward(y, self.config.branch_dropout, ctx.rng)
-        return y, MLPCache(fc, activation, out, dropout)
+        return y, MLPCache(fc, activation, out)
 
-    def backward(
-        self, dy: np.ndarray, cache: MLPCache, ctx: Context, g: Gradients, hook: Hooks
-    ) -> np.ndarray:
+    def backward(self, dy: np.ndarray, cache: MLPCache, g: Gradients, hook: Hooks) -> np.ndarray:
         """dy (N, C), the gradient of what forward gave -> of what it was given, (N, C)."""
-        dy = dropout_backward(dy, cache.dropout)
         dy = self.out.backward(dy, cache.out, g)  # (N, C) -> (N, F)
         dy = self.act_backward(hook.rows("hook_post", dy), cache.activation)
         dy = hook.rows("hook_pre", dy)
@@ -286,7 +341,7 @@ class GatedMLP:
         return y, GatedMLPCache(fc, swiglu, out)
 
     def backward(
-        self, dy: np.ndarray, cache: GatedMLPCache, ctx: Context, g: Gradients, hook: Hooks
+        self, dy: np.ndarray, cache: GatedMLPCache, g: Gradients, hook: Hooks
     ) -> np.ndarray:
         """dy (N, C), the gradient of what forward gave -> of what it was given, (N, C)."""
         dy = hook.rows("hook_post", self.out.backward(dy, cache.out, g))  # (N, C) -> (N, F)

@@ -195,11 +195,11 @@ class GPT(LanguageModel[GPTConfig, GPTCache]):
         mlp = MLP(
             Linear(parameters, f"{name}.mlp.c_fc"),
             Linear(parameters, f"{name}.mlp.c_proj"),
-            config,
             ACTIVATIONS[config.activation_function],
         )
-        norms = (LayerNorm(parameters, f"{name}.ln_{i}", config.layer_norm_epsilon) for i in (1, 2))
-        return Block(name, next(norms), attention, next(norms), mlp)
+        ln_1 = LayerNorm(parameters, f"{name}.ln_1", config.layer_norm_epsilon)
+        ln_2 = LayerNorm(parameters, f"{name}.ln_2", config.layer_norm_epsilon)
+        return Block(name, ln_1, attention, ln_2, mlp)
 
     def forward(self, ids: np.ndarray, ctx: Context) -> tuple[np.ndarray, GPTCache]:
         positions = ctx.positions(ids, self.config.n_positions)

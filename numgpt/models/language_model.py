@@ -22,7 +22,7 @@ import numpy as np
 
 from numgpt.layers import TokenStatistics
 from numgpt.messages import shown
-from numgpt.models import activations
+from numgpt.models import hooks as hook_runs
 from numgpt.models.base import BaseModel, CacheT, ConfigT
 from numgpt.models.context import Context
 from numgpt.models.data_parallel import Part, add_gradients, cut_batch
@@ -129,9 +129,7 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
     ) -> None:
         """Raises ValueError where `back` would lose gradients."""
         if dhidden.shape != hidden.shape:
-            raise ValueError(
-                f"dhidden has shape {dhidden.shape}, hidden {hidden.shape}: they differ"
-            )
+            raise ValueError(f"dhidden has shape {dhidden.shape}: expected {hidden.shape}")
         if len(gradients):
             self.adapters.check_not_merged()
         if self.first_trained(gradients.layout) < first_trained:
@@ -258,11 +256,11 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
         of_blocks = [name for block in self.blocks for name in block.hook_names]
         return [*self.embedding_hooks, *of_blocks, "ln_final.hook_normalized"]
 
-    run_with_hooks = activations.run_with_hooks
-    run_with_cache = activations.run_with_cache
-    run_with_gradients = activations.run_with_gradients
-    hidden_states = activations.hidden_states
-    attentions = activations.attentions
+    run_with_hooks = hook_runs.run_with_hooks
+    run_with_cache = hook_runs.run_with_cache
+    run_with_gradients = hook_runs.run_with_gradients
+    hidden_states = hook_runs.hidden_states
+    attentions = hook_runs.attentions
 
     # --- conveniences ---
 

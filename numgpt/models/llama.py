@@ -135,7 +135,10 @@ class LlamaConfig(Config):
                 f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={heads}"
             )
         if self.head_size % 2:
-            raise ValueError(f"heads of size {self.head_size} can't be rotated: it must be even")
+            raise ValueError(
+                f"heads of size {self.head_size} can't be rotated: head_dim, or else hidden_size /"
+                " num_attention_heads, must be even"
+            )
         if self.rope_scaling is not None:
             self._validate_scaling(self.rope_scaling)
 

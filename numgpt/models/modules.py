@@ -4,8 +4,9 @@ A module knows the names of its parameters and calls the functions of layers on 
 
     y, cache = module.forward(x)              dx = module.backward(dy, cache, g)
 
-`backward` returns the gradient at the input, and adds those of the parameters to the gradients `g`
-under their names. A frozen parameter has no place in `g`: its gradient is not computed.
+(Unembedding has such a pair for logits, and for log-probabilities.) `backward` returns the gradient
+at the input, and adds those of the parameters to the gradients `g` under their names. A frozen
+parameter has no place in `g`: its gradient is not computed.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class ProjectionCache(NamedTuple):
 class Linear:
     """y = x W + b, and where an adapter is active y = x W + b + s · x Aᵀ Bᵀ.
 
-    Of several names, their products stand side by side: W = [W₁ W₂ …], b = [b₁ b₂ …]. They are one
-    product where the matrices lie one after another in memory: few large products read weights
+    Of several names, their products stand side by side: W = [W₁ W₂ …], b = [b₁ b₂ …]. Transposed
+    matrices that lie one after another in memory are one product: few large products read weights
     faster than many small ones.
     """
 
@@ -198,17 +199,17 @@ class NormCache(NamedTuple):
 class Norm:
     """weight · x̂ + bias, with x̂ a normalised row: what the two norms below share."""
 
-    layer: ClassVar[tuple[Callable, Callable, Callable]]  # forward, its output again, backward
+    functions: ClassVar[tuple[Callable, Callable, Callable]]  # forward, output from x̂, backward
     kinds: ClassVar[tuple[str, ...]]  # of parameters
 
     def __init__(self, parameters: Parameters, name: str, eps: float):
-        self.names = [f"{name}.{kind}" for kind in self.kinds]
-        self.arrays = [parameters[name] for name in self.names]
+        self.parameter_names = [f"{name}.{kind}" for kind in self.kinds]
+        self.arrays = [parameters[name] for name in self.parameter_names]
         self.weight, self.eps = self.arrays[0], eps
 
     def forward(self, x: np.ndarray, hook: Hooks = NO_HOOKS) -> tuple[np.ndarray, NormCache]:
         """x (N, C) -> y (N, C), cache."""
-        forward, output, _ = self.layer
+        forward, output, _ = self.functions
         y, cache = forward(x, *self.arrays, self.eps)
         x_hat = hook.rows("hook_normalized", cache.x_hat)
         if x_hat is cache.x_hat:
@@ -223,14 +224,14 @@ class Norm:
 
     def output(self, cache: NormCache) -> np.ndarray:
         """y (N, C), recomputed from x̂."""
-        return self.layer[1](cache.seen)
+        return self.functions[1](cache.seen)
 
     def backward(
         self, dy: np.ndarray, cache: NormCache, g: Gradients, hook: Hooks = NO_HOOKS
     ) -> np.ndarray:
         """dy (N, C) -> dx (N, C)."""
-        backward = self.layer[2]
-        dx, *_ = backward(dy, cache.seen, *(g.accumulator(name) for name in self.names))
+        backward = self.functions[2]
+        dx, *_ = backward(dy, cache.seen, *(g.accumulator(name) for name in self.parameter_names))
         if cache.seen is cache.computed and not hook.has("hook_normalized"):
             return dx
         dx_hat = dy * self.weight
@@ -238,18 +239,18 @@ class Norm:
         if cache.seen is cache.computed and replaced is dx_hat:
             return dx  # where hooks only look, no bit changes
         of_x_hat = cache.computed._replace(weight=np.ones_like(self.weight))
-        return backward(replaced, of_x_hat, *(NOWHERE for _ in self.names))[0]
+        return backward(replaced, of_x_hat, *(NOWHERE for _ in self.parameter_names))[0]
 
     def summand(self, x: np.ndarray, rstd: np.ndarray) -> np.ndarray:
         """What a summand x (…, C) of the input adds to y, where the whole input has this rstd: with
-        the scale held fast, the norm is linear. The bias is another summand of y."""
+        the scale taken as constant, the norm is linear. The bias is another summand of y."""
         raise NotImplementedError
 
 
 class LayerNorm(Norm):
     """y = weight · x̂ + bias, x̂ = (x - mean(x)) / sqrt(var(x) + eps)."""
 
-    layer = layernorm_forward, layernorm_output, layernorm_backward
+    functions = layernorm_forward, layernorm_output, layernorm_backward
     kinds = ("weight", "bias")
 
     def summand(self, x: np.ndarray, rstd: np.ndarray) -> np.ndarray:
@@ -259,7 +260,7 @@ class LayerNorm(Norm):
 class RMSNorm(Norm):
     """y = weight · x̂, x̂ = x / sqrt(mean(x²) + eps)."""
 
-    layer = rmsnorm_forward, rmsnorm_output, rmsnorm_backward
+    functions = rmsnorm_forward, rmsnorm_output, rmsnorm_backward
     kinds = ("weight",)
 
     def summand(self, x: np.ndarray, rstd: np.ndarray) -> np.ndarray:

@@ -14,10 +14,10 @@ from numgpt.runtime.memory import ALLOCATOR
 from numgpt.runtime.products import add_matmul, matmul
 from numgpt.runtime.scratch import empty, empty_like, release_scratch
 from numgpt.runtime.threads import (
-    few_threads,
     num_threads,
     parallel_for,
     set_num_threads,
+    single_thread_if_small,
     worthwhile_threads,
 )
 from numgpt.runtime.weights import SideBySide, Weight
@@ -33,7 +33,6 @@ __all__ = [
     "add_matmul",
     "empty",
     "empty_like",
-    "few_threads",
     "kernels",
     "matmul",
     "mean_product",
@@ -43,6 +42,7 @@ __all__ = [
     "physical_memory",
     "release_scratch",
     "set_num_threads",
+    "single_thread_if_small",
     "sum_rows",
     "worthwhile_threads",
 ]

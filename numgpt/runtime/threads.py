@@ -105,7 +105,7 @@ def worthwhile_threads(work: int, extra: int) -> int:
     return max(1, min(_num_threads, work // LEAST_WORK, 1 + MOST_EXTRA // extra))
 
 
-def few_threads(work: int) -> contextlib.AbstractContextManager:
+def single_thread_if_small(work: int) -> contextlib.AbstractContextManager:
     """Where `work` (multiplications) is too small to be shared, products stay in this thread.  The
     BLAS's own threads, once woken, keep a core busy for a while, which our threads may need."""
     return single_threaded_blas if work < LEAST_WORK else contextlib.nullcontext()

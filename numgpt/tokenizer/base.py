@@ -156,8 +156,8 @@ class BaseTokenizer:
             raise ValueError(
                 f"allowed_special names {shown(min(unknown))}: the special tokens are {known}"
             )
-        beginning = self.bos_token_id if add_special_tokens and self.add_bos_token else None
-        ids = [] if beginning is None else [beginning]
+        bos = self.bos_token_id if add_special_tokens and self.add_bos_token else None
+        ids = [] if bos is None else [bos]
         for index, piece in enumerate(self.cut_at(specials | self.added_tokens.keys(), text)):
             if index % 2:
                 ids.append((self.added_tokens | self.special_tokens)[piece])

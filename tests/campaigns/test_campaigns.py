@@ -35,9 +35,9 @@ def text(tmp_path):
 
 def options(text, **others) -> TrainConfig:
     sizes = {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 8, "batch_size": 2, "warmup": 1}
-    rhythm = {"steps": 4, "eval_batches": 1, "sample_every": 0, "save_every": 2, "eval_every": 1}
+    intervals = {"steps": 4, "eval_batches": 1, "sample_every": 0, "save_every": 2, "eval_every": 1}
     more = {"dropout": 0.1, "grad_accum": 2, "tokenizer": "char", "data": str(text)}
-    return TrainConfig(**sizes | rhythm | more | others)
+    return TrainConfig(**sizes | intervals | more | others)
 
 
 def tuning_options(text, lora_r, **others) -> TuneConfig:
@@ -50,10 +50,10 @@ def tuning_options(text, lora_r, **others) -> TuneConfig:
         tokenizer.save_pretrained(base)
         lines = [{"prompt": "the ", "completion": word} for word in ("dog", "fox", "lazy dog")]
         data.write_text("".join(json.dumps(line) + "\n" for line in lines * 3))
-    rhythm = {"steps": 4, "sample_every": 0, "save_every": 2, "eval_every": 1, "batch_size": 2}
+    intervals = {"steps": 4, "sample_every": 0, "save_every": 2, "eval_every": 1, "batch_size": 2}
     more = {"model": str(base), "data": str(data), "val_fraction": 0.3, "grad_accum": 2}
     drops = {"lora_dropout": 0.1} if lora_r else {"dropout": 0.1}
-    return TuneConfig(lora_r=lora_r, **rhythm | more | drops | others)
+    return TuneConfig(lora_r=lora_r, **intervals | more | drops | others)
 
 
 KINDS = {

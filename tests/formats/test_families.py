@@ -13,8 +13,8 @@ from numgpt import cli
 from numgpt.formats.families import FAMILIES
 from numgpt.formats.family import Family
 from numgpt.layers import attention_backward, attention_forward
+from numgpt.models.blocks import merge_heads, split_heads
 from numgpt.models.config import Config
-from numgpt.models.heads import merge_heads, split_heads
 from numgpt.models.language_model import LanguageModel
 from numgpt.models.modules import Embedding, Linear, RMSNorm, Unembedding
 

@@ -194,6 +194,7 @@ REFUSED = [
     ({"use_sliding_window": True, "sliding_window": 4096}, "sliding_window"),
     ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types=.*sliding_attention"),
     ({"layer_types": 2}, "layer_types=2 is not supported"),
+    ({"layer_types": [["full_attention"]]}, "layer_types=.* is not supported"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
     ({"rope_scaling": YARN}, "rope_scaling=.*yarn"),
     ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling=.*linear"),

@@ -82,6 +82,17 @@ def test_every_gradient_is_a_finite_difference(traced):
             assert found.difference == pytest.approx(found.gradient, rel=rel, abs=1e-10), name
 
 
+def test_a_check_is_of_a_gradient_that_its_step_makes(traced):
+    """Of what a norm of queries or of the rotation reads, not of what it gives."""
+    for group in walk(traced):
+        for step in group.steps:
+            if step.name not in ("head_norms", "rope"):
+                continue
+            of_check = traced.gradients[step.hook]
+            of_check = of_check.swapaxes(0, 1) if step.hook.endswith("_normed") else of_check
+            np.testing.assert_array_equal(step.backward.strips[0].array, of_check)
+
+
 def test_a_trace_keeps_what_is_asked_for():
     model = small_model("llama")
     names = trace.kept_names(model, range(1, 2))

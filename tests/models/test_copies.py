@@ -107,3 +107,22 @@ def test_a_copied_chat_goes_its_own_way(name, way):
     assert len(other.messages) == 2
     assert said(other, "Who are you?").endswith(rest)
     assert other.messages == chat.messages
+
+
+def test_a_shallow_copys_adapter_is_its_own():
+    model = small_model("default")
+    other = copy.copy(model)
+    model.add_adapter(seed=3)
+    model.adapter.parameters.flat[:] = 0.1
+    ids, targets = batch(model.config, (2, 7))
+    assert other.adapter is None
+    assert not np.array_equal(model(ids), other(ids))
+    _, gradients = model.loss_and_grads(ids, targets)
+    assert gradients.flat.any()
+
+
+def test_other_parameters_leave_nothing_behind_in_a_pickle():
+    model = small_model("default")
+    size = len(pickle.dumps(model))
+    model.parameters = copy.deepcopy(model.parameters)
+    assert len(pickle.dumps(model)) < 1.01 * size

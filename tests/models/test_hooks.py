@@ -220,7 +220,7 @@ def test_a_replaced_normalised_input_is_pytorchs_straight_through(model, norm):
     y.backward(torch.tensor(gradients[hook] / module.weight))  # gradients[hook] is dy · weight
     dx = gradients[f"blocks.0.hook_{stream}"] - gradients[f"blocks.0.hook_{past}"]
     assert_close(dx, x.grad.numpy())
-    assert_close(of_parameters[module.names[0]], weight.grad.numpy())
+    assert_close(of_parameters[module.parameter_names[0]], weight.grad.numpy())
 
 
 def test_a_replaced_normalised_input_leaves_the_norms_derivative(model):

@@ -14,6 +14,7 @@ from support import assert_close
 from numgpt import AdamW, LoRAConfig
 from numgpt.layers import lora_backward, lora_forward
 from numgpt.models import data_parallel
+from numgpt.models.lora import LoRA
 
 FAMILIES = ["default", "untied", "llama_grouped", "llama_biases"]
 
@@ -264,3 +265,26 @@ def test_an_adapter_has_a_name(name):
     with pytest.raises(ValueError, match=f"the adapter's name is {name!r}: expected a string"):
         model.add_adapter(name=name)
     assert model.adapters == {}
+
+
+def test_a_merge_that_fails_changes_nothing(monkeypatch):
+    model = small_model("default")
+    model.add_adapter()
+    model.adapter.parameters.flat[:] = 0.1
+    ids, _ = batch(model.config, (2, 7))
+    before, own = model(ids), model.parameters.flat.copy()
+    calls = []
+
+    def fails_the_second_time(self):
+        calls.append(self.name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return delta(self)
+
+    delta = LoRA.delta
+    monkeypatch.setattr(LoRA, "delta", fails_the_second_time)
+    with pytest.raises(KeyboardInterrupt):
+        model.merge_adapter()
+    assert not model.is_merged
+    np.testing.assert_array_equal(model.parameters.flat, own)
+    np.testing.assert_array_equal(model(ids), before)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,7 +22,8 @@ from models.references import (
 from support import GOLDENS, assert_close
 
 from numgpt import GPT, AdamW, GPTConfig, Llama, LlamaConfig
-from numgpt.models import data_parallel, parameters
+from numgpt.layers import TokenStatistics
+from numgpt.models import Gradients, data_parallel, parameters
 from numgpt.runtime import SideBySide
 
 
@@ -388,3 +391,98 @@ def test_hidden_states_and_attentions_equal_transformers(name):
     ):
         for one, other in zip(ours, expected, strict=True):
             np.testing.assert_allclose(one, other.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+# --- run, and the way back ---
+
+
+def of_run(model, ids, targets, gradients, **options):
+    """A loss, from the primitive."""
+    hidden, back = model.run(ids, **options)
+    weights = np.full(targets.size, 1 / targets.size, hidden.dtype)
+    loss, dhidden = model.unembedding.cross_entropy(hidden, targets.ravel(), weights, gradients)
+    return loss, dhidden, back
+
+
+@pytest.mark.parametrize("name", ["default", "untied", "llama_grouped", "llama_qwen3"])
+@pytest.mark.parametrize("frozen", [(), ("*",), ("wte", "wpe", "*embed*", "h.0.*", "layers.0.*")])
+def test_run_and_the_way_back_are_loss_and_grads(name, frozen, monkeypatch):
+    model = small_model(name, np.float64)
+    ids, targets = np.random.default_rng(0).integers(37, size=(2, 5, 9))
+    for patterns in frozen:
+        if patterns == "*" or any(fnmatch.fnmatch(n, patterns) for n in model.parameters):
+            model.freeze(patterns)
+    expected, of_all = model.loss_and_grads(ids, targets)
+    for threads in (1, 3):
+        share_among(threads, monkeypatch)
+        gradients = Gradients(model.trained, np.float64)
+        loss, dhidden, back = of_run(model, ids, targets, gradients)
+        back(dhidden, gradients)
+        assert loss == pytest.approx(expected, rel=1e-12)
+        np.testing.assert_allclose(gradients.flat, of_all.flat, rtol=0, atol=1e-13)
+        with pytest.raises(RuntimeError, match="back works once"):
+            back(dhidden, gradients)
+
+
+def test_the_way_back_refuses_what_it_would_lose():
+    model = small_model("default")
+    ids, targets = batch(model.config, (2, 7))
+    gradients = Gradients(model.trained, np.float32)
+    _, dhidden, back = of_run(model, ids, targets, gradients)
+    with pytest.raises(ValueError, match=r"dhidden has shape \(13, 16\): expected \(14, 16\)"):
+        back(dhidden[1:], gradients)
+    model.freeze("wte", "wpe", "h.0.*")
+    _, dhidden, back = of_run(model, ids, targets, Gradients(model.trained, np.float32))
+    with pytest.raises(ValueError, match="frozen in this run"):
+        back(dhidden, gradients)
+    model.add_adapter()
+    model.merge_adapter()
+    _, dhidden, back = of_run(model, ids, targets, Gradients({}, np.float32))
+    with pytest.raises(ValueError, match="an adapter is merged"):
+        back(dhidden, gradients)
+
+
+def test_after_an_error_the_way_back_is_closed():
+    model = small_model("default")
+    ids, targets = batch(model.config, (2, 7))
+
+    def fails(_):
+        raise KeyError("mine")
+
+    gradients = Gradients(model.trained, np.float32)
+    hooks = {"blocks.0.hook_resid_post": fails}
+    _, dhidden, back = of_run(model, ids, targets, gradients, backward_hooks=hooks)
+    with pytest.raises(KeyError, match="mine"):
+        back(dhidden, gradients)
+    with pytest.raises(RuntimeError, match="back works once"):
+        back(dhidden, gradients)
+
+
+def test_a_call_that_fails_leaves_statistics_and_earlier_gradients():
+    model = small_model("default")
+    ids, targets = batch(model.config, (2, 7))
+    _, gradients = model.loss_and_grads(ids, targets)
+    before, statistics = gradients.flat.copy(), TokenStatistics()
+
+    def fails(_):
+        raise KeyError("mine")
+
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        model.loss_and_grads(ids + 1000, targets, add_to=gradients, statistics=statistics)
+    np.testing.assert_array_equal(gradients.flat, before)
+    hooks = {"hook_embed": fails}
+    with pytest.raises(KeyError, match="mine"):
+        model.loss_and_grads(ids, targets, statistics=statistics, backward_hooks=hooks)
+    assert statistics == TokenStatistics()
+    with pytest.raises(ValueError, match="could not convert"):
+        model.value_and_grads(ids, targets, lambda logp: ("not a number", logp, {}))
+    assert model.gradients is None
+
+
+@pytest.mark.parametrize("name", ["default", "llama_grouped"])
+def test_the_last_tokens_alone_without_a_cache(name):
+    model = small_model(name, np.float64)
+    ids, _ = batch(model.config, (3, 7))
+    whole = model.hidden(ids).reshape(3, 7, -1)
+    assert_close(model.hidden(ids, last_only=True), whole[:, -1])
+    assert_close(model.hidden(ids, last_only=True, hooks={}), whole[:, -1])

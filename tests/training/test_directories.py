@@ -216,8 +216,8 @@ def test_saving_keeps_what_it_does_not_write(tmp_path):
 
 def start(text, out, **options) -> Trainer:
     sizes = {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 8, "batch_size": 2}
-    rhythm = {"steps": 2, "eval_batches": 1, "sample_every": 0, "tokenizer": "char"}
-    return Trainer.start(TrainConfig(**{"data": text} | sizes | rhythm | options), out)
+    intervals = {"steps": 2, "eval_batches": 1, "sample_every": 0, "tokenizer": "char"}
+    return Trainer.start(TrainConfig(**{"data": text} | sizes | intervals | options), out)
 
 
 def test_a_directory_in_use_is_refused_and_left_alone(call, text, tmp_path):

@@ -323,7 +323,7 @@ function productOf(data, state, numbers, key) {
 
 // What stands at the hooks that are checked.
 const CHECKED = {
-  "attn.hook_q": "q", "attn.hook_rot_q": "q′", "attn.hook_z": "z", "attn.hook_pattern": "p",
+  "attn.hook_q": "q", "attn.hook_q_normed": "q°", "attn.hook_rot_q": "q′", "attn.hook_z": "z", "attn.hook_pattern": "p",
   "mlp.hook_pre": "what goes into the activation", "mlp.hook_post": "post", hook_normalized: "x̂",
   hook_embed: "wte[id]", hook_resid_pre: "x", hook_resid_mid: "x", hook_resid_post: "x",
 };
@@ -332,13 +332,13 @@ function checkOf(data, state, step) {
   const check = data.checks[step.hook];
   if (!check || state.token !== data.token) return null;
   const [first, second, third] = check.place;
+  const headFirst = step.hook.endsWith("pattern") || step.hook.endsWith("normed");
   let place = `token ${first}, feature ${second}`;
-  if (third !== undefined)
-    place = step.hook.endsWith("pattern")
-      ? `head ${first}, query ${second}, key ${third}`
-      : `token ${first}, head ${second}, feature ${third}`;
+  if (third !== undefined) place = `token ${first}, head ${second}, feature ${third}`;
+  if (step.hook.endsWith("normed")) place = `token ${second}, head ${first}, feature ${third}`;
+  if (step.hook.endsWith("pattern")) place = `head ${first}, query ${second}, key ${third}`;
   const what = CHECKED[step.hook.split(".").slice(-2).join(".")] ?? CHECKED[step.hook.split(".").pop()] ?? "this number";
-  const head = step.hook.endsWith("pattern") ? first : third === undefined ? null : second;
+  const head = headFirst ? first : third === undefined ? null : second;
   const elsewhere = head === null || head === state.head ? "" : ` (“Head” ${head} shows it)`;
   const off = Math.abs(check.gradient - check.difference) / (Math.abs(check.gradient) || 1);
   return el(

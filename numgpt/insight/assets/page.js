@@ -34,7 +34,7 @@ function introduction({ sizes, blocks }) {
       " reads the stream and adds to it, twice: by attention, in which ",
       word(count(sizes.H, "head")),
       " compare tokens and carry something from earlier ones to later ones, and by a feed-forward layer, which works on",
-      " each token by itself. Both are made of matrices and vectors that were learnt: W, b, weight, bias.",
+      " each token by itself. Both are made of matrices and vectors that training found: W, b, weight, bias.",
     ),
     el(
       "p",
