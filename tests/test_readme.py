@@ -22,6 +22,8 @@ TRAINING = (Path(numgpt.__file__).parent / "training/README.md").read_text(encod
 for package in ("generation", "insight"):
     text = (Path(numgpt.__file__).parent / package / "README.md").read_text(encoding="utf-8")
     PYTHON += re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+text = (Path(numgpt.__file__).parent / "models/README.md").read_text(encoding="utf-8")
+PYTHON.append("\n".join(re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)))  # in one
 SHELL = [line for kind, code in BLOCKS if kind == "sh" for line in code.splitlines()]
 COMMANDS = [line for line in SHELL if re.search(r"(^|\| |/)numgpt ", line)]
 TINY = "--n-layer 1 --n-embd 16 --n-head 2 --block-size 16 --batch-size 2 --eval-batches 1"

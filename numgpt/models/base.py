@@ -2,7 +2,8 @@
 
 A family (gpt2.py, llama.py) supplies the shapes of its parameters, the blocks and modules on them,
 and the two passes over the blocks, `forward` and `backward`. What a model is asked for, and so what
-calls these, is in language_model.py.
+calls these, is in language_model.py. To lessons/gpt.py this page adds a config in place of sizes,
+copies, frozen weights and adapters.
 """
 
 from __future__ import annotations

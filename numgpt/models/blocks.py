@@ -37,7 +37,7 @@ from numgpt.layers import (
     swiglu_backward,
     swiglu_forward,
 )
-from numgpt.layers.attention import AttentionCache as AttentionTilesCache
+from numgpt.layers.attention import AttentionCache
 from numgpt.layers.dropout import DropoutCache
 from numgpt.layers.swiglu import SwiGLUCache
 from numgpt.models.config import Config
@@ -62,7 +62,7 @@ def merge_heads(z: np.ndarray) -> np.ndarray:
 
 class BlockCache(NamedTuple):
     norm_1: NormCache
-    attention: AttentionCache
+    attention: AttentionBranchCache
     dropout_1: DropoutCache
     norm_2: NormCache
     mlp: MLPCache | GatedMLPCache
@@ -129,13 +129,12 @@ class Block:
         return hook.rows("hook_resid_pre", dx)
 
 
-class AttentionCache(NamedTuple):
+class AttentionBranchCache(NamedTuple):
     qkv: ProjectionCache
     q_norm: NormCache | None
     k_norm: NormCache | None
-    attention: AttentionTilesCache
+    attention: AttentionCache
     replaced: np.ndarray | None  # (B, H, T, S), what a hook put in the place of the pattern
-    z: np.ndarray  # (B, H, T, D)
     out: ProjectionCache
 
 
@@ -168,7 +167,7 @@ class Attention:
 
     def forward(
         self, y: np.ndarray, saved: Saved, ctx: Context, hook: Hooks
-    ) -> tuple[np.ndarray, AttentionCache]:
+    ) -> tuple[np.ndarray, AttentionBranchCache]:
         """y (N, C) -> (N, C), or of the last tokens alone (B, C), cache."""
         y, qkv = self.qkv.forward(y, saved, ctx.rng)  # (N, C) -> (N, (H + 2K) · D)
         q, k, v = self.split(y, ctx.batch)  # (B, H, T, D), twice (B, K, T, D)
@@ -178,20 +177,20 @@ class Attention:
         q = ctx.queries(self.layer, q)  # the last tokens' alone, where only those are wanted
         dropout = self.config.attention_dropout
         z, attention = layers.attention_forward(q, k, v, self.scale, key_mask, dropout, ctx.rng)
-        z, replaced = self.patterned(z, attention, hook)  # (B, H, T, D)
+        z, replaced = self.with_pattern(z, attention, hook)  # (B, H, T, D)
         z = hook.heads("hook_z", z)
         y, out = self.out.forward(merge_heads(z), partial(merge_heads, z), ctx.rng)  # (N, C)
-        return y, AttentionCache(qkv, q_norm, k_norm, attention, replaced, z, out)
+        return y, AttentionBranchCache(qkv, q_norm, k_norm, attention, replaced, out)
 
     def backward(
-        self, dy: np.ndarray, cache: AttentionCache, ctx: Context, g: Gradients, hook: Hooks
+        self, dy: np.ndarray, cache: AttentionBranchCache, ctx: Context, g: Gradients, hook: Hooks
     ) -> np.ndarray:
         """dy (N, C), the gradient of what forward gave -> of what it was given, (N, C)."""
         dz = self.out.backward(dy, cache.out, g)  # (N, C) -> (N, H·D)
         dz = hook.heads("hook_z", split_heads(dz, ctx.batch, self.config.heads))
         dqkv = empty((len(dy), self.qkv.width), dy.dtype)  # one array, as qkv is one product
         dq, dk, dv = self.split(dqkv, ctx.batch)  # views of it, written by what follows
-        self.patterned_backward(dz, cache, hook, out=(dq, dk, dv))
+        self.attend_backward(dz, cache, hook, out=(dq, dk, dv))
         hook.heads_into("hook_v", dv)
         for name, d, norm in (("k", dk, cache.k_norm), ("q", dq, cache.q_norm)):
             d_raw = self.prepared_backward(name, d, norm, ctx, g, hook)
@@ -205,10 +204,10 @@ class Attention:
         x = split_heads(qkv, batch, heads + 2 * kv_heads)
         return x[:, :heads], x[:, heads : heads + kv_heads], x[:, heads + kv_heads :]
 
-    def patterned(
-        self, z: np.ndarray, cache: AttentionTilesCache, hook: Hooks
+    def with_pattern(
+        self, z: np.ndarray, cache: AttentionCache, hook: Hooks
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """z (B, H, T, D), or that of the pattern that a hook returns, and that pattern."""
+        """z (B, H, T, D) itself; or where a hook returns another pattern its z, and the pattern."""
         if not hook.has("hook_pattern"):
             return z, None
         computed = layers.attention_pattern(cache)
@@ -217,10 +216,10 @@ class Attention:
             return z, None
         return layers.pattern_forward(pattern, cache), pattern
 
-    def patterned_backward(
+    def attend_backward(
         self,
         dz: np.ndarray,
-        cache: AttentionCache,
+        cache: AttentionBranchCache,
         hook: Hooks,
         out: tuple[np.ndarray, np.ndarray, np.ndarray],
     ) -> None:

@@ -11,6 +11,7 @@ class Config:
     layers_field: ClassVar[str]  # the family's name for the number of blocks, …
     context_field: ClassVar[str]  # … and for the most tokens that the model sees at once
     heads_field: ClassVar[str]  # … and for the number of attention heads
+    width_field: ClassVar[str]  # … and for the width of the residual stream
 
     model_type: str  # which family it is, and which of its members
     vocab_size: int
@@ -71,7 +72,7 @@ class Config:
     @property
     def width(self) -> int:
         """C, of the residual stream."""
-        raise NotImplementedError
+        return getattr(self, self.width_field)
 
     @property
     def projected_width(self) -> int:
@@ -91,4 +92,4 @@ class Config:
     @property
     def head_size(self) -> int:
         """D."""
-        raise NotImplementedError
+        return self.width // self.heads

@@ -66,6 +66,7 @@ class GPTConfig(Config):
     layers_field = "n_layer"
     context_field = "n_positions"
     heads_field = "n_head"
+    width_field = "n_embd"
 
     n_layer: int = 12
     n_head: int = 12
@@ -137,16 +138,8 @@ class GPTConfig(Config):
         return self.resid_pdrop
 
     @property
-    def width(self) -> int:
-        return self.n_embd
-
-    @property
     def inner_width(self) -> int:
         return self.n_inner or 4 * self.n_embd
-
-    @property
-    def head_size(self) -> int:
-        return self.n_embd // self.n_head
 
     def attention_scale(self, layer: int) -> float:
         """What q · k is multiplied by in this layer."""

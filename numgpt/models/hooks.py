@@ -1,10 +1,10 @@
 """Hooks: they see what a model computes on its way, and may put something else in its place.
 
-A pass calls `hook(name, array)` at named places, forward with the activation, backward with the
-loss's gradient by it. A function that is given under the name sees the array, read-only, and may
-return another one to go on with. The names, and the shapes that functions see, are those of
-TransformerLens: the residual stream (B, T, C), heads (B, T, H, D), attention's probabilities
-(B, H, T, S).
+To lessons/gpt.py this page adds the places where to look. A pass calls `hook(name, array)` there,
+forward with the activation, backward with the loss's gradient by it. A function that is given under
+the name sees the array, read-only, and may return another one to go on with. The names, and the
+shapes that functions see, are those of TransformerLens: the residual stream (B, T, C), heads (B, T,
+H, D), what a norm of queries or keys gives (B, H, T, D), attention's probabilities (B, H, T, S).
 
 A replacement is straight-through, as x + (replacement - x).detach() is in PyTorch: what follows
 sees the replacement, so that dv = replaced patternᵀ dz; the function whose output was replaced gets
@@ -172,9 +172,9 @@ def run_with_cache(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Logits (B, T, V), and the activations by name: all, or those of a name, of several, or those
     for which a function of the name is true."""
-    kept: dict[str, np.ndarray] = {}
-    keepers = {name: _keeper(name, kept) for name in chosen_names(names_filter, model.hook_names)}
-    return run_with_hooks(model, ids, keepers), kept
+    ids = model.check_ids(ids)
+    hidden, kept = _kept(model, ids, chosen_names(names_filter, model.hook_names))
+    return model.unembedding.logits(hidden).reshape(*ids.shape, -1), kept
 
 
 def run_with_gradients(
@@ -209,20 +209,24 @@ def hidden_states(model: LanguageModel, ids: Ids) -> tuple[np.ndarray, ...]:
     """The residual stream before each block, and what the unembedding reads: L + 1 arrays (B, T,
     C), as transformers has them with output_hidden_states=True."""
     ids = model.check_ids(ids)
-    streams: dict[str, np.ndarray] = {}
     names = [f"{block.hook_prefix}hook_resid_pre" for block in model.blocks]
-    hidden = model.hidden(ids, hooks={name: _keeper(name, streams) for name in names})
+    hidden, streams = _kept(model, ids, names)
     return (*streams.values(), hidden.reshape(*ids.shape, -1))
 
 
 def attentions(model: LanguageModel, ids: Ids) -> tuple[np.ndarray, ...]:
     """The attention probabilities of each block: L arrays (B, H, T, T), as transformers has them
     with output_attentions=True."""
-    patterns: dict[str, np.ndarray] = {}
     names = [f"{block.hook_prefix}attn.hook_pattern" for block in model.blocks]
-    keepers = {name: _keeper(name, patterns) for name in names}
-    model.hidden(model.check_ids(ids), hooks=keepers)
-    return tuple(patterns.values())
+    return tuple(_kept(model, model.check_ids(ids), names)[1].values())
+
+
+def _kept(
+    model: LanguageModel, ids: np.ndarray, names: Iterable[str]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Hidden states (N, C), and the activations of these names."""
+    kept: dict[str, np.ndarray] = {}
+    return model.hidden(ids, hooks={name: _keeper(name, kept) for name in names}), kept
 
 
 def _keeper(name: str, kept: dict[str, np.ndarray], replaces: Hook | None = None) -> Hook:

@@ -8,6 +8,9 @@ states logits, a loss, or log-probabilities, and has their gradient:
     loss, dhidden = model.unembedding.cross_entropy(hidden, targets, weights, g)
     back(dhidden, g)                                                           # backward
 
+To lessons/gpt.py this page adds frozen weights, other losses, and that a small model's batch is cut
+over the cores.
+
 The conveniences at the end of the class call upwards, to the packages `formats` and `generation`;
 they import them when called, so that a model by itself stays a matter of layers.
 """
@@ -69,10 +72,10 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
         if hooked:
             contexts[0].look_on(hooks or {}, backward_hooks or {}, self.hook_names)
         hidden, caches = self._forward(ids, parts, contexts)
-        needed = contexts[0].first_trained
+        shape, first_trained = hidden.shape, contexts[0].first_trained
 
         def back(dhidden: np.ndarray, gradients: Gradients) -> None:
-            self._check_back(hidden, dhidden, gradients, needed)
+            self._check_back(dhidden, shape, gradients, first_trained)
             if not caches:
                 raise RuntimeError("back works once: run the model again")
             kept = caches.copy()
@@ -125,14 +128,14 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
         )
 
     def _check_back(
-        self, hidden: np.ndarray, dhidden: np.ndarray, gradients: Gradients, first_trained: int
+        self, dhidden: np.ndarray, shape: tuple[int, ...], g: Gradients, first_trained: int
     ) -> None:
         """Raises ValueError where `back` would lose gradients."""
-        if dhidden.shape != hidden.shape:
-            raise ValueError(f"dhidden has shape {dhidden.shape}: expected {hidden.shape}")
-        if len(gradients):
+        if dhidden.shape != shape:
+            raise ValueError(f"dhidden has shape {dhidden.shape}: expected {shape}")
+        if len(g):
             self.adapters.check_not_merged()
-        if self.first_trained(gradients.layout) < first_trained:
+        if self.first_trained(g.layout) < first_trained:
             raise ValueError("gradients are of parameters that were frozen in this run: run again")
 
     # --- logits, log-probabilities, loss, gradients ---

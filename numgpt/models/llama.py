@@ -54,6 +54,7 @@ class LlamaConfig(Config):
     layers_field = "num_hidden_layers"
     context_field = "max_position_embeddings"
     heads_field = "num_attention_heads"
+    width_field = "hidden_size"
 
     num_hidden_layers: int = 32
     num_attention_heads: int = 32
@@ -155,10 +156,6 @@ class LlamaConfig(Config):
             raise ValueError("rope_scaling: low_freq_factor is not below high_freq_factor")
 
     @property
-    def width(self) -> int:
-        return self.hidden_size
-
-    @property
     def inner_width(self) -> int:
         return self.intermediate_size
 
@@ -179,7 +176,7 @@ class LlamaConfig(Config):
 
     @property
     def head_size(self) -> int:
-        return self.head_dim or self.hidden_size // self.num_attention_heads
+        return self.head_dim or super().head_size
 
     def frequencies(self) -> np.ndarray:
         """(D/2,): by how much each pair of a head's features turns from a token to the next."""

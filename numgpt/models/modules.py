@@ -6,7 +6,8 @@ A module knows the names of its parameters and calls the functions of layers on 
 
 (Unembedding has such a pair for logits, and for log-probabilities.) `backward` returns the gradient
 at the input, and adds those of the parameters to the gradients `g` under their names. A frozen
-parameter has no place in `g`: its gradient is not computed.
+parameter has no place in `g`: its gradient is not computed. To lessons/gpt.py this page adds that,
+adapters, weights side by side, and hooks on x̂.
 """
 
 from __future__ import annotations
