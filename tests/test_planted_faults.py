@@ -147,8 +147,8 @@ FAULTS = {
     ),
     "hooks: the softmax of a replaced pattern": (
         "models/blocks.py",
-        "scores_backward(dp_seen, computed, attention)",
-        "scores_backward(dp_seen, replaced, attention)",
+        "scores_backward(dp_hooked, p, attention)",
+        "scores_backward(dp_hooked, used, attention)",
         "models/test_hooks.py",
     ),
     "hooks: what a norm's derivative is taken at": (
@@ -169,7 +169,7 @@ FAULTS = {
         "pass",
         "models/test_hooks.py",
     ),
-    "examples: what is learnt": (
+    "examples: what is trained on": (
         "data/example_set.py",
         "np.where(example.loss_mask[1:], example.ids[1:], IGNORED)",
         "example.ids[1:]",

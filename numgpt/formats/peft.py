@@ -270,7 +270,7 @@ def _config(fields: Mapping[str, Any], model: LanguageModel) -> tuple[LoRAConfig
     config.validate()
     family = family_of(model)
     names = {name: _module(family, name) for name in model.projection_shapes()}
-    found = config.chosen(names, model.usual_targets, names.__getitem__, strict=False)
+    found = config.chosen(names, model.default_lora_targets, names.__getitem__, strict=False)
     ours = {module: name for name, module in names.items()}
     config.rank_pattern = _exact(config.rank_pattern, ours)
     config.alpha_pattern = _exact(config.alpha_pattern, ours)

@@ -1,9 +1,9 @@
-"""Linear layer, with the (in, out) weight layout of GPT-2 ("Conv1D" in OpenAI's code).
+"""Linear layer, with the (in, out) weight layout of GPT-2 (Hugging Face's Conv1D).
 
     y = x W + b                              x (N, I), W (I, O), b (O,), y (N, O)
 
-Backward. With y_no = Σ_i x_ni W_io + b_o, each partial derivative is one factor of a term, and the
-sum over the remaining index is a matrix product again:
+Backward. From y_no = Σ_i x_ni W_io + b_o come ∂y_no/∂x_ni = W_io, ∂y_no/∂W_io = x_ni and ∂y_no/∂b_o
+= 1. The chain rule sums over the remaining index, which makes matrix products again:
 
     dx_ni = Σ_o dy_no W_io     dx = dy Wᵀ
     dW_io = Σ_n x_ni dy_no     dW = xᵀ dy
@@ -21,7 +21,7 @@ from numgpt.runtime import NOWHERE, Accumulator, Weight, matmul, over_row_blocks
 
 
 class LinearCache(NamedTuple):
-    x: np.ndarray | None  # (N, I); None where the weight does not train
+    x: np.ndarray | None  # (N, I); None where dweight is NOWHERE, as the weight is frozen
     weight: np.ndarray | Weight  # (I, O)
     bias: np.ndarray | None = None  # (O,)
 

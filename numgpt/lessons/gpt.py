@@ -2,10 +2,11 @@
 
     python -m numgpt.lessons.gpt                trains a small GPT on characters, and lets it write
 
-`gpt` is made of the functions of numgpt.layers alone, each of which is derived in its own file:
-every layer is a pair, y, cache = f_forward(x, …) and dx = f_backward(dy, cache), where dx is short
-for ∂loss/∂x. What numgpt.GPT adds to this page: configs, files, hooks, adapters, a KV cache for
-decoding, dropout, threads.
+`gpt` is made of plain NumPy and the functions of numgpt.layers, each derived in its own file. A
+layer is a pair, y, cache = f_forward(x, …) and dx = f_backward(dy, cache), where dx is short for
+∂loss/∂x; one with parameters returns their gradients as well. What numgpt.GPT adds to this page:
+configs, files, hooks, adapters, frozen weights, dropout, a KV cache for decoding, less memory,
+threads.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def new_parameters(rng, n_layer, width, context, vocab_size):
     return {
         name: rng.normal(0, 0.02, shape).astype(np.float32)
         if len(shape) == 2
-        else np.full(shape, name.endswith("weight"), np.float32)
+        else np.full(shape, 1.0 if name.endswith("weight") else 0.0, np.float32)
         for name, shape in shapes.items()
     }
 
@@ -111,7 +112,7 @@ def adamw(p, g, moments, step, lr, beta_1=0.9, beta_2=0.99, eps=1e-8, decay=0.1)
         v += (1 - beta_2) * (g[name] ** 2 - v)  # and of its square
         if w.ndim == 2:
             w -= lr * decay * w  # weight decay, on matrices only
-        m_hat, v_hat = m / (1 - beta_1**step), v / (1 - beta_2**step)  # as they began at 0
+        m_hat, v_hat = m / (1 - beta_1**step), v / (1 - beta_2**step)  # bias correction
         w -= lr * m_hat / (np.sqrt(v_hat) + eps)
 
 

@@ -40,7 +40,7 @@ class BaseModel(Generic[ConfigT, CacheT]):
     config_class: ClassVar[type[Config]]
     embeddings: ClassVar[tuple[str, ...]] = ()  # the names of the tables that ids, positions read
     embedding_hooks: ClassVar[tuple[str, ...]] = ()
-    usual_targets: ClassVar[Sequence[str]] = ()  # what PEFT adapts where nothing is named
+    default_lora_targets: ClassVar[Sequence[str]] = ()  # what PEFT adapts where nothing is named
     trained: Layout  # of the gradients: what is not frozen
 
     # What `build` makes.
@@ -251,7 +251,7 @@ class BaseModel(Generic[ConfigT, CacheT]):
             raise TypeError(f"add_adapter takes a LoRAConfig, not {shown(config)}")
         config.validate()
         shapes = self.projection_shapes()
-        chosen = {name: shapes[name] for name in config.chosen(shapes, self.usual_targets)}
+        chosen = {name: shapes[name] for name in config.chosen(shapes, self.default_lora_targets)}
         rng = np.random.default_rng(seed)
         return self.attach_adapter(Adapter.new(config, chosen, self.parameters.dtype, rng), name)
 

@@ -3,7 +3,7 @@
     x = x + attention(norm_1(x))                      twice adding to the
     x = x + mlp(norm_2(x))                            residual stream x
 
-Blocks normalise before each branch and leave the stream alone ("pre-norm"). With dx the gradient of
+Blocks normalise what a branch reads, not the stream itself ("pre-norm"). With dx the gradient of
 the stream after x + f(x), that of the stream before it is
 
     dx + f'(x)ᵀ dx
@@ -13,8 +13,9 @@ below answers to the lines of its `forward` from the last to the first.
 
 To lessons/gpt.py, which is all of this on one screen, this page adds dropout, heads that share keys
 and values, QK-norm, RoPE, the gated MLP, a KV cache, hooks, and a way to save memory: what a
-projection has read is kept for its backward or, in a large model, recomputed from what the layer
-before it has kept (Context.save). The KV cache and the shortcut for last tokens go forward only.
+projection has read is kept for its dW or, in a large model, recomputed from the cache of the layer
+before it (Context.save). The KV cache and the shortcut for last tokens are for decoding: where a
+backward follows, S = T and all rows are there.
 
 N = B · T rows, C width, H query heads, K key and value heads, D head size, F feed-forward width, T
 new tokens, S tokens that are attended to: layers/__init__.py has all letters.
@@ -55,7 +56,7 @@ def split_heads(x: np.ndarray, batch: int, heads: int) -> np.ndarray:
 
 
 def merge_heads(z: np.ndarray) -> np.ndarray:
-    """(B, H, T, D) -> (B·T, H·D), a view of what attention returns."""
+    """(B, H, T, D) -> (B·T, H·D); a view if the memory is laid out (B, T, H, D), as attention's."""
     batch, heads, time, size = z.shape
     return z.transpose(0, 2, 1, 3).reshape(batch * time, heads * size)
 
@@ -102,7 +103,7 @@ class Block:
         hook, p = ctx.hooks.under(self.hook_prefix), self.config.branch_dropout
         x = hook.rows("hook_resid_pre", x)
         y, norm_1 = self.norm_1.forward(x, hook.under("ln1."))
-        saved = ctx.save(y, self.norm_1.output, norm_1)  # y, or how it is recomputed
+        saved = ctx.save(y, self.norm_1.output, norm_1)  # for dW: y, or output(norm_1)
         y, attention = self.attention.forward(y, saved, ctx, hook.under("attn."))
         y, dropout_1 = dropout_forward(y, p, ctx.rng)
         x = ctx.rows_like(y, x)  # the last tokens' alone, where attention gave only those
@@ -134,7 +135,7 @@ class AttentionBranchCache(NamedTuple):
     q_norm: NormCache | None
     k_norm: NormCache | None
     attention: AttentionCache
-    replaced: np.ndarray | None  # (B, H, T, S), what a hook put in the place of the pattern
+    replacement: np.ndarray | None  # (B, H, T, S), of the pattern, by a hook
     out: ProjectionCache
 
 
@@ -177,10 +178,11 @@ class Attention:
         q = ctx.queries(self.layer, q)  # the last tokens' alone, where only those are wanted
         dropout = self.config.attention_dropout
         z, attention = layers.attention_forward(q, k, v, self.scale, key_mask, dropout, ctx.rng)
-        z, replaced = self.with_pattern(z, attention, hook)  # (B, H, T, D)
+        z, replacement = self.with_pattern(z, attention, hook)  # (B, H, T, D)
         z = hook.heads("hook_z", z)
-        y, out = self.out.forward(merge_heads(z), partial(merge_heads, z), ctx.rng)  # (N, C)
-        return y, AttentionBranchCache(qkv, q_norm, k_norm, attention, replaced, out)
+        saved = partial(merge_heads, z)  # z is kept anyway
+        y, out = self.out.forward(saved(), saved, ctx.rng)  # (N, H·D) -> (N, C)
+        return y, AttentionBranchCache(qkv, q_norm, k_norm, attention, replacement, out)
 
     def backward(
         self, dy: np.ndarray, cache: AttentionBranchCache, ctx: Context, g: Gradients, hook: Hooks
@@ -225,18 +227,19 @@ class Attention:
     ) -> None:
         """dz (B, H, T, D) -> dq (B, H, T, D), dk and dv (B, K, S, D), written into `out`.
 
-        Where a hook has replaced the pattern, dv = replacedᵀ dz, as v met the replacement, and the
-        softmax takes its derivative at the pattern that it had computed.
+        Where a hook has replaced the pattern p, dv = (m · replacement)ᵀ dz, m being dropout's mask;
+        dp is that at the replacement, and the softmax's derivative is taken at p.
         """
-        attention, replaced = cache.attention, cache.replaced
-        # Where hooks only look, the usual backward runs: looking on changes no bit.
-        if replaced is not None or hook.has("hook_pattern"):
-            computed = layers.attention_pattern(attention)
-            seen = computed if replaced is None else replaced
-            dp, dv = layers.pattern_backward(dz, seen, attention)
-            dp_seen = hook("hook_pattern", dp)
-            if replaced is not None or dp_seen is not dp:
-                dq, dk = layers.scores_backward(dp_seen, computed, attention)
+        attention, replacement = cache.attention, cache.replacement
+        # A hook on the pattern's gradient needs dp. Where no hook changes anything, the usual
+        # backward runs after all, so that looking on changes no bit.
+        if replacement is not None or hook.has("hook_pattern"):
+            p = layers.attention_pattern(attention)
+            used = p if replacement is None else replacement
+            dp, dv = layers.pattern_backward(dz, used, attention)
+            dp_hooked = hook("hook_pattern", dp)
+            if replacement is not None or dp_hooked is not dp:
+                dq, dk = layers.scores_backward(dp_hooked, p, attention)
                 for target, gradient in zip(out, (dq, dk, dv), strict=True):
                     target[...] = gradient
                 return
@@ -245,12 +248,12 @@ class Attention:
     def prepared(
         self, name: str, x: np.ndarray, ctx: Context, hook: Hooks
     ) -> tuple[np.ndarray, NormCache | None]:
-        """Queries or keys with QK-norm (Qwen3), then RoPE, where the family has them.  (B, H, T, D)
-        -> (B, H, T, D), cache."""
+        """Queries or keys with QK-norm (Qwen3), then RoPE, where the family has them.  (B, H or K,
+        T, D) -> the same shape, cache."""
         x, cache = hook.heads(f"hook_{name}", x), None
         if self.norms:
             x, cache = self.norms[name].forward(x)
-            x = hook(f"hook_{name}_normed", x)  # TransformerLens has it as it is, (B, H, T, D)
+            x = hook(f"hook_{name}_normed", x)  # as TransformerLens shows it, (B, H, T, D)
         if self.rotates:
             assert ctx.rotation is not None
             x, _ = rope_forward(x, ctx.rotation)
@@ -266,7 +269,7 @@ class Attention:
         g: Gradients,
         hook: Hooks,
     ) -> np.ndarray:
-        """(B, H, T, D), the gradient of what `prepared` gave -> of what it was given."""
+        """(B, H or K, T, D), the gradient of what `prepared` gave -> of what it was given."""
         if self.rotates:
             assert ctx.rotation is not None
             dx = rope_backward(hook.heads(f"hook_rot_{name}", dx), ctx.rotation)

@@ -8,15 +8,15 @@
 The unembedding is the embedding table ("tied"): wte is used twice, and so its gradient is the sum
 of two contributions. With y = layernorm(x), what the unembedding reads,
 
-    dwte = dlogitsᵀ y + onehot(ids)ᵀ dx               unembedding and embedding
+    dwte = dlogitsᵀ y + onehot(ids)ᵀ dx               added by Unembedding and by Embedding
 
 `forward` returns the hidden states y; `self.unembedding` makes of them logits, or the loss.
 
 Parameters carry Hugging Face's names and layout (linear layers are (in, out)), "transformer." left
 out. The initialisation is Hugging Face's and nanoGPT's as well: normal with a standard deviation
 of 0.02, and of 0.02/√(2 n_layer) for what writes to the stream. OpenAI's release has other names
-(model/h0/attn/c_attn/w), and its code draws wpe with 0.01 and does not scale by depth, though the
-paper says so.
+(model/h0/attn/c_attn/w), and its code draws wpe with 0.01 and does not scale by depth,
+although the paper describes it.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ from numgpt.models.language_model import LanguageModel
 from numgpt.models.modules import Embedding, LayerNorm, Linear, NormCache, Unembedding
 from numgpt.models.parameters import Gradients
 
-# By Hugging Face's names for them. Each one's cache is an array a with forward(a) = forward(x): x
-# itself, or for ReLU y = relu(x).
+# By Hugging Face's names for them. The cache is one array that the backward reads, and from which
+# forward gives the output again (MLP._activated): x, or for ReLU its output, as relu(relu(x)) =
+# relu(x).
 ACTIVATIONS = {
     "gelu_new": (gelu_tanh_forward, gelu_tanh_backward),
     "gelu_pytorch_tanh": (gelu_tanh_forward, gelu_tanh_backward),
@@ -164,7 +165,7 @@ class GPT(LanguageModel[GPTConfig, GPTCache]):
 
     config_class = GPTConfig
     embeddings = ("wte", "wpe")
-    usual_targets = ("c_attn",)
+    default_lora_targets = ("c_attn",)
     embedding_hooks = ("hook_embed", "hook_pos_embed")
 
     def build(self) -> None:
@@ -213,9 +214,9 @@ class GPT(LanguageModel[GPTConfig, GPTCache]):
     def backward(self, dy: np.ndarray, cache: GPTCache, ctx: Context, g: Gradients) -> None:
         dx = self.final_norm.backward(dy, cache.final_norm, g, ctx.grad_hooks.under("ln_final."))
         for block in reversed(self.blocks[ctx.first_trained :]):
-            dx = block.backward(dx, cache.blocks.pop(), ctx, g)  # pop: this cache is freed then
+            dx = block.backward(dx, cache.blocks.pop(), ctx, g)  # the last cache is its own
         if ctx.first_trained:
-            return  # the blocks before it and the embeddings are frozen
+            return  # all before that block is frozen, the embeddings too
         dx = dropout_backward(dx, cache.dropout)
         self.wpe.backward(ctx.grad_hooks.rows("hook_pos_embed", dx), cache.wpe, g)
         self.wte.backward(ctx.grad_hooks.rows("hook_embed", dx), cache.wte, g)

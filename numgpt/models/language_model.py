@@ -110,10 +110,12 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
         self, ids: np.ndarray, parts: Sequence[Part], contexts: Sequence[Context]
     ) -> tuple[np.ndarray, list[CacheT]]:
         """`forward` for all parts of a batch, on all cores -> hidden states, and a cache each."""
+        if len(parts) == 1:
+            hidden, cache = self.forward(ids, contexts[0])
+            return hidden, [cache]
         passes = [(ids[part.sequences], ctx) for part, ctx in zip(parts, contexts, strict=True)]
         results = parallel_for(lambda number: self.forward(*passes[number]), len(passes))
-        hidden = [y for y, _ in results]
-        return (hidden[0] if len(hidden) == 1 else np.concatenate(hidden)), [c for _, c in results]
+        return np.concatenate([y for y, _ in results]), [cache for _, cache in results]
 
     def _training_context(self, ids: np.ndarray, rng: np.random.Generator | None) -> Context:
         """A pass that a backward follows.  What the projections read is kept where it is little,

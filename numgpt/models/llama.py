@@ -203,7 +203,7 @@ class Llama(LanguageModel[LlamaConfig, LlamaCache]):
 
     config_class = LlamaConfig
     embeddings = ("embed_tokens.weight",)
-    usual_targets = ("q_proj", "v_proj")
+    default_lora_targets = ("q_proj", "v_proj")
     embedding_hooks = ("hook_embed",)
 
     def build(self) -> None:
@@ -254,9 +254,9 @@ class Llama(LanguageModel[LlamaConfig, LlamaCache]):
     def backward(self, dy: np.ndarray, cache: LlamaCache, ctx: Context, g: Gradients) -> None:
         dx = self.final_norm.backward(dy, cache.final_norm, g, ctx.grad_hooks.under("ln_final."))
         for block in reversed(self.blocks[ctx.first_trained :]):
-            dx = block.backward(dx, cache.blocks.pop(), ctx, g)  # pop: this cache is freed then
+            dx = block.backward(dx, cache.blocks.pop(), ctx, g)  # the last cache is its own
         if ctx.first_trained:
-            return  # the blocks before it and the embeddings are frozen
+            return  # all before that block is frozen, the embeddings too
         dx = ctx.grad_hooks.rows("hook_embed", dx)
         self.embed_tokens.backward(dx, cache.embed_tokens, g)
 

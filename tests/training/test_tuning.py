@@ -79,7 +79,7 @@ def test_the_loss_is_that_of_the_answers(data, tmp_path):
     examples = [trainer.source.examples.example(number) for number in range(12)]
     model, _ = numgpt.load("shakespeare")
     total = count = 0.0
-    for ids, learnt in examples:
+    for ids, loss_mask in examples:
         z = model(ids[:-1])[0].astype(np.float64)
         log_p = (
             z
@@ -87,8 +87,8 @@ def test_the_loss_is_that_of_the_answers(data, tmp_path):
             - z.max(-1, keepdims=True)
         )
         chosen = log_p[np.arange(len(ids) - 1), ids[1:]]
-        total -= chosen[learnt[1:]].sum()
-        count += learnt[1:].sum()
+        total -= chosen[loss_mask[1:]].sum()
+        count += loss_mask[1:].sum()
     loss, _, _ = trainer.step()
     assert loss == pytest.approx(total / count, rel=1e-5)
     seen = trainer.state.statistics
