@@ -165,8 +165,8 @@ FAULTS = {
     ),
     "hooks: what a backward hook returns": (
         "models/blocks.py",
-        'hook.heads_into("hook_q", dq)',
-        "pass",
+        'return hook.heads(f"hook_{name}", dx)',
+        "return dx",
         "models/test_hooks.py",
     ),
     "examples: what is trained on": (
