@@ -58,6 +58,26 @@ def keeper(store, name, copy=True):
     return keep
 
 
+@pytest.mark.parametrize(
+    ("name", "of_heads", "of_mlp"),
+    [
+        ("default", "q k", "pre post"),
+        ("llama_grouped", "q rot_q k rot_k", "pre pre_linear post"),
+        ("llama_qwen3", "q q_normed rot_q k k_normed rot_k", "pre pre_linear post"),
+    ],
+)
+def test_where_hooks_are(name, of_heads, of_mlp):
+    model = small_model(name)
+    of_block = ["hook_resid_pre", "ln1.hook_normalized"]
+    of_block += [f"attn.hook_{x}" for x in (*of_heads.split(), "v", "pattern", "z")]
+    of_block += ["hook_attn_out", "hook_resid_mid", "ln2.hook_normalized"]
+    of_block += [f"mlp.hook_{x}" for x in of_mlp.split()]
+    of_block += ["hook_mlp_out", "hook_resid_post"]
+    blocks = [f"blocks.{layer}.{x}" for layer in range(2) for x in of_block]
+    before = ["hook_embed", "hook_pos_embed"] if name == "default" else ["hook_embed"]
+    assert model.hook_names == [*before, *blocks, "ln_final.hook_normalized"]
+
+
 def test_the_names_and_shapes_that_hooks_see(model):
     seen = []
     hooks = {name: lambda x, name=name: seen.append((name, x.shape)) for name in model.hook_names}
@@ -221,6 +241,28 @@ def test_a_replaced_normalised_input_is_pytorchs_straight_through(model, norm):
     dx = gradients[f"blocks.0.hook_{stream}"] - gradients[f"blocks.0.hook_{past}"]
     assert_close(dx, x.grad.numpy())
     assert_close(of_parameters[module.parameter_names[0]], weight.grad.numpy())
+
+
+def test_a_replaced_pattern_leaves_the_softmaxs_derivative(model):
+    """dv is by the replacement; ds = p (dp - Σ dp p), and so dq and dk, by what was computed."""
+    model.config.set_dropout(0.0)
+    name = "blocks.0.attn.hook_pattern"
+    p = kept(model)[0][name]
+    _, gradients, seen = replaced(model, name, p[..., ::-1].copy())  # no softmax of these scores
+    turned = "rot_" if model.blocks[0].attention.rotates else ""
+    q_name, k_name, v_name, z_name = (
+        f"blocks.0.attn.hook_{x}" for x in (f"{turned}q", f"{turned}k", "v", "z")
+    )
+    q, k, dz, dp = seen[q_name], seen[k_name], gradients[z_name], gradients[name]
+    group = q.shape[2] // k.shape[2]
+
+    def by_kv_head(x):
+        return x.reshape(*x.shape[:2], -1, group, x.shape[-1]).sum(axis=3)
+
+    ds = p * (dp - (dp * p).sum(axis=-1, keepdims=True)) * model.blocks[0].attention.scale
+    assert_close(gradients[v_name], by_kv_head(np.einsum("bhts,bthd->bshd", p[..., ::-1], dz)))
+    assert_close(gradients[q_name], np.einsum("bhts,bshd->bthd", ds, np.repeat(k, group, axis=2)))
+    assert_close(gradients[k_name], by_kv_head(np.einsum("bhts,bthd->bshd", ds, q)))
 
 
 def test_a_replaced_normalised_input_leaves_the_norms_derivative(model):
