@@ -51,11 +51,9 @@ class Weight:
 
 
 class Transposed:
-    """Wᵀ (O, I) of a Weight."""
+    """Wᵀ (O, I) of a Weight, for products alone."""
 
     def __init__(self, weight: Weight):
-        self.T = weight
-        self.shape = weight.shape[::-1]
         self.product = weight.transposed_product
 
 

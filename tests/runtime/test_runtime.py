@@ -374,3 +374,25 @@ def test_kept_memory_is_not_faulted_in_again():
     assert int(python(code)) < pages // 40
     # glibc adjusts its thresholds by itself, but not far enough.
     assert int(python(code, NUMGPT_KEEP_MEMORY="0")) > pages // 10
+
+
+@pytest.mark.parametrize("into", [False, True])
+def test_matrices_that_lie_apart_are_multiplied_by_as_one(into):
+    rng = np.random.default_rng(0)
+    matrices = [rng.normal(size=(5, width)).astype(np.float32) for width in (3, 1, 4)]
+    weight, whole = runtime.SideBySide(matrices), np.concatenate(matrices, axis=1)
+    assert (weight.shape, weight.ndim, len(weight), weight.dtype) == ((5, 8), 2, 5, np.float32)
+    np.testing.assert_array_equal(np.asarray(weight), whole)
+    ids = np.array([[4, 0], [1, 1]])
+    np.testing.assert_array_equal(weight[ids], whole[ids])
+    x, dy = (rng.normal(size=(6, n)).astype(np.float32) for n in (5, 8))
+    out, back = (np.empty((6, n), np.float32) if into else None for n in (8, 5))
+    y, dx = runtime.matmul(x, weight, out), runtime.matmul(dy, weight.T, back)
+    np.testing.assert_allclose(y, x @ whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(dx, dy @ whole.T, rtol=1e-5, atol=1e-6)
+    assert not into or (y is out and dx is back)
+
+
+def test_a_gradient_whose_input_was_not_kept_is_refused():
+    with pytest.raises(ValueError, match="its weight was frozen"):
+        runtime.Accumulator(np.empty((2, 3))).add_outer(None, np.ones((4, 3)))
