@@ -148,7 +148,7 @@ FAULTS = {
     "hooks: the softmax of a replaced pattern": (
         "models/blocks.py",
         "scores_backward(dp_hooked, p, attention)",
-        "scores_backward(dp_hooked, used, attention)",
+        "scores_backward(dp_hooked, replacement, attention)",
         "models/test_hooks.py",
     ),
     "hooks: what a norm's derivative is taken at": (

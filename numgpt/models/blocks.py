@@ -14,8 +14,9 @@ below answers to the lines of its `forward` from the last to the first.
 To lessons/gpt.py, which is all of this on one screen, this page adds dropout, heads that share keys
 and values, QK-norm, RoPE, the gated MLP, a KV cache, hooks, and a way to save memory: what a
 projection has read is kept for its dW or, in a large model, recomputed from the cache of the layer
-before it (Context.save). The KV cache and the shortcut for last tokens are for decoding: where a
-backward follows, S = T and all rows are there.
+before it (Context.save; LanguageModel decides by the size). Dropout, also that of LoRA inside the
+projections, is on where there is a generator, ctx.rng. The KV cache and the shortcut for last
+tokens are for decoding: where a backward follows, S = T and all rows are there.
 
 N = B · T rows, C width, H query heads, K key and value heads, D head size, F feed-forward width, T
 new tokens, S tokens that are attended to: layers/__init__.py has all letters.
@@ -47,6 +48,8 @@ from numgpt.models.hooks import Hooks
 from numgpt.models.modules import Linear, Norm, NormCache, ProjectionCache, RMSNorm, Saved
 from numgpt.models.parameters import Gradients
 from numgpt.runtime import empty
+
+Triple = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def split_heads(x: np.ndarray, batch: int, heads: int) -> np.ndarray:
@@ -140,7 +143,12 @@ class AttentionBranchCache(NamedTuple):
 
 
 class Attention:
-    """q, k, v = heads of y W_qkv + b;   out = merged(attention(q, k, v)) W_out + b."""
+    """q, k, v = heads of y W_qkv + b;   out = merged(attention(q, k, v)) W_out + b.
+
+    With fewer key and value heads than query heads, query head h attends to key and value head
+    h // (H / K), and a key's or value's gradient is the sum over its group of queries
+    (layers/attention.py).
+    """
 
     def __init__(
         self,
@@ -200,7 +208,7 @@ class Attention:
                 d[...] = d_raw
         return self.qkv.backward(dqkv, cache.qkv, g)  # (N, (H + 2K) · D) -> (N, C)
 
-    def split(self, qkv: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def split(self, qkv: np.ndarray, batch: int) -> Triple:
         """(N, (H + 2K) · D) -> views: queries (B, H, T, D), keys and values (B, K, T, D)."""
         heads, kv_heads = self.config.heads, self.config.kv_heads
         x = split_heads(qkv, batch, heads + 2 * kv_heads)
@@ -219,31 +227,23 @@ class Attention:
         return layers.pattern_forward(pattern, cache), pattern
 
     def attend_backward(
-        self,
-        dz: np.ndarray,
-        cache: AttentionBranchCache,
-        hook: Hooks,
-        out: tuple[np.ndarray, np.ndarray, np.ndarray],
+        self, dz: np.ndarray, cache: AttentionBranchCache, hook: Hooks, out: Triple
     ) -> None:
-        """dz (B, H, T, D) -> dq (B, H, T, D), dk and dv (B, K, S, D), written into `out`.
-
-        Where a hook has replaced the pattern p, dv = (m · replacement)ᵀ dz, m being dropout's mask;
-        dp is that at the replacement, and the softmax's derivative is taken at p.
-        """
+        """dz (B, H, T, D) -> dq (B, H, T, D), dk and dv (B, K, S, D), written into `out`."""
         attention, replacement = cache.attention, cache.replacement
-        # A hook on the pattern's gradient needs dp. Where no hook changes anything, the usual
-        # backward runs after all, so that looking on changes no bit.
-        if replacement is not None or hook.has("hook_pattern"):
-            p = layers.attention_pattern(attention)
-            used = p if replacement is None else replacement
-            dp, dv = layers.pattern_backward(dz, used, attention)
-            dp_hooked = hook("hook_pattern", dp)
-            if replacement is not None or dp_hooked is not dp:
-                dq, dk = layers.scores_backward(dp_hooked, p, attention)
-                for target, gradient in zip(out, (dq, dk, dv), strict=True):
-                    target[...] = gradient
-                return
-        layers.attention_backward(dz, attention, out)
+        if replacement is None and not hook.has("hook_pattern"):
+            layers.attention_backward(dz, attention, out)
+            return
+        # dv = (m · replacement)ᵀ dz, as v met that; the softmax takes its derivative at its own p.
+        p = layers.attention_pattern(attention)
+        dp, dv = layers.pattern_backward(dz, p if replacement is None else replacement, attention)
+        dp_hooked = hook("hook_pattern", dp)
+        if replacement is None and dp_hooked is dp:  # then no bit changes
+            layers.attention_backward(dz, attention, out)
+            return
+        dq, dk = layers.scores_backward(dp_hooked, p, attention)
+        for target, gradient in zip(out, (dq, dk, dv), strict=True):
+            target[...] = gradient
 
     def prepared(
         self, name: str, x: np.ndarray, ctx: Context, hook: Hooks

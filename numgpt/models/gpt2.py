@@ -8,7 +8,7 @@
 The unembedding is the embedding table ("tied"): wte is used twice, and so its gradient is the sum
 of two contributions. With y = layernorm(x), what the unembedding reads,
 
-    dwte = dlogitsᵀ y + onehot(ids)ᵀ dx               added by Unembedding and by Embedding
+    dwte = dlogitsᵀ y + onehot(ids)ᵀ dx               written by Unembedding, added by Embedding
 
 `forward` returns the hidden states y; `self.unembedding` makes of them logits, or the loss.
 
