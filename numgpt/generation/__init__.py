@@ -1,5 +1,6 @@
-"""IDS -> MORE IDS. KV cache, logits processors, the decoding loop, streaming."""
+"""IDS -> MORE IDS. Logits processors, sequences that decode together, streaming, chat."""
 
+from numgpt.generation.batcher import Batcher, Sequence
 from numgpt.generation.decode import (
     GenerateOutput,
     LengthWarning,
@@ -13,11 +14,13 @@ from numgpt.generation.scoring import Score, score
 from numgpt.lazy import lazy_names
 
 __all__ = [
+    "Batcher",
     "Chat",
     "GenerateOutput",
     "GenerationOptions",
     "LengthWarning",
     "Score",
+    "Sequence",
     "generate",
     "generate_each",
     "process_logits",

@@ -19,9 +19,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numgpt.generation.batcher import read
+from numgpt.generation.endings import ends_with
 from numgpt.generation.processors import process_logits
 from numgpt.generation.request import Request
 from numgpt.layers.softmax import log_softmax
+from numgpt.messages import OptionError
+from numgpt.models.kv_cache import KVCache
 
 
 class Beam(NamedTuple):
@@ -40,9 +44,10 @@ def beam_search(request: Request) -> list[tuple[float, np.ndarray]]:
 def _search(request: Request, number: int) -> list[tuple[float, np.ndarray]]:
     options, model = request.options, request.model
     prompt, width = request.prompts[number], options.num_beams
-    most = min(request.longest - request.prompt_length, model.context_length - len(prompt))
+    most = min(request.most, model.context_length - len(prompt))
     candidates = max(2, 1 + len(request.eos_token_ids)) * width  # enough to go on if many end
-    cache, logits = request.read_prompt(number)
+    cache = KVCache(model, 1, min(len(prompt) + request.most, model.context_length))
+    logits = read(model, cache, [prompt], 0)
     beams = [Beam(0.0, np.empty(0, np.int64))]
     finished: list[tuple[float, np.ndarray]] = []  # the best first
     for length in range(1, most + 1):
@@ -53,7 +58,7 @@ def _search(request: Request, number: int) -> list[tuple[float, np.ndarray]]:
         for rank, place in enumerate(_largest(totals.ravel(), candidates)):
             parent, token = divmod(int(place), totals.shape[1])
             made = np.append(beams[parent].made, token)
-            if length == most or request.has_ended(made):
+            if length == most or ends_with(made, request.eos_token_ids, options):
                 if rank < width:
                     finished.append((totals[parent, token] / length**options.length_penalty, made))
             elif len(going) < width:
@@ -64,13 +69,15 @@ def _search(request: Request, number: int) -> list[tuple[float, np.ndarray]]:
         if not beams or _is_decided(beams[0].logp, finished, length, most, request):
             break
         cache = cache.selected(parents)
-        logits = request.read(cache, [beam.made[-1:] for beam in beams], 0)
+        logits = read(model, cache, [beam.made[-1:] for beam in beams], 0)
     if not most:  # the prompt fills the context
         finished = [(0.0, beams[0].made)] * options.num_return_sequences
     if len(finished) < options.num_return_sequences:
-        raise ValueError(
-            f"num_return_sequences={options.num_return_sequences}: only {len(finished)}"
-            " continuations are possible after what is forbidden; ban fewer"
+        raise OptionError(
+            "{num_return_sequences}: only {0} continuations are possible after what is forbidden;"
+            " ban fewer",
+            len(finished),
+            num_return_sequences=options.num_return_sequences,
         )
     return finished[: options.num_return_sequences]
 
@@ -79,14 +86,12 @@ def _token_logps(
     request: Request, number: int, beams: list[Beam], logits: np.ndarray
 ) -> np.ndarray:
     """log P of each next token (n, V), processed."""
-    padded = np.where(request.mask[number], request.ids[number], -1)
-    ids = np.stack([np.append(padded, beam.made) for beam in beams])
     return process_logits(
         log_softmax(logits.astype(np.float64)),
-        ids,
+        np.stack([np.append(request.shown[number], beam.made) for beam in beams]),
         request.options,
         request.eos_token_ids,
-        request.prompt_length,
+        len(beams[0].made) >= request.least,
         request.pad_token_id,
     )
 

@@ -1,23 +1,23 @@
-"""The decoding loop: prompt → logits → processors → token, then that token alone, and so on.
+"""generate, generate_each and stream: prompts in, ids out; the loop is the batcher's (batcher.py).
 
-Every sequence has a slot of the KV cache, and goes its own way: prompts of unequal length differ in
-how far their slots are filled, and a sequence that has ended leaves the batch. What a caller sees
-is rectangular, padded on the left before the prompts and on the right after the ends.
+What `generate` returns is rectangular: padded on the left before shorter prompts, and on the right
+after what ended early.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 import numpy as np
 
+from numgpt.generation.batcher import Batcher
 from numgpt.generation.beam_search import beam_search
 from numgpt.generation.options import GenerationOptions
-from numgpt.generation.processors import choose, process_logits
 from numgpt.generation.request import Request
+from numgpt.messages import OptionError
 from numgpt.models.kv_cache import KVCache
 from numgpt.models.language_model import Ids, LanguageModel
 
@@ -32,6 +32,10 @@ class GenerateOutput:
 
     sequences: np.ndarray  # (n, T')
     lengths: np.ndarray  # (n,): how many tokens each got, padding not counted
+    # log p of each new token (n, T' - T), 0 at padding: by the model's own distribution, and by the
+    # one that it was chosen from, after all processors. Of beams, none.
+    logprobs: np.ndarray | None = None
+    sampled_logprobs: np.ndarray | None = None
     # For each new token (n, V): what it was chosen by, after all processors (output_scores=True),
     # and the model's own logits (output_logits=True). Of a sequence that has ended, only
     # pad_token_id is possible.
@@ -70,25 +74,31 @@ def generate(
     ValueError for a prompt or an option that is invalid; warns with LengthWarning where the model's
     context ended a sequence.
     """
-    chosen = GenerationOptions.for_model(model, options)
-    sequences = _continued(model, ids, attention_mask, chosen)
-    if not sequences.request.options.return_dict_in_generate:
-        return sequences.ids
-    scores, logits = sequences.scores, sequences.logits
+    request = Request(model, ids, attention_mask, GenerationOptions.for_model(model, options))
+    made, found = _continuations(request)
+    pad, prompts = request.pad_token_id, np.repeat(request.ids, _times(request), axis=0)
+    longest = max(map(len, made))
+    sequences = np.concatenate([prompts, [_padded(row, longest, pad) for row in made]], axis=1)
+    if not request.options.return_dict_in_generate:
+        return sequences
+    lengths = np.array([len(row) for row in made])
+    if request.options.num_beams > 1:
+        return GenerateOutput(sequences, lengths, sequences_scores=np.array(found))
     return GenerateOutput(
-        sequences.ids,
-        sequences.ends - sequences.request.prompt_length,
-        None if scores is None else tuple(scores),
-        None if logits is None else tuple(logits),
-        sequences.sequences_scores,
+        sequences,
+        lengths,
+        np.array([_padded(one.logprobs, longest, 0.0) for one in found]),
+        np.array([_padded(one.sampled_logprobs, longest, 0.0) for one in found]),
+        _by_step([one.scores for one in found], pad) if request.options.output_scores else None,
+        _by_step([one.logits for one in found], pad) if request.options.output_logits else None,
     )
 
 
 def generate_each(model: LanguageModel, ids: Ids, **options: Any) -> list[np.ndarray]:
     """As `generate`, but each sequence by itself, prompt and continuation without any padding."""
-    sequences = _continued(model, ids, None, GenerationOptions.for_model(model, options))
-    rows = zip(sequences.ids, sequences.starts, sequences.ends, strict=True)
-    return [row[start:end] for row, start, end in rows]
+    request = Request(model, ids, None, GenerationOptions.for_model(model, options))
+    times, (made, _) = _times(request), _continuations(request)
+    return [np.append(request.prompts[n // times], row) for n, row in enumerate(made)]
 
 
 def stream(
@@ -101,168 +111,124 @@ def stream(
     """Continue one prompt and yield each new token as it is made, up to and without the end-of-text
     token.
 
-    kv_cache may hold the keys and values of the prompt's first tokens, from an earlier call: then
-    only the rest is computed, and it takes in what is. It needs room for all tokens but the last.
+    kv_cache, of one sequence, may hold the keys and values of the prompt's first tokens, from an
+    earlier call: then only the rest is computed. It takes in what is, and grows where it has to.
     """
     chosen = GenerationOptions.for_model(model, options, single=True)
-    request = Request(model, ids, attention_mask, chosen, kv_cache)
-    if len(request.ids) * request.options.num_return_sequences != 1:
+    request = Request(model, ids, attention_mask, chosen)
+    if len(request.ids) * chosen.num_return_sequences != 1:
         raise ValueError(
             "stream makes one sequence: pass one prompt and leave num_return_sequences at 1"
         )
     for name in ("num_beams", "return_dict_in_generate"):
-        if getattr(request.options, name) != getattr(GenerationOptions, name):
-            raise ValueError(f"{name} is for generate: stream yields each token as it is made")
-    steps = _Sequences(request).steps()
-    return (int(token[0]) for token in steps if token[0] not in request.eos_token_ids)
+        if getattr(chosen, name) != getattr(GenerationOptions, name):
+            raise OptionError(
+                f"{{{name}:name}} is for generate: stream yields each token as it is made"
+            )
+    if kv_cache is not None:
+        _check_cache(kv_cache, request)
+    batcher = Batcher(model, 1, kv_cache)
+    sequence = batcher.add(request.prompts[0], request.options, None, request.shown[0])
+
+    def tokens() -> Iterator[int]:
+        while batcher.busy:
+            _step(batcher)
+            if sequence.made[-1] not in sequence.eos_token_ids:
+                yield sequence.made[-1]
+        _warn_of_context(sequence.finish_reason == "context", model)
+
+    return tokens()
 
 
-def _continued(
-    model: LanguageModel, ids: Ids, attention_mask: Ids | None, options: GenerationOptions
-) -> _Sequences:
-    sequences = _Sequences(Request(model, ids, attention_mask, options))
+def _check_cache(kv_cache: KVCache, request: Request) -> None:
+    """Raises ValueError for a cache that the prompt does not continue."""
+    if request.options.slide:
+        raise ValueError("slide=True cannot be combined with kv_cache, which has one context")
+    if len(kv_cache.lengths) != 1:
+        raise ValueError(f"kv_cache is for {len(kv_cache.lengths)} sequences, there are 1")
+    if not kv_cache.length < (length := len(request.prompts[0])):
+        raise ValueError(
+            f"kv_cache holds {kv_cache.length} positions, the prompt has {length}"
+            " tokens: at least the last must be new (truncate the cache)"
+        )
+
+
+def _continuations(request: Request) -> tuple[list[np.ndarray], list[Any]]:
+    """The new tokens of each sequence; and the sequences, or of beams their scores."""
+    model, options = request.model, request.options
     if options.num_beams > 1:
-        sequences.take(beam_search(sequences.request))
-    else:
-        for _ in sequences.steps():
-            pass
-    return sequences
+        beams = beam_search(request)
+        ends = request.eos_token_ids
+        rows = [(request.prompts[n // _times(request)], row) for n, (_, row) in enumerate(beams)]
+        _warn_of_context(
+            any(
+                len(prompt) + len(made) >= model.context_length
+                and len(made) < request.most
+                and not (len(made) and made[-1] in ends)
+                for prompt, made in rows
+            ),
+            model,
+        )
+        return [made for _, made in beams], [score for score, _ in beams]
+    batcher = Batcher(model, len(request.prompts) * _times(request))
+    sequences = [
+        batcher.add(prompt, options, _generator(options, i, k), shown)
+        for i, (prompt, shown) in enumerate(zip(request.prompts, request.shown, strict=True))
+        for k in range(_times(request))
+    ]
+    while batcher.busy:
+        _step(batcher)
+    _warn_of_context(any(one.finish_reason == "context" for one in sequences), model)
+    return [np.array(one.made, np.int64) for one in sequences], sequences
 
 
-class _Sequences:
-    """The sequences of a request, as they grow."""
+def _step(batcher: Batcher) -> None:
+    """A step of the batcher.  Raises what ended a sequence as an error."""
+    for sequence in batcher.step():
+        if sequence.error is not None:
+            raise sequence.error
 
-    def __init__(self, request: Request):
-        self.request = request
-        self.ids = request.ids
-        options = request.options
-        self.cut_by_context = False
-        self.scores: list[np.ndarray] | None = [] if options.output_scores else None
-        self.logits: list[np.ndarray] | None = [] if options.output_logits else None
-        self.sequences_scores: np.ndarray | None = None
 
-    def steps(self) -> Iterator[np.ndarray]:
-        """Yields the newest tokens (n,) after each step; `ids` grows with them."""
-        request, options = self.request, self.request.options
-        times = options.num_return_sequences
-        rng = np.random.default_rng(options.seed) if options.do_sample else None
-        # The prompts are computed once, whatever the number of sequences that continue them.
-        self.cache, logits = request.read_prompts()
-        self.cache = self.cache.repeat(times)
-        logits = np.repeat(logits, times, axis=0)
-        self._allocate()
-        rows = np.arange(len(self.ids))  # which sequence is in which slot
-        rows = self._leave(rows, [self._is_full(row, 0) for row in rows.tolist()])
-        logits = logits[rows]
-        for length in range(request.prompt_length, request.max_length):
-            if not len(rows):
-                break
-            processed = process_logits(
-                logits,
-                self.occurred[rows, :length],
-                options,
-                request.eos_token_ids,
-                request.prompt_length,
-                request.pad_token_id,
-            )
-            self._keep(self.scores, rows, processed)
-            self._keep(self.logits, rows, logits)
-            # Drawn for all sequences, so that none depends on when another one ends.
-            levels = None if rng is None else rng.random(len(self.ids))[rows]
-            tokens = choose(processed, levels)
-            newest = np.full(len(self.ids), request.pad_token_id)
-            newest[rows] = tokens
-            self.sequences[:, length] = newest
-            self.occurred[rows, length] = tokens
-            self.ids = self.sequences[:, : length + 1]
-            self.ends[rows] = length + 1
-            yield newest
-            rows = self._leave(rows, [self._has_ended(row) for row in rows.tolist()])
-            if len(rows) and length + 1 < request.max_length:
-                logits = self._read(rows)
-        self._warn()
+def _generator(
+    options: GenerationOptions, prompt: int, continuation: int
+) -> np.random.Generator | None:
+    """That of one sequence, whatever others are made; the first one's is that of the seed alone."""
+    if not options.do_sample:
+        return None
+    seed = options.seed
+    if seed is None or (prompt, continuation) == (0, 0):
+        return np.random.default_rng(seed)
+    return np.random.default_rng([seed, prompt, continuation])
 
-    def take(self, found: list[tuple[float, np.ndarray]]) -> None:
-        """Have the continuations that a search has found, each with its score."""
-        request = self.request
-        self._allocate()
-        self.sequences_scores = np.array([score for score, _ in found])
-        longest = request.prompt_length + max(len(made) for _, made in found)
-        for row, (_, made) in enumerate(found):
-            end = self.ends[row] = request.prompt_length + len(made)
-            self.sequences[row, request.prompt_length : end] = made
-            self.sequences[row, end:longest] = request.pad_token_id
-            if not len(made) or made[-1] not in request.eos_token_ids:
-                self._is_full(row, len(made))
-        self.ids = self.sequences[:, :longest]
-        self._warn()
 
-    def _warn(self) -> None:
-        if self.cut_by_context:
-            model = self.request.model
-            warnings.warn(
-                "the text ends here because it fills the model's context of"
-                f" {model.context_length} tokens ({model.config.context_field})",
-                LengthWarning,
-                stacklevel=4,
-            )
+def _times(request: Request) -> int:
+    return request.options.num_return_sequences
 
-    def _keep(self, kept: list[np.ndarray] | None, rows: np.ndarray, values: np.ndarray) -> None:
-        """Keep values (rows, V) of the sequences that go on; of the others, the padding is sure."""
-        if kept is not None:
-            of_all = np.full((len(self.ids), values.shape[1]), -np.inf, values.dtype)
-            of_all[:, self.request.pad_token_id] = 0
-            of_all[rows] = values
-            kept.append(of_all)
 
-    def _allocate(self) -> None:
-        """Arrays for whole sequences: each step fills a column, and memory that is never reached is
-        never taken."""
-        request = self.request
-        times, length = request.options.num_return_sequences, request.prompt_length
-        count = len(request.ids) * times
-        self.sequences = np.empty((count, request.max_length), np.int64)
-        self.sequences[:, :length] = np.repeat(request.ids, times, axis=0)
-        mask = np.repeat(request.mask, times, axis=0)
-        self.ids = self.sequences[:, :length]
-        self.occurred = np.empty_like(self.sequences)  # -1 at padding
-        self.occurred[:, :length] = np.where(mask, self.ids, -1)
-        self.starts = mask.argmax(axis=1)
-        self.ends = np.full(count, length)
+def _warn_of_context(cut: bool, model: LanguageModel) -> None:
+    if cut:
+        warnings.warn(
+            "the text ends here because it fills the model's context of"
+            f" {model.context_length} tokens ({model.config.context_field})",
+            LengthWarning,
+            stacklevel=4,
+        )
 
-    def _read(self, rows: np.ndarray) -> np.ndarray:
-        """Take in the newest token of each sequence -> logits (n, V) after it."""
-        request, cache = self.request, self.cache
-        full = self.cache.lengths[: len(rows)] == request.model.context_length
-        for slot in np.flatnonzero(full).tolist():  # what stays is computed again
-            cache.truncate(0, slot)
-            seen = self.occurred[rows[slot], : self.ends[rows[slot]]]
-            kept = seen[seen >= 0][-request.kept : -1]
-            if len(kept):
-                request.read(cache, [kept], slot)
-        newest = [self.ids[row, -1:] for row in rows]
-        return request.read(cache, newest, 0)
 
-    def _has_ended(self, row: int) -> bool:
-        request = self.request
-        made = self.ids[row, request.prompt_length :]
-        return request.has_ended(made) or self._is_full(row, len(made))
+def _padded(values: Iterable[Any], length: int, padding: Any) -> np.ndarray:
+    """(length,): the values, and padding after them."""
+    row = np.array(values, type(padding))
+    return np.append(row, np.full(length - len(row), padding))
 
-    def _is_full(self, row: int, made: int) -> bool:
-        """Whether a sequence ends here because its tokens fill the context."""
-        request = self.request
-        prompt = request.prompts[row // request.options.num_return_sequences]
-        full = len(prompt) + made >= request.model.context_length and not request.options.slide
-        self.cut_by_context |= full and made < request.longest - request.prompt_length
-        return full
 
-    def _leave(self, rows: np.ndarray, ended: list[bool]) -> np.ndarray:
-        """Take ended sequences out of their slots: the last slot's moves into the hole."""
-        rows = rows.copy()
-        for slot in reversed(np.flatnonzero(ended)):
-            last = len(rows) - 1
-            if slot != last:
-                self.cache.move(last, slot)
-                rows[slot] = rows[last]
-            rows = rows[:last]
-        return rows
+def _by_step(rows: list[list[np.ndarray]], pad_token_id: int) -> tuple[np.ndarray, ...]:
+    """What each of n sequences had at each step (V,) -> of each step (n, V); of one that has ended,
+    the padding is sure."""
+    if not any(rows):
+        return ()
+    sure = np.full_like(next(filter(None, rows))[0], -np.inf)
+    sure[pad_token_id] = 0
+    return tuple(
+        np.stack([row[step] if step < len(row) else sure for row in rows])
+        for step in range(max(map(len, rows)))
+    )

@@ -1,12 +1,32 @@
-"""What ends an answer, beside its length and a token that says so: texts, and going in circles."""
+"""What ends a text, beside its length: a token that says so, other texts, going in circles."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+import numpy as np
+
+from numgpt.generation.options import GenerationOptions
+
+STOP_WINDOW = 4  # how many tokens more than a stop string has bytes are decoded to look for it
 # A loop: the last tokens are some, at most this many, over and over; this many in all, and each
 # of them this often.
 LONGEST_LOOP, LOOP_TOKENS, LOOP_TIMES = 64, 64, 4
+
+
+def ends_with(
+    made: Sequence[int] | np.ndarray, eos_token_ids: Collection[int], options: GenerationOptions
+) -> bool:
+    """Whether the newest of the tokens made ends the sequence, by itself or as the last of a stop
+    string."""
+    if made[-1] in eos_token_ids:
+        return True
+    if not options.stop_strings:
+        return False
+    assert options.tokenizer is not None  # validate() has seen to it
+    longest = max(len(stop.encode()) for stop in options.stop_strings)
+    tail = options.tokenizer.decode(made[-(longest + STOP_WINDOW) :])
+    return any(stop in tail for stop in options.stop_strings)
 
 
 def before_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from numgpt.messages import shown
+from numgpt.messages import OptionError, shown
 from numgpt.models.language_model import LanguageModel
 from numgpt.tokenizer import BaseTokenizer
 
@@ -187,85 +187,57 @@ class GenerationOptions:
         return cls(**options)
 
     def validate(self, vocab_size: int) -> None:
-        """Raises ValueError naming the option, its value and what it may be."""
-
-        def require(condition: bool, name: str, expected: str) -> None:
-            if not condition:
-                raise ValueError(f"{name}={shown(getattr(self, name))}: expected {expected}")
-
-        for name in ("max_length", "max_new_tokens"):
+        """Raises OptionError naming the option, its value and what it may be."""
+        for name, (expected, fits) in _RULES.items():
             value = getattr(self, name)
-            possible = value is None or (_whole(value) and 1 <= value <= LONGEST)
-            require(possible, name, f"a whole number from 1 to {LONGEST}")
-        for name in ("min_length", "min_new_tokens", "top_k", "no_repeat_ngram_size"):
+            if not ((value is None and name in _OPTIONAL) or fits(value)):
+                raise OptionError(f"{{{name}}}: expected {expected}", **{name: value})
+        for name in ("eos_token_id", "pad_token_id", "bad_words_ids"):
             value = getattr(self, name)
-            if name == "top_k" and value is None:
-                continue
-            require(_whole(value) and value >= 0, name, "a whole number from 0 up")
-        for name in ("temperature", "top_p", "min_p", "repetition_penalty", "length_penalty"):
-            value = getattr(self, name)
-            optional = name in ("top_p", "min_p") and value is None
-            require(optional or isinstance(value, numbers.Real), name, "a number")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(
-                f"temperature={shown(self.temperature)}: expected a number above 0;"
-                " for the most likely token every time, turn sampling off (do_sample=False)"
-            )
-        require(self.top_p is None or 0 < self.top_p <= 1, "top_p", "0 < top_p <= 1")
-        require(self.min_p is None or 0 <= self.min_p <= 1, "min_p", "0 <= min_p <= 1")
-        require(0 < self.repetition_penalty < math.inf, "repetition_penalty", "a number above 0")
-        possible = self.seed is None or (_whole(self.seed) and self.seed >= 0)
-        require(possible, "seed", "a whole number from 0 up")
-        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
-            raise ValueError(
-                f"min_new_tokens={self.min_new_tokens} is more than"
-                f" max_new_tokens={self.max_new_tokens}"
-            )
-        value = self.num_return_sequences
-        possible = _whole(value) and 1 <= value <= LONGEST
-        require(possible, "num_return_sequences", f"a whole number from 1 to {LONGEST}")
-        self._validate_beams(require)
-        self._validate_outputs(require)
-        expected = f"non-empty sequences of token ids below {vocab_size}"
-        require(_is_list(self.bad_words_ids), "bad_words_ids", expected)
-        for word in self.bad_words_ids:
-            require(_are_ids(word, vocab_size) and len(word) > 0, "bad_words_ids", expected)
-        for name in ("eos_token_id", "pad_token_id"):
-            value = getattr(self, name)
-            ids = [] if value is None else [value] if _whole(value) else value
-            require(_are_ids(ids, vocab_size), name, f"token ids below {vocab_size}")
+            ids = [id for word in value for id in word] if name == "bad_words_ids" else value
+            ids = [] if ids is None else [ids] if _whole(ids) else ids
+            if any(id >= vocab_size for id in ids):
+                raise OptionError(
+                    f"{{{name}}}: expected ids below {{0}}", vocab_size, **{name: value}
+                )
         if isinstance(self.stop_strings, str):
             self.stop_strings = (self.stop_strings,)
-        texts = _is_list(self.stop_strings) and all(
-            isinstance(text, str) and text for text in self.stop_strings
-        )
-        require(texts, "stop_strings", "texts that are not empty")
-        if self.stop_strings and self.tokenizer is None:
-            raise ValueError("stop_strings are compared with text: pass tokenizer=... as well")
+        for wrong, why in _COMBINATIONS:
+            if wrong(self):
+                raise OptionError.of(self, why)
 
-    def _validate_beams(self, require: Callable[[bool, str, str], None]) -> None:
-        possible = _whole(self.num_beams) and 1 <= self.num_beams <= MOST_BEAMS
-        require(possible, "num_beams", f"a whole number from 1 to {MOST_BEAMS}")
-        require(abs(self.length_penalty) < 100, "length_penalty", "a number between -100 and 100")
-        known = isinstance(self.early_stopping, bool) or self.early_stopping == "never"
-        require(known, "early_stopping", 'True, False or "never"')
-        if self.num_beams == 1:
-            return
-        if self.num_return_sequences > self.num_beams:
-            raise ValueError(
-                f"num_return_sequences={self.num_return_sequences} is more than"
-                f" num_beams={self.num_beams}: beam search finds no more than that"
+    def limits(self, prompt_length: int) -> tuple[int, int]:
+        """How many new tokens there must be, and may be, after a prompt.  Raises OptionError where
+        max_length leaves none."""
+        most = self.max_new_tokens
+        if most is None:
+            most = (
+                DEFAULT_NEW_TOKENS if self.max_length is None else self.max_length - prompt_length
             )
-        for name in ("do_sample", "slide", "output_scores", "output_logits"):
-            if getattr(self, name):
-                raise ValueError(f"{name}=True cannot be combined with num_beams={self.num_beams}")
+        if most < 1:
+            raise OptionError(
+                "{max_length} counts the prompt, which has {0} tokens already: raise it, or use"
+                " {max_new_tokens:name}",
+                prompt_length,
+                max_length=self.max_length,
+            )
+        return max(self.min_length - prompt_length, self.min_new_tokens), most
 
-    def _validate_outputs(self, require: Callable[[bool, str, str], None]) -> None:
-        listed = _is_list(self.logits_processor) and all(map(callable, self.logits_processor))
-        require(listed, "logits_processor", "a list of functions of ids and logits")
-        for name in ("output_scores", "output_logits"):
-            if getattr(self, name) and not self.return_dict_in_generate:
-                raise ValueError(f"{name}=True goes with return_dict_in_generate=True")
+    def processing(self) -> tuple:
+        """What process_logits and the choice of a token read, to be compared."""
+        words = tuple(tuple(word) for word in self.bad_words_ids)
+        others = tuple(self.logits_processor), self.tokenizer
+        shaping = self.do_sample, self.temperature, self.top_k, self.top_p, self.min_p
+        return shaping, self.repetition_penalty, self.no_repeat_ngram_size, words, others
+
+
+def eos_and_pad(model: LanguageModel, options: GenerationOptions) -> tuple[list[int], int]:
+    """The tokens that end a sequence, and the one that fills it up: the options', or else the
+    model's."""
+    eos, pad = options.eos_token_id, options.pad_token_id
+    ends = token_ids(model, "eos_token_id") if eos is None else np.atleast_1d(eos).tolist()
+    pads = token_ids(model, "pad_token_id") if pad is None else [pad]
+    return ends, next(iter([*pads, *ends]), 0)
 
 
 def _whole(value: object) -> bool:
@@ -276,5 +248,84 @@ def _is_list(value: object) -> bool:
     return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str)
 
 
-def _are_ids(ids: Any, vocab_size: int) -> bool:
-    return _is_list(ids) and all(_whole(id) and 0 <= id < vocab_size for id in ids)
+def _are_ids(ids: Any) -> bool:
+    return _is_list(ids) and all(_whole(id) and id >= 0 for id in ids)
+
+
+def _are_texts(value: Any) -> bool:
+    texts = [value] if isinstance(value, str) else value
+    return _is_list(texts) and all(isinstance(text, str) and text for text in texts)
+
+
+def _whole_from(least: int, most: float = math.inf) -> tuple[str, Callable[[Any], bool]]:
+    expected = f"a whole number from {least} " + ("up" if most == math.inf else f"to {most}")
+    return expected, lambda value: _whole(value) and least <= value <= most
+
+
+def _number(expected: str, fits: Callable[[Any], bool]) -> tuple[str, Callable[[Any], bool]]:
+    return expected, lambda value: isinstance(value, numbers.Real) and fits(value)
+
+
+# What the value of an option may be, in words and as a test.
+_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "max_length": _whole_from(1, LONGEST),
+    "max_new_tokens": _whole_from(1, LONGEST),
+    "min_length": _whole_from(0),
+    "min_new_tokens": _whole_from(0),
+    "temperature": _number(
+        "a number above 0; for the most likely token every time, turn sampling off"
+        " ({do_sample:name})",
+        lambda x: 0 < x < math.inf,
+    ),
+    "top_k": _whole_from(0),
+    "top_p": _number("0 < top_p <= 1", lambda x: 0 < x <= 1),
+    "min_p": _number("0 <= min_p <= 1", lambda x: 0 <= x <= 1),
+    "repetition_penalty": _number("a number above 0", lambda x: 0 < x < math.inf),
+    "no_repeat_ngram_size": _whole_from(0),
+    "bad_words_ids": (
+        "non-empty lists of token ids",
+        lambda words: _is_list(words) and all(_are_ids(word) and len(word) for word in words),
+    ),
+    "logits_processor": (
+        "a list of functions of ids and logits",
+        lambda functions: _is_list(functions) and all(map(callable, functions)),
+    ),
+    "num_beams": _whole_from(1, MOST_BEAMS),
+    "length_penalty": _number("a number between -100 and 100", lambda x: abs(x) < 100),
+    "early_stopping": ('True, False or "never"', lambda x: isinstance(x, bool) or x == "never"),
+    "num_return_sequences": _whole_from(1, LONGEST),
+    "eos_token_id": ("a token id, or several", lambda ids: _are_ids([ids] if _whole(ids) else ids)),
+    "pad_token_id": ("a token id", lambda id: _are_ids([id])),
+    "stop_strings": ("texts that are not empty", _are_texts),
+    "seed": _whole_from(0),
+}
+_OPTIONAL = frozenset("max_length max_new_tokens top_k top_p min_p seed".split())  # noqa: SIM905
+_OPTIONAL |= {"eos_token_id", "pad_token_id"}
+_ALONE = "cannot be combined with {num_beams}"
+# What cannot be together, and what to say of it.
+_COMBINATIONS: tuple[tuple[Callable[[GenerationOptions], bool], str], ...] = (
+    (
+        lambda o: o.max_new_tokens is not None and o.min_new_tokens > o.max_new_tokens,
+        "{min_new_tokens} is more than {max_new_tokens}",
+    ),
+    (
+        lambda o: 1 < o.num_beams < o.num_return_sequences,
+        "{num_return_sequences} is more than {num_beams}: beam search finds no more than that",
+    ),
+    (lambda o: o.num_beams > 1 and o.do_sample, f"{{do_sample}} {_ALONE}, which samples nothing"),
+    (lambda o: o.num_beams > 1 and o.slide, f"{{slide}} {_ALONE}"),
+    (lambda o: o.num_beams > 1 and o.output_scores, f"{{output_scores}} {_ALONE}"),
+    (lambda o: o.num_beams > 1 and o.output_logits, f"{{output_logits}} {_ALONE}"),
+    (
+        lambda o: o.output_scores and not o.return_dict_in_generate,
+        "{output_scores} goes with {return_dict_in_generate:name}=True",
+    ),
+    (
+        lambda o: o.output_logits and not o.return_dict_in_generate,
+        "{output_logits} goes with {return_dict_in_generate:name}=True",
+    ),
+    (
+        lambda o: bool(o.stop_strings) and o.tokenizer is None,
+        "{stop_strings:name} are compared with text: pass {tokenizer:name}=... as well",
+    ),
+)

@@ -24,13 +24,14 @@ def process_logits(
     ids: np.ndarray,
     options: GenerationOptions,
     eos_token_ids: Collection[int] = (),
-    prompt_length: int = 0,
+    may_end: np.ndarray | bool | None = None,
     pad_token_id: int = 0,
 ) -> np.ndarray:
     """logits (n, V) of the next token after ids (n, T) -> processed logits (n, V), a new array.
 
     Padding among the ids is -1: it counts as no token that has occurred. The caller's own
-    processors see pad_token_id there.
+    processors see pad_token_id there. may_end, one for all or (n,), is False where no token of
+    eos_token_ids may come yet; None: where min_length is not reached.
     """
     logits = logits.copy()
     if options.repetition_penalty != 1.0:
@@ -39,9 +40,10 @@ def process_logits(
         ban_repeats(logits, ids, options.no_repeat_ngram_size)
     if options.bad_words_ids:
         ban_words(logits, ids, options.bad_words_ids, eos_token_ids)
-    shortest = max(options.min_length, prompt_length + options.min_new_tokens)
-    if ids.shape[1] < shortest:
-        logits[:, list(eos_token_ids)] = -np.inf
+    may_end = ids.shape[1] >= options.min_length if may_end is None else may_end
+    if not np.all(may_end):
+        too_short = np.flatnonzero(~np.broadcast_to(may_end, len(logits)))
+        logits[too_short[:, None], list(eos_token_ids)] = -np.inf
     if options.tokenizer is not None:  # a model's vocabulary may be padded to a round size
         logits[:, options.tokenizer.vocab_size :] = -np.inf
     for processor in options.logits_processor:

@@ -87,11 +87,13 @@ class KVCache:
             target[:, :, :, filled] = source[:, slots, :, filled]
         return copy
 
-    def move(self, source: int, target: int) -> None:
-        """Put a slot's sequence into another slot, in place of the one there."""
-        length = self.lengths[target] = self.lengths[source]
-        for array in (self.keys, self.values):
-            array[:, target, :, :length] = array[:, source, :, :length]
+    def move(self, source: int, target: int, cache: KVCache | None = None) -> None:
+        """Put a slot's sequence, of another cache where one is given, into another slot, in place
+        of the one there."""
+        cache = self if cache is None else cache
+        length = self.lengths[target] = cache.lengths[source]
+        for ours, theirs in ((self.keys, cache.keys), (self.values, cache.values)):
+            ours[:, target, :, :length] = theirs[:, source, :, :length]
 
 
 class KVView:

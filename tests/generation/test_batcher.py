@@ -1,0 +1,266 @@
+"""Sequences that decode together: each is what it is alone, whoever comes and goes beside it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from generation.chats import count_positions
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models.references import small_model
+
+from numgpt.generation import GenerationOptions, batcher, generate
+from numgpt.generation.batcher import Batcher
+from numgpt.layers.softmax import log_softmax
+
+MODELS = {}
+for name in ("default", "llama_grouped"):
+    MODELS[name] = small_model(name, dtype=np.float64)
+    noise = np.random.default_rng(2).normal(scale=0.3, size=MODELS[name].parameters.flat.size)
+    MODELS[name].parameters.flat += noise
+VOCAB = min(model.config.vocab_size for model in MODELS.values())
+CONTEXT = min(model.context_length for model in MODELS.values())
+KINDS = (
+    {},
+    {"do_sample": True, "seed": 3},
+    {"do_sample": True, "temperature": 1.7, "top_k": 5, "seed": 4},
+    {"repetition_penalty": 1.6, "no_repeat_ngram_size": 2},
+    {"do_sample": True, "top_p": 0.8, "min_new_tokens": 4, "eos_token_id": [1, 2, 3], "seed": 5},
+    {"slide": True, "max_new_tokens": 3 * CONTEXT},
+)
+REQUESTS = st.tuples(
+    st.integers(0, 6),  # the step before which it comes
+    st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=CONTEXT - 2),
+    st.sampled_from(KINDS),
+    st.integers(1, 12),  # new tokens
+    st.one_of(st.none(), st.integers(1, 5)),  # steps after which it is cancelled
+)
+
+
+def options_of(kind, most):
+    return GenerationOptions(**{"max_new_tokens": most, "eos_token_id": []} | kind)
+
+
+def alone(model, prompt, options):
+    one = Batcher(model, 1)
+    sequence = one.add(np.array(prompt), options)
+    while one.busy:
+        one.step()
+    return sequence
+
+
+@pytest.mark.parametrize("name", MODELS)
+@given(requests=st.lists(REQUESTS, min_size=1, max_size=7), slots=st.integers(1, 4))
+@settings(max_examples=40, deadline=None)
+def test_each_sequence_is_what_it_is_alone(name, requests, slots):
+    model, batch, sequences = MODELS[name], Batcher(MODELS[name], slots), {}
+    ended = []
+    for step in range(2000):
+        for number, (comes, prompt, kind, most, _) in enumerate(requests):
+            if comes == step:
+                options = options_of(kind, most)
+                sequences[number] = batch.add(np.array(prompt), options)
+        for number, (comes, *_, goes) in enumerate(requests):
+            if goes is not None and step == comes + goes:
+                batch.cancel(sequences[number])
+        before = [sequence for sequence in sequences.values() if sequence.finish_reason is None]
+        now = batch.step()
+        assert len(batch.decoding) <= slots
+        assert all(sequence in before and sequence.finish_reason for sequence in now)
+        ended += now
+        if step > 12 and not batch.busy:
+            break
+    assert not batch.busy
+    for number, (_, prompt, kind, most, _) in enumerate(requests):
+        sequence = sequences[number]
+        whole = alone(model, prompt, options_of(kind, most))
+        if sequence.finish_reason == "cancelled":
+            assert sequence.made == whole.made[: len(sequence.made)]
+        else:
+            assert (sequence.made, sequence.finish_reason) == (whole.made, whole.finish_reason)
+            assert sum(one is sequence for one in ended) == 1
+
+
+def test_a_text_does_not_depend_on_its_neighbours():
+    model = MODELS["default"]
+    options = {"do_sample": True, "max_new_tokens": 9, "seed": 11, "eos_token_id": []}
+    together = model.generate([[1, 2, 3], [4]], num_return_sequences=3, **options)
+    assert together[0].tolist() == model.generate([1, 2, 3], **options)[0].tolist()
+    two = model.generate([[1, 2, 3], [4]], num_return_sequences=2, **options)
+    assert two[[0, 1, 2, 3]].tolist() == together[[0, 1, 3, 4]].tolist()
+    assert len({tuple(row[3:]) for row in together.tolist()}) == 6
+
+
+@pytest.mark.parametrize("slots", [1, 2, 5, 8])
+def test_continuations_of_one_prompt_share_its_reading(slots, monkeypatch):
+    model = MODELS["default"]
+    counts = count_positions(model, monkeypatch)
+    batch = Batcher(model, slots)
+    options = options_of({"do_sample": True}, 2)
+    rngs = [np.random.default_rng(n) for n in range(5)]
+    sequences = [batch.add(np.array([5, 6, 7, 8]), options, rng) for rng in rngs]
+    while batch.busy:
+        batch.step()
+    assert [count for count in counts if count != 1] == [4]
+    monkeypatch.undo()
+    for n, sequence in enumerate(sequences):
+        expected = Batcher(model, 1)
+        one = expected.add(np.array([5, 6, 7, 8]), options, np.random.default_rng(n))
+        while expected.busy:
+            expected.step()
+        assert one.made == sequence.made
+
+
+def test_more_continuations_than_slots_of_several_prompts(monkeypatch):
+    model = MODELS["llama_grouped"]
+    prompts = ([1, 2, 3], [4], [5, 6])
+    counts = count_positions(model, monkeypatch)
+    batch, sequences = Batcher(model, 4), []
+    for prompt in prompts:
+        for n in range(3):
+            options = options_of({"do_sample": True, "seed": n}, 2 + 3 * n)
+            sequences.append((prompt, options, batch.add(np.array(prompt), options)))
+    batch.step()
+    assert counts == [3]  # one pass, as wide as the longest
+    while batch.busy:
+        batch.step()
+    monkeypatch.undo()
+    for prompt, options, sequence in sequences:
+        assert sequence.made == alone(model, prompt, options).made
+
+
+def test_padding_before_shorter_prompts_has_not_occurred():
+    model, kind = MODELS["default"], {"repetition_penalty": 3.0}
+    for id in range(model.config.vocab_size):
+        batch = Batcher(model, 2)
+        sequences = [batch.add(np.array(p), options_of(kind, 2)) for p in ([id], [3, 1, 2, id])]
+        while batch.busy:
+            batch.step()
+        for sequence in sequences:
+            assert sequence.made == alone(model, sequence.prompt, options_of(kind, 2)).made
+
+
+def test_a_long_prompt_is_read_in_parts_while_others_decode(monkeypatch):
+    monkeypatch.setattr(batcher, "CHUNK", 3)
+    model = MODELS["default"]
+    counts = count_positions(model, monkeypatch)
+    batch = Batcher(model, 3)
+    first = batch.add(np.array([1, 2, 3, 4, 5]), options_of({}, 6))
+    batch.step()
+    assert counts == [5]  # whole: nobody waits for it
+    later = batch.add(np.arange(8), options_of({}, 2))
+    behind = batch.add(np.array([3]), options_of({}, 2))
+    made = []
+    while batch.busy:
+        batch.step()
+        made.append((len(first.made), len(later.made), len(behind.made)))
+    assert counts == [5, 1, 3, 1, 3, 1, 2, 1, 1, 1]
+    assert made == [(2, 0, 0), (3, 0, 0), (4, 1, 1), (5, 2, 2), (6, 2, 2)]
+
+
+def test_a_prompt_that_is_being_read_moves_up_where_others_leave(monkeypatch):
+    monkeypatch.setattr(batcher, "CHUNK", 2)
+    model = MODELS["llama_grouped"]
+    for cancelled in (None, 0, 1):
+        batch = Batcher(model, 4)
+        short = [batch.add(np.array([n, 4]), options_of({}, 2 + n)) for n in range(3)]
+        batch.step()
+        prompt = list(range(9))
+        long = batch.add(np.array(prompt), options_of({}, 5))
+        if cancelled is not None:
+            batch.step()
+            batch.cancel(short[cancelled])
+        while batch.busy:
+            batch.step()
+        assert long.made == alone(model, prompt, options_of({}, 5)).made
+
+
+def test_a_cancelled_sequence_leaves_at_once_wherever_it_is(monkeypatch):
+    monkeypatch.setattr(batcher, "CHUNK", 2)
+    model = MODELS["default"]
+    batch = Batcher(model, 2)
+    decoding = batch.add(np.array([1]), options_of({}, 9))
+    batch.step()
+    reading, waiting = (batch.add(np.arange(8) + n, options_of({}, 9)) for n in range(2))
+    batch.step()
+    last = batch.add(np.array([2, 3]), options_of({}, 3))
+    for sequence in (reading, waiting, decoding, decoding):
+        batch.cancel(sequence)
+        assert sequence.finish_reason == "cancelled"
+    assert batch.decoding == []
+    while batch.busy:
+        batch.step()
+    assert len(decoding.made) == 2
+    assert not reading.made
+    assert last.made == alone(model, [2, 3], options_of({}, 3)).made
+    batch.cancel(last)
+    assert last.finish_reason == "length"
+
+
+def test_equal_options_are_processed_together(monkeypatch):
+    groups, process = [], batcher.process_logits
+
+    def counted(logits, *arguments):
+        groups.append(len(logits))
+        return process(logits, *arguments)
+
+    monkeypatch.setattr(batcher, "process_logits", counted)
+    batch = Batcher(MODELS["default"], 5)
+    for kind in (
+        {},
+        {"top_k": 5, "do_sample": True},
+        {},
+        {"top_k": 5, "do_sample": True, "seed": 1},
+    ):
+        batch.add(np.array([1, 2]), options_of(kind, 1))
+    batch.step()
+    assert groups == [2, 2]
+
+
+def test_what_is_wrong_with_one_sequence_ends_that_one_alone():
+    model = MODELS["default"]
+    banned = [[id] for id in range(model.config.vocab_size)]
+
+    def refuses_seven(ids, logits):
+        return np.where(ids[:, -1:] == 7, np.nan, logits)
+
+    batch = Batcher(model, 4)
+    kind = {"logits_processor": [refuses_seven]}
+    good, bad = (batch.add(np.array([1, last]), options_of(kind, 4)) for last in (6, 7))
+    forbidden = batch.add(np.array([1]), options_of({"bad_words_ids": banned}, 4))
+    assert batch.step() == [bad, forbidden]
+    assert bad.finish_reason == forbidden.finish_reason == "error"
+    assert "a logits_processor is wrong" in str(bad.error)
+    assert "every token that could come next is forbidden" in str(forbidden.error)
+    assert len(good.made) == 1
+    assert good.error is None
+
+
+def test_a_prompt_that_fills_the_context_has_ended():
+    model = MODELS["default"]
+    batch = Batcher(model, 1)
+    prompt = np.zeros(model.context_length, np.int64)
+    assert batch.add(prompt, options_of({}, 4)).finish_reason == "context"
+    assert not batch.busy
+    assert batch.step() == []
+
+
+@pytest.mark.parametrize("kind", KINDS[:4])
+def test_log_probabilities_of_what_was_chosen(kind):
+    model = MODELS["default"]
+    options = {"max_new_tokens": 6, "eos_token_id": [9], "num_return_sequences": 2} | kind
+    if not kind.get("do_sample"):
+        options["num_return_sequences"] = 1
+    found = generate(
+        model, [[1, 2], [3, 4]], return_dict_in_generate=True, output_scores=True, **options
+    )
+    for row, made in enumerate(found.lengths.tolist()):
+        ids = found.sequences[row, : 2 + made]
+        expected = model.log_probs(ids[:-1], ids[1:])[0, 1:]
+        np.testing.assert_allclose(found.logprobs[row, :made], expected, rtol=1e-9)
+        chosen = [log_softmax(found.scores[n][row])[ids[2 + n]] for n in range(made)]
+        np.testing.assert_allclose(found.sampled_logprobs[row, :made], chosen, rtol=1e-12)
+        assert not found.logprobs[row, made:].any()
+        assert not found.sampled_logprobs[row, made:].any()
+    assert found.logprobs.shape == found.sampled_logprobs.shape
+    assert generate(model, [1], num_beams=2, return_dict_in_generate=True).logprobs is None
