@@ -45,7 +45,7 @@ def run_torch(config: TrainConfig, trainer: Trainer, threads: int) -> tuple[floa
 
     torch.set_num_threads(threads)
     torch.manual_seed(config.seed)
-    corpus, rng = trainer.source.corpus, np.random.default_rng(config.seed)
+    corpus, rng = trainer.task.corpus, np.random.default_rng(config.seed)
     model = TorchGPT(
         config.n_layer,
         config.n_head,

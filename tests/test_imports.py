@@ -10,7 +10,7 @@ import pytest
 import numgpt
 
 ROOT = Path(numgpt.__file__).parent
-ANYWHERE = {"files", "lazy", "messages"}
+ANYWHERE = {"files", "lazy", "messages", "options"}
 # A package -> those that it may import.
 BELOW = {
     "runtime": set(),
@@ -35,7 +35,7 @@ UPWARDS = {
 # Third-party packages that may be imported; all but the first two in functions only.
 DEPENDENCIES = {"numpy", "regex"}
 OPTIONAL = {"huggingface_hub", "matplotlib", "tomli", "readline", "fcntl", "msvcrt", "pydoc_data"}
-OPTIONAL |= {"jinja2"}
+OPTIONAL |= {"jinja2", "tqdm"}
 # Files whose classes are made of an optional package's: they are themselves imported in functions.
 ALONE = {"tokenizer/jinja_template.py"}
 

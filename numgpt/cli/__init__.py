@@ -10,7 +10,6 @@ import argparse
 import errno
 import io
 import os
-import re
 import signal
 import sys
 import warnings
@@ -31,11 +30,10 @@ from numgpt.cli import (
     train,
     tune,
 )
-from numgpt.cli.common import set_threads
+from numgpt.cli.common import in_flags, tell_note
 from numgpt.formats.names import HubError
 from numgpt.messages import one_line, tell
 from numgpt.training import TrainingError
-from numgpt.training.config import options_of
 
 BAD_PATH = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 SUBCOMMANDS = (
@@ -61,10 +59,6 @@ MENDS = {
     errno.ENOTDIR: "check the name, a part of it is a file",
     errno.EISDIR: "name a file",
 }
-# An option in the library's name: with its value, or, where it can't be a word, by itself.
-_OPTION = re.compile(
-    r"(?<![\w./'\"-])(?:([a-z][a-z0-9_]*)=(?=\S)|([a-z0-9]+(?:_[a-z0-9]+)+)\b(?![./(=]))"
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,26 +84,25 @@ def _run(arguments: Sequence[str] | None) -> int:
     # of NumPy, where a training diverges: it is said
     warnings.simplefilter("ignore", RuntimeWarning)
     options = argparse.Namespace()
-    warnings.showwarning = lambda message, *_, **__: tell(
-        f"numgpt: note: {_in_flags(message, options)}"
-    )
+    warnings.showwarning = lambda message, *_, **__: tell_note(message, options)
     try:
         _, unknown = _parser().parse_known_args(arguments, options)
         if unknown:
             options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         if getattr(options, "threads", None) is not None:
-            set_threads(options.threads)
+            numgpt.set_num_threads(options.threads)
         options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, for instance `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, TypeError, *BAD_PATH) as error:
-        return _fail(_in_flags(error, options), 2)
+        return _fail(in_flags(error, options), 2)
     except MemoryError as error:
         return _fail(f"out of memory ({error}): use a smaller model, batch or context", 1)
     except (OSError, ArithmeticError, HubError, TrainingError) as error:
-        return _fail(error, 2 if getattr(error, "errno", None) == errno.ENAMETOOLONG else 1)
+        too_long = getattr(error, "errno", None) == errno.ENAMETOOLONG
+        return _fail(in_flags(error, options), 2 if too_long else 1)
     return 0
 
 
@@ -123,21 +116,6 @@ def _fail(error: object, status: int) -> int:
         error = ": ".join(str(part) for part in (where, error.strerror, mend) if part is not None)
     tell(f"numgpt: error: {one_line(error)}")
     return status
-
-
-def _in_flags(error: Exception | str, options: argparse.Namespace) -> object:
-    """What the library says of its arguments, said of the flags that they came from."""
-    if isinstance(error, OSError) and error.strerror is not None:
-        return error
-    config_class = vars(options).get("config_class")
-    flags = {*vars(options), *(options_of(config_class) if config_class else ())}
-
-    def flag(match: re.Match[str]) -> str:
-        name = match[1] or match[2]
-        flag = f"--{name.replace('_', '-')}"
-        return match[0] if name not in flags else f"{flag} " if match[1] else flag
-
-    return _OPTION.sub(flag, str(error))
 
 
 class _Parser(argparse.ArgumentParser):

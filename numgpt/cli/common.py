@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from typing import Any
 
-import numgpt
 from numgpt.formats import SHIPPED
 from numgpt.generation.options import SAMPLING
 from numgpt.messages import shown, tell
+from numgpt.options import AboutOptions, as_argument
 from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES
+from numgpt.training.config import options_of
 
 
 def add_command(
@@ -101,20 +101,33 @@ def add_sampling(
 
 
 def sampling_options(options: argparse.Namespace) -> dict[str, Any]:
-    """The flags of add_sampling that are given, as options of `generate`, but for the seed.
-
-    Raises ValueError for what the library would refuse, in the names of the flags.
-    """
-    if options.temperature is not None and not 0 < options.temperature < math.inf:
-        raise ValueError(
-            f"--temperature {options.temperature}: expected a number above 0; for the most likely"
-            " token every time: --greedy"
-        )
+    """The flags of add_sampling that are given, as options of `generate`, but for the seed."""
     given = {name: getattr(options, name) for name in (*SAMPLING, "repetition_penalty")}
     given = {name: value for name, value in given.items() if value is not None}
     if options.greedy or given.keys() & set(SAMPLING):
         given["do_sample"] = not options.greedy
     return given
+
+
+def in_flags(message: object, options: argparse.Namespace) -> object:
+    """A message of the library, with the flags of this command in place of its options."""
+    if not isinstance(message, AboutOptions):
+        return message
+
+    known = options_of(options.config_class) if "config_class" in options else {}
+
+    def write(name: str, *value: Any) -> str:
+        if name in known or name in options:
+            is_switch = name in known and known[name].metadata["rule"].kind is bool
+            flag = f"--{name.replace('_', '-')}"
+            return flag if is_switch else " ".join([flag, *map(shown, value)])
+        return "--greedy" if name == "do_sample" and not any(value) else as_argument(name, *value)
+
+    return message.told(write)
+
+
+def tell_note(message: object, options: argparse.Namespace) -> None:
+    tell(f"numgpt: note: {in_flags(message, options)}")
 
 
 def whole(text: str) -> int:
@@ -153,14 +166,6 @@ def show_progress(text: str, ends: bool = False) -> None:
     """A line in a terminal, over which the next one is written."""
     if sys.stderr.isatty():
         tell(f"{text:60}", end="\n" if ends else "\r")
-
-
-def set_threads(count: int) -> None:
-    """Raises ValueError for what is no number of threads, in the name of the flag."""
-    try:
-        numgpt.set_num_threads(count)
-    except ValueError as error:
-        raise ValueError(f"--threads {count}: {str(error).partition(': ')[2]}") from None
 
 
 def check_directory_name(flag: str, name: str | None) -> None:

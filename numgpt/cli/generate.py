@@ -228,7 +228,7 @@ def _with_defaults(
 
 def _check(options: argparse.Namespace) -> None:
     """What the library would refuse in the names of its arguments, in those of the flags."""
-    beams = options.num_beams or 1
+    beams = 1 if options.num_beams is None else options.num_beams
     if beams > 1 and options.logprobs:
         raise ValueError("--logprobs cannot be combined with --num-beams: leave one of them out")
     if beams > 1:
@@ -239,7 +239,7 @@ def _check(options: argparse.Namespace) -> None:
                     f"--{name.replace('_', '-')} {given} cannot be combined with --num-beams, which"
                     " samples nothing: leave one of them out"
                 )
-    elif options.length_penalty is not None:
+    elif options.length_penalty is not None and beams == 1:
         raise ValueError(f"--length-penalty {options.length_penalty} goes with --num-beams: add it")
     if options.top_logprobs is None:
         options.top_logprobs = TOP_LOGPROBS
@@ -249,7 +249,7 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(
             f"--top-logprobs {options.top_logprobs}: expected 0 to {MOST_TOP_LOGPROBS}"
         )
-    if options.greedy and (options.num_return_sequences or 1) > beams:
+    if options.greedy and (options.num_return_sequences or 1) > max(beams, 1):
         raise ValueError(
             "--greedy writes the same text every time: leave --num-return-sequences out"
         )

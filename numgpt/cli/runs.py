@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import re
+import functools
 import signal
+import sys
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-from numgpt.cli.common import add_threads, check_directory_name, number, set_threads, whole
-from numgpt.messages import quoted, shown, tell
-from numgpt.training import Trainer
+import numgpt
+from numgpt.cli.common import add_threads, check_directory_name, number, tell_note, whole
+from numgpt.cli.config_file import read_toml
+from numgpt.messages import quoted, tell
+from numgpt.options import OptionError
+from numgpt.training import Note, Sample, Saved, Trainer, defaults
 from numgpt.training.checkpoint import checkpoint_bytes
-from numgpt.training.config import (
-    GROUPS,
-    LISTED,
-    RunConfig,
-    default_of,
-    options_of,
-    read_toml,
-)
-from numgpt.training.log import can_plot
+from numgpt.training.config import GROUPS, RunConfig, TrainConfig, TuneConfig, options_of
+from numgpt.training.log import CURVE_FILE, can_plot, plot_curve
+from numgpt.training.records import Record
 
 # What a file of options may have beside those of a run.
 OF_COMMAND: dict[str, type] = {"out": str, "resume": str, "overwrite": bool, "threads": int}
@@ -29,6 +27,20 @@ KINDS: dict[type, tuple[Callable[[str], Any], str]] = {
     int: (whole, "N"),
     float: (number, "X"),
     str: (str, "S"),
+    list: (str, "S"),  # one or several
+}
+# What --help says of options whose default the data decide.
+TUNED = {
+    "steps": "from --epochs",
+    "batch_size": f"{defaults.MANY[1]}; 4 for up to 500 examples",
+    "warmup": f"{defaults.WARMUP:.0%} of the steps",
+    "epochs": "15 for up to 30 examples, 10 up to 100, 8 up to 500, else 3",
+    "lr": f"{defaults.LORA_LR:g}; of the whole model {defaults.MANY[2]:g}, 5e-5 for up to 100"
+    " examples",
+    "log_every": "a tenth, up to 10",
+    "eval_every": "an epoch, up to 200",
+    "sample_every": "as --eval-every",
+    "save_every": "an epoch, up to 50",
 }
 
 
@@ -47,21 +59,34 @@ def add_run_options(parser: argparse.ArgumentParser, config_class: type[RunConfi
             if field.metadata["group"] != title:
                 continue
             flag = "--" + name.replace("_", "-")
-            text = (field.metadata["help"] + default_of(name, config_class)).replace("%", "%%")
-            if field.metadata["kind"] is bool:
+            text = (field.metadata["help"] + _default_of(name, config_class)).replace("%", "%%")
+            if field.metadata["rule"].kind is bool:
                 group.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
                 continue
-            kind, letter = KINDS[field.metadata["kind"]]
+            kind, letter = KINDS[field.metadata["rule"].kind]
             group.add_argument(
                 flag,
                 type=kind,
-                nargs="+" if name in LISTED else None,
+                nargs="+" if field.metadata["rule"].kind is list else None,
                 default=argparse.SUPPRESS,  # so that what was not given can't win over a file
                 metavar=letter,
                 help=text,
             )
     add_threads(parser)
     parser.set_defaults(config_class=config_class)
+
+
+def _default_of(name: str, config_class: type[RunConfig]) -> str:
+    """What --help says of an option's default."""
+    if config_class is TuneConfig and name in TUNED:
+        return f" (default {TUNED[name]})"
+    if config_class is TrainConfig and name in defaults.FROM_NOTHING:
+        tuned = defaults.FROM_A_MODEL.get(
+            name, f"the model's context, up to {defaults.MOST_CONTEXT}"
+        )
+        return f" (default {defaults.FROM_NOTHING[name]}; with --init-from {tuned})"
+    default = options_of(config_class)[name].default
+    return "" if default is None or default is False else f" (default {default})"
 
 
 def run(
@@ -89,14 +114,15 @@ def run(
         check_directory_name(flag, name)
     if options.resume is not None and options.overwrite:
         raise ValueError("--overwrite goes with --out: a resumed run goes on in its directory")
+    report = functools.partial(_tell, options)
     if options.resume is not None:
-        trainer = Trainer.resume(options.resume, chosen, options.config_class)
+        trainer = Trainer.resume(options.resume, chosen, options.config_class, report)
     else:
         with _naming_file(options, known):
             check(chosen)
             config = options.config_class(**chosen)
             config.validate()
-        trainer = Trainer.start(config, options.out, options.overwrite)
+        trainer = Trainer.start(config, options.out, options.overwrite, report)
     if trainer.optimizer.steps >= trainer.config.steps:
         tell(
             f"the run in {trainer.out} has done its {trainer.optimizer.steps} steps; to go on,"
@@ -105,7 +131,7 @@ def run(
         return end(trainer)
     _introduce(trainer)
     with StoppingOnSignals(trainer) as signals:
-        trainer.run()
+        trainer.run(functools.partial(_tell, options, trainer=trainer))
     done, steps = trainer.optimizer.steps, trainer.config.steps
     if done < steps:
         tell(
@@ -115,6 +141,17 @@ def run(
         raise SystemExit(128 + signals.caught)
     tell(f"done; {_kept(trainer)}")
     end(trainer)
+
+
+def _tell(options: argparse.Namespace, record: Record, trainer: Trainer | None = None) -> None:
+    """What a run tells, for a person: samples on standard output, all else on standard error; with
+    each checkpoint the curve is drawn."""
+    if isinstance(record, Note) and isinstance(record.message, Warning):
+        tell_note(record.message, options)
+    elif not isinstance(record, Saved):
+        tell(str(record), stream=sys.stdout if isinstance(record, Sample) else None)
+    elif trainer is not None and can_plot():
+        plot_curve(trainer.log.records, trainer.out / CURVE_FILE)
 
 
 def _read_file(options: argparse.Namespace, known: Collection[str]) -> dict[str, Any]:
@@ -129,11 +166,12 @@ def _read_file(options: argparse.Namespace, known: Collection[str]) -> dict[str,
         value: Any = chosen.pop(name)
         if type(value) is not kind:
             what = {str: "a text", bool: "true or false", int: "a whole number"}[kind]
-            raise ValueError(f"{options.config}: {name}={shown(value)}: expected {what}")
+            error = OptionError(f"{{{name}}}: expected {what}", **{name: value})
+            raise error.after(options.config)
         if not getattr(options, name):
             setattr(options, name, value)
             if name == "threads":
-                set_threads(options.threads)
+                numgpt.set_num_threads(options.threads)
     return chosen
 
 
@@ -142,11 +180,11 @@ def _naming_file(options: argparse.Namespace, known: Collection[str]) -> Iterato
     """What is wrong with an option within is said of the file that it stands in."""
     try:
         yield
-    except ValueError as error:
-        name = re.split("[=: ]", str(error), maxsplit=1)[0]
-        if options.config is None or name not in known or name in vars(options):
+    except OptionError as error:
+        in_file = [name for name in error.options if name in known and name not in vars(options)]
+        if options.config is None or not in_file:
             raise
-        raise ValueError(f"{options.config}: {error}") from None
+        raise error.after(options.config) from None
 
 
 def _kept(trainer: Trainer) -> str:
@@ -169,9 +207,7 @@ def _introduce(trainer: Trainer) -> None:
     model, config = trainer.model, trainer.config
     trained = model.num_parameters(trainable=True)
     of_all = "" if model.adapter is None else f", {trained:,} of them trained"
-    tell(
-        f"{model.num_parameters():,} parameters{of_all}; {trainer.source}; writing to {trainer.out}"
-    )
+    tell(f"{model.num_parameters():,} parameters{of_all}; {trainer.task}; writing to {trainer.out}")
     curve = "" if can_plot() else "; no curve: it needs  pip install matplotlib"
     size = max(0.1, checkpoint_bytes(model) / 1e6)
     every = "step" if config.save_every == 1 else f"{config.save_every} steps"

@@ -8,7 +8,8 @@ from typing import Any
 from numgpt.cli import runs
 from numgpt.cli.common import add_command
 from numgpt.cli.runs import add_run_options
-from numgpt.messages import quoted, shown, tell
+from numgpt.messages import quoted, tell
+from numgpt.options import OptionError
 from numgpt.training import TrainConfig
 
 # What a model that is fine-tuned has already.
@@ -42,12 +43,10 @@ def _check_combination(chosen: dict[str, Any]) -> None:
     if chosen.get("init_from") is not None:
         for name in GIVEN_BY_MODEL:
             if name in chosen:
-                raise ValueError(
-                    f"{name}={shown(chosen[name])} cannot be combined with --init-from: the model"
-                    " brings its own"
+                alone = (
+                    f"{{{name}}} cannot be combined with {{init_from:name}}: the model brings its"
                 )
+                raise OptionError(f"{alone} own", **{name: chosen[name]})
     elif "vocab_size" in chosen and chosen.get("tokenizer", "bpe") != "bpe":
-        raise ValueError(
-            f"vocab_size={shown(chosen['vocab_size'])} needs --tokenizer bpe: other tokenizers have"
-            " the size that they have"
-        )
+        needs = "{vocab_size} needs {tokenizer}: other tokenizers have the size that they have"
+        raise OptionError(needs, vocab_size=chosen["vocab_size"], tokenizer="bpe")

@@ -11,9 +11,10 @@ from typing import Any
 from numgpt.cli import runs
 from numgpt.cli.common import add_command, show_progress
 from numgpt.evaluation.exact import MOST_TOKENS, ExactMatch, exact_match, questions
-from numgpt.messages import quoted, shown, tell
+from numgpt.messages import quoted, tell
+from numgpt.options import OptionError
 from numgpt.training import Trainer, TuneConfig
-from numgpt.training.tuning import ExampleBatches
+from numgpt.training.tuning import Examples
 
 SHOWN = 100  # characters of a prompt
 ENOUGH = 0.9  # of the answers: fewer call for advice
@@ -53,26 +54,24 @@ def _check(chosen: dict[str, Any]) -> None:
     for name in ("model", "data"):
         if name not in chosen:
             what = "the model to tune" if name == "model" else "the examples that it learns from"
-            raise ValueError(f"give --{name}, {what}")
+            raise OptionError(f"give {{{name}:name}}, {what}")
     if chosen.get("lora_r") == 0:
         for name in ("lora_alpha", "lora_targets", "lora_dropout", "use_rslora"):
             if name in chosen:
-                given = name if chosen[name] is True else f"{name}={shown(chosen[name])}"
-                raise ValueError(
-                    f"{given} cannot be combined with --lora-r 0, which tunes the whole model"
+                alone = (
+                    f"{{{name}}} cannot be combined with {{lora_r}}, which tunes the whole model"
                 )
+                raise OptionError(alone, lora_r=0, **{name: chosen[name]})
     if "epochs" in chosen and "steps" in chosen:
-        raise ValueError(
-            f"epochs={chosen['epochs']} cannot be combined with steps={chosen['steps']}: choose one"
-        )
+        raise OptionError("{epochs} cannot be combined with {steps}: choose one", **chosen)
 
 
 def _end(trainer: Trainer) -> None:
-    source = trainer.source
-    assert isinstance(source, ExampleBatches)
+    task = trainer.task
+    assert isinstance(task, Examples)
     found = {}
     try:
-        found = _answers(trainer, source)
+        found = _answers(trainer, task)
     except KeyboardInterrupt:  # the run is saved
         tell("numgpt: note: the answers were not counted to their end")
     for place, (step, counts) in found.items():
@@ -80,18 +79,16 @@ def _end(trainer: Trainer) -> None:
     if advice := _advice(trainer, list(found.items())):
         tell(f"numgpt: note: {advice}")
     out = quoted(trainer.out)
-    if source.state.tokens.conversations:
+    if task.state.tokens.conversations:
         return tell(f"try: numgpt chat --model {out} --greedy")
-    prompt = source.first_prompt() or "…"
+    prompt = task.first_prompt() or "…"
     prompt = prompt if prompt.isprintable() and len(prompt) <= SHOWN else "…"
     tell(f"try: numgpt generate --model {out} --greedy {quoted(prompt)}")
 
 
-def _answers(
-    trainer: Trainer, source: ExampleBatches
-) -> dict[Path, tuple[int, dict[str, ExactMatch]]]:
+def _answers(trainer: Trainer, task: Examples) -> dict[Path, tuple[int, dict[str, ExactMatch]]]:
     """Of the weights in each place the step, and how many answers they give exactly."""
-    examples, ends, most = source.examples, source.end_ids(), source.config.answers
+    examples, ends, most = task.examples, task.end_ids(), task.config.answers
     found: dict[Path, tuple[int, dict[str, ExactMatch]]] = {}
     asked = {
         name: questions(map(examples.example, numbers.tolist()), ends, most)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-import json
 import os
 import warnings
 from collections import Counter
@@ -22,13 +21,13 @@ from numgpt.data.batch import Batch
 from numgpt.data.finding import find_files
 from numgpt.files import naming, replacing
 from numgpt.messages import shown
+from numgpt.options import OptionError, OptionWarning
 from numgpt.tokenizer import BaseTokenizer, Tokenizer
 from numgpt.tokenizer.base import any_of
 from numgpt.tokenizer.reading import read_text
 
 TOKENS_FILE = "tokens.bin"
 READ_AT_ONCE = 1 << 24  # bytes
-LOOKED_AT = 1 << 20  # characters of a text, to see whether it is JSON
 
 
 def find_texts(data: str | list[str]) -> list[Path]:
@@ -138,8 +137,7 @@ def encode_corpus(
 
     Documents are separated by the end-of-text token where the tokenizer has one. With
     special_tokens those in the text are meant; else they are ordinary text, and a warning says so,
-    as of files that look like JSON lines, and of what read_text changes. Raises ValueError where
-    the text can't be encoded.
+    as of what read_text changes. Raises ValueError where the text can't be encoded.
     """
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     specials = any_of(frozenset(tokenizer.special_tokens))
@@ -159,13 +157,6 @@ def encode_corpus(
             if number and tokenizer.eos_token_id is not None:
                 write([tokenizer.eos_token_id])
             for place, part in enumerate(document):
-                if documents is not None and place == 0 and _is_json_lines(part):
-                    warnings.warn(
-                        f"{documents[number]} is JSON, line by line: it is trained on as it"
-                        " stands, with its keys and brackets; for texts, prompts with completions"
-                        " or conversations in it: numgpt tune sft",
-                        stacklevel=2,
-                    )
                 if not special_tokens:
                     spelt.update(specials.findall(part))
                 allowed = "all" if special_tokens else ()
@@ -175,11 +166,9 @@ def encode_corpus(
         warnings.warn(f"{files} {what}", stacklevel=2)
     if spelt:
         token, times = spelt.most_common(1)[0]
-        warnings.warn(
-            f"the text spells special tokens, {token} {times} times: there they are ordinary text;"
-            " special_tokens means them, or give each document a file of its own",
-            stacklevel=2,
-        )
+        spells = "the text spells special tokens, {0} {1} times: there they are ordinary text;"
+        mend = " {special_tokens:name} means them, or give each document a file of its own"
+        warnings.warn(OptionWarning(spells + mend, token, times), stacklevel=2)
     hashes = digest.hexdigest(), hash_tokenizer(tokenizer)
     return TokensFile(dtype.str, count, *hashes, vocab_size=tokenizer.vocab_size)
 
@@ -195,23 +184,18 @@ def check_tokenizer(tokenizer: BaseTokenizer, tokens: TokensFile) -> None:
         )
 
 
-def _is_json_lines(text: str) -> bool:
-    """Whether the first line, and the second if there is one, are JSON objects."""
-    lines = text[:LOOKED_AT].lstrip("\ufeff \t\r\n").splitlines()[:2]
-    try:
-        return bool(lines) and all(isinstance(json.loads(line), dict) for line in lines)
-    except (ValueError, RecursionError):
-        return False
-
-
 def check_length(tokens: TokensFile, val_fraction: float, block_size: int) -> int:
     """How many tokens are held out.  Raises ValueError where a part is too short for a batch."""
     held_out = int(tokens.count * val_fraction)
     if min(held_out, tokens.count - held_out) < block_size + 1:
-        raise ValueError(
-            f"the text has {tokens.count} tokens, {held_out} of them for validation: both parts"
-            f" must be longer than block_size={block_size}; bring more text or a smaller"
-            " block_size, or cut it into more tokens, with a smaller vocab_size or tokenizer=char"
+        raise OptionError(
+            "the text has {0} tokens, {1} of them for validation: both parts must be longer than"
+            " {block_size}; bring more text or a smaller {block_size:name}, or cut it into more"
+            " tokens, with a smaller {vocab_size:name} or {tokenizer}",
+            tokens.count,
+            held_out,
+            block_size=block_size,
+            tokenizer="char",
         )
     return held_out
 
@@ -219,47 +203,42 @@ def check_length(tokens: TokensFile, val_fraction: float, block_size: int) -> in
 def open_corpus(
     directory: str | os.PathLike, tokens: TokensFile, val_fraction: float, block_size: int
 ) -> Corpus:
-    """Map directory/tokens.bin.  Raises ValueError where it is not the file that is expected."""
+    """Map directory/tokens.bin.  Raises OptionError where a part is too short for a batch."""
     try:
         held_out = check_length(tokens, val_fraction, block_size)
-    except ValueError as error:
-        raise ValueError(f"{Path(directory) / TOKENS_FILE}: {error}") from None
+    except OptionError as error:
+        raise error.after(Path(directory) / TOKENS_FILE) from None
     mapped = open_tokens(directory, tokens)
     return Corpus(mapped[: tokens.count - held_out], mapped[tokens.count - held_out :])
 
 
 def open_tokens(directory: str | os.PathLike, tokens: TokensFile) -> np.ndarray:
-    """Map directory/tokens.bin.  Raises ValueError where it is not the file that is expected."""
-    path, dtype = Path(directory) / TOKENS_FILE, np.dtype(tokens.dtype)
-    size = path.stat().st_size
-    if size != tokens.count * dtype.itemsize:
-        wrong = f"has {size} bytes, the run began with {tokens.count * dtype.itemsize}"
-    elif _sha256(path) != tokens.sha256:
-        wrong = "holds other tokens than the run began with"
-    else:
-        return np.memmap(path, dtype, mode="r")
-    raise ValueError(
-        f"{path} {wrong}: put that file back, or delete it to encode the data again, which must be"
-        " the same; for other data start a new run, from these weights if you like (train"
-        " --init-from, tune --model)"
-    )
+    """Map directory/tokens.bin."""
+    return np.memmap(Path(directory) / TOKENS_FILE, np.dtype(tokens.dtype), mode="r")
 
 
-def restore_tokens(
+def check_tokens(
     directory: str | os.PathLike, expected: TokensFile, encode: Callable[[], TokensFile]
 ) -> None:
-    """Write directory/tokens.bin again where it is missing.  Raises ValueError, and leaves none,
-    where the data have become others."""
+    """See that directory/tokens.bin is the file that is expected; where it is missing, `encode`
+    writes it again.  Raises ValueError, and leaves none, where the data have become others."""
     path = Path(directory) / TOKENS_FILE
-    if path.exists():
-        return
-    if encode() != expected:
+    size = expected.count * np.dtype(expected.dtype).itemsize
+    if not path.exists():
+        if encode() == expected:
+            return
         path.unlink()
-        raise ValueError(
-            f"{path} is missing, and the data make other tokens than the run began with: put that"
-            " file back, or start a new run, from these weights if you like (train --init-from,"
-            " tune --model)"
-        )
+        wrong = "is missing, and the data make other tokens than the run began with"
+    elif path.stat().st_size != size:
+        wrong = f"has {path.stat().st_size} bytes, the run began with {size}"
+    elif _sha256(path) != expected.sha256:
+        wrong = "holds other tokens than the run began with"
+    else:
+        return
+    raise ValueError(
+        f"{path} {wrong}: put that file back, or delete it to encode the same data again; for other"
+        " data start a new run, from these weights if you like"
+    )
 
 
 def _sha256(path: Path) -> str:

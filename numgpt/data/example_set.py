@@ -23,6 +23,7 @@ from numgpt.data.corpus import TOKENS_FILE, TokensFile, hash_tokenizer, open_tok
 from numgpt.data.examples import Example, ExampleEncoder, fit
 from numgpt.data.records import Record
 from numgpt.files import replacing
+from numgpt.options import OptionError
 
 DTYPE = np.dtype("<u4")
 IN_LOSS, BEGINS, HELD_OUT = np.uint32(1 << 31), np.uint32(1 << 30), np.uint32(1 << 29)
@@ -97,13 +98,12 @@ def encode_examples(
             file.write(packed.data)
             digest.update(packed.data)
     if not counts.trained:
-        reason = (
-            f": all {counts.dropped} are too long for max_length={most}, even without their"
-            " prompts; raise it, or make them shorter"
-        )
-        if not counts.dropped:
-            reason = f": all {counts.held_out} are held out, lower val_fraction"
-        raise ValueError(f"there are no examples to train on{reason}")
+        reason, number = "all {0} are held out, lower {val_fraction:name}", counts.held_out
+        if counts.dropped:
+            reason = "all {0} are too long for {max_length}, even without their prompts; raise it,"
+            reason, number = f"{reason} or make them shorter", counts.dropped
+        nothing = f"there are no examples to train on: {reason}"
+        raise OptionError(nothing, number, max_length=most)
     hashes = digest.hexdigest(), hash_tokenizer(encoder.tokenizer)
     made_by = encoder.conversations, encoder.tokenizer.vocab_size
     return TokensFile(DTYPE.str, written, *hashes, *made_by), counts
@@ -113,7 +113,7 @@ class ExampleSet:
     """Examples on disk, those to train on and those held out."""
 
     def __init__(self, directory: str | os.PathLike, tokens: TokensFile):
-        """Raises ValueError where directory/tokens.bin is not the file that is expected."""
+        """Raises ValueError where directory/tokens.bin holds no examples."""
         self._tokens = open_tokens(directory, tokens)
         starts, held_out = [], []
         for first in range(0, len(self._tokens), SCANNED_AT_ONCE):

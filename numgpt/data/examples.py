@@ -15,6 +15,7 @@ import numpy as np
 
 from numgpt.data.dialects import answers_as_completions
 from numgpt.data.records import COMPLETION, MESSAGES, PREFERENCE, PROMPT, TEXT, Record
+from numgpt.options import AboutOptions, OptionError
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.tokenizer.chat_template import ChatTemplate
 
@@ -42,9 +43,11 @@ class ExampleEncoder:
             try:
                 self._template = ChatTemplate(self.tokenizer, self.variables)
             except ValueError as error:
-                raise ValueError(f"{error}, or tune with chat_format=chatml") from None
+                raise OptionError("{0}, or choose another {chat_format:name}", error) from None
             if unused := self._template.unused_variables:
-                raise ValueError(f"chat_var={unused[0]}: the chat template does not use it")
+                raise OptionError(
+                    "{chat_var}: the chat template does not use it", chat_var=unused[0]
+                )
         return self._template
 
     def encode(self, record: Record) -> Example:
@@ -52,6 +55,8 @@ class ExampleEncoder:
         chat format can't express."""
         try:
             ids, loss_mask = self._tokens(record)
+        except AboutOptions as error:
+            raise error.after(record.place) from None
         except ValueError as error:
             raise ValueError(f"{record.place}: {error}") from None
         if not any(loss_mask[1:]):  # nothing predicts a first token

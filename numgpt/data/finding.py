@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-from numgpt.messages import shown
+from numgpt.options import OptionError, OptionFileError
 
 CHECKPOINT_FILE = "checkpoint.safetensors"  # by which a run is known
 STANDARD_INPUT = "-"
@@ -37,9 +37,8 @@ def find_files(
         return [data]
     directory = bool(data) and os.path.isdir(data)
     if data and os.path.exists(data) and not directory:
-        raise ValueError(
-            f"data={data} is a pipe or a device, which can be read only once: {only_once}"
-        )
+        once = "{data} is a pipe or a device, which can be read only once: {0}"
+        raise OptionError(once, only_once, data=data)
     paths = Path(data).rglob("*") if directory else map(Path, glob.glob(data, recursive=True))
     left_out: defaultdict[str, list[Path]] = defaultdict(list)
     files = []
@@ -58,9 +57,7 @@ def find_files(
         told = "; ".join(_counted(reason, paths) for reason, paths in left_out.items())
         warnings.warn(f"{data}: left out: {told}", stacklevel=2)
     if not files:
-        raise FileNotFoundError(
-            f"data={shown(data)}: no such file, directory or glob, or {nothing}"
-        )
+        raise OptionFileError("{data}: no such file, directory or glob, or {0}", nothing, data=data)
     return files
 
 

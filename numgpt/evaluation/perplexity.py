@@ -15,6 +15,7 @@ import numpy as np
 
 from numgpt.layers import IGNORE_INDEX
 from numgpt.models.language_model import LanguageModel
+from numgpt.options import OptionError
 
 TOKENS_AT_ONCE = 2048  # of all windows of a batch
 
@@ -59,11 +60,10 @@ def sliding_window_loss(
     context = longest if context is None else context
     stride = max(1, context // 2) if stride is None else stride
     if not 1 <= context <= longest:
-        raise ValueError(
-            f"context={context}: expected 1 to the model's {model.config.context_field}={longest}"
-        )
+        most = f"{model.config.context_field}={longest}"
+        raise OptionError("{context}: expected 1 to the model's {0}", most, context=context)
     if not 1 <= stride <= context:
-        raise ValueError(f"stride={stride}: expected 1 to the context of {context}")
+        raise OptionError("{stride}: expected 1 to the context of {0}", context, stride=stride)
     if len(ids) < 2:
         raise ValueError(f"the text has {len(ids)} tokens: at least two are needed to predict one")
     context = min(context, len(ids) - 1)

@@ -19,9 +19,9 @@ from numgpt.formats.source import Source, WeightMapping
 from numgpt.formats.tensors import StoredTensor
 from numgpt.layers import llama3_frequencies, rope_frequencies
 from numgpt.messages import shown
-from numgpt.models.checks import LARGEST_ID
 from numgpt.models.gpt2 import GPTConfig
 from numgpt.models.llama import LlamaConfig
+from numgpt.options import LARGEST_ID
 from numgpt.tokenizer import Tokenizer, build_bpe
 
 # tokenizer.ggml.pre, where llama.cpp's splitting is one of our patterns.

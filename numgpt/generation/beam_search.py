@@ -24,8 +24,8 @@ from numgpt.generation.endings import ends_with
 from numgpt.generation.processors import process_logits
 from numgpt.generation.request import Request
 from numgpt.layers.softmax import log_softmax
-from numgpt.messages import OptionError
 from numgpt.models.kv_cache import KVCache
+from numgpt.options import OptionError
 
 
 class Beam(NamedTuple):

@@ -17,9 +17,9 @@ from numgpt.generation.batcher import Batcher
 from numgpt.generation.beam_search import beam_search
 from numgpt.generation.options import GenerationOptions
 from numgpt.generation.request import Request
-from numgpt.messages import OptionError
 from numgpt.models.kv_cache import KVCache
 from numgpt.models.language_model import Ids, LanguageModel
+from numgpt.options import OptionError
 
 
 class LengthWarning(UserWarning):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
-import numbers
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +13,20 @@ from typing import Any
 
 import numpy as np
 
-from numgpt.messages import OptionError, shown
+from numgpt.messages import shown
 from numgpt.models.language_model import LanguageModel
+from numgpt.options import (
+    Combination,
+    OptionError,
+    Rule,
+    is_list,
+    is_whole,
+    number,
+    optional,
+    refuse,
+    require,
+    whole,
+)
 from numgpt.tokenizer import BaseTokenizer
 
 LogitsProcessor = Callable[[np.ndarray, np.ndarray], np.ndarray]  # ids, logits -> logits
@@ -71,7 +83,7 @@ def token_ids(model: LanguageModel, name: str) -> list[int]:
     ids: Any = model.generation_config.get(name)
     ids = getattr(model.config, name, None) if ids is None else ids
     each = ids if isinstance(ids, list) else [] if ids is None else [ids]
-    if not all(_whole(id) for id in each):
+    if not all(map(is_whole, each)):
         raise ValueError(f"{name}={shown(ids)}: expected a token id, several, or none")
     # A config may name a token of the family's usual vocabulary that this model's lacks, or -1.
     return [int(id) for id in each if 0 <= id < model.config.vocab_size]
@@ -188,23 +200,18 @@ class GenerationOptions:
 
     def validate(self, vocab_size: int) -> None:
         """Raises OptionError naming the option, its value and what it may be."""
-        for name, (expected, fits) in _RULES.items():
-            value = getattr(self, name)
-            if not ((value is None and name in _OPTIONAL) or fits(value)):
-                raise OptionError(f"{{{name}}}: expected {expected}", **{name: value})
+        for name, rule in _RULES.items():
+            require(self, rule, name)
         for name in ("eos_token_id", "pad_token_id", "bad_words_ids"):
             value = getattr(self, name)
             ids = [id for word in value for id in word] if name == "bad_words_ids" else value
-            ids = [] if ids is None else [ids] if _whole(ids) else ids
+            ids = [] if ids is None else [ids] if is_whole(ids) else ids
             if any(id >= vocab_size for id in ids):
-                raise OptionError(
-                    f"{{{name}}}: expected ids below {{0}}", vocab_size, **{name: value}
-                )
+                expected = f"token ids below {vocab_size}"
+                raise OptionError(f"{{{name}}}: expected {expected}", **{name: value})
         if isinstance(self.stop_strings, str):
             self.stop_strings = (self.stop_strings,)
-        for wrong, why in _COMBINATIONS:
-            if wrong(self):
-                raise OptionError.of(self, why)
+        refuse(self, _COMBINATIONS)
 
     def limits(self, prompt_length: int) -> tuple[int, int]:
         """How many new tokens there must be, and may be, after a prompt.  Raises OptionError where
@@ -240,70 +247,54 @@ def eos_and_pad(model: LanguageModel, options: GenerationOptions) -> tuple[list[
     return ends, next(iter([*pads, *ends]), 0)
 
 
-def _whole(value: object) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, bool)
-
-
-def _is_list(value: object) -> bool:
-    return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str)
-
-
 def _are_ids(ids: Any) -> bool:
-    return _is_list(ids) and all(_whole(id) and id >= 0 for id in ids)
+    return is_list(ids) and all(is_whole(id) and id >= 0 for id in ids)
 
 
 def _are_texts(value: Any) -> bool:
     texts = [value] if isinstance(value, str) else value
-    return _is_list(texts) and all(isinstance(text, str) and text for text in texts)
+    return is_list(texts) and all(isinstance(text, str) and text for text in texts)
 
 
-def _whole_from(least: int, most: float = math.inf) -> tuple[str, Callable[[Any], bool]]:
-    expected = f"a whole number from {least} " + ("up" if most == math.inf else f"to {most}")
-    return expected, lambda value: _whole(value) and least <= value <= most
-
-
-def _number(expected: str, fits: Callable[[Any], bool]) -> tuple[str, Callable[[Any], bool]]:
-    return expected, lambda value: isinstance(value, numbers.Real) and fits(value)
-
-
-# What the value of an option may be, in words and as a test.
-_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "max_length": _whole_from(1, LONGEST),
-    "max_new_tokens": _whole_from(1, LONGEST),
-    "min_length": _whole_from(0),
-    "min_new_tokens": _whole_from(0),
-    "temperature": _number(
-        "a number above 0; for the most likely token every time, turn sampling off"
-        " ({do_sample:name})",
-        lambda x: 0 < x < math.inf,
+_whole, _is_number = functools.partial(whole, numpys=True), number().fits
+_RULES = {
+    "max_length": optional(_whole(1, LONGEST)),
+    "max_new_tokens": optional(_whole(1, LONGEST)),
+    "min_length": _whole(0),
+    "min_new_tokens": _whole(0),
+    "temperature": number(
+        above=0, mend="; for the most likely token every time, turn sampling off ({do_sample:name})"
     ),
-    "top_k": _whole_from(0),
-    "top_p": _number("0 < top_p <= 1", lambda x: 0 < x <= 1),
-    "min_p": _number("0 <= min_p <= 1", lambda x: 0 <= x <= 1),
-    "repetition_penalty": _number("a number above 0", lambda x: 0 < x < math.inf),
-    "no_repeat_ngram_size": _whole_from(0),
-    "bad_words_ids": (
+    "top_k": optional(_whole(0)),
+    "top_p": optional(Rule(float, "0 < top_p <= 1", lambda p: _is_number(p) and 0 < p <= 1)),
+    "min_p": optional(Rule(float, "0 <= min_p <= 1", lambda p: _is_number(p) and 0 <= p <= 1)),
+    "repetition_penalty": number(above=0),
+    "no_repeat_ngram_size": _whole(0),
+    "bad_words_ids": Rule(
+        list,
         "non-empty lists of token ids",
-        lambda words: _is_list(words) and all(_are_ids(word) and len(word) for word in words),
+        lambda words: is_list(words) and all(_are_ids(word) and len(word) for word in words),
     ),
-    "logits_processor": (
+    "logits_processor": Rule(
+        list,
         "a list of functions of ids and logits",
-        lambda functions: _is_list(functions) and all(map(callable, functions)),
+        lambda functions: is_list(functions) and all(map(callable, functions)),
     ),
-    "num_beams": _whole_from(1, MOST_BEAMS),
-    "length_penalty": _number("a number between -100 and 100", lambda x: abs(x) < 100),
-    "early_stopping": ('True, False or "never"', lambda x: isinstance(x, bool) or x == "never"),
-    "num_return_sequences": _whole_from(1, LONGEST),
-    "eos_token_id": ("a token id, or several", lambda ids: _are_ids([ids] if _whole(ids) else ids)),
-    "pad_token_id": ("a token id", lambda id: _are_ids([id])),
-    "stop_strings": ("texts that are not empty", _are_texts),
-    "seed": _whole_from(0),
+    "num_beams": _whole(1, MOST_BEAMS),
+    "length_penalty": number(above=-100, below=100),
+    "early_stopping": Rule(
+        bool, 'True, False or "never"', lambda x: isinstance(x, bool) or x == "never"
+    ),
+    "num_return_sequences": _whole(1, LONGEST),
+    "eos_token_id": optional(
+        Rule(list, "token ids", lambda ids: _are_ids([ids] if is_whole(ids) else ids))
+    ),
+    "pad_token_id": optional(Rule(int, "a token id", lambda id: _are_ids([id]))),
+    "stop_strings": Rule(list, "texts that are not empty", _are_texts),
+    "seed": optional(_whole(0, math.inf)),
 }
-_OPTIONAL = frozenset("max_length max_new_tokens top_k top_p min_p seed".split())  # noqa: SIM905
-_OPTIONAL |= {"eos_token_id", "pad_token_id"}
 _ALONE = "cannot be combined with {num_beams}"
-# What cannot be together, and what to say of it.
-_COMBINATIONS: tuple[tuple[Callable[[GenerationOptions], bool], str], ...] = (
+_COMBINATIONS: tuple[Combination, ...] = (
     (
         lambda o: o.max_new_tokens is not None and o.min_new_tokens > o.max_new_tokens,
         "{min_new_tokens} is more than {max_new_tokens}",

@@ -9,8 +9,9 @@ import warnings
 import numpy as np
 
 from numgpt.generation.options import GenerationOptions, eos_and_pad
-from numgpt.messages import OptionWarning, shown
+from numgpt.messages import shown
 from numgpt.models.language_model import Ids, LanguageModel
+from numgpt.options import OptionWarning
 
 
 class Request:

@@ -17,6 +17,7 @@ from numgpt.insight.slides import save_pictures
 from numgpt.insight.trace import Trace, chosen_layers, trace
 from numgpt.messages import shown
 from numgpt.models.language_model import LanguageModel
+from numgpt.options import OptionError
 from numgpt.tokenizer import BaseTokenizer
 
 MOST_TOKENS = 64
@@ -100,7 +101,7 @@ def page(
         token = last
     if not hasattr(token, "__index__") or not -len(checked) <= token <= last:
         which = "text has" if after is None else f"first {most} of the text are"
-        raise ValueError(f"token={shown(token)}: the {which} tokens 0 to {last}")
+        raise OptionError("{token}: the {0} tokens 0 to {1}", which, last, token=token)
     position = int(token) % len(checked)
     asked = None if target is None else _first_token(tokenizer, target, model, notes)
     if asked is not None and position == last:
@@ -139,7 +140,7 @@ def _first_token(
     special = tokenizer.special_tokens.get(target)
     ids = tokenizer.encode(target) if special is None else [special]
     if not ids:
-        raise ValueError(f"target={shown(target)}: expected a text with a token in it")
+        raise OptionError("{target}: expected a text with a token in it", target=target)
     if len(ids) > 1:
         pieces = " + ".join(repr(piece(tokenizer, id)) for id in ids[:8])
         notes.append(
@@ -147,10 +148,8 @@ def _first_token(
             f"{' …' if len(ids) > 8 else ''}: the first is taken."
         )
     if ids[0] >= model.config.vocab_size:
-        raise ValueError(
-            f"target={shown(target)}: its token {ids[0]} is outside the model's vocabulary of"
-            f" {model.config.vocab_size}"
-        )
+        outside = "{target}: its token {0} is outside the model's vocabulary of {1}"
+        raise OptionError(outside, ids[0], model.config.vocab_size, target=target)
     return ids[0]
 
 

@@ -21,6 +21,7 @@ from numgpt.insight.tokens import loss_dlogits
 from numgpt.layers.softmax import log_softmax
 from numgpt.messages import shown
 from numgpt.models.language_model import LanguageModel
+from numgpt.options import OptionError
 from numgpt.runtime.memory import available_memory
 
 FLOAT32_BYTES = 4
@@ -104,11 +105,10 @@ def chosen_layers(model: LanguageModel, layers: tuple[int | None, int | None] | 
         first, last = 0 if first is None else first, count if last is None else last
         chosen = range(first, last)
     except (TypeError, ValueError):
-        raise ValueError(f"layers={shown(layers)}: expected (A, B), layers A to B - 1") from None
+        raise OptionError("{layers}: expected (A, B), layers A to B - 1", layers=layers) from None
     if not 0 <= first < last <= count:
-        raise ValueError(
-            f"layers={first}:{last}: expected A:B with A below B, of the layers 0:{count}"
-        )
+        range_of = f"{first}:{last}: expected A:B with A below B, of the layers 0:{count}"
+        raise OptionError(f"{{layers:name}} {range_of}")
     return chosen
 
 

@@ -41,12 +41,12 @@ from numgpt.layers.dropout import DropoutCache
 from numgpt.layers.embedding import EmbeddingCache
 from numgpt.messages import shown
 from numgpt.models.blocks import MLP, Attention, Block, BlockCache
-from numgpt.models.checks import require_booleans, require_ids, require_number, require_whole
 from numgpt.models.config import Config
 from numgpt.models.context import Context
 from numgpt.models.language_model import LanguageModel
 from numgpt.models.modules import Embedding, LayerNorm, Linear, NormCache, Unembedding
 from numgpt.models.parameters import Gradients
+from numgpt.options import OptionError, number, optional, require, token_ids, truth, whole
 
 # By Hugging Face's names for them. The cache is one array that the backward reads, and from which
 # forward gives the output again (MLP._activated): x, or for ReLU its output, as relu(relu(x)) =
@@ -101,7 +101,7 @@ class GPTConfig(Config):
         width: int,
     ) -> GPTConfig:
         if kv_heads:
-            raise ValueError(f"n_kv_head={kv_heads}: GPT-2's heads share no keys; leave it out")
+            raise OptionError("{n_kv_head}: GPT-2's heads share no keys", n_kv_head=kv_heads)
         return cls(
             n_layer=layers,
             n_head=heads,
@@ -112,21 +112,20 @@ class GPTConfig(Config):
 
     def validate(self) -> None:
         """Raises ValueError naming the field that is invalid."""
-        require_whole(self, "n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
-        require_whole(self, "n_inner", optional=True)
+        require(self, whole(1), "n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
+        require(self, optional(whole(1)), "n_inner")
         if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
+            raise OptionError.of(self, "{n_embd} is not a multiple of {n_head}")
         if str(self.activation_function) not in ACTIVATIONS:
             raise ValueError(
                 f"activation_function={shown(self.activation_function)} is not supported:"
                 f" choose one of {', '.join(ACTIVATIONS)}"
             )
-        require_number(self, "embd_pdrop", "attn_pdrop", "resid_pdrop", least=0, below=1)
-        require_number(self, "layer_norm_epsilon", "initializer_range")
-        require_booleans(
-            self, "tie_word_embeddings", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"
-        )
-        require_ids(self, "bos_token_id", "eos_token_id", "pad_token_id")
+        require(self, number(least=0, below=1), "embd_pdrop", "attn_pdrop", "resid_pdrop")
+        require(self, number(above=0), "layer_norm_epsilon", "initializer_range")
+        require(self, truth(), "tie_word_embeddings", "scale_attn_weights")
+        require(self, truth(), "scale_attn_by_inverse_layer_idx")
+        require(self, token_ids(), "bos_token_id", "eos_token_id", "pad_token_id")
         if self.model_type != "gpt2":
             raise ValueError(f"model_type={shown(self.model_type)}: expected gpt2")
 

@@ -95,7 +95,7 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
         """As `run` for what goes forward only, which keeps nothing.  ids (B, T), checked; with kv
         those that continue what its cache has -> (N, C), or with last_only those of each sequence's
         last token, (B, C)."""
-        last_only_in = len(self.blocks) - 1 if last_only else None
+        last_only_in = self.config.layers - 1 if last_only else None
         if kv is None and hooks is None:
             parts = cut_batch(self.num_parameters(), ids.shape)
             sizes = (len(ids[part.sequences]) for part in parts)

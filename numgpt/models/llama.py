@@ -29,12 +29,12 @@ from numgpt.layers import llama3_frequencies, rope_frequencies, rope_rotation
 from numgpt.layers.embedding import EmbeddingCache
 from numgpt.messages import shown
 from numgpt.models.blocks import Attention, Block, BlockCache, GatedMLP
-from numgpt.models.checks import require_booleans, require_ids, require_number, require_whole
 from numgpt.models.config import Config
 from numgpt.models.context import Context
 from numgpt.models.language_model import LanguageModel
 from numgpt.models.modules import Embedding, Linear, NormCache, RMSNorm, Unembedding
 from numgpt.models.parameters import Gradients
+from numgpt.options import OptionError, number, optional, require, token_ids, truth, whole
 
 MODEL_TYPES = ("llama", "qwen2", "qwen3")
 INNER_MULTIPLE = 32  # a feed-forward width that is chosen here is rounded up to one
@@ -106,39 +106,31 @@ class LlamaConfig(Config):
 
     def validate(self) -> None:
         """Raises ValueError naming the field that is invalid."""
-        require_whole(
-            self,
-            "num_hidden_layers",
-            "num_attention_heads",
-            "hidden_size",
-            "intermediate_size",
-            "max_position_embeddings",
-            "vocab_size",
-        )
-        require_whole(self, "num_key_value_heads", "head_dim", optional=True)
-        require_number(self, "rms_norm_eps", "initializer_range", "rope_theta")
-        require_number(self, "attention_dropout", least=0, below=1)
-        require_booleans(self, "attention_bias", "mlp_bias", "tie_word_embeddings")
-        if self.attention_output_bias is not None:
-            require_booleans(self, "attention_output_bias")
-        require_ids(self, "bos_token_id", "eos_token_id", "pad_token_id")
+        require(self, whole(1), "num_hidden_layers", "num_attention_heads", "hidden_size")
+        require(self, whole(1), "intermediate_size", "max_position_embeddings", "vocab_size")
+        require(self, optional(whole(1)), "num_key_value_heads", "head_dim")
+        require(self, number(above=0), "rms_norm_eps", "initializer_range", "rope_theta")
+        require(self, number(least=0, below=1), "attention_dropout")
+        require(self, truth(), "attention_bias", "mlp_bias", "tie_word_embeddings")
+        require(self, optional(truth()), "attention_output_bias")
+        require(self, token_ids(), "bos_token_id", "eos_token_id", "pad_token_id")
         if self.model_type not in MODEL_TYPES:
             expected = " or ".join(MODEL_TYPES)
             raise ValueError(f"model_type={shown(self.model_type)}: expected {expected}")
         heads = self.num_attention_heads
         if heads % self.kv_heads:
-            raise ValueError(
-                f"num_attention_heads={heads} is not a multiple of"
-                f" num_key_value_heads={self.kv_heads}"
+            raise OptionError(
+                "{num_attention_heads} is not a multiple of {num_key_value_heads}",
+                num_attention_heads=heads,
+                num_key_value_heads=self.kv_heads,
             )
         if self.head_dim is None and self.hidden_size % heads:
-            raise ValueError(
-                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={heads}"
-            )
+            raise OptionError.of(self, "{hidden_size} is not a multiple of {num_attention_heads}")
         if self.head_size % 2:
-            raise ValueError(
-                f"heads of size {self.head_size} can't be rotated: head_dim, or else hidden_size /"
-                " num_attention_heads, must be even"
+            raise OptionError(
+                "heads of size {0} can't be rotated: {head_dim:name}, or else {hidden_size:name} /"
+                " {num_attention_heads:name}, must be even",
+                self.head_size,
             )
         if self.rope_scaling is not None:
             self._validate_scaling(self.rope_scaling)

@@ -15,8 +15,8 @@ import numpy as np
 
 from numgpt.layers.lora import LoRACache, lora_backward, lora_forward
 from numgpt.messages import shown
-from numgpt.models.checks import require_booleans, require_number, require_whole
 from numgpt.models.parameters import Gradients, Parameters, layout_of
+from numgpt.options import OptionError, number, require, truth, whole
 
 T = TypeVar("T")
 ALL_LINEAR = "all-linear"
@@ -55,35 +55,28 @@ class LoRAConfig:
     def validate(self) -> None:
         """Raises ValueError naming the option that is invalid."""
         self._validate_numbers()
-        require_number(self, "lora_dropout", least=0, below=1)
-        require_booleans(self, "use_rslora")
+        require(self, number(least=0, below=1), "lora_dropout")
+        require(self, truth(), "use_rslora")
         targets = self.target_modules
         listed = isinstance(targets, Sequence) and all(isinstance(name, str) for name in targets)
         if targets is not None and not (listed and targets):
-            raise ValueError(
-                f"target_modules={shown(targets)}: expected a list of names, a regular"
-                f" expression, or {ALL_LINEAR!r}"
+            raise OptionError.of(
+                self,
+                "{target_modules}: expected a list of names, a regular expression, or {0}",
+                ALL_LINEAR,
             )
         self._validate_choice()
 
     def _validate_numbers(self) -> None:
-        require_whole(self, "r")
-        if self.r > MOST_RANK:
-            raise ValueError(
-                f"r={self.r}: expected up to {MOST_RANK:,}, and no more than a matrix has rows"
-            )
-        require_number(self, "lora_alpha")
-        if not self.lora_alpha <= MOST_ALPHA:
-            raise ValueError(
-                f"lora_alpha={shown(self.lora_alpha)}: expected up to {MOST_ALPHA:,}; 2 r is usual"
-            )
+        require(self, whole(1, MOST_RANK), "r")  # … and no more than a matrix has rows
+        require(self, number(above=0, below=MOST_ALPHA, mend="; 2 r is usual"), "lora_alpha")
         for name, field in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
             patterns = getattr(self, name)
             if not isinstance(patterns, Mapping):
                 raise ValueError(f"{name}={shown(patterns)}: expected names with numbers")
-            for pattern, number in patterns.items():
+            for pattern, value in patterns.items():
                 one = LoRAConfig()
-                setattr(one, field, number)
+                setattr(one, field, value)
                 try:
                     re.compile(pattern)
                     one._validate_numbers()
@@ -146,22 +139,28 @@ class LoRAConfig:
             try:
                 found = [name for name in projections if re.fullmatch(targets, name)]
             except re.error as error:
-                raise ValueError(
-                    f"target_modules={shown(targets)} is no regular expression ({error})"
+                raise OptionError.of(
+                    self, "{target_modules} is no regular expression ({0})", error
                 ) from None
             if not found and strict:
-                raise ValueError(
-                    f"target_modules: the regular expression {shown(targets)} matches no whole"
-                    f" name, such as {projections[0]}; for last parts give a list: [{there[0]!r}]"
+                raise OptionError(
+                    "{target_modules:name}: the regular expression {0} matches no whole name, such"
+                    " as {1}; for last parts give a list: [{2!r}]",
+                    shown(targets),
+                    projections[0],
+                    there[0],
                 )
             missing: list[str] = []
         else:
             found = [n for n in projections if any(_is_called(n, target) for target in targets)]
             missing = [t for t in targets if not any(_is_called(n, t) for n in projections)]
         if missing and strict:
-            raise ValueError(
-                f"target_modules: {shown(missing[0])} is none of the model's projections:"
-                f" {', '.join(there)}, or {ALL_LINEAR} for all of them"
+            raise OptionError(
+                "{target_modules:name}: {0} is none of the model's projections: {1}, or {2} for all"
+                " of them",
+                shown(missing[0]),
+                ", ".join(there),
+                ALL_LINEAR,
             )
         return found
 
@@ -195,10 +194,8 @@ class Adapter:
         ValueError for a rank that is larger than one of them."""
         for name, shape in shapes.items():
             if config.rank_of(name) > min(shape):
-                raise ValueError(
-                    f"r={config.rank_of(name)} is larger than {name}, {shape[0]} x {shape[1]}:"
-                    " lower it"
-                )
+                size = f"{name}, {shape[0]} x {shape[1]}"
+                raise OptionError("{r} is larger than {0}: lower it", size, r=config.rank_of(name))
         layout = layout_of(adapter_shapes(shapes, config))
         parameters = Parameters.empty(layout, dtype)
         for name, array in parameters.items():

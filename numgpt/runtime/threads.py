@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from numgpt.messages import shown
+from numgpt.options import OptionError
 from numgpt.runtime.kernels import OPENBLAS, OpenBLAS
 from numgpt.runtime.scratch import after_fork_in_child
 
@@ -115,10 +116,8 @@ def set_num_threads(count: int) -> None:
     """Compute on `count` threads from now on (also in OpenBLAS).  Raises ValueError below 1."""
     global _num_threads
     if not isinstance(count, numbers.Integral) or not 1 <= count <= MOST_THREADS:
-        raise ValueError(
-            f"set_num_threads({shown(count)}): at least one thread is needed, {MOST_THREADS} at"
-            " most"
-        )
+        expected = f"expected a whole number from 1 to {MOST_THREADS}"
+        raise OptionError(f"{{threads}}: {expected}", threads=count)
     _num_threads = int(count)
     if OPENBLAS is not None:
         OPENBLAS.set_num_threads(count)

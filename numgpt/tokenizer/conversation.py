@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from numgpt.messages import shown
+from numgpt.options import OptionError
 from numgpt.tokenizer.base import check_unicode
 from numgpt.tokenizer.traced import MOST_MESSAGES
 
@@ -74,9 +75,11 @@ def template_variables(texts: Iterable[str]) -> dict[str, Any]:
     for text in texts:
         name, sign, value = text.partition("=")
         if name in ("messages", "add_generation_prompt"):
-            raise ValueError(f"chat_var={shown(text)}: that is the conversation's, not a variable")
+            raise OptionError("{chat_var}: that is the conversation's, no variable", chat_var=text)
         if not sign or not name.isidentifier():
-            raise ValueError(f"chat_var={shown(text)}: expected NAME=VALUE, enable_thinking=false")
+            raise OptionError(
+                "{chat_var}: expected NAME=VALUE, enable_thinking=false", chat_var=text
+            )
         try:
             variables[name] = json.loads(value)
         except (ValueError, RecursionError):

@@ -20,6 +20,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from numgpt.messages import shown, tell
+from numgpt.options import OptionError
 from numgpt.tokenizer.base import any_of, check_unicode
 from numgpt.tokenizer.byte_alphabet import BYTES
 from numgpt.tokenizer.pattern import Pattern
@@ -48,10 +49,11 @@ def train_bpe(
     special_tokens = list(special_tokens)
     room = vocab_size - 256 - len(special_tokens)
     if room < 0:
-        raise ValueError(
-            f"vocab_size={vocab_size} is too small: 256 bytes and {len(special_tokens)} special"
-            " tokens need"
-            f" {256 + len(special_tokens)}"
+        raise OptionError(
+            "{vocab_size} is too small: 256 bytes and {0} special tokens need {1}",
+            len(special_tokens),
+            256 + len(special_tokens),
+            vocab_size=vocab_size,
         )
     for text in special_tokens:
         if len(text.encode()) < 2 or special_tokens.count(text) > 1:
@@ -59,7 +61,7 @@ def train_bpe(
                 f"special token {shown(text)}: expected texts of two bytes or more, each once"
             )
     if min_frequency < 1:
-        raise ValueError(f"min_frequency={min_frequency}: expected 1 or more")
+        raise OptionError("{min_frequency}: expected 1 or more", min_frequency=min_frequency)
     pieces = _count_pieces(texts, special_tokens, Pattern(pattern))
     vocabulary = [bytes([byte]) for byte in BYTES]
     merges = []

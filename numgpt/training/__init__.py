@@ -1,4 +1,4 @@
-"""DATA -> BETTER WEIGHTS. AdamW, schedule, loop, checkpoints, log."""
+"""DATA -> BETTER WEIGHTS. The step and the loop, AdamW, checkpoints, log."""
 
 from numgpt.lazy import lazy_names
 
@@ -8,7 +8,13 @@ _MODULES = {
     "TuneConfig": "config",
     "Trainer": "loop",
     "TrainingError": "loop",
-    "learning_rate": "schedule",
+    "learning_rate": "step",
+    "step": "step",
+    "Note": "records",
+    "Progress": "records",
+    "Report": "records",
+    "Sample": "records",
+    "Saved": "records",
 }
 
 __all__ = list(_MODULES)

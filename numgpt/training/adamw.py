@@ -22,9 +22,9 @@ import numbers
 import numpy as np
 
 from numgpt.messages import shown
-from numgpt.models.checks import require_number
 from numgpt.models.language_model import LanguageModel
 from numgpt.models.parameters import size_of
+from numgpt.options import OptionError, number, require
 from numgpt.runtime import over_row_blocks
 
 SMALLEST_SQUARES = 1e-30  # a sum of squares below it may have lost some of them to underflow
@@ -74,7 +74,7 @@ class AdamW:
             raise RuntimeError("no gradients: call model.loss_and_grads before optimizer.step")
         self._check()
         if grad_clip is not None and not grad_clip >= 0:
-            raise ValueError(f"grad_clip={grad_clip}: expected 0 (no clipping) or more")
+            raise OptionError("{grad_clip}: expected 0 (no clipping) or more", grad_clip=grad_clip)
         g = self.model.gradients.flat
         norm = gradient_norm(g)
         if not math.isfinite(norm):
@@ -88,8 +88,8 @@ class AdamW:
 
     def _check(self) -> None:
         """Raises ValueError for a hyperparameter out of its range."""
-        require_number(self, "lr", "weight_decay", least=0)
-        require_number(self, "eps")
+        require(self, number(least=0), "lr", "weight_decay")
+        require(self, number(above=0), "eps")
         betas = self.betas
         if not isinstance(betas, (tuple, list)) or len(betas) != 2:
             raise ValueError(f"betas={shown(betas)}: expected two numbers in [0, 1)")

@@ -29,17 +29,19 @@ from numgpt.formats.huggingface import WEIGHTS_FILE
 from numgpt.formats.peft import ADAPTER_FILE, fingerprint
 from numgpt.formats.safetensors import read_safetensors, write_safetensors
 from numgpt.formats.tensors import StoredTensor
-from numgpt.layers import TokenStatistics
-from numgpt.messages import one_line, quoted, shown
+from numgpt.messages import one_line, shown
 from numgpt.models import LanguageModel
 from numgpt.models.config import Config
 from numgpt.models.lora import Adapter, LoRAConfig, adapter_shapes
 from numgpt.models.parameters import Layout, Parameters
+from numgpt.options import OptionError
 from numgpt.runtime import physical_memory
 from numgpt.training.adamw import AdamW
 from numgpt.training.config import RunConfig, TrainConfig, TuneConfig, options_of
+from numgpt.training.step import Sums
 
 ARRAYS = ("weights", "m", "v")
+SEEN = {"tokens": "targets"}  # what a sum was called in earlier versions
 KINDS: dict[str, type[RunConfig]] = {kind.kind: kind for kind in (TrainConfig, TuneConfig)}
 
 
@@ -58,10 +60,8 @@ class RunState:
     tokens: TokensFile
     best_loss: float = math.inf  # the lowest validation loss so far
     best_step: int = 0  # whose weights had it
-    # Of the steps since the last report:
-    unreported_loss: float = 0.0  # summed up
+    unreported: Sums = dataclasses.field(default_factory=dict)  # of the steps since the last report
     unreported_steps: int = 0
-    statistics: TokenStatistics = dataclasses.field(default_factory=TokenStatistics)
     batches: int = 0  # that were drawn since the beginning
     tokens_seen: int = 0
 
@@ -93,8 +93,8 @@ def save_checkpoint(directory: Path, state: RunState) -> None:
         "step": optimizer.steps,
         "best_loss": None if math.isinf(state.best_loss) else state.best_loss,
         "best_step": state.best_step,
-        "unreported": [state.unreported_loss, state.unreported_steps],
-        "statistics": dataclasses.asdict(state.statistics),
+        "unreported": state.unreported,
+        "unreported_steps": state.unreported_steps,
         "batches": state.batches,
         "tokens_seen": state.tokens_seen,
         "generator": state.rng.bit_generator.state,
@@ -133,7 +133,7 @@ def load_checkpoint(directory: str | Path) -> RunState:
         reason = "a part of its state is of another kind than it should be"
     raise ValueError(
         f"{path} is not a checkpoint that numgpt can go on from ({reason:.300}): put a copy"
-        f" of it back, or start a new run with --init-from {quoted(directory)}"
+        f" of it back, or start a new run from the weights in {directory}"
     )
 
 
@@ -201,14 +201,15 @@ def _restore(saved: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> RunS
     if (best := saved["best_loss"]) is not None:
         state.best_loss = _number("best_loss", best)
         state.best_step = _count("best_step", saved.get("best_step", 0))
-    total, steps = saved["unreported"]
-    state.unreported_loss = _number("unreported", total)
-    state.unreported_steps = _count("unreported", steps)
+    sums, steps = saved["unreported"], saved.get("unreported_steps")
+    if isinstance(sums, list):  # as earlier versions had it
+        loss, steps = sums
+        seen = saved.get("statistics", {})
+        sums = {"loss": loss} | {SEEN.get(name, name): value for name, value in seen.items()}
+    state.unreported = {str(name): _number("unreported", value) for name, value in sums.items()}
+    state.unreported_steps = _count("unreported_steps", steps)
     state.batches = _count("batches", saved.get("batches", 0))
     state.tokens_seen = _count("tokens_seen", saved.get("tokens_seen", 0))
-    state.statistics = TokenStatistics(**saved.get("statistics", {}))
-    _count("statistics", state.statistics.tokens), _count("statistics", state.statistics.correct)
-    _number("statistics", state.statistics.entropy)
     return state
 
 
@@ -279,22 +280,31 @@ def tuned_parameters(model: LanguageModel) -> Parameters:
     return model.parameters if model.adapter is None else model.adapter.parameters
 
 
-def check_batch(config: RunConfig, model_config: Config, itemsize: int = 4) -> None:
-    """Raises ValueError where a batch can't fit into memory."""
-    # At the least the residual stream of every block.
-    numbers = config.batch_size * config.longest * model_config.layers * model_config.width
-    if (batch := numbers * itemsize) > physical_memory():
-        raise ValueError(
-            f"batch_size={config.batch_size} of up to {config.length_option}={config.longest}"
-            f" tokens needs {batch / 1e9:,.0f} GB, this machine has"
-            f" {physical_memory() / 1e9:,.0f} GB: choose fewer, and perhaps more grad_accum"
+def check_memory(config: RunConfig, model_config: Config, trained: int | None = None) -> None:
+    """Raises OptionError where a run can't fit into memory: weights, of those that train (all,
+    where no number is given) gradients and two moments, and of a batch the residual stream of every
+    block, which is the least that it needs."""
+    width, layers = model_config.width, model_config.layers
+    vectors = 12 * layers * width + model_config.vocab_size + model_config.context_length
+    weights = vectors * width  # about
+    trained = weights if trained is None else trained
+    batch = config.batch_size * config.longest * layers * width
+    if (needed := 4 * (weights + 3 * trained + batch)) > physical_memory():
+        longest = config.length_option
+        raise OptionError(
+            f"{{batch_size}} of up to {{{longest}}} tokens, in a model of {{0:,}} parameters, need"
+            " {1:,.0f} GB to train, and this machine has {2:,.0f} GB: choose a smaller model or"
+            " batch, and perhaps more {grad_accum:name}",
+            weights,
+            needed / 1e9,
+            physical_memory() / 1e9,
+            batch_size=config.batch_size,
+            **{longest: config.longest},
         )
 
 
-def check_fits(directory: Path, config: RunConfig, model: LanguageModel) -> None:
-    """Raises ValueError where a batch can't fit into memory, OSError where the disk is too small
-    for the checkpoints, the old beside the new."""
-    check_batch(config, model.config, model.parameters.dtype.itemsize)
+def check_disk(directory: Path, model: LanguageModel) -> None:
+    """Raises OSError where the disk is too small for the checkpoints, the old beside the new."""
     weights = tuned_parameters(model).nbytes  # those that are kept, the best and the last
     needed = 2 * (checkpoint_bytes(model) + 2 * weights)
     for path in (directory / n for n in (CHECKPOINT_FILE, WEIGHTS_FILE, ADAPTER_FILE)):
@@ -303,5 +313,5 @@ def check_fits(directory: Path, config: RunConfig, model: LanguageModel) -> None
     if free < needed:
         raise OSError(
             f"{directory} has {free / 1e6:,.3f} MB free, the checkpoints of this model need"
-            f" {needed / 1e6:,.3f} MB: free some space or choose another --out"
+            f" {needed / 1e6:,.3f} MB: free some space or choose another directory"
         )

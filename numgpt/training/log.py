@@ -1,7 +1,8 @@
-"""log.jsonl, one JSON object a report, and loss.png where matplotlib is installed."""
+"""log.jsonl, one JSON object a report, and the curve that is drawn of it."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -27,14 +28,10 @@ class Log:
         records, damaged = _read(self.path) if self.path.is_file() else ([], 0)
         self.records = [record for record in records if record["step"] <= keep_to_step]
         if damaged:
-            aside, number = self.path.with_name(DAMAGED_LOG_FILE), 1
-            while os.path.lexists(aside):  # an earlier one, or somebody's, stays
-                number += 1
-                aside = aside.with_name(f"log.damaged.{number}.jsonl")
-            os.replace(self.path, aside)
+            os.replace(self.path, self.path.with_name(DAMAGED_LOG_FILE))
             warnings.warn(
                 f"{self.path} has lines that are no reports ({damaged}): it is kept as"
-                f" {aside.name}, the log goes on with the others",
+                f" {DAMAGED_LOG_FILE}, the log goes on with the others",
                 stacklevel=2,
             )
         with replacing(self.path) as file:
@@ -45,36 +42,28 @@ class Log:
         with naming(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def plot(self) -> None:
-        """Draw training and validation loss over the steps; without matplotlib, nothing."""
-        if not can_plot():
-            return
-        import matplotlib
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot as plt
+def plot_curve(records: list[dict[str, Any]], path: Path) -> None:
+    """Draw training and validation loss over the steps.  Needs matplotlib."""
+    import matplotlib
 
-        figure, axes = plt.subplots(figsize=(7, 4.5))
-        for key, label in CURVES:
-            points = [
-                (record["step"], record[key])
-                for record in self.records
-                if record.get(key) is not None
-            ]
-            if points:
-                axes.plot(
-                    *zip(*points, strict=True),
-                    label=label,
-                    marker="." if key == "val_loss" else None,
-                )
-        axes.set(xlabel="step", ylabel="loss (nats per token)")
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend()
-        figure.tight_layout()
-        with replacing(self.path.with_name(CURVE_FILE)) as file:
-            figure.savefig(file, format="png", dpi=120)
-        plt.close(figure)
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for key, label in CURVES:
+        points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
+        if points:
+            marker = "." if key == "val_loss" else None
+            axes.plot(*zip(*points, strict=True), label=label, marker=marker)
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+    figure.tight_layout()
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=120)
+    plt.close(figure)
 
 
 def can_plot() -> bool:
@@ -85,26 +74,17 @@ def can_plot() -> bool:
 def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The reports in a log, and how many lines are none (but for a last one without its end, which
     a kill has cut short)."""
-    records, damaged = [], 0
     *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if _is_report(record):
-            records.append(record)
-        else:
-            damaged += 1
-    return records, damaged
+    records = [record for line in lines if (record := _report(line)) is not None]
+    return records, len(lines) - len(records)
 
 
-def _is_report(record: Any) -> bool:
-    def is_number(value: Any) -> bool:
-        return type(value) is float or (type(value) is int and abs(value) < 1 << 53)
-
-    return (
-        isinstance(record, dict)
-        and type(record.get("step")) is int
-        and all(record.get(key) is None or is_number(record[key]) for key, _ in CURVES)
-    )
+def _report(line: str) -> dict[str, Any] | None:
+    """The record of a line; None where it is none that can be gone on with, and drawn."""
+    with contextlib.suppress(ValueError, RecursionError, LookupError, TypeError, OverflowError):
+        record = json.loads(line)
+        if type(record["step"]) is int:
+            float(record["step"])
+            [float(record[key]) for key, _ in CURVES if record.get(key) is not None]
+            return dict(record)
+    return None

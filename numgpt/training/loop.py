@@ -1,89 +1,66 @@
-"""The training loop: batch → loss and gradients → clip → AdamW, with reports and checkpoints.
+"""The training loop: steps, with reports, validations, samples and checkpoints between them.
 
-A run lives in one directory, and has it to itself:
+The method itself is in step.py. A run lives in one directory, and has it to itself:
 
     config.json, model.safetensors, tokenizer files    the best model so far, Hugging Face layout
     last/                                              … and that of the last step; or, with
                                                        keep="last", these two the other way round
     checkpoint.safetensors                             the last state, to resume from
     tokens.bin                                         the corpus, encoded
-    log.jsonl, loss.png                                one record a report, and the curve
+    log.jsonl                                          one record a report
 """
 
 from __future__ import annotations
 
 import math
-import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from numgpt import formats
-from numgpt.data.batch import Batch
 from numgpt.data.corpus import check_tokenizer
-from numgpt.data.finding import OTHER_WEIGHTS, absolute
+from numgpt.data.finding import OTHER_WEIGHTS
 from numgpt.files import DirectoryLock, sweep
 from numgpt.formats.source import is_finite
-from numgpt.layers import TokenStatistics
-from numgpt.messages import quoted, shown, tell
+from numgpt.messages import quoted
 from numgpt.models import LanguageModel
+from numgpt.options import AboutOptions, OptionError
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.training import pretraining, tuning
 from numgpt.training.adamw import AdamW
 from numgpt.training.checkpoint import (
     RunState,
-    check_fits,
+    check_disk,
+    check_memory,
     load_checkpoint,
     save_checkpoint,
     tuned_parameters,
 )
-from numgpt.training.config import PATHS, RunConfig, TrainConfig, TuneConfig, options_of
+from numgpt.training.config import RunConfig, TrainConfig, TuneConfig
 from numgpt.training.log import Log
-from numgpt.training.schedule import learning_rate
-from numgpt.training.starting import absolute_model, remove_other_weights, start_run
+from numgpt.training.pretraining import Text
+from numgpt.training.records import Callback, Record, Report, Sample, Saved, warnings_as_notes
+from numgpt.training.starting import Prepare, change_options, start_run
+from numgpt.training.step import added, learning_rate, step
+from numgpt.training.tuning import Examples
 
-
-class BatchSource(Protocol):
-    """What a run trains on, batch after batch."""
-
-    validates: bool  # whether anything is held out
-
-    def next_step(self) -> list[Batch]:
-        """The batches of the next step."""
-
-    def held_out(self) -> Iterable[Batch]:
-        """The batches of a validation, the same every time."""
-
-    def sample(self) -> tuple[str, str]:
-        """A prompt, and how the model goes on."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """A kind of run: how it begins, what it trains on, which options can't change any more."""
-
-    prepare: Callable[[Any, Path, Path], RunState]
-    source: Callable[[RunState, Path, BaseTokenizer], BatchSource]
-    fixed: frozenset[str]
-    statistics: bool = False  # whether it reports accuracy and entropy of what is trained on
-
-
-TASKS = {
-    TrainConfig: Task(pretraining.prepare, pretraining.TextBatches, pretraining.FIXED),
-    TuneConfig: Task(tuning.prepare, tuning.ExampleBatches, tuning.FIXED, statistics=True),
+TASKS: dict[type[RunConfig], tuple[Prepare, type[Text] | type[Examples]]] = {
+    TrainConfig: (pretraining.prepare, Text),
+    TuneConfig: (tuning.prepare, Examples),
 }
 
 
-class TrainingError(RuntimeError):
+class TrainingError(AboutOptions, RuntimeError):
     """Training can't go on: the loss is not finite."""
 
 
 class Trainer:
     """One training run: `start` or `resume` it, then `run`.
 
-    While it exists, or until `run` returns, no other process can work in its directory.
+    While it exists, or until `run` returns, no other process can work in its directory. What there
+    is to tell are records (records.py): the notes of its beginning first, then how it goes.
     """
 
     def __init__(
@@ -91,14 +68,12 @@ class Trainer:
         state: RunState,
         out: Path,
         tokenizer: BaseTokenizer,
-        source: BatchSource,
+        task: Text | Examples,
         lock: DirectoryLock,
+        told: _Told,
     ):
-        self.state = state
-        self.out = out
-        self.tokenizer = tokenizer
-        self.source = source
-        self.lock = lock
+        self.state, self.out, self.tokenizer, self.task = state, out, tokenizer, task
+        self.lock, self.told = lock, told
         self.log = Log(out, keep_to_step=state.optimizer.steps)
         self.stop_requested = False
         self.val_loss: float | None = None  # of the last validation
@@ -106,10 +81,6 @@ class Trainer:
     @property
     def config(self) -> RunConfig:
         return self.state.config
-
-    @property
-    def task(self) -> Task:
-        return TASKS[type(self.config)]
 
     @property
     def model(self) -> LanguageModel:
@@ -133,25 +104,27 @@ class Trainer:
         return {self.config.keep: self.out, other: self.out / other}
 
     @classmethod
-    def start(cls, config: RunConfig, out: str | Path, overwrite: bool = False) -> Trainer:
+    def start(
+        cls,
+        config: RunConfig,
+        out: str | Path,
+        overwrite: bool = False,
+        report: Callback | None = None,
+    ) -> Trainer:
         """A new run in the directory `out`; with `overwrite` in place of the run or model there.
+        `report` is told at once what there is to tell, or else the one that `run` is given.
 
         Raises ValueError or OSError for what is known to fail later, and for a directory that holds
         a run, a model or a tokenizer already; then nothing has changed.
         """
         config.validate()
         if not str(out):
-            raise ValueError('out="": name a directory')
-        out = Path(out)
-        lock = DirectoryLock(out)
-        lock.acquire()
-        try:
-            sweep(out)
-            start_run(config, out, TASKS[type(config)].prepare, overwrite)
-            return cls._resumed(out, lock, {})
-        except BaseException:
-            lock.release()
-            raise
+            raise OptionError("{out}: name a directory", out=out)
+        out, told = Path(out), _Told(report)
+        with _locking(out) as lock, warnings_as_notes(told):
+            prepare, task = TASKS[type(config)]
+            state, tokenizer = start_run(config, out, prepare, told, overwrite)
+            return cls(state, out, tokenizer, task(state, out, tokenizer), lock, told)
 
     @classmethod
     def resume(
@@ -159,6 +132,7 @@ class Trainer:
         out: str | Path,
         changes: dict[str, Any] | None = None,
         kind: type[RunConfig] = RunConfig,
+        report: Callback | None = None,
     ) -> Trainer:
         """Continue the run in `out` from its checkpoint, bit for bit.
 
@@ -166,68 +140,36 @@ class Trainer:
         Raises ValueError for another kind, for an option that can't change any more, and where the
         run's files are not those that it began with.
         """
-        out = Path(out)
+        out, told = Path(out), _Told(report)
         if not out.is_dir():
             raise FileNotFoundError(f"nothing to resume: there is no directory {out}")
-        lock = DirectoryLock(out)
-        lock.acquire()
-        try:
-            sweep(out)
-            return cls._resumed(out, lock, changes or {}, kind)
-        except BaseException:
-            lock.release()
-            raise
+        with _locking(out) as lock, warnings_as_notes(told):
+            state = load_checkpoint(out)
+            if not isinstance(state.config, kind):
+                kinds = "{0} is a run of another kind: go on with numgpt {1} {resume:name} {2}"
+                raise OptionError(kinds, out, state.config.command, quoted(out))
+            _, task = TASKS[type(state.config)]
+            change_options(state.config, changes or {}, task.fixed, out)
+            state.apply_options()
+            check_memory(
+                state.config, state.model.config, state.model.num_parameters(trainable=True)
+            )
+            check_disk(out, state.model)
+            tokenizer = formats.load_tokenizer(out)
+            try:
+                check_tokenizer(tokenizer, state.tokens)
+            except ValueError as error:
+                raise ValueError(f"{out}: {error}") from None
+            task.restore(state, out, tokenizer)
+            return cls(state, out, tokenizer, task(state, out, tokenizer), lock, told)
 
-    @classmethod
-    def _resumed(
-        cls,
-        out: Path,
-        lock: DirectoryLock,
-        changes: dict[str, Any],
-        kind: type[RunConfig] = RunConfig,
-    ) -> Trainer:
-        state = load_checkpoint(out)
-        if not isinstance(state.config, kind):
-            command = f"numgpt {state.config.command} --resume {quoted(out)}"
-            raise ValueError(f"{out} is a run of another kind: go on with {command}")
-        config, known = state.config, options_of(type(state.config))
-        task = TASKS[type(config)]
-        for name, value in changes.items():
-            if name not in known:
-                raise ValueError(f"{name}={shown(value)} is not an option of such a run")
-            value = absolute(value) if name in PATHS else value
-            if name in ("init_from", "model") and isinstance(value, str):
-                value = absolute_model(value)
-            if name in task.fixed and _listed(value) != _listed(getattr(config, name)):
-                mend = "raise --steps instead"
-                if name != "epochs":
-                    mend = "start a new run in another --out"
-                raise ValueError(
-                    f"{name}={shown(_listed(value))}: the run in {out} began with"
-                    f" {shown(_listed(getattr(config, name)))}, and that cannot change; {mend}"
-                )
-            setattr(config, name, value)
-        config.validate()
-        if changes:
-            config.cut_warmup()
-        state.apply_options()
-        if state.optimizer.steps:  # a new run has been checked before anything was there
-            check_fits(out, config, state.model)
-        else:
-            remove_other_weights(out)
-        tokenizer = formats.load_tokenizer(out)
-        try:
-            check_tokenizer(tokenizer, state.tokens)
-        except ValueError as error:
-            raise ValueError(f"{out}: {error}") from None
-        return cls(state, out, tokenizer, task.source(state, out, tokenizer), lock)
-
-    def run(self) -> None:
+    def run(self, report: Callback | None = None) -> None:
         """Train to the last step, or until `stop_requested` is set.  Saves before it returns.
 
-        Raises TrainingError where the loss is not finite, OSError where a checkpoint can't be
-        written; the checkpoint before stays as it is.
+        `report` is called with each record. Raises TrainingError where the loss is not finite,
+        OSError where a checkpoint can't be written; the checkpoint before stays as it is.
         """
+        self.told.to(report)
         self.lock.acquire()
         try:
             self._run()
@@ -236,75 +178,47 @@ class Trainer:
 
     def _run(self) -> None:
         config, state = self.config, self.state
-        began, first_step, elsewhere = time.perf_counter(), self.optimizer.steps, 0.0
-        first_token = state.tokens_seen
+        clock = _Clock(self.optimizer.steps, state.tokens_seen)
         while self.optimizer.steps < config.steps and not self.stop_requested:
-            step_loss, norm, lr = self.step()
-            state.unreported_loss += step_loss
-            state.unreported_steps += 1
+            norm = self.step()
             step = self.optimizer.steps
             last = step == config.steps
-            pause = time.perf_counter()
-            validates = self.source.validates and (last or step % config.eval_every == 0)
-            val_loss = self.validate() if validates else None
-            if val_loss is not None or step % config.log_every == 0 or step == 1 or last:
-                seconds = pause - began - elsewhere
-                tokens = state.tokens_seen - first_token
-                loss = state.unreported_loss / state.unreported_steps
-                state.unreported_loss, state.unreported_steps = 0.0, 0
-                self.report(
-                    step, loss, val_loss, lr, norm, tokens / seconds, seconds / (step - first_step)
-                )
-            if last or step % config.save_every == 0:
-                self.save(ends=last)
-            if config.sample_every and (last or step % config.sample_every == 0):
-                prompt, text = self.source.sample()
-                of = f"step {step}{self._not_kept()}"
-                tell(f"--- {of}, after {prompt!r} ---\n{text}\n---", stream=sys.stdout)
-            elsewhere += time.perf_counter() - pause
+            with clock.stopped():
+                validates = self.task.validates and (last or step % config.eval_every == 0)
+                val_loss = self.validate() if validates else None
+                if validates or step % config.log_every == 0 or step == 1 or last:
+                    self.report(val_loss, norm, clock)
+                if last or step % config.save_every == 0:
+                    self.save(ends=last)
+                if config.sample_every and (last or step % config.sample_every == 0):
+                    self.told(Sample(step, state.best_step, *self.task.sample()))
         if self.stop_requested and self.optimizer.steps < config.steps:
             self.save(ends=True)
 
-    def _not_kept(self) -> str:
-        """Says of a sample which weights speak, where those of another step are the best so far."""
-        best = self.state.best_step
-        return f" (the best so far: {best})" if 0 < best < self.optimizer.steps else ""
-
-    def step(self) -> tuple[float, float, float]:
-        """One optimizer step.  -> mean loss of its batches, gradient norm, learning rate."""
+    def step(self) -> float:
+        """One optimizer step -> the norm of its gradients."""
         config, state, done = self.config, self.state, self.optimizer.steps
-        rng = state.rng if config.has_dropout else None
-        batches = self.source.next_step()
-        count = max(1, sum(batch.counted for batch in batches))
-        loss, gradients = 0.0, None
-        for batch in batches:
-            part, gradients = self.model.loss_and_grads(
-                batch.ids,
-                batch.targets,
-                rng,
-                weights=1 / count,
-                add_to=gradients,
-                statistics=state.statistics if self.task.statistics else None,
-            )
-            loss += part
-        state.batches += len(batches)
-        state.tokens_seen += sum(batch.tokens for batch in batches)
+        batches = self.task.next_step()
         lr = learning_rate(done, config.steps, config.lr, config.lowest_lr, config.warmup)
-        self.optimizer.lr = lr
-        norm = self.optimizer.step(config.grad_clip or None)
-        if not math.isfinite(loss) or not math.isfinite(norm):
+        sums, norm = step(self.model, batches, self.task, self.optimizer, lr, config.grad_clip)
+        state.batches += len(batches)
+        state.tokens_seen += int(sums["tokens"])
+        if not math.isfinite(sums["loss"]) or not math.isfinite(norm):
             raise TrainingError(
-                f"at step {done + 1} the loss is {loss} and the gradient norm {norm}: stopped,"
-                " nothing was overwritten; resume from the last checkpoint with a lower --lr, a"
-                " longer --warmup or less --weight-decay"
+                "at step {0} the loss is {1} and the gradient norm {2}: stopped, nothing was"
+                " overwritten; resume from the last checkpoint with a lower {lr:name}, a longer"
+                " {warmup:name} or less {weight_decay:name}",
+                done + 1,
+                sums["loss"],
+                norm,
             )
-        return loss, norm, lr
+        state.unreported = added(state.unreported, sums)
+        state.unreported_steps += 1
+        return norm
 
     def validate(self) -> float:
-        """Mean loss on the validation batches; keeps the weights if they are the best so far."""
-        batches = list(self.source.held_out())
-        count = max(1, sum(batch.counted for batch in batches))
-        val_loss = sum(self.model.loss(b.ids, b.targets, 1 / count) for b in batches)
+        """Loss of what is held out; keeps the weights if they are the best so far."""
+        val_loss = self.task.held_out_loss(self.model)
         if val_loss < self.best_loss:
             self.lock.check()
             self._check_finite()
@@ -333,8 +247,8 @@ class Trainer:
         return self.model
 
     def save(self, ends: bool = False) -> None:
-        """Checkpoint, curve, and the weights of this step where the run's own directory holds the
-        last; `ends`: of the run, also where they have a directory of their own."""
+        """Checkpoint, and the weights of this step where the run's own directory holds the last;
+        `ends`: of the run, also where they have a directory of their own."""
         self.lock.check()
         self._check_finite()
         place = self.places["last"]
@@ -345,58 +259,85 @@ class Trainer:
                 self.save_model(place)
         finally:  # what can't be written there costs no step
             save_checkpoint(self.out, self.state)
-        self.log.plot()
+        self.told(Saved(self.optimizer.steps))
 
     def _check_finite(self) -> None:
         """Raises TrainingError where a step has made weights that are no numbers."""
         if not all(is_finite(array) for array in tuned_parameters(self.model).values()):
             raise TrainingError(
-                f"at step {self.optimizer.steps} the weights are not finite any more: stopped,"
-                " nothing was overwritten; resume from the last checkpoint with a lower --lr"
+                "at step {0} the weights are not finite any more: stopped, nothing was overwritten;"
+                " resume from the last checkpoint with a lower {lr:name}",
+                self.optimizer.steps,
             )
 
-    def report(
-        self,
-        step: int,
-        loss: float,
-        val_loss: float | None,
-        lr: float,
-        norm: float,
-        tokens_per_second: float,
-        seconds_per_step: float,
-    ) -> None:
-        """One line on stderr, one record in the log.  loss is the mean since the last one."""
-        minutes, seconds = divmod(round(seconds_per_step * (self.config.steps - step)), 60)
-        hours, minutes = divmod(minutes, 60)
-        eta = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-        validation = "          " if val_loss is None else f"val {val_loss:.4f}"
-        width = len(str(self.config.steps))
-        seen, self.state.statistics = self.state.statistics, TokenStatistics()
-        metrics = {}
-        if seen.tokens:  # named as trl names them
-            metrics = {
-                "mean_token_accuracy": seen.correct / seen.tokens,
-                "entropy": seen.entropy / seen.tokens,
-                "num_tokens": self.state.tokens_seen,
-            }
-            validation = f"accuracy {seen.correct / seen.tokens:.3f}  {validation}"
-        tell(
-            f"step {step:{width}}/{self.config.steps}  loss {loss:.4f}  {validation}  lr {lr:.2e}"
-            f"  grad norm {norm:6.3f}  {tokens_per_second:,.0f} tokens/s  ETA {eta}"
+    def report(self, val_loss: float | None, norm: float, clock: _Clock) -> None:
+        """Tell of the steps since the last time, and log it."""
+        state, step = self.state, self.optimizer.steps
+        sums, steps = state.unreported, state.unreported_steps
+        state.unreported, state.unreported_steps = {}, 0
+        seconds = clock.seconds()
+        report = Report(
+            step,
+            self.config.steps,
+            sums["loss"] / steps,
+            val_loss,
+            self.optimizer.lr,
+            norm,
+            (state.tokens_seen - clock.first_token) / seconds,
+            seconds / (step - clock.first_step) * (self.config.steps - step),
+            self.task.metrics(sums),
         )
-        self.log.add(
-            {
-                "step": step,
-                "loss": loss,
-                "val_loss": val_loss,
-                "lr": lr,
-                "grad_norm": norm,
-                "tokens_per_second": round(tokens_per_second, 1),
-            }
-            | metrics
-        )
+        self.log.add(report.logged())
+        self.told(report)
 
 
-def _listed(value: Any) -> Any:
-    """One file of data is a list of one."""
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
+@contextmanager
+def _locking(out: Path) -> Iterator[DirectoryLock]:
+    """The lock of a run's directory, which is kept unless an error comes."""
+    lock = DirectoryLock(out)
+    lock.acquire()
+    try:
+        sweep(out)
+        yield lock
+    except BaseException:
+        lock.release()
+        raise
+
+
+class _Told:
+    """Hands records to whoever listens, once somebody does."""
+
+    def __init__(self, report: Callback | None):
+        self.report, self.kept = report, list[Record]()
+
+    def __call__(self, record: Record) -> None:
+        if self.report is None:
+            self.kept.append(record)
+        else:
+            self.report(record)
+
+    def to(self, report: Callback | None) -> None:
+        """Tell this one from now on, and first what nobody has heard yet."""
+        self.report = report or self.report or (lambda record: None)
+        while self.kept:
+            self(self.kept.pop(0))
+
+
+class _Clock:
+    """Measures the steps, without what is between them."""
+
+    def __init__(self, first_step: int, first_token: int):
+        self.first_step, self.first_token = first_step, first_token
+        self.began, self.elsewhere = time.perf_counter(), 0.0
+        self.pause: float | None = None
+
+    def seconds(self) -> float:
+        now = time.perf_counter() if self.pause is None else self.pause
+        return now - self.began - self.elsewhere
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        self.pause = time.perf_counter()
+        yield
+        self.elsewhere += time.perf_counter() - self.pause
+        self.pause = None

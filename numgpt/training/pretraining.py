@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,22 +13,23 @@ from numgpt.data.batch import Batch
 from numgpt.data.corpus import (
     Documents,
     check_length,
+    check_tokens,
     encode_corpus,
     find_documents,
     open_corpus,
     read_documents,
-    restore_tokens,
 )
 from numgpt.data.finding import absolute
 from numgpt.formats.families import FAMILIES
-from numgpt.messages import shown
 from numgpt.models import LanguageModel
-from numgpt.models.config import Config
-from numgpt.runtime import physical_memory
+from numgpt.options import OptionError, OptionFileError
 from numgpt.tokenizer import BaseTokenizer, CharTokenizer, Tokenizer
-from numgpt.training.checkpoint import RunState, check_batch, check_fits
-from numgpt.training.config import MOST_CONTEXT, TrainConfig
+from numgpt.training.checkpoint import RunState, check_disk, check_memory
+from numgpt.training.config import TrainConfig
+from numgpt.training.defaults import MOST_CONTEXT
+from numgpt.training.records import Callback, Note
 from numgpt.training.starting import absolute_model, check_not_replaced, replaced_files
+from numgpt.training.tasks import NextTokens
 
 SAMPLE_TOKENS = 200
 SAMPLE_PROMPT = 8  # tokens of validation text before a sample
@@ -40,53 +40,67 @@ FIXED |= frozenset(("n_kv_head", "n_embd", "block_size", "init_from", "seed", "s
 FIXED |= {"keep"}
 
 
-def prepare(config: TrainConfig, out: Path, staged: Path) -> RunState:
+def prepare(
+    config: TrainConfig, out: Path, staged: Path, report: Callback
+) -> tuple[RunState, BaseTokenizer]:
     """Everything that a run begins with, its files in the directory `staged`."""
     documents = find_documents(config.data)
     check_not_replaced(documents, replaced_files(out))
     config.data = absolute(config.data)
     if config.init_from is not None:
         origin = config.init_from = absolute_model(config.init_from)
-        model, tokenizer = formats.load(origin)
+        model, tokenizer = formats.load(origin, mmap=False)  # all of it trains
         if model.adapter is not None:
             model.merge_adapter()
             merged = type(model)(model.config, parameters=model.parameters)
             merged.generation_config = model.generation_config
             model = merged
         _fit_context(config, model)
+        check_memory(config, model.config)
     else:
+        check_memory(config, config.model_config(config.vocab_size, config.context))
+        if config.tokenizer == "bpe":
+            report(Note(f"learning a vocabulary of {config.vocab_size} tokens from the text"))
         tokenizer = make_tokenizer(config, documents)
-        model_config = new_config(config, tokenizer)
         model = None
     tokens = encode_corpus(documents, tokenizer, staged, config.special_tokens)
     check_length(tokens, config.val_fraction, config.context)
     if model is None:
-        model = FAMILIES[config.arch].model(model_config, seed=config.seed)
-    check_fits(out, config, model)
+        sizes = config.model_config(tokenizer.vocab_size, config.context)
+        sizes.bos_token_id = sizes.eos_token_id = tokenizer.eos_token_id
+        model = FAMILIES[config.arch].model(sizes, seed=config.seed)
+    check_disk(out, model)
     # From here on all names of the run are its own: what it replaces later it has written.
     tokenizer.save_pretrained(staged)
     model.save_pretrained(staged)
-    return RunState.new(config, model, tokens)
+    return RunState.new(config, model, tokens), tokenizer
 
 
-class TextBatches:
+class Text(NextTokens):
     """Windows of a corpus."""
 
-    validates = True
+    fixed = FIXED
+    statistics = False
 
     def __init__(self, state: RunState, out: Path, tokenizer: BaseTokenizer):
+        super().__init__(state, tokenizer)
         assert isinstance(state.config, TrainConfig)
         self.config: TrainConfig = state.config
-        self.state = state
-        self.tokenizer = tokenizer
-        restore_tokens(
+        config = self.config
+        self.corpus = open_corpus(out, state.tokens, config.val_fraction, config.context)
+
+    @staticmethod
+    def restore(state: RunState, out: Path, tokenizer: BaseTokenizer) -> None:
+        """Check the tokens of a run that goes on; encode them again where their file is missing."""
+        config = state.config
+        assert isinstance(config, TrainConfig)
+        check_tokens(
             out,
             state.tokens,
             lambda: encode_corpus(
-                find_documents(self.config.data), tokenizer, out, self.config.special_tokens
+                find_documents(config.data), tokenizer, out, config.special_tokens
             ),
         )
-        self.corpus = open_corpus(out, state.tokens, self.config.val_fraction, self.config.context)
 
     def __str__(self) -> str:
         return (
@@ -130,35 +144,13 @@ def _fit_context(config: TrainConfig, model: LanguageModel) -> None:
     if config.block_size is None:
         config.block_size = min(MOST_CONTEXT, model.context_length)
     if config.block_size > model.context_length:
-        raise ValueError(
-            f"block_size={config.block_size} is more than the"
-            f" {model.config.context_field}={model.context_length} of {config.init_from}: lower it"
+        raise OptionError(
+            "{block_size} is more than the {0}={1} of {2}: lower it",
+            model.config.context_field,
+            model.context_length,
+            config.init_from,
+            block_size=config.block_size,
         )
-
-
-def new_config(config: TrainConfig, tokenizer: BaseTokenizer) -> Config:
-    """That of a model of the family and sizes that the options give.  Raises ValueError where the
-    model, or a batch, would not fit into memory."""
-    vectors = 12 * config.n_layer * config.n_embd + tokenizer.vocab_size + config.context
-    needed = 16 * vectors * config.n_embd  # bytes: float32 weights, gradients and two moments
-    if needed > physical_memory():
-        raise ValueError(
-            f"a model of n_layer={config.n_layer}, n_embd={config.n_embd},"
-            f" block_size={config.context} needs {needed / 1e9:,.0f} GB"
-            f" to train, this machine has {physical_memory() / 1e9:,.0f} GB: choose a smaller one"
-        )
-    model_config = FAMILIES[config.arch].model.config_class.of_sizes(
-        config.arch,
-        tokenizer.vocab_size,
-        config.context,
-        config.n_layer,
-        config.n_head,
-        config.n_kv_head,
-        config.n_embd,
-    )
-    check_batch(config, model_config)
-    model_config.bos_token_id = model_config.eos_token_id = tokenizer.eos_token_id
-    return model_config
 
 
 def make_tokenizer(config: TrainConfig, documents: Documents) -> BaseTokenizer:
@@ -168,11 +160,12 @@ def make_tokenizer(config: TrainConfig, documents: Documents) -> BaseTokenizer:
     if config.tokenizer == "char":
         return CharTokenizer.train(parts)
     if config.tokenizer == "bpe":
-        return Tokenizer.train(parts, config.vocab_size, progress=sys.stderr.isatty())
+        return Tokenizer.train(parts, config.vocab_size)
     try:
         return formats.load_tokenizer(config.tokenizer)
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"tokenizer={shown(config.tokenizer)}: choose bpe, char, or a directory that holds one"
-            f" ({error})"
+        raise OptionFileError(
+            "{tokenizer}: choose bpe, char, or a directory that holds one ({0})",
+            error,
+            tokenizer=config.tokenizer,
         ) from None

@@ -7,32 +7,41 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from numgpt.data.corpus import TOKENS_FILE
-from numgpt.data.finding import OTHER_WEIGHTS
+from numgpt.data.finding import OTHER_WEIGHTS, absolute
 from numgpt.files import finish_replacing, replacing_together
 from numgpt.formats.huggingface import WEIGHTS_FILE, model_files
 from numgpt.formats.peft import ADAPTER_FILES
-from numgpt.messages import quoted
+from numgpt.messages import shown
+from numgpt.options import OptionError
+from numgpt.tokenizer import BaseTokenizer
 from numgpt.tokenizer.base import tokenizer_files
 from numgpt.training.checkpoint import CHECKPOINT_FILE, RunState, save_checkpoint
-from numgpt.training.config import RunConfig
+from numgpt.training.config import PATHS, RunConfig, options_of
 from numgpt.training.log import CURVE_FILE, DAMAGED_LOG_FILE, LOG_FILE
+from numgpt.training.records import Callback
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 RUN_FILES = (CHECKPOINT_FILE, TOKENS_FILE, LOG_FILE, DAMAGED_LOG_FILE, CURVE_FILE, *ADAPTER_FILES)
 
 
-Prepare = Callable[[ConfigT, Path, Path], RunState]  # config, out, where its files are staged
+# config, the run's directory, where its files are staged, who is told -> what it begins with
+Prepare = Callable[[ConfigT, Path, Path, Callback], tuple[RunState, BaseTokenizer]]
 
 
 def start_run(
-    config: ConfigT, out: Path, prepare: Prepare[ConfigT], overwrite: bool = False
-) -> None:
-    """Write a new run into the directory `out`: what `prepare` stages, and a checkpoint of step 0.
+    config: ConfigT,
+    out: Path,
+    prepare: Prepare[ConfigT],
+    report: Callback,
+    overwrite: bool = False,
+) -> tuple[RunState, BaseTokenizer]:
+    """Write a new run into the directory `out`: what `prepare` stages, and a checkpoint of step 0;
+    -> its state and tokenizer.
 
     With `overwrite` it takes the place of the run or model that is there, in the same moment.
     Raises ValueError or OSError for what is known to fail later, and for a directory that holds
@@ -47,9 +56,43 @@ def start_run(
     finish_replacing(out)
     check_free()
     with replacing_together(out, run_files(out), check_free) as staged:
-        state = prepare(config, out, staged)
+        state, tokenizer = prepare(config, out, staged, report)
         config.cut_warmup()
         save_checkpoint(staged, state)
+    remove_other_weights(out)
+    return state, tokenizer
+
+
+def change_options(
+    config: RunConfig, changes: Mapping[str, Any], fixed: Collection[str], out: Path
+) -> None:
+    """Change options of a run that goes on.  Raises OptionError for one that there is not, for one
+    that cannot change any more, and for what an option can't be."""
+    known = options_of(type(config))
+    for name, value in changes.items():
+        if name not in known:
+            raise OptionError(f"{{{name}}} is not an option of such a run", **{name: value})
+        value = absolute(value) if name in PATHS else value
+        if name in ("init_from", "model") and isinstance(value, str):
+            value = absolute_model(value)
+        began = _listed(getattr(config, name))
+        if name in fixed and _listed(value) != began:
+            mend = "raise {steps:name} instead" if name == "epochs" else "start a new run elsewhere"
+            raise OptionError(
+                f"{{{name}}}: the run in {{0}} began with {{1}}, and that cannot change; {mend}",
+                out,
+                shown(began),
+                **{name: _listed(value)},
+            )
+        setattr(config, name, value)
+    config.validate()
+    if changes:
+        config.cut_warmup()
+
+
+def _listed(value: Any) -> Any:
+    """One file of data is a list of one."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _check_free(out: Path) -> None:
@@ -57,12 +100,13 @@ def _check_free(out: Path) -> None:
     a run, a model or a tokenizer."""
     for place in (out, *(out / name for name in OTHER_WEIGHTS)):
         if there := run_files(place):
-            resume = f"continue the run with --resume {quoted(place)}, "
-            way_out = resume if CHECKPOINT_FILE in there else ""
+            way_out = "continue the run with {resume:name}, " if CHECKPOINT_FILE in there else ""
             telling = [name for name in (CHECKPOINT_FILE, WEIGHTS_FILE) if name in there]
-            raise ValueError(
-                f"{place} holds a {(telling or there)[0]} already: {way_out}choose another --out,"
-                " or replace the run, model or tokenizer that is there with --overwrite"
+            raise OptionError(
+                f"{{0}} holds a {{1}} already: {way_out}choose another {{out:name}}, or replace the"
+                " run, model or tokenizer that is there with {overwrite:name}",
+                place,
+                (telling or there)[0],
             )
 
 
@@ -71,13 +115,14 @@ def _check_no_run_within(out: Path) -> None:
     for place in (out / name for name in OTHER_WEIGHTS):
         if place.exists() and not place.is_dir():
             raise NotADirectoryError(
-                f"{place} is a file, where weights of the run would be: choose another --out, or"
-                " move it away"
+                f"{place} is a file, where weights of the run would be: move it away, or choose"
+                " another directory"
             )
         if (place / CHECKPOINT_FILE).exists():
-            raise ValueError(
-                f"{place} is a run of its own, where weights of this one would be: choose another"
-                " --out"
+            raise OptionError(
+                "{0} is a run of its own, where weights of this one would be: choose another"
+                " {out:name}",
+                place,
             )
 
 
@@ -102,8 +147,9 @@ def check_not_replaced(
     """Raises ValueError for a text that is one of the files that would be replaced."""
     for path in documents or ():
         if any(file.exists() and os.path.samefile(path, file) for file in replaced):
-            raise ValueError(
-                f"{path} is a file that would be replaced: name another --out, or move the text"
+            raise OptionError(
+                "{0} is a file that would be replaced: name another {out:name}, or move the text",
+                path,
             )
 
 

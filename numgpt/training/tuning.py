@@ -7,29 +7,33 @@ comes before an answer; a text alone is all answer.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from numgpt import formats
 from numgpt.data.batch import Batch
-from numgpt.data.corpus import TOKENS_FILE, TokensFile, restore_tokens
+from numgpt.data.corpus import TOKENS_FILE, TokensFile, check_tokens
 from numgpt.data.example_set import Counts, ExampleSet, encode_examples
 from numgpt.data.examples import Example, ExampleEncoder, last_answer, marked
 from numgpt.data.finding import OTHER_WEIGHTS, STANDARD_INPUT, absolute
 from numgpt.data.records import Record, find_record_files, read_records
 from numgpt.formats.huggingface import CONFIG_FILE
-from numgpt.messages import printable, tell
+from numgpt.messages import printable
+from numgpt.options import AboutOptions, OptionError, OptionWarning
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.tokenizer.chat_formats import name_of
 from numgpt.tokenizer.chat_programs import CHAT_TEMPLATES, PROMPT_TEMPLATES
 from numgpt.tokenizer.chat_template import ChatTemplate
 from numgpt.tokenizer.conversation import template_variables
 from numgpt.tokenizer.sections import NAMED_TEMPLATES
-from numgpt.training.checkpoint import RunState, check_fits
-from numgpt.training.config import MOST_LENGTH, TuneConfig
+from numgpt.training.checkpoint import RunState, check_disk, check_memory
+from numgpt.training.config import TuneConfig
+from numgpt.training.defaults import MOST_LENGTH
+from numgpt.training.records import Callback, Note
 from numgpt.training.starting import absolute_model, check_not_replaced, replaced_files
+from numgpt.training.tasks import NextTokens
 
 SAMPLE_TOKENS = 80
 FIXED = frozenset(("model", "data", "val_data", "val_fraction", "max_length", "chat_format"))
@@ -38,7 +42,9 @@ FIXED |= frozenset(("lora_r", "lora_alpha", "lora_targets", "use_rslora", "batch
 FIXED |= {"seed", "keep"}
 
 
-def prepare(config: TuneConfig, out: Path, staged: Path) -> RunState:
+def prepare(
+    config: TuneConfig, out: Path, staged: Path, report: Callback
+) -> tuple[RunState, BaseTokenizer]:
     """Everything that a run begins with, its files in the directory `staged`."""
     files, held_out = _files(config)
     documents = [name for name in (*files, *held_out) if name != STANDARD_INPUT]
@@ -50,50 +56,57 @@ def prepare(config: TuneConfig, out: Path, staged: Path) -> RunState:
         base = base if base.is_dir() else base.parent
         for place in (out, *(out / name for name in OTHER_WEIGHTS)):
             if (place / CONFIG_FILE).exists() and os.path.samefile(place, base):
-                raise ValueError(
-                    f"model={config.model} is what would be replaced, and an adapter needs its"
-                    " base: name another --out"
+                raise OptionError.of(
+                    config,
+                    "{model} is what would be replaced, and an adapter needs its base: name another"
+                    " {out:name}",
                 )
-    model, tokenizer = formats.load(config.model)
+    # What trains as a whole is in memory of its own; the base of an adapter stays in its file.
+    model, tokenizer = formats.load(config.model, mmap=config.lora_r > 0)
     if config.chat_format is not None:
         tokenizer.chat_template = CHAT_TEMPLATES[config.chat_format]
     if model.adapter is not None:
-        raise ValueError(
-            f"model={config.model!r} is an adapter: merge it first (numgpt convert), or go on with"
-            " --resume"
+        raise OptionError.of(
+            config, "{model} is an adapter: merge it first (numgpt convert), or resume its run"
         )
     longest = min(model.context_length, MOST_LENGTH)
     config.max_length = longest if config.max_length is None else config.max_length
     if config.max_length > model.context_length:
-        raise ValueError(
-            f"max_length={config.max_length} is more than the model's"
-            f" {model.config.context_field}={model.context_length}: lower it"
+        raise OptionError.of(
+            config,
+            "{max_length} is more than the model's {0}={1}: lower it",
+            model.config.context_field,
+            model.context_length,
         )
     if config.lora_r:
         config.lora_alpha = config.lora().lora_alpha
         with config.naming_adapter_options():
             model.add_adapter(config.lora(), seed=config.seed)
-    tokens, counts = _encode(config, tokenizer, staged, files, held_out)
-    tell(str(counts))
+    shown = _Shown(config.show, tokenizer, report)
+    tokens, counts = _encode(config, tokenizer, staged, files, held_out, shown)
+    report(Note(str(counts)))
     if not tokens.conversations:
         answer_prompts_alone(tokenizer)
     elif tokenizer.chat_template is None:  # for transformers, what the markers tell
         tokenizer.chat_template = CHAT_TEMPLATES[name_of(ChatTemplate(tokenizer).format)]
     tokenizer.save_pretrained(staged)
     if config.chat_format is not None and not tokens.conversations:
-        tell("numgpt: note: --chat-format is not used: no example is a conversation")
-    examples = ExampleSet(staged, tokens)
-    if (config.val_fraction or config.val_data) and not len(examples.val):
-        raise ValueError("no example is held out: raise val_fraction, or bring more examples")
-    config.set_schedule(len(examples.train))
+        unused = "{chat_format:name} is not used: no example is a conversation"
+        report(Note(OptionWarning(unused)))
+    if (config.val_fraction or config.val_data) and not counts.held_out:
+        raise OptionError(
+            "no example is held out: raise {val_fraction:name}, or bring more examples"
+        )
+    config.set_schedule(counts.trained)
     config.validate()  # what was chosen beside what was not
-    check_fits(out, config, model)
+    check_memory(config, model.config, model.num_parameters(trainable=True))
+    check_disk(out, model)
     state = RunState.new(config, model, tokens)
     if model.adapter is None:
         model.save_pretrained(staged)
     else:
         model.save_adapter(staged)
-    return state
+    return state, tokenizer
 
 
 def answer_prompts_alone(tokenizer: BaseTokenizer) -> None:
@@ -110,8 +123,8 @@ def _files(config: TuneConfig) -> tuple[list[str], list[str]]:
     if config.val_data is not None:
         try:
             held_out = find_record_files(config.val_data)
-        except (FileNotFoundError, ValueError) as error:
-            raise type(error)(f"val_{error}") from None
+        except AboutOptions as error:
+            raise error.renamed({"data": "val_data"}) from None
     return find_record_files(config.data), held_out
 
 
@@ -121,9 +134,9 @@ def _encode(
     directory: Path,
     files: list[str],
     held_out: list[str],
+    shown: Callable[[Example], None] = lambda example: None,
 ) -> tuple[TokensFile, Counts]:
     """Write the examples into directory/tokens.bin."""
-    shown = _Shown(config.show, tokenizer)
     records = _records(config, files, held_out)
     encoder = ExampleEncoder(tokenizer, template_variables(config.chat_vars))
     return encode_examples(records, encoder, config.longest, directory, shown)
@@ -146,50 +159,58 @@ def _records(
         yield record, True
 
 
-class _Shown:
-    """Prints the first examples, with what is trained on marked."""
+def _encode_again(config: TuneConfig, out: Path, tokenizer: BaseTokenizer) -> TokensFile:
+    try:
+        files, held_out = _files(config)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{out / TOKENS_FILE} is missing, and so are the data: {error}"
+        ) from None
+    if STANDARD_INPUT in (*files, *held_out):
+        raise ValueError(
+            f"{out / TOKENS_FILE} is missing, and the data came by standard input: put the"
+            " file back"
+        )
+    return _encode(config, tokenizer, out, files, held_out)[0]
 
-    def __init__(self, count: int, tokenizer: BaseTokenizer):
-        self.left = count
-        self.tokenizer = tokenizer
+
+class _Shown:
+    """Notes the first examples, with what is trained on marked."""
+
+    def __init__(self, count: int, tokenizer: BaseTokenizer, report: Callback):
+        self.left, self.tokenizer, self.report = count, tokenizer, report
 
     def __call__(self, example: Example) -> None:
         if self.left:
             self.left -= 1
             text = printable(marked(example, self.tokenizer))
-            tell(f"--- trained on: the text between « and » ---\n{text}")
+            self.report(Note(f"--- trained on: the text between « and » ---\n{text}"))
 
 
-class ExampleBatches:
+class Examples(NextTokens):
     """Batches of examples of nearly equal length."""
 
+    fixed = FIXED
+    statistics = True
+
     def __init__(self, state: RunState, out: Path, tokenizer: BaseTokenizer):
+        super().__init__(state, tokenizer)
         assert isinstance(state.config, TuneConfig)
         self.config: TuneConfig = state.config
-        self.state = state
-        self.tokenizer = tokenizer
-        restore_tokens(out, state.tokens, lambda: self._encode_again(out))
         self.examples = ExampleSet(out, state.tokens)
         self.validates = len(self.examples.val) > 0
+
+    @staticmethod
+    def restore(state: RunState, out: Path, tokenizer: BaseTokenizer) -> None:
+        """Check the tokens of a run that goes on; encode them again where their file is missing."""
+        config = state.config
+        assert isinstance(config, TuneConfig)
+        check_tokens(out, state.tokens, lambda: _encode_again(config, out, tokenizer))
 
     def __str__(self) -> str:
         held_out = f", {len(self.examples.val):,} held out" if self.validates else ""
         count = len(self.examples.train)
         return f"{count:,} example{'s' * (count != 1)} to train on{held_out}"
-
-    def _encode_again(self, out: Path) -> TokensFile:
-        try:
-            files, held_out = _files(self.config)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{out / TOKENS_FILE} is missing, and so are the data: {error}"
-            ) from None
-        if STANDARD_INPUT in (*files, *held_out):
-            raise ValueError(
-                f"{out / TOKENS_FILE} is missing, and the data came by standard input: put the"
-                " file back"
-            )
-        return _encode(self.config, self.tokenizer, out, files, held_out)[0]
 
     def next_step(self) -> list[Batch]:
         config, drawn = self.config, self.state.batches

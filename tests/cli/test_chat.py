@@ -91,7 +91,7 @@ BAD_FLAGS = [
     (("--min-p", "-1"), "--min-p -1"),
     (("--repetition-penalty", "0"), "--repetition-penalty 0"),
     (("--seed", "-1"), "--seed -1"),
-    (("--threads", "0"), "at least one thread"),
+    (("--threads", "0"), "expected a whole number from 1"),
     (("--system", "a\udcff"), "surrogate"),
     (("--system", "\u2603"), "U+2603"),
     (("--model", "MUTE"), "can't chat"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import unittest.mock
 
 import numpy as np
 import pytest
 from tokenizer.chat_formats import LLAMA2, ZEPHYR
 
 import numgpt
+from numgpt.data.corpus import check_tokens
 from numgpt.data.example_set import BEGINS, ExampleSet, encode_examples
 from numgpt.data.examples import Example, ExampleEncoder, fit, last_answer, marked
 from numgpt.data.records import COMPLETION, MESSAGES, PREFERENCE, PROMPT, TEXT, Record
@@ -214,10 +216,13 @@ def test_examples_on_disk_are_what_was_encoded(plain, tmp_path):
     assert not talk.loss_mask[1:].all()
     np.testing.assert_array_equal(targets, np.where(talk.loss_mask, talk.ids, -100)[1:])
     assert (counts.trained, counts.held_out, counts.cut, counts.dropped) == (2, 1, 0, 0)
+    again = unittest.mock.Mock()
+    check_tokens(tmp_path, tokens, again)
     with open(tmp_path / "tokens.bin", "r+b") as file:
         file.write(b"\0")
     with pytest.raises(ValueError, match="other tokens than the run began with"):
-        ExampleSet(tmp_path, tokens)
+        check_tokens(tmp_path, tokens, again)
+    again.assert_not_called()
 
 
 def test_padding_is_told_by_its_place(plain, tmp_path):

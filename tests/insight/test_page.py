@@ -534,8 +534,8 @@ def test_layers_limit_what_is_kept(shipped):
         ({"token": 2}, "token=2: the text has tokens 0 to 1"),
         ({"token": "x"}, "token='x': the text has tokens 0 to 1"),
         ({"target": ""}, "target='': expected a text with a token in it"),
-        ({"layers": (0, 7)}, "layers=0:7: expected A:B with A below B, of the layers 0:6"),
-        ({"layers": (2, 2)}, "layers=2:2: expected A:B with A below B, of the layers 0:6"),
+        ({"layers": (0, 7)}, "layers 0:7: expected A:B with A below B, of the layers 0:6"),
+        ({"layers": (2, 2)}, "layers 2:2: expected A:B with A below B, of the layers 0:6"),
         ({"layers": 3}, "layers=3: expected (A, B), layers A to B - 1"),
     ],
 )

@@ -1,0 +1,76 @@
+"""What a run trains on: where its batches come from, what a step minimises, what is shown of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+from numgpt.data.batch import Batch
+from numgpt.layers import TokenStatistics
+from numgpt.models import LanguageModel
+from numgpt.models.parameters import Gradients
+from numgpt.tokenizer import BaseTokenizer
+from numgpt.training.checkpoint import RunState
+from numgpt.training.step import Sums
+
+
+class NextTokens(ABC):
+    """A step's loss is Σ -log p(target) / n over the n targets that count in all its batches, of a
+    text or of examples alike."""
+
+    fixed: ClassVar[frozenset[str]]  # options that cannot change any more when a run goes on
+    statistics: ClassVar[bool]  # whether accuracy and entropy of what is trained on are reported
+    validates: bool = True  # whether anything is held out
+
+    def __init__(self, state: RunState, tokenizer: BaseTokenizer):
+        self.state, self.tokenizer = state, tokenizer
+
+    @abstractmethod
+    def next_step(self) -> list[Batch]:
+        """The batches of the next step."""
+
+    @abstractmethod
+    def held_out(self) -> Iterable[Batch]:
+        """The batches of a validation, the same every time."""
+
+    @abstractmethod
+    def sample(self) -> tuple[str, str]:
+        """A prompt, and how the model goes on."""
+
+    def totals(self, model: LanguageModel, batches: Sequence[Batch]) -> Sums:
+        return {"targets": max(1, sum(batch.counted for batch in batches))}
+
+    def gradients(
+        self, model: LanguageModel, batch: Batch, totals: Sums, add_to: Gradients | None
+    ) -> tuple[Sums, Gradients]:
+        state = self.state
+        seen = TokenStatistics() if self.statistics else None
+        loss, gradients = model.loss_and_grads(
+            batch.ids,
+            batch.targets,
+            state.rng if state.config.has_dropout else None,
+            weights=1 / totals["targets"],
+            add_to=add_to,
+            statistics=seen,
+        )
+        sums: Sums = {"loss": loss, "tokens": batch.tokens}
+        if seen is not None:
+            sums |= {"targets": seen.tokens, "correct": seen.correct, "entropy": seen.entropy}
+        return sums, gradients
+
+    def metrics(self, sums: Sums) -> dict[str, float]:
+        """What is reported beside the loss of the steps that have these sums."""
+        if not sums.get("targets"):
+            return {}
+        return {
+            "mean_token_accuracy": sums["correct"] / sums["targets"],
+            "entropy": sums["entropy"] / sums["targets"],
+            "num_tokens": self.state.tokens_seen,
+        }
+
+    def held_out_loss(self, model: LanguageModel) -> float:
+        """The mean loss of all that is held out."""
+        batches = list(self.held_out())
+        count = max(1, sum(batch.counted for batch in batches))
+        return sum(model.loss(batch.ids, batch.targets, 1 / count) for batch in batches)
