@@ -19,7 +19,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README.read_text(encoding="utf-8"),
 LESSON = (Path(numgpt.__file__).parent / "lessons/gpt.py").read_text(encoding="utf-8")
 PYTHON = [code for kind, code in BLOCKS if kind == "python" and not code.startswith("def gpt(")]
 TRAINING = (Path(numgpt.__file__).parent / "training/README.md").read_text(encoding="utf-8")
-for package in ("generation", "insight"):
+for package in ("generation", "insight", "training"):
     text = (Path(numgpt.__file__).parent / package / "README.md").read_text(encoding="utf-8")
     PYTHON += re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
 text = (Path(numgpt.__file__).parent / "models/README.md").read_text(encoding="utf-8")

@@ -9,7 +9,6 @@ _MODULES = {
     "Trainer": "loop",
     "TrainingError": "loop",
     "learning_rate": "step",
-    "step": "step",
     "Note": "records",
     "Progress": "records",
     "Report": "records",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import json
 import os
 import re
@@ -14,10 +16,11 @@ import pytest
 
 import numgpt
 from numgpt import GPT, CharTokenizer, GPTConfig, Tokenizer, cli, formats
+from numgpt.data import corpus
 from numgpt.data.corpus import find_texts, hash_tokenizer
 from numgpt.data.records import find_record_files
 from numgpt.files import LOCK_FILE, DirectoryLock
-from numgpt.training import TrainConfig, Trainer, loop
+from numgpt.training import TrainConfig, Trainer, loop, pretraining
 from numgpt.training.checkpoint import load_checkpoint
 
 TEXT = "The quick brown fox jumps over the lazy dog; the dog sleeps on.\n" * 30
@@ -688,3 +691,34 @@ def test_a_run_of_the_version_before_encodes_its_text_again(text, tmp_path):
     formats.write_safetensors(path, arrays, {"training": json.dumps(saved)})
     (tmp_path / "run/tokens.bin").unlink()
     Trainer.resume(tmp_path / "run").run()
+
+
+def test_a_start_reads_nothing_back(text, tmp_path, monkeypatch):
+    """Base and tokenizer are loaded once, the tokens written once and not checked against
+    themselves; what is handed over is what a resumed run has."""
+    start(text, tmp_path / "base").run()
+    counts = collections.Counter()
+
+    def counted(module, name):
+        function = getattr(module, name)
+
+        def call(*arguments, **options):
+            counts[name] += 1
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(module, name, call)
+
+    counted(formats, "load")
+    counted(formats, "load_tokenizer")
+    counted(formats.loading, "read_model")
+    counted(pretraining, "encode_corpus")
+    counted(corpus, "_sha256")
+    counted(loop, "load_checkpoint")
+    trainer = start(text, tmp_path / "run", init_from=str(tmp_path / "base"), steps=4)
+    assert counts == {"load": 1, "read_model": 1, "encode_corpus": 1}
+    assert not isinstance(trainer.model.parameters.flat, np.memmap)
+    state = load_checkpoint(tmp_path / "run")
+    np.testing.assert_array_equal(state.model.parameters.flat, trainer.model.parameters.flat)
+    assert state.rng.bit_generator.state == trainer.state.rng.bit_generator.state
+    assert dataclasses.asdict(state.config) == dataclasses.asdict(trainer.config)
+    trainer.run()
