@@ -12,8 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.generating import END, prompt
-from benchmarks.harness import elsewhere
 from benchmarks.loading import saved_model
+from benchmarks.process import elsewhere
 from benchmarks.training import GPT2
 
 

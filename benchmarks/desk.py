@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import desk_data
-from benchmarks.harness import ROOT, peak_memory, reset_peak_memory
+from benchmarks.process import ROOT, peak_memory, reset_peak_memory
 
 MODEL = "smollm2"
 TUNED = (("adapter", "adapter tuned"), ("whole", "whole model tuned"))  # directory, title

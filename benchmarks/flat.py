@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.harness import resident_memory
+from benchmarks.process import resident_memory
 
 STEPS, LOADS = 1000, 300
 

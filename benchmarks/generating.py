@@ -72,6 +72,19 @@ def numgpt_greedy(
     return lambda: model.generate(ids, **options)[:, context:]
 
 
+def numgpt_step_of(sequences: int, joined: bool) -> Callable[[], Any]:
+    """A pass over sequences that decode together; `joined` ones are of unequal length, as if they
+    had come one after another, the longest as long as all the others are."""
+    from numgpt.generation import Batcher, GenerationOptions
+
+    batcher = Batcher(numgpt_model(), sequences)
+    options = GenerationOptions(max_new_tokens=500, do_sample=True, seed=0, eos_token_id=[])
+    for number in range(sequences):
+        length = 120 - 3 * number % 60 if joined else 120
+        batcher.add(prompt(length)[0], options, np.random.default_rng(number))
+    return batcher.step
+
+
 def transformers_generate(sequences: int, tokens: int, dtype: str = "float32") -> Callable[[], Any]:
     return transformers_sampling(transformers_model(dtype), sequences, tokens)
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.harness import ROOT, peak_memory, prepare, reset_peak_memory, resident_memory
+from benchmarks.process import ROOT, peak_memory, prepare, reset_peak_memory, resident_memory
 
 POINTS = {
     "step": (64, 128, 256, 512, 1024, 2048, 4096),

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.generating import numgpt_llama_model, prompt
-from benchmarks.harness import elsewhere
+from benchmarks.process import elsewhere
 
 
 def write(path: Path, kind: str) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from benchmarks.harness import peak_memory, reset_peak_memory, resident_memory
+from benchmarks.process import peak_memory, reset_peak_memory, resident_memory
 
 SHAPES = ((1, 16), (8, 64), (8, 256))  # of a batch
 

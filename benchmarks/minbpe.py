@@ -11,17 +11,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.process import Estimate
+
 SAMPLES = (0, *(2**power for power in range(12)))  # merges that are timed, besides the last
-
-
-class Estimate(NamedTuple):
-    """What a row's run returns in place of being timed by the clock."""
-
-    seconds: float
 
 
 def merge_once(pieces: list[list[int]], new: int) -> list[list[int]]:

@@ -121,6 +121,16 @@ def tune(title: str, whole: bool) -> Row:
     )
 
 
+def joined(sequences: int) -> Row:
+    return Row(
+        f"a token more of {sequences} sequences, 124M (those that began together)",
+        partial(generating.numgpt_step_of, sequences, joined=True),
+        partial(generating.numgpt_step_of, sequences, joined=False),
+        repeats=5,
+        target=0.9,
+    )
+
+
 def encoding(title: str, other: Side, **options: Any) -> Row:
     return Row(
         f"encoding Shakespeare, cold ({title})",
@@ -174,6 +184,8 @@ ROWS = {
         amount=128,
         target=1.5,
     ),
+    "step-8-joined": joined(8),
+    "step-32-joined": joined(32),
     "tune-lora": tune("LoRA", whole=False),
     "tune-whole": tune("all weights", whole=True),
     "load": Row(

@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.harness import ROOT, peak_memory
+from benchmarks.process import ROOT, peak_memory
 
 SIZES = {
     "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768},

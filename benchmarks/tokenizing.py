@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import minbpe
+from benchmarks.process import Estimate
 
 SHARED = Path(__file__).parents[2] / "shared"
 TEXT = SHARED / "data" / "tinyshakespeare.txt"
@@ -104,6 +105,6 @@ def tokenizers_train() -> Callable[[], Any]:
     return train
 
 
-def minbpe_train() -> Callable[[], minbpe.Estimate]:
+def minbpe_train() -> Callable[[], Estimate]:
     text = shakespeare()
     return lambda: minbpe.estimate(text, VOCABULARY)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.generating import SMOLLM2, numgpt_llama_model
-from benchmarks.harness import elsewhere
+from benchmarks.process import elsewhere
 
 # Of each example the tokens, and how many of them, at the end, are learnt: as a batch of a shop's
 # questions and answers has them, sorted by length.
