@@ -14,7 +14,7 @@ from numgpt.runtime import set_num_threads
 from numgpt.tokenizer import CharTokenizer, Tokenizer
 from numgpt.training import AdamW
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = {"Chat": "generation.chat", "insight": "insight"}
 _MODULES |= {"formats": "formats", "load": "formats"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 
 import hypothesis
@@ -21,16 +23,18 @@ hypothesis.settings.load_profile("default")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test marked `torch` is skipped, with the reason, where PyTorch or transformers is not
+    """A test marked `live` is skipped, with the reason, where a library that it names is not
     installed."""
-    try:
-        import torch  # noqa: F401
-        import transformers  # noqa: F401
-    except ImportError as error:
-        skip = pytest.mark.skip(reason=f"compares with PyTorch: {error}")
-        for item in items:
-            if item.get_closest_marker("torch"):
-                item.add_marker(skip)
+    for item in items:
+        needed = {name for marker in item.iter_markers("live") for name in marker.args}
+        missing = sorted(name for name in needed if not _is_installed(name))
+        if missing:
+            item.add_marker(pytest.mark.skip(reason=f"compares with {', '.join(missing)}"))
+
+
+@functools.cache
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -105,9 +105,10 @@ def test_what_people_type_is_no_special_token(smollm2):
         assert markers(attack) == markers("Hello")
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 def test_logits_are_those_of_transformers(smollm2, theirs):
-    torch = pytest.importorskip("torch")
+    import torch
+
     _, model, tokenizer = smollm2
     ids = tokenizer.encode(TEXT)[:200]
     assert len(ids) == 200
@@ -117,10 +118,11 @@ def test_logits_are_those_of_transformers(smollm2, theirs):
     assert difference <= 1e-3 * np.abs(expected).max()
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_greedy_continuations_are_those_of_transformers(smollm2, theirs, prompt):
-    torch = pytest.importorskip("torch")
+    import torch
+
     _, model, tokenizer = smollm2
     ids = tokenizer.encode(prompt)
     options = {"max_new_tokens": 60, "do_sample": False}
@@ -129,9 +131,10 @@ def test_greedy_continuations_are_those_of_transformers(smollm2, theirs, prompt)
     np.testing.assert_array_equal(model.generate(ids, **options), expected.numpy())
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 def test_perplexity_is_that_of_transformers(smollm2, theirs):
-    torch = pytest.importorskip("torch")
+    import torch
+
     _, model, tokenizer = smollm2
     ids = np.array(tokenizer.encode(TEXT))
     with torch.no_grad():
@@ -141,7 +144,7 @@ def test_perplexity_is_that_of_transformers(smollm2, theirs):
     assert f"{ours:.4g}" == f"{expected:.4g}"
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 def test_the_tokenizer_is_that_of_transformers(smollm2, theirs):
     _, _, tokenizer = smollm2
     # transformers splits the text of any GGUF by GPT-2's pattern. SmolLM's differs in numbers only,
@@ -166,10 +169,11 @@ def test_the_tokenizer_is_that_of_transformers(smollm2, theirs):
         assert ids == theirs[1].encode(expected, add_special_tokens=False)
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 def test_converted_it_is_the_same_model_to_transformers(smollm2, tmp_path):
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    import torch
+    import transformers
+
     _, model, tokenizer = smollm2
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

@@ -493,3 +493,12 @@ def test_a_page_from_the_command_line(call, tmp_path):
         assert message in err
         assert len(err.strip().splitlines()) == 1
         assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("version", "wrong"),
+    [("2.1.3", False), ("2.2.0", True), ("2.3.4", True), ("2.3.5", False), ("2.10.0", False)],
+)
+def test_info_warns_of_a_numpy_that_multiplies_wrongly(call, monkeypatch, version, wrong):
+    monkeypatch.setattr(np, "__version__", version)
+    assert ("can multiply wrongly from several threads" in call("info")[1]) == wrong

@@ -82,7 +82,7 @@ def test_each_dtype_holds_the_model_as_well_as_it_can(source, convert, tmp_path,
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 def test_pickled_weights_become_safe_ones(source, convert, tmp_path):
     import torch
     from safetensors.numpy import load_file

@@ -13,8 +13,6 @@ from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import pytest
-
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = (".safetensors", ".bin", ".gguf")  # files whose SHA-256 a hub tells
 
@@ -97,7 +95,6 @@ def with_hub(
     command: list[str], address: str, cache: Path, **environment: str
 ) -> subprocess.CompletedProcess:
     """Run Python with this hub in place of the public one."""
-    pytest.importorskip("huggingface_hub")
     settings = {"HF_ENDPOINT": address, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
     settings |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     return subprocess.run(

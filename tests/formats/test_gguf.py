@@ -92,9 +92,11 @@ def test_reads_every_type(tmp_path, version, alignment):
         assert np.array(tensor.raw).tobytes() == raw
 
 
+@pytest.mark.live("gguf")
 @pytest.mark.parametrize("alignment", [32, 64, 256])
 def test_reads_what_the_gguf_package_writes(tmp_path, alignment):
-    gguf = pytest.importorskip("gguf")
+    import gguf
+
     path = tmp_path / "a.gguf"
     writer = gguf.GGUFWriter(path, "gpt2")
     if alignment != 32:
@@ -137,9 +139,11 @@ def test_reads_what_the_gguf_package_writes(tmp_path, alignment):
         np.testing.assert_array_equal(array, theirs)
 
 
+@pytest.mark.live("gguf")
 @pytest.mark.parametrize("alignment", [32, 128])
 def test_the_gguf_package_reads_what_the_writer_of_these_tests_writes(tmp_path, alignment):
-    gguf = pytest.importorskip("gguf")
+    import gguf
+
     metadata = METADATA | ARRAYS | {"general.alignment": ("u32", alignment)}
     del metadata["none"]  # which the package can't read
     expected = [tensor for tensor in tensors(np.random.default_rng(0)) if tensor[2]]

@@ -120,7 +120,7 @@ def test_llama3s_scaling_comes_from_the_factors(path):
     assert load_model(written(path, small_model("llama"))).config.rope_scaling is None
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 @pytest.mark.parametrize("factor", [8.0, 32.0])
 @pytest.mark.parametrize("head_dim", [8, 64, 128])
 def test_llama3s_frequencies_equal_those_of_transformers(path, factor, head_dim):
@@ -138,15 +138,13 @@ def test_llama3s_frequencies_equal_those_of_transformers(path, factor, head_dim)
     np.testing.assert_allclose(loaded.config.frequencies(), expected.numpy(), rtol=1e-6)
 
 
-@pytest.mark.torch
+@pytest.mark.live("gguf", "accelerate", "torch", "transformers")
 @pytest.mark.parametrize("kind", ["F32", "F16"])
 @pytest.mark.parametrize("name", [n for n in EXPRESSIBLE if n not in BIASED])
 def test_equals_transformers_on_the_same_file(path, name, kind):
     import torch
     import transformers
 
-    pytest.importorskip("gguf")
-    pytest.importorskip("accelerate")
     model = small_model(name)
     if isinstance(model, GPT):  # transformers reads neither GPT-2's context nor its inner width
         model = changed(model, n_positions=1024, n_inner=None)

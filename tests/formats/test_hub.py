@@ -11,6 +11,8 @@ from models.references import small_model
 
 from numgpt import CharTokenizer
 
+pytestmark = pytest.mark.live("huggingface_hub")
+
 
 @pytest.fixture
 def files(tmp_path):

@@ -39,7 +39,7 @@ def test_save_then_load_is_the_identity(name, tmp_path):
         np.testing.assert_array_equal(loaded.parameters[key], array)
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", ["default", "untied", "scaled_by_layer", "n_inner"])
 def test_transformers_loads_what_we_save(name, dtype, tmp_path):
@@ -55,7 +55,7 @@ def test_transformers_loads_what_we_save(name, dtype, tmp_path):
     )
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("shard", ["5GB", "5KB"])
 @pytest.mark.parametrize("name", ["default", "untied"])
@@ -197,8 +197,10 @@ def test_a_name_without_files_says_what_to_do(monkeypatch):
         GPT.from_pretrained("gpt2")
 
 
+@pytest.mark.live("huggingface_hub")
 def test_offline_the_hubs_failure_is_one_line(monkeypatch, tmp_path):
-    hub = pytest.importorskip("huggingface_hub")
+    import huggingface_hub as hub
+
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(names.HubError, match=r"'gpt2-none'.*into a directory") as error:

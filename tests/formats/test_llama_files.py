@@ -58,7 +58,7 @@ def test_save_then_load_gives_the_same_logits(tmp_path, name):
         np.testing.assert_array_equal(loaded.parameters[key], array, err_msg=key)
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @every_config
 def test_transformers_loads_what_we_save(tmp_path, name, dtype):
@@ -78,7 +78,7 @@ def test_transformers_loads_what_we_save(tmp_path, name, dtype):
         assert_close(model(ids), expected)
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("shard", ["5GB", "5KB"])
 @pytest.mark.parametrize(

@@ -262,12 +262,13 @@ def test_adapters_that_are_not_there(tmp_path):
         model.load_adapter(tmp_path)
 
 
-@pytest.mark.peers
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers", "peft")
 class TestWithPEFT:
     @pytest.fixture(autouse=True)
     def peft(self):
-        return pytest.importorskip("peft", reason="compares with peft")
+        import peft
+
+        return peft
 
     @pytest.mark.parametrize("name", [*FAMILIES, "llama_qwen2", "llama_qwen3"])
     @pytest.mark.parametrize("rslora", [False, True])

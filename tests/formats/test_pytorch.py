@@ -180,7 +180,7 @@ def test_reads_the_object_and_its_tensors(tmp_path, write):
     assert data["shape"] == (2, 3)
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 @both_formats
 def test_pytorch_reads_what_the_writer_of_these_tests_writes(tmp_path, write):
     import torch
@@ -270,7 +270,7 @@ DRAWN = st.tuples(
 )
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 @given(
     drawn=st.dictionaries(KEYS, DRAWN, max_size=5),
     plain=st.recursive(
@@ -315,7 +315,7 @@ def test_reads_what_pytorch_saves(tmp_path_factory, drawn, plain, archive, proto
         assert ours["tensors"][key].name == f"tensors.{key}"
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 @pytest.mark.parametrize("archive", [True, False])
 def test_reads_a_training_checkpoint(tmp_path, archive):
     import torch
@@ -355,7 +355,7 @@ def test_reads_a_training_checkpoint(tmp_path, archive):
     )
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 def test_refuses_by_name_what_else_pytorch_saves(tmp_path):
     import torch
 

@@ -43,10 +43,12 @@ def test_save_then_load_is_the_identity(tmp_path_factory, arrays):
     assert read_safetensors(path)[1]["note"] == "é"
 
 
+@pytest.mark.live("safetensors")
 @given(arrays=ARRAYS)
 @settings(max_examples=20)
 def test_the_reference_library_reads_what_we_write_and_the_other_way(tmp_path_factory, arrays):
-    reference = pytest.importorskip("safetensors.numpy")
+    import safetensors.numpy as reference
+
     directory = tmp_path_factory.mktemp("s")
     write_safetensors(directory / "ours", arrays)
     for name, array in reference.load_file(directory / "ours").items():
@@ -56,7 +58,7 @@ def test_the_reference_library_reads_what_we_write_and_the_other_way(tmp_path_fa
         np.testing.assert_array_equal(array, arrays[name])
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 @given(array=hnp.arrays(np.float32, (40,), elements=st.floats(width=32)))
 @settings(max_examples=100)
 def test_bfloat16_rounds_as_pytorch_does(tmp_path_factory, array):

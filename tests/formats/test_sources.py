@@ -104,7 +104,7 @@ def test_the_file_that_is_named_is_the_one_that_is_read(tmp_path):
     assert_same(load_model(tmp_path / "model.bin"), second)
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 @pytest.mark.parametrize("archive", [True, False])
 @pytest.mark.parametrize("name", ["default", "untied", "llama_grouped"])
 def test_pytorch_model_bin_of_transformers(tmp_path, name, archive):
@@ -176,7 +176,7 @@ def test_nanogpts_characters_and_tokens(tmp_path, tokenizer):
     assert_same_tokens(numgpt.load(path)[1], tokenizer)
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 @pytest.mark.parametrize("archive", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 def test_equals_nanogpts_own_model(tmp_path, bias, archive):

@@ -179,9 +179,11 @@ def test_the_writer_tells_the_same_shapes_and_checksums_as_tensorflow(tmp_path):
         assert (tensor.shape, tensor.checksum) == (ours[name].shape, ours[name].checksum)
 
 
+@pytest.mark.live("tensorflow")
 @pytest.mark.parametrize("long_names", [False, True])
 def test_tensorflow_live(tmp_path, long_names):
-    tf = pytest.importorskip("tensorflow")
+    import tensorflow as tf
+
     rng = np.random.default_rng(3)
     if long_names:  # more than the 256 kB that TensorFlow puts into a block
         arrays = {rng.bytes(60).hex(): np.float32([number]) for number in range(3000)}
@@ -198,8 +200,10 @@ def test_tensorflow_live(tmp_path, long_names):
     assert_equal(values(tmp_path / "m"), arrays)
 
 
+@pytest.mark.live("tensorflow")
 def test_a_partitioned_variable_of_tensorflow_is_refused(tmp_path):
-    tf = pytest.importorskip("tensorflow")
+    import tensorflow as tf
+
     tf.raw_ops.SaveV2(
         prefix=str(tmp_path / "m"),
         tensor_names=["part"],

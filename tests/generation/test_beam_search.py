@@ -122,7 +122,7 @@ def test_sequences_and_scores_equal_recorded_transformers(case):
         np.testing.assert_allclose(scores, goldens[f"{case}/scores"], rtol=1e-4)
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 @pytest.mark.parametrize("case", reference.CASES, ids=str)
 def test_sequences_and_scores_equal_transformers(case):
     sequences, scores = reference.ours(case)

@@ -50,11 +50,12 @@ GIVEN = (
 )
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_generate_takes_what_transformers_takes(name, tmp_path):
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
+    import torch
+    import transformers
+
     written(tmp_path, CONFIGS[name])
     ours = numgpt.GPT.from_pretrained(tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -162,6 +163,7 @@ def kept(directory) -> None:
     assert config["padding_side"] == "left"
 
 
+@pytest.mark.live("transformers", "torch")
 def test_it_is_kept_wherever_the_model_goes(run, shipped, tmp_path):
     kept(shipped)
     model, tokenizer = numgpt.load(shipped)
@@ -175,8 +177,8 @@ def test_it_is_kept_wherever_the_model_goes(run, shipped, tmp_path):
     config = TuneConfig(model=str(shipped), data=str(lines), steps=1, lora_r=0, sample_every=0)
     Trainer.start(config, tmp_path / "tuned").run()
     kept(tmp_path / "tuned")
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("torch")
+    import transformers
+
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "tuned")
     assert theirs(["To be", "To"], padding=True)["attention_mask"][1][0] == 0  # on the left
     generation = transformers.GenerationConfig.from_pretrained(tmp_path / "tuned")
@@ -193,6 +195,7 @@ def test_no_end_is_none(tmp_path, ends):
     assert numgpt.GPT.from_pretrained(tmp_path).generate([1]).shape == (1, 21)
 
 
+@pytest.mark.live("torch")
 def test_transformers_inputs_are_taken_as_they_are():
     model = small_model("default")
     inputs = {"input_ids": np.array([[0, 7, 1], [3, 4, 5]])}
@@ -203,7 +206,8 @@ def test_transformers_inputs_are_taken_as_they_are():
     for wrong in ({}, {"ids": [1], "input_ids": [1]}):
         with pytest.raises(TypeError, match="the prompt's ids, once"):
             model.generate(**wrong)
-    torch = pytest.importorskip("torch")
+    import torch
+
     tensors = {name: torch.tensor(value) for name, value in inputs.items()}
     np.testing.assert_array_equal(model.generate(**tensors), expected)
 

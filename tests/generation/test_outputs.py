@@ -47,7 +47,7 @@ def test_of_a_sequence_that_has_ended_only_padding_is_possible():
         assert np.flatnonzero(scores[0] > -np.inf).tolist() == [9]
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 def test_scores_equal_transformers():
     import torch
 

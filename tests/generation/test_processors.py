@@ -51,7 +51,7 @@ def test_a_choice_is_where_the_added_probabilities_pass_the_level():
     assert choose(logits, None).tolist() == [3, 3, 3, 3, 3, 2]
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 @given(options=OPTIONS, seed=st.integers(0, 2**32), time=st.integers(1, 10))
 @settings(max_examples=300)
 def test_probabilities_equal_transformers(options, seed, time):
@@ -63,7 +63,7 @@ def test_probabilities_equal_transformers(options, seed, time):
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-12)
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_greedy_text_equals_transformers(name):
     import torch
@@ -92,7 +92,7 @@ def test_greedy_text_equals_transformers(name):
         assert ours.tolist() == expected.tolist()
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 def test_left_padded_batches_equal_transformers():
     import torch
 
@@ -146,7 +146,7 @@ def test_the_kth_largest_is_that_of_the_sorted_row(row, k):
     np.testing.assert_equal(kth_largest(row, k), np.sort(row)[-k])  # NaN counts as the largest
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 @pytest.mark.parametrize("penalty", [0.6, 1.8])
 def test_a_repetition_penalty_passes_over_padding_as_transformers_does(penalty):
     import torch

@@ -10,7 +10,7 @@ from support import assert_close
 
 from numgpt import insight
 
-pytestmark = [pytest.mark.peers, pytest.mark.torch]
+pytestmark = pytest.mark.live("torch", "transformers")
 IDS = [3, 1, 4, 1, 5, 9, 2]
 
 
@@ -67,10 +67,10 @@ def test_attribution(both):
         assert of_mlp == pytest.approx(part(cache[f"blocks.{layer}.hook_mlp_out"]), abs=1e-5)
 
 
+@pytest.mark.live("captum")
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("baseline", [None, 0])
 def test_integrated_gradients(name, baseline):
-    pytest.importorskip("captum", reason="compares with captum")
     import torch
     from captum.attr import LayerIntegratedGradients
 

@@ -26,7 +26,7 @@ def test_equals_recorded_pytorch(name, shape, dtype):
         assert_close(results[key], expected, f"{name} {shape} {key}")
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", CASES)
 @given(data=st.data())

@@ -106,7 +106,7 @@ def test_attention_options_have_the_numerical_derivative(name):
     assert numerical == pytest.approx(exact, rel=1e-6)
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 @pytest.mark.parametrize("name", ["padding", "scale"])
 def test_attention_options_equal_pytorch(name):
     import torch

@@ -88,7 +88,7 @@ def test_log_probs_are_those_of_the_logits(name, threads, monkeypatch):
     assert small_model(name).log_probs([1, 2], [2, 3]).dtype == np.float32
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_log_probs_are_pytorchs(name):
     import torch

@@ -195,11 +195,12 @@ def straight_through(computed, value):
     return computed + (value - computed).detach()
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 def test_a_replaced_pattern_is_pytorchs_straight_through(model):
     """What follows sees the replacement: dv = replacedᵀ dz. The softmax takes its derivative at the
     pattern that it computed."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     model.config.set_dropout(0.0)
     name = "blocks.0.attn.hook_pattern"
     pattern = kept(model)[0][name][..., ::-1].copy()  # no softmax of these scores
@@ -221,12 +222,13 @@ def test_a_replaced_pattern_is_pytorchs_straight_through(model):
         assert_close(gradients[n], x.grad.numpy(), n)
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 @pytest.mark.parametrize("norm", ["ln1", "ln2"])
 def test_a_replaced_normalised_input_is_pytorchs_straight_through(model, norm):
     """What follows sees the replacement: dweight = Σ dy · replaced. The norm takes its derivative
     at the x̂ that it computed."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     hook, stream = f"blocks.0.{norm}.hook_normalized", "resid_pre" if norm == "ln1" else "resid_mid"
     past = "resid_mid" if norm == "ln1" else "resid_post"
     value = np.random.default_rng(3).normal(size=kept(model)[0][hook].shape)

@@ -40,7 +40,7 @@ def test_equals_recorded_transformers(name, label):
         assert_close(results[key], expected, key)
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
@@ -62,7 +62,7 @@ def test_equals_transformers_on_any_batch(name, dtype, rows, time, seed):
         assert_close(results[key], expected[key], key)
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 @pytest.mark.slow
 def test_equals_transformers_at_full_size():
     model = GPT(GPTConfig(), seed=0)
@@ -95,7 +95,7 @@ def test_training_follows_recorded_pytorch(name):
     assert expected[-1] < expected[0] - 0.2  # it does learn
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 @pytest.mark.parametrize("name", TRAINED)
 def test_training_follows_pytorch(name):
     np.testing.assert_allclose(train(name), references.their_training(small_model(name)), rtol=1e-4)
@@ -375,7 +375,7 @@ def test_projections_together_give_what_each_gives(name, monkeypatch):
     assert_close(model.loss_and_grads(ids, targets)[1].flat, gradients.flat)
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 @pytest.mark.parametrize("name", ["default", "llama_grouped"])
 def test_hidden_states_and_attentions_equal_transformers(name):
     import torch

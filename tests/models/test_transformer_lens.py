@@ -7,13 +7,12 @@ import pytest
 from models.references import batch, small_model, to_transformers
 from support import assert_close
 
-pytestmark = [pytest.mark.peers, pytest.mark.torch]
+pytestmark = pytest.mark.live("torch", "transformers", "transformer_lens")
 FAMILIES = ["default", "untied", "llama_grouped", "llama_qwen2", "llama_qwen3"]
 
 
 def boot(name, directory):
     """A random model, and TransformerLens's bridge around the same one from a directory."""
-    pytest.importorskip("transformer_lens", reason="compares with transformer_lens")
     import transformers
     from tokenizers import Tokenizer, models
     from transformer_lens.model_bridge import TransformerBridge

@@ -37,7 +37,7 @@ TRICKY = st.lists(
 
 @pytest.fixture(scope="session")
 def tiktoken_gpt2():
-    tiktoken = pytest.importorskip("tiktoken")
+    import tiktoken
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
     ranks = data_gym_to_mergeable_bpe_ranks(
@@ -54,11 +54,13 @@ def trained() -> Tokenizer:
     return Tokenizer.train("the cat sat on the mat; the dog sat on the log.\n" * 20, 300)
 
 
+@pytest.mark.live("tiktoken")
 def test_equals_tiktoken_on_shakespeare(gpt2_tokenizer, tiktoken_gpt2, shakespeare):
     assert gpt2_tokenizer.encode(shakespeare) == tiktoken_gpt2.encode_ordinary(shakespeare)
     assert gpt2_tokenizer.decode(tiktoken_gpt2.encode_ordinary(shakespeare)) == shakespeare
 
 
+@pytest.mark.live("tiktoken")
 def test_equals_tiktoken_on_every_code_point(gpt2_tokenizer, tiktoken_gpt2):
     for code_point in range(sys.maxunicode + 1):
         if not 0xD800 <= code_point <= 0xDFFF:
@@ -67,6 +69,7 @@ def test_equals_tiktoken_on_every_code_point(gpt2_tokenizer, tiktoken_gpt2):
             assert gpt2_tokenizer.encode(character) == expected, hex(code_point)
 
 
+@pytest.mark.live("tiktoken")
 @given(text=TRICKY)
 @settings(max_examples=300)
 def test_equals_tiktoken_on_any_text(gpt2_tokenizer, tiktoken_gpt2, text):

@@ -116,7 +116,8 @@ def test_the_assistants_turn_is_only_begun_when_asked_for():
 def both(request, tmp_path_factory):
     """Our tokenizer, and transformers' from the files that ours wrote."""
     pytest.importorskip("jinja2")
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     tokenizer = trained(request.param)
     directory = tmp_path_factory.mktemp("chat")
     tokenizer.save_pretrained(directory)
@@ -127,7 +128,8 @@ def both(request, tmp_path_factory):
 INNOCENT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<["), max_size=12)
 
 
-@pytest.mark.torch
+@pytest.mark.live("transformers")
+@pytest.mark.live("torch", "transformers")
 @given(conversations(INNOCENT), st.booleans())
 @example(conversation("\x1fa ", " \u3000\n", "\n"), True)
 @example(conversation("", "", system=""), False)
@@ -312,11 +314,12 @@ def test_prompts_alone_are_what_their_template_writes(begins, messages, asked):
     assert ours.plain == "<s>" * begins + said[0] + "".join(f"{text}</s>" for text in said[1:])
 
 
-@pytest.mark.torch
+@pytest.mark.live("transformers", "torch")
 @pytest.mark.parametrize("begins", PROMPT_TEMPLATES)
 def test_transformers_writes_prompts_alone_as_we_do(begins, tmp_path):
     pytest.importorskip("jinja2")
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     tokenizer = trained("llama3")
     tokenizer.chat_template = PROMPT_TEMPLATES[begins]
     tokenizer.save_pretrained(tmp_path)

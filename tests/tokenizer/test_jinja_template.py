@@ -169,7 +169,8 @@ TALKS = {
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):
     """By its template: our tokenizer and transformers', from the same files."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     made = {}
 
     def pair(template: str):
@@ -206,7 +207,8 @@ def quietly(function, *values, **named):
         return function(*values, **named)
 
 
-@pytest.mark.torch
+@pytest.mark.live("transformers")
+@pytest.mark.live("torch", "transformers")
 @pytest.mark.parametrize("name", [*TEMPLATES, *PUBLISHED])
 def test_texts_and_ids_are_those_of_transformers(pairs, name):
     template = (TEMPLATES | PUBLISHED)[name]
@@ -365,7 +367,8 @@ def test_generation_marks_what_is_learnt():
     assert learnt(tokenizer, talk, [False, False, True]) == "Bye<|im_end|>"
 
 
-@pytest.mark.torch
+@pytest.mark.live("transformers")
+@pytest.mark.live("torch", "transformers")
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name.endswith("_training")])
 def test_what_generation_marks_is_what_transformers_masks(pairs, name):
     ours, theirs = pairs(PUBLISHED[name])
@@ -667,10 +670,11 @@ def test_messages_that_are_not_written_teach_nothing():
     assert learnt(bare, both, [False, True]) == "cd</s>"
 
 
-@pytest.mark.torch
+@pytest.mark.live("transformers", "torch")
 @pytest.mark.parametrize("layout", ["config", "files"])
 def test_a_template_for_tools_is_used_with_tools(layout, tmp_path):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     default, with_tools = (
         "{{ messages[0].content }}!",
         "{{ tools | tojson }}{{ messages[0].content }}",

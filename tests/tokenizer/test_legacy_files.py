@@ -126,10 +126,11 @@ SAID = [
 ]
 
 
-@pytest.mark.torch
+@pytest.mark.live("transformers", "torch")
 @pytest.mark.parametrize("name", CASES)
 def test_what_files_say_is_what_transformers_does(directory, trained, tmp_path, name):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     names, beside = CASES[name]
     path = directory(names, **beside)
     assert trained.vocabulary[b"abc"] == 257  # as the cases have it
@@ -200,10 +201,11 @@ def test_settings_are_kept(directory, tmp_path):
     assert tokenizer.pad_token_id == 299
 
 
-@pytest.mark.torch
+@pytest.mark.live("transformers", "torch")
 def test_parts_of_their_own_are_named_in_templates(directory, tmp_path):
     """image_token and its like: a chat template reads them."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     pytest.importorskip("jinja2")
     config = FAST | {"image_token": "<image>", "pad_token": "<|endoftext|>", "chat_template": ""}
     config["extra_special_tokens"] = {"audio_token": "<audio>"}
@@ -249,7 +251,7 @@ def test_a_text_that_continues_gets_no_space(trained):
 NORMALIZED = ["ü", "x\u0308", "<|ü|>", "u\u0308!"]
 
 
-@pytest.mark.torch
+@pytest.mark.live("tokenizers", "torch", "transformers")
 @settings(max_examples=60)
 @given(
     st.lists(st.sampled_from([*NORMALIZED, "u", "\u0308", "a ", "<|u\u0308|>", "!"])).map("".join)
@@ -257,7 +259,8 @@ NORMALIZED = ["ü", "x\u0308", "<|ü|>", "u\u0308!"]
 def test_flags_of_added_tokens_beside_a_normalizer(text):
     """A token that is looked for in the normalised text is found however it is typed; another in
     the text as it stands."""
-    tokenizers = pytest.importorskip("tokenizers")
+    import tokenizers
+
     base = Tokenizer.train([TEXT], 300, special_tokens=[], pattern="qwen2")
     tokens = {token: 400 + n for n, token in enumerate(NORMALIZED)}
     for which in (NORMALIZED, NORMALIZED[:2], []):

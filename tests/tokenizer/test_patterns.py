@@ -82,7 +82,8 @@ def saved(tmp_path_factory):
 @pytest.fixture(scope="module")
 def theirs(saved):
     """name -> what Hugging Face's tokenizers make of our file."""
-    tokenizers = pytest.importorskip("tokenizers")
+    import tokenizers
+
     return {
         name: tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
         for name, (_, directory) in saved.items()
@@ -91,7 +92,8 @@ def theirs(saved):
 
 def their_pre_tokenizer(name: str):
     """As the model's authors put it together."""
-    tokenizers = pytest.importorskip("tokenizers")
+    import tokenizers
+
     steps = tokenizers.pre_tokenizers
     if name == "gpt2":
         return steps.ByteLevel(add_prefix_space=False)
@@ -102,6 +104,7 @@ def their_pre_tokenizer(name: str):
     return steps.Sequence([split, steps.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
+@pytest.mark.live("tokenizers")
 @pytest.mark.parametrize("name", PATTERNS)
 @given(text=TEXT)
 @settings(max_examples=300)
@@ -110,6 +113,7 @@ def test_cuts_where_hugging_face_does(name, text):
     assert Pattern(name).split(text) == [from_printable(piece).decode() for piece, _ in pieces]
 
 
+@pytest.mark.live("tokenizers")
 @pytest.mark.parametrize("name", PATTERNS)
 def test_every_assigned_character_is_cut_alike(name):
     """Each between letters, after a space, before a digit and a sign."""
@@ -147,6 +151,7 @@ def test_no_pattern_takes_long(name, text):
     assert "".join(Pattern(name)._unicode.findall(text)) == text
 
 
+@pytest.mark.live("tokenizers")
 @pytest.mark.parametrize("model", MODELS)
 @given(text=TEXT)
 @settings(max_examples=300)
@@ -188,9 +193,11 @@ def test_save_then_load_is_the_identity(saved, tmp_path, model):
     }
 
 
+@pytest.mark.live("transformers")
 @pytest.mark.parametrize("model", MODELS)
 def test_transformers_loads_the_directory(saved, model):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     ours, directory = saved[model]
     hugging_face = transformers.AutoTokenizer.from_pretrained(directory)
     assert hugging_face.bos_token_id == ours.bos_token_id
@@ -204,13 +211,15 @@ def test_transformers_loads_the_directory(saved, model):
         assert whole == ours.encode(text, allowed_special="all", add_special_tokens=True)
 
 
+@pytest.mark.live("transformers")
 @pytest.mark.parametrize(
     ("model", "model_type"),
     [("gpt2", "gpt2"), ("llama3", "llama"), ("smollm", "llama"), ("qwen2", "qwen2")],
 )
 def test_transformers_loads_it_beside_a_model(saved, tmp_path, model, model_type):
     """There, what config.json says of the model has a say in which class it chooses."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     ours = saved[model][0]
     ours.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))

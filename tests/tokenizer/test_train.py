@@ -18,7 +18,8 @@ from numgpt.tokenizer.reading import LINE_ENDS, MARKED, read_text
 
 
 def hugging_face_trained(texts: list[str], vocab_size: int, min_frequency: int):
-    tokenizers = pytest.importorskip("tokenizers")
+    import tokenizers
+
     theirs = tokenizers.Tokenizer(tokenizers.models.BPE())
     theirs.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = tokenizers.trainers.BpeTrainer(
@@ -36,11 +37,13 @@ def same_merges(ours: Tokenizer, theirs) -> None:
     assert {to_printable(token): id for token, id in ours.vocabulary.items()} == expected
 
 
+@pytest.mark.live("tokenizers")
 def test_equals_hugging_faces_trainer_on_shakespeare(shakespeare):
     ours = Tokenizer.train(shakespeare, 1500, special_tokens=())
     same_merges(ours, hugging_face_trained([shakespeare], 1500, 2))
 
 
+@pytest.mark.live("tokenizers")
 @given(
     texts=st.lists(st.text("abc é\n1", max_size=60), min_size=1, max_size=5),
     frequency=st.integers(1, 3),

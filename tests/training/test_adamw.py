@@ -39,7 +39,7 @@ def test_equals_recorded_pytorch_over_50_steps():
         compare(dict(goldens))
 
 
-@pytest.mark.torch
+@pytest.mark.live("torch", "transformers")
 def test_equals_pytorch_over_50_steps():
     compare(reference.record())
 
