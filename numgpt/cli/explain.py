@@ -49,19 +49,14 @@ def register(subparsers: Any) -> None:
         "--out", default=OUT, metavar="FILE", help=f"the page to write (default {OUT})"
     )
     parser.add_argument("--open", action="store_true", help="open it in the browser")
-    parser.add_argument("--png", metavar="DIR", help="also write its pictures, for slides")
     add_threads(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     # Here, so that no other command waits for them.
     from numgpt.insight.document import page, require_place
-    from numgpt.insight.slides import require_directory, require_matplotlib
 
     text = text_argument(" ".join(options.text) if options.text else None, "text")
-    if options.png is not None:
-        require_directory(options.png)
-        require_matplotlib()
     require_place(options.out)
     model, tokenizer = load(options.model, adapter=options.adapter)
     made = page(
@@ -72,9 +67,6 @@ def run(options: argparse.Namespace) -> None:
         tell(f"numgpt: note: {note}")
     made.save(options.out)
     print(options.out)
-    if options.png is not None:
-        for path in made.save_pictures(options.png):
-            print(path)
     if options.open and not webbrowser.open(Path(options.out).resolve().as_uri()):
         tell(f"numgpt: note: there is no browser to open: open {quoted(options.out)} yourself")
 

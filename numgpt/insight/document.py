@@ -13,7 +13,6 @@ from numgpt.files import replacing
 from numgpt.insight.contents import GENERATOR, Progress, View, contents
 from numgpt.insight.notebook import piece, visible
 from numgpt.insight.payload import encode
-from numgpt.insight.slides import save_pictures
 from numgpt.insight.trace import Trace, chosen_layers, trace
 from numgpt.messages import shown
 from numgpt.models.language_model import LanguageModel
@@ -44,12 +43,6 @@ class Page:
         require_place(path)
         with replacing(path) as file:
             file.write(self.html.encode())
-
-    def save_pictures(self, directory: str | os.PathLike) -> list[Path]:
-        """Draw loss, attention, lens, attribution and prediction into a directory, as PNGs of 1600
-        x 900, in the place of older ones; returns the files.  Raises ValueError without matplotlib,
-        FileExistsError where another file has one of the names."""
-        return save_pictures(self.data, directory)
 
     def _repr_html_(self) -> str:
         return (

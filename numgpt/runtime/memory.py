@@ -24,22 +24,23 @@ KEPT_FREE = 1 << 29  # bytes at the heap's end
 VARIABLE = "NUMGPT_KEEP_MEMORY"
 
 
-def keep_memory() -> str:
-    """Raise glibc's thresholds, where they are nobody else's; returns a sentence on it."""
+def keep_memory() -> tuple[bool, str]:
+    """Raise glibc's thresholds, where they are nobody else's -> whether they are, and a sentence on
+    it."""
     if os.environ.get(VARIABLE) == "0":
-        return f"left as it is: {VARIABLE}=0"
+        return False, f"left as it is: {VARIABLE}=0"
     if theirs := _set_by_the_user():
-        return f"left as it is: {theirs} is set"
+        return False, f"left as it is: {theirs} is set"
     try:
         library = ctypes.CDLL(None)
         library.gnu_get_libc_version  # noqa: B018 (that it exists says whose library it is)
         mallopt = library.mallopt
     except (AttributeError, OSError, TypeError):
-        return "left as it is: not glibc's"
+        return False, "left as it is: not glibc's"
     kept = mallopt(M_MMAP_THRESHOLD, LARGEST_FROM_HEAP) and mallopt(M_TRIM_THRESHOLD, KEPT_FREE)
     if not kept:
-        return "left as it is: mallopt refused"
-    return (
+        return False, "left as it is: mallopt refused"
+    return True, (
         f"glibc's, keeps arrays below {LARGEST_FROM_HEAP >> 20} MB on its heap, and"
         f" {KEPT_FREE >> 20} MB free ({VARIABLE}=0 leaves it as it is)"
     )
@@ -65,4 +66,4 @@ def available_memory() -> int | None:
     return None
 
 
-ALLOCATOR = keep_memory()
+KEPT, ALLOCATOR = keep_memory()

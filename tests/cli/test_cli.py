@@ -486,7 +486,6 @@ def test_a_page_from_the_command_line(call, tmp_path):
         (("--layers", "x"), "expected A:B, as in 0:4 for the first four layers, got 'x'"),
         (("--out", tmp_path), "is a directory: name a file in it"),
         (("--out", tmp_path / "no/page.html"), "there is no directory"),
-        (("--png", out), "is a file: name a directory"),
     ):
         status, _, err = call("explain", "My lord, the", "--out", out, *flags)
         assert status in (1, 2)

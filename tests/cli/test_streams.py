@@ -36,53 +36,22 @@ def begun():
         pool.shutdown(cancel_futures=True)
 
 
-COMMANDS = {
-    "generate Hi --max-new-tokens 3": 0,
-    "tokenizer encode Hi": 0,
-    "info": 0,
-    "chat --model shakespeare --max-new-tokens 3": 2,  # there is no message
-}
-
-
-CLOSED = ["<&-", ">&-", "2>&-", ">&- 2>&-"]
 NOBODY_TOLD = ["generate Hi --max-new-tokens 3", "tokenizer encode Hi"]
 LOST = ["info", "tokenizer encode Hi", "--version", "train --help"]
 THREADS = ["1" * 5000, "x", "0", "-1", "99999999999"]
-LINES = {f"{command} {closed}": {} for command in COMMANDS for closed in CLOSED}
+CLOSED = {"generate Hi --max-new-tokens 3 >&- 2>&-": 0, "info 2>&-": 0, "generate <&-": 2}
+LINES: dict[str, dict[str, str]] = {command: {} for command in CLOSED}
 if os.path.exists("/dev/full"):
     LINES |= {f"{command} 2>/dev/full": {} for command in NOBODY_TOLD}
     LINES |= {f"{command} >/dev/full": {} for command in LOST}
 LINES |= {f"tokenizer encode {value}": {"NUMGPT_NUM_THREADS": value} for value in THREADS}
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("closed", CLOSED)
-def test_a_closed_descriptor_is_no_traceback(begun, command, closed):
-    done = begun[f"{command} {closed}"].result()
+@pytest.mark.parametrize("command", CLOSED)
+def test_a_closed_stream_is_no_traceback(begun, command):
+    done = begun[command].result()
+    assert done.returncode == CLOSED[command]
     assert "Traceback" not in done.stderr
-    if ">&-" in closed.replace("2>&-", ""):
-        assert done.returncode == 1
-        assert done.stderr == (
-            "" if "2>" in closed else "numgpt: error: standard output: Bad file descriptor\n"
-        ) or command.startswith("generate")
-    elif closed == "<&-":
-        assert done.returncode == COMMANDS[command]
-    else:
-        assert done.returncode == 0
-        assert done.stdout
-
-
-def test_training_needs_no_stream(tmp_path):
-    flags = "--tokenizer char --steps 2 --n-layer 1 --n-embd 8 --n-head 1"
-    flags += " --eval-batches 1 --sample-every 1"
-    closed = ("<&-", ">&-", ">&- 2>&- <&-")
-    lines = [f"train --out {tmp_path}/{number} {flags} {c}" for number, c in enumerate(closed)]
-    with ThreadPoolExecutor() as pool:
-        runs = list(pool.map(shell, lines))
-    for number, done in enumerate(runs):
-        assert done.returncode == 0, done.stderr
-        written = (tmp_path / str(number) / "checkpoint.safetensors").read_bytes()
-        assert written[8:9] == b"{"  # what was printed went nowhere else
 
 
 INTERRUPTED = """

@@ -687,26 +687,6 @@ def test_other_families_have_pages(name):
         insight.page(model, more, "ABC", target="z")
 
 
-def test_pictures(shipped, tmp_path):
-    pytest.importorskip("matplotlib")
-    page = insight.page(*shipped, "My $lord$, the")
-    written = page.save_pictures(tmp_path / "slides")
-    assert [path.name for path in written] == [
-        f"{n}.png" for n in ("loss", "attention", "head", "lens", "attribution", "prediction")
-    ]
-    page.save_pictures(tmp_path / "slides")  # older ones may go
-    (tmp_path / "slides/lens.png").write_bytes(b"a curve of mine")
-    with pytest.raises(FileExistsError, match=r"lens\.png is there already, and is no picture"):
-        page.save_pictures(tmp_path / "slides")
-    assert (tmp_path / "slides/lens.png").read_bytes() == b"a curve of mine"
-    with pytest.raises(NotADirectoryError, match="is a file: name a directory"):
-        page.save_pictures(tmp_path / "slides/loss.png")
-    for path in (path for path in written if path.name != "lens.png"):
-        header = path.read_bytes()[:24]
-        assert header[:8] == b"\x89PNG\r\n\x1a\n"
-        assert struct.unpack(">II", header[16:24]) == (1600, 900)
-
-
 @pytest.mark.slow
 def test_a_page_of_gpt2s_size(gpt2_tokenizer):
     model = numgpt.GPT(numgpt.GPTConfig())

@@ -295,7 +295,25 @@ def test_names_that_are_imported_late_are_there():
         numgpt.nothing  # noqa: B018
 
 
-def test_scratch_memory_is_used_again_but_never_while_in_use():
+@pytest.fixture
+def pooled(monkeypatch):
+    """The pool has arrays of every size, as where the allocator keeps nothing."""
+    monkeypatch.setattr(scratch, "POOLED", scratch.UNALIGNED)
+
+
+def test_large_arrays_are_aligned_and_the_largest_pooled():
+    sizes = [scratch.UNALIGNED, 1 << 20, scratch.POOLED]
+    for nbytes in sizes:
+        arrays = [runtime.empty(nbytes, np.uint8), runtime.empty_like(np.zeros(nbytes // 8))]
+        assert [array.ctypes.data % scratch.ALIGNMENT for array in arrays] == [0, 0]
+        assert isinstance(arrays[0].base, np.ndarray) == (nbytes < scratch.POOLED)
+    large = runtime.empty(scratch.POOLED, np.uint8)
+    address = large.ctypes.data
+    del large
+    assert runtime.empty(scratch.POOLED, np.uint8).ctypes.data == address
+
+
+def test_scratch_memory_is_used_again_but_never_while_in_use(pooled):
     first = runtime.empty((300, 300))
     address = first.ctypes.data
     assert address % scratch.ALIGNMENT == 0
@@ -319,7 +337,7 @@ def test_idle_memory_is_bounded():
     assert pool.idle_bytes == 0
 
 
-def test_scratch_is_safe_across_threads():
+def test_scratch_is_safe_across_threads(pooled):
     def work(seed: int) -> bool:
         for count in range(200):
             x = runtime.empty((100, 100 + count % 3))
