@@ -11,8 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from numgpt import cli
-
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="descriptors and signals of POSIX")
 NUMGPT = f'"{sys.executable}" -m numgpt'
 
@@ -96,33 +94,6 @@ def test_an_absurd_number_of_threads_is_told_and_ignored(begun, value):
     assert "NUMGPT_NUM_THREADS" in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr) < 1000
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("generate", "x", "--seed", "1" * 5000), "--seed"),
-        (("generate", "x", "--temperature", "hot" * 500), "--temperature"),
-        (("train", "--out", "NEW", "--config", "CONFIG"), "is not valid TOML"),
-        (("tokenizer", "decode", "1" * 23), "not in the vocabulary"),
-        (("tokenizer", "decode", "1" * 5000), "is not a token id"),
-        (("generate", "x", "--model", ""), 'the model is ""'),
-        (("eval", "--data", "x" * 3000), "choose a shorter name"),
-        (("train", "--out", "x" * 3000, "--data", "CONFIG"), "choose a shorter name"),
-        (("tokenizer", "train", os.devnull, "--vocab-size", "300", "--out", "NEW"), "is empty"),
-    ],
-)
-def test_absurd_input_is_one_short_line(tmp_path, capsys, arguments, message):
-    (tmp_path / "config.toml").write_text("a = " + "[" * 100_000)
-    places = {"NEW": str(tmp_path / "new"), "CONFIG": str(tmp_path / "config.toml")}
-    try:
-        status = cli.main([places.get(argument, argument) for argument in arguments])
-    except SystemExit as error:
-        status = error.code
-    err = capsys.readouterr().err
-    assert status == 2
-    assert message in err
-    assert len(err.splitlines()[-1]) < 500
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")

@@ -90,30 +90,6 @@ def test_the_context_ends_a_search(tiny):
         assert search(tiny, [1] * 12, max_new_tokens=9).sequences.tolist() == [[1] * 12]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"do_sample": True}, "do_sample=True cannot be combined with num_beams=3"),
-        ({"slide": True}, "slide=True cannot be combined"),
-        ({"num_return_sequences": 4}, "num_return_sequences=4 is more than num_beams=3"),
-        ({"num_beams": 0}, "num_beams=0: expected a whole number from 1"),
-        ({"length_penalty": "x"}, "length_penalty='x': expected a number"),
-        ({"early_stopping": "always"}, "early_stopping='always': expected True, False or"),
-        ({"output_scores": True}, "output_scores=True cannot be combined with num_beams=3"),
-        ({"bad_words_ids": [[n] for n in range(5)]}, "every token that could come next is"),
-        (
-            {"bad_words_ids": [[n] for n in range(4)], "num_return_sequences": 3},
-            "num_return_sequences=3: only 1 continuations are possible",
-        ),
-    ],
-)
-def test_wrong_options(tiny, options, message):
-    with pytest.raises(ValueError, match=message):
-        search(tiny, [1, 2], max_new_tokens=3, **options)
-    with pytest.raises(ValueError, match="num_beams is for generate"):
-        tiny.stream([1, 2], num_beams=2)
-
-
 @pytest.mark.parametrize("case", reference.CASES, ids=str)
 def test_sequences_and_scores_equal_recorded_transformers(case):
     sequences, scores = reference.ours(case)

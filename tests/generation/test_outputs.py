@@ -93,23 +93,6 @@ def test_processors_of_a_callers_own():
     )
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"logits_processor": [lambda ids, z: None]}, "returned None: expected an array of shape"),
-        ({"logits_processor": [lambda ids, z: z[:, 1:]]}, r"returned \(1, .*: expected an array"),
-        ({"logits_processor": [lambda ids, z: z * np.nan]}, "or a logits_processor is wrong"),
-        ({"logits_processor": [5]}, r"logits_processor=\[5\]: expected a list of functions"),
-        ({"logits_processor": [lambda ids, z: z - np.inf]}, "every token .* is forbidden"),
-        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size=-1: expected a whole number"),
-        ({"output_scores": True}, "output_scores=True goes with return_dict_in_generate=True"),
-    ],
-)
-def test_wrong_options(options, message):
-    with pytest.raises(ValueError, match=message):
-        small_model("default").generate([1, 2], **options)
-
-
 def test_no_ngram_twice():
     model = small_model("default")
     made = model.generate([1, 2], max_new_tokens=8, no_repeat_ngram_size=1)[0].tolist()

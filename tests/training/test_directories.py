@@ -451,26 +451,6 @@ def test_a_pipe_is_told_to_be_read_only_once(call, tmp_path):
     assert "can be read only once: write the text to a file first" in err
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (
-            ("--batch-size=9000000000000000",),
-            "--batch-size 9000000000000000 of up to --block-size 8 tokens",
-        ),
-        (("--block-size=2000",), "a smaller --vocab-size or --tokenizer 'char'"),
-        (("--config=/dev/zero",), "/dev/zero is not valid TOML: it has more than"),
-    ],
-)
-def test_what_would_fail_late_is_refused_at_once(call, text, tmp_path, flags, message):
-    if "/dev" in flags[0] and os.name != "posix":
-        pytest.skip("devices")
-    status, err = train(call, text, tmp_path / "run", *flags)
-    assert status == 2
-    assert message in err
-    assert not (tmp_path / "run").exists()
-
-
 def test_spelt_special_tokens_are_told(tmp_path):
     path, told = tmp_path / "stories.txt", []
     path.write_text("The dog.<|endoftext|>\n" * 60)

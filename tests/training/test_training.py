@@ -305,44 +305,6 @@ def test_refuses_data_that_can_not_be_used(tmp_path):
         start(str(short), tmp_path / "run")
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("steps", 0),
-        ("n_layer", -1),
-        ("n_layer", 2.0),
-        ("lr", 0.0),
-        ("lr", math.nan),
-        ("lr", "fast"),
-        ("min_lr", 1.0),
-        ("dropout", 1.0),
-        ("val_fraction", 0.0),
-        ("beta2", 1.0),
-        ("seed", -1),
-        ("n_embd", 17),
-        ("arch", "mamba"),
-        ("n_kv_head", 2),
-        ("grad_clip", -1.0),
-        ("data", 3),
-        ("steps", True),
-    ],
-)
-def test_refuses_options_by_name(name, value, text_file, tmp_path):
-    with pytest.raises(ValueError, match=name) as error:
-        start(text_file, tmp_path / "run", **{name: value})
-    assert not (tmp_path / "run").exists()
-    assert "\n" not in str(error.value)
-
-
-def test_refuses_llamas_that_can_not_be(text_file, tmp_path):
-    for options, message in (
-        ({"n_kv_head": 3}, "n_kv_head=3"),
-        ({"n_embd": 6, "n_head": 2}, "heads of size 3"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            start(text_file, tmp_path / "run", arch="llama", **options)
-
-
 def test_toml_holds_the_same_names(tmp_path):
     path = tmp_path / "c.toml"
     path.write_text("n_layer = 2\nlr = 1e-3\n")
