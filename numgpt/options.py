@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import numbers
 import re
-import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -137,9 +136,15 @@ def whole(least: int, most: float = LARGEST, numpys: bool = False) -> Rule:
 
 
 def number(
-    least: float = -math.inf, below: float = math.inf, above: float = -math.inf, mend: str = ""
+    least: float = -math.inf,
+    below: float = math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+    hint: str = "",
+    numpys: bool = False,
 ) -> Rule:
-    """A finite number in a range, and what to do where it is none."""
+    """A finite number in a range, of Python, with `numpys` also of NumPy; and what to do where it
+    is none."""
     expected = "a number"
     if math.isfinite(above):
         expected += f" above {above:,.9g}"
@@ -147,14 +152,18 @@ def number(
         expected = f"{least:,.9g} or more"
     if math.isfinite(below):
         expected += f" and below {below:,.9g}"
+    if math.isfinite(most):
+        expected += f", up to {most:,.9g}"
 
     def fits(value: Any) -> bool:
-        real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        return (
-            real and abs(value) <= sys.float_info.max and value > above and least <= value < below
-        )
+        real = isinstance(value, numbers.Real if numpys else (int, float))
+        try:
+            finite = real and not isinstance(value, bool) and math.isfinite(value)
+        except OverflowError:  # a whole number beyond the largest float
+            finite = False
+        return finite and above < value <= most and least <= value < below
 
-    return Rule(float, expected + mend, fits)
+    return Rule(float, expected + hint, fits)
 
 
 def truth() -> Rule:

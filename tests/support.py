@@ -45,6 +45,15 @@ def overwrite(path: Path, data: bytes) -> None:
         file.truncate()
 
 
+def is_mapped(array: np.ndarray | None) -> bool:
+    """Whether an array's memory is a file."""
+    while isinstance(array, np.ndarray):
+        if isinstance(array, np.memmap):
+            return True
+        array = array.base
+    return False
+
+
 def examples(few: int, many: int) -> pytest.MarkDecorator:
     """How many examples a test draws: few by default, many with -m slow."""
     counts = [few, pytest.param(many, marks=pytest.mark.slow)]

@@ -86,8 +86,6 @@ def register(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     sampling = sampling_options(options)
-    if options.max_new_tokens is not None and options.max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens {options.max_new_tokens}: expected 1 or more")
     model, tokenizer = load(options.model, adapter=options.adapter)
     sampling["seed"] = options.seed
     if options.max_new_tokens is not None:

@@ -120,7 +120,8 @@ def in_flags(message: object, options: argparse.Namespace) -> object:
         if name in known or name in options:
             is_switch = name in known and known[name].metadata["rule"].kind is bool
             flag = f"--{name.replace('_', '-')}"
-            return flag if is_switch else " ".join([flag, *map(shown, value)])
+            given = () if is_switch and value == (True,) else value
+            return " ".join([flag, *map(shown, given)])
         return "--greedy" if name == "do_sample" and not any(value) else as_argument(name, *value)
 
     return message.told(write)

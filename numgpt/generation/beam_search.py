@@ -19,12 +19,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numgpt.generation.batcher import read
+from numgpt.generation.batcher import Sequence, read
 from numgpt.generation.endings import ends_with
+from numgpt.generation.options import GenerationOptions
 from numgpt.generation.processors import process_logits
-from numgpt.generation.request import Request
 from numgpt.layers.softmax import log_softmax
 from numgpt.models.kv_cache import KVCache
+from numgpt.models.language_model import LanguageModel
 from numgpt.options import OptionError
 
 
@@ -35,30 +36,38 @@ class Beam(NamedTuple):
     made: np.ndarray  # (n,) new tokens
 
 
-def beam_search(request: Request) -> list[tuple[float, np.ndarray]]:
-    """The num_return_sequences best continuations of each prompt, with their scores, the best
+def beam_search(
+    model: LanguageModel, prompt: np.ndarray, options: GenerationOptions, seen: np.ndarray
+) -> list[Sequence]:
+    """The num_return_sequences best continuations of a prompt, each with its score, the best
     first."""
-    return [best for number in range(len(request.prompts)) for best in _search(request, number)]
+    found = []
+    for score, made in _search(model, Sequence(model, prompt, options, None, seen)):
+        found.append(Sequence(model, prompt, options, None, seen))
+        found[-1].beam_score = score
+        found[-1].made.extend(made.tolist())
+        found[-1].check_end()
+    return found
 
 
-def _search(request: Request, number: int) -> list[tuple[float, np.ndarray]]:
-    options, model = request.options, request.model
-    prompt, width = request.prompts[number], options.num_beams
-    most = min(request.most, model.context_length - len(prompt))
-    candidates = max(2, 1 + len(request.eos_token_ids)) * width  # enough to go on if many end
-    cache = KVCache(model, 1, min(len(prompt) + request.most, model.context_length))
+def _search(model: LanguageModel, of: Sequence) -> list[tuple[float, np.ndarray]]:
+    """The best continuations of a sequence, with their scores."""
+    options, prompt, width = of.options, of.prompt, of.options.num_beams
+    most = min(of.most, model.context_length - len(prompt))
+    candidates = max(2, 1 + len(of.eos_token_ids)) * width  # enough to go on if many end
+    cache = KVCache(model, 1, min(len(prompt) + of.most, model.context_length))
     logits = read(model, cache, [prompt], 0)
     beams = [Beam(0.0, np.empty(0, np.int64))]
     finished: list[tuple[float, np.ndarray]] = []  # the best first
     for length in range(1, most + 1):
-        totals = _token_logps(request, number, beams, logits)
+        totals = _token_logps(of, beams, logits)
         totals += np.array([beam.logp for beam in beams])[:, None]
         going: list[Beam] = []
         parents: list[int] = []
         for rank, place in enumerate(_largest(totals.ravel(), candidates)):
             parent, token = divmod(int(place), totals.shape[1])
             made = np.append(beams[parent].made, token)
-            if length == most or ends_with(made, request.eos_token_ids, options):
+            if length == most or ends_with(made, of.eos_token_ids, options):
                 if rank < width:
                     finished.append((totals[parent, token] / length**options.length_penalty, made))
             elif len(going) < width:
@@ -66,7 +75,7 @@ def _search(request: Request, number: int) -> list[tuple[float, np.ndarray]]:
                 parents.append(parent)
         finished = sorted(finished, key=lambda one: -one[0])[:width]
         beams = going
-        if not beams or _is_decided(beams[0].logp, finished, length, most, request):
+        if not beams or _is_decided(beams[0].logp, finished, length, most, options):
             break
         cache = cache.selected(parents)
         logits = read(model, cache, [beam.made[-1:] for beam in beams], 0)
@@ -82,17 +91,15 @@ def _search(request: Request, number: int) -> list[tuple[float, np.ndarray]]:
     return finished[: options.num_return_sequences]
 
 
-def _token_logps(
-    request: Request, number: int, beams: list[Beam], logits: np.ndarray
-) -> np.ndarray:
+def _token_logps(of: Sequence, beams: list[Beam], logits: np.ndarray) -> np.ndarray:
     """log P of each next token (n, V), processed."""
     return process_logits(
         log_softmax(logits.astype(np.float64)),
-        np.stack([np.append(request.shown[number], beam.made) for beam in beams]),
-        request.options,
-        request.eos_token_ids,
-        len(beams[0].made) >= request.least,
-        request.pad_token_id,
+        np.stack([np.append(of.seen, beam.made) for beam in beams]),
+        of.options,
+        of.eos_token_ids,
+        len(beams[0].made) >= of.least,
+        of.pad_token_id,
     )
 
 
@@ -108,11 +115,10 @@ def _is_decided(
     finished: list[tuple[float, np.ndarray]],
     length: int,
     most: int,
-    request: Request,
+    options: GenerationOptions,
 ) -> bool:
     """Whether no beam, the best of which has log-probability `best`, can better what is
     finished."""
-    options = request.options
     if len(finished) < options.num_beams:
         return False
     if options.early_stopping is True:

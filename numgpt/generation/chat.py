@@ -23,6 +23,7 @@ from numgpt.generation.options import GenerationOptions, defaults_of, token_ids
 from numgpt.messages import shown
 from numgpt.models.kv_cache import KVCache
 from numgpt.models.language_model import LanguageModel
+from numgpt.options import OptionError
 from numgpt.tokenizer import BaseTokenizer, StreamDecoder
 from numgpt.tokenizer.chat_template import ChatTemplate
 from numgpt.tokenizer.conversation import MadeIds, checked_messages
@@ -214,11 +215,9 @@ class Chat:
         checked = GenerationOptions.of(**{"tokenizer": self.tokenizer} | options)
         checked.validate(self.model.config.vocab_size)
         if checked.max_new_tokens is None:
-            raise ValueError("max_new_tokens=None: expected a whole number from 1 up")
+            raise OptionError("{max_new_tokens}: expected a whole number", max_new_tokens=None)
         if checked.num_return_sequences != 1:
-            raise ValueError(
-                f"num_return_sequences={checked.num_return_sequences}: a message gets one answer"
-            )
+            raise OptionError.of(checked, "{num_return_sequences}: a message gets one answer")
         return options | {"stop_strings": tuple(checked.stop_strings)}
 
     def _stop_speaking(self) -> None:
@@ -232,7 +231,7 @@ class Chat:
         most = options["max_new_tokens"]
         ids, dropped = self._fit(question, place, most)
         room = self.model.context_length - len(ids)
-        cache = self._cache_for(ids, len(ids) + min(most, room))
+        cache = self._cache_for(ids)
         stops = (*self.template.stop_strings(), *options.pop("stop_strings"))
         options["min_new_tokens"] = min(options.get("min_new_tokens", 0), most, room)
         ends = self.template.end_ids() + token_ids(self.model, "eos_token_id")
@@ -355,17 +354,16 @@ class Chat:
                 " the model's context: shorten it"
             )
 
-    def _cache_for(self, ids: list[int], capacity: int) -> KVCache:
+    def _cache_for(self, ids: list[int]) -> KVCache:
         """The cache, cut back to what the conversation still begins with."""
         if self._cache is None:
-            self._cache = KVCache(self.model, 1, capacity)
+            self._cache = KVCache(self.model, 1, len(ids))
         common = 0
         for ours, cached in zip(ids[:-1], self._cached_ids, strict=False):  # one must be computed
             if ours != cached:
                 break
             common += 1
         self._cache.truncate(common)
-        self._cache.reserve(capacity)
         self._cached_ids = ids[:common]
         return self._cache
 

@@ -13,13 +13,13 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from numgpt.generation.batcher import Batcher
+from numgpt.generation.batcher import Batcher, Sequence
 from numgpt.generation.beam_search import beam_search
 from numgpt.generation.options import GenerationOptions
-from numgpt.generation.request import Request
+from numgpt.generation.prompts import Prompts
 from numgpt.models.kv_cache import KVCache
 from numgpt.models.language_model import Ids, LanguageModel
-from numgpt.options import OptionError
+from numgpt.options import OptionError, OptionWarning
 
 
 class LengthWarning(UserWarning):
@@ -74,31 +74,32 @@ def generate(
     ValueError for a prompt or an option that is invalid; warns with LengthWarning where the model's
     context ended a sequence.
     """
-    request = Request(model, ids, attention_mask, GenerationOptions.for_model(model, options))
-    made, found = _continuations(request)
-    pad, prompts = request.pad_token_id, np.repeat(request.ids, _times(request), axis=0)
-    longest = max(map(len, made))
-    sequences = np.concatenate([prompts, [_padded(row, longest, pad) for row in made]], axis=1)
-    if not request.options.return_dict_in_generate:
-        return sequences
-    lengths = np.array([len(row) for row in made])
-    if request.options.num_beams > 1:
-        return GenerateOutput(sequences, lengths, sequences_scores=np.array(found))
+    chosen = GenerationOptions.for_model(model, options)
+    prompts, sequences = _continued(model, ids, attention_mask, chosen)
+    pad, longest = sequences[0].pad_token_id, max(len(one.made) for one in sequences)
+    padded = np.repeat(prompts.padded, chosen.num_return_sequences, axis=0)
+    made = np.array([_padded(one.made, longest, pad) for one in sequences])
+    padded = np.concatenate([padded, made], axis=1)
+    if not chosen.return_dict_in_generate:
+        return padded
+    lengths = np.array([len(one.made) for one in sequences])
+    if chosen.num_beams > 1:
+        scores = np.array([one.beam_score for one in sequences])
+        return GenerateOutput(padded, lengths, sequences_scores=scores)
     return GenerateOutput(
-        sequences,
+        padded,
         lengths,
-        np.array([_padded(one.logprobs, longest, 0.0) for one in found]),
-        np.array([_padded(one.sampled_logprobs, longest, 0.0) for one in found]),
-        _by_step([one.scores for one in found], pad) if request.options.output_scores else None,
-        _by_step([one.logits for one in found], pad) if request.options.output_logits else None,
+        np.array([_padded(one.logprobs, longest, 0.0) for one in sequences]),
+        np.array([_padded(one.sampled_logprobs, longest, 0.0) for one in sequences]),
+        _by_step([one.scores for one in sequences], pad) if chosen.output_scores else None,
+        _by_step([one.logits for one in sequences], pad) if chosen.output_logits else None,
     )
 
 
 def generate_each(model: LanguageModel, ids: Ids, **options: Any) -> list[np.ndarray]:
     """As `generate`, but each sequence by itself, prompt and continuation without any padding."""
-    request = Request(model, ids, None, GenerationOptions.for_model(model, options))
-    times, (made, _) = _times(request), _continuations(request)
-    return [np.append(request.prompts[n // times], row) for n, row in enumerate(made)]
+    _, sequences = _continued(model, ids, None, GenerationOptions.for_model(model, options))
+    return [np.append(one.prompt, one.made) for one in sequences]
 
 
 def stream(
@@ -112,74 +113,76 @@ def stream(
     token.
 
     kv_cache, of one sequence, may hold the keys and values of the prompt's first tokens, from an
-    earlier call: then only the rest is computed. It takes in what is, and grows where it has to.
+    earlier call: then only the rest is computed. New tokens are added to it; it grows as needed.
     """
     chosen = GenerationOptions.for_model(model, options, single=True)
-    request = Request(model, ids, attention_mask, chosen)
-    if len(request.ids) * chosen.num_return_sequences != 1:
-        raise ValueError(
-            "stream makes one sequence: pass one prompt and leave num_return_sequences at 1"
-        )
-    for name in ("num_beams", "return_dict_in_generate"):
+    for name in ("num_beams", "num_return_sequences", "return_dict_in_generate"):
         if getattr(chosen, name) != getattr(GenerationOptions, name):
             raise OptionError(
                 f"{{{name}:name}} is for generate: stream yields each token as it is made"
             )
+    chosen.validate(model.config.vocab_size)
+    prompts = Prompts.of(model, ids, attention_mask, chosen)
+    if len(prompts.each) != 1:
+        raise ValueError("stream makes one sequence: pass one prompt")
     if kv_cache is not None:
-        _check_cache(kv_cache, request)
+        _check_cache(kv_cache, prompts.each[0], chosen)
     batcher = Batcher(model, 1, kv_cache)
-    sequence = batcher.add(request.prompts[0], request.options, None, request.shown[0])
+    done = 0 if kv_cache is None else kv_cache.length
+    sequence = batcher.add(prompts.each[0], chosen, None, prompts.seen[0], done)
 
     def tokens() -> Iterator[int]:
         while batcher.busy:
             _step(batcher)
             if sequence.made[-1] not in sequence.eos_token_ids:
                 yield sequence.made[-1]
-        _warn_of_context(sequence.finish_reason == "context", model)
+        _warn_of_context([sequence], model)
 
     return tokens()
 
 
-def _check_cache(kv_cache: KVCache, request: Request) -> None:
+def _check_cache(kv_cache: KVCache, prompt: np.ndarray, options: GenerationOptions) -> None:
     """Raises ValueError for a cache that the prompt does not continue."""
-    if request.options.slide:
+    if options.slide:
         raise ValueError("slide=True cannot be combined with kv_cache, which has one context")
     if len(kv_cache.lengths) != 1:
         raise ValueError(f"kv_cache is for {len(kv_cache.lengths)} sequences, there are 1")
-    if not kv_cache.length < (length := len(request.prompts[0])):
+    if not kv_cache.length < len(prompt):
         raise ValueError(
-            f"kv_cache holds {kv_cache.length} positions, the prompt has {length}"
+            f"kv_cache holds {kv_cache.length} positions, the prompt has {len(prompt)}"
             " tokens: at least the last must be new (truncate the cache)"
         )
 
 
-def _continuations(request: Request) -> tuple[list[np.ndarray], list[Any]]:
-    """The new tokens of each sequence; and the sequences, or of beams their scores."""
-    model, options = request.model, request.options
-    if options.num_beams > 1:
-        beams = beam_search(request)
-        ends = request.eos_token_ids
-        rows = [(request.prompts[n // _times(request)], row) for n, (_, row) in enumerate(beams)]
-        _warn_of_context(
-            any(
-                len(prompt) + len(made) >= model.context_length
-                and len(made) < request.most
-                and not (len(made) and made[-1] in ends)
-                for prompt, made in rows
-            ),
-            model,
+def _continued(
+    model: LanguageModel, ids: Ids, attention_mask: Ids | None, options: GenerationOptions
+) -> tuple[Prompts, list[Sequence]]:
+    """num_return_sequences continuations of each prompt."""
+    options.validate(model.config.vocab_size)
+    prompts = Prompts.of(model, ids, attention_mask, options)
+    times = options.num_return_sequences
+    if times > options.num_beams and not options.do_sample:
+        same = (
+            "{num_return_sequences} without {do_sample}: greedy decoding makes the same each time"
         )
-        return [made for _, made in beams], [score for score, _ in beams]
-    batcher = Batcher(model, len(request.prompts) * _times(request))
-    sequences = [
-        batcher.add(prompt, options, _generator(options, i, k), shown)
-        for i, (prompt, shown) in enumerate(zip(request.prompts, request.shown, strict=True))
-        for k in range(_times(request))
-    ]
-    while batcher.busy:
-        _step(batcher)
-    _warn_of_context(any(one.finish_reason == "context" for one in sequences), model)
-    return [np.array(one.made, np.int64) for one in sequences], sequences
+        told = OptionWarning(same, num_return_sequences=times, do_sample=True)
+        warnings.warn(told, stacklevel=3)
+    pairs = [*zip(prompts.each, prompts.seen, strict=True)]
+    if options.num_beams > 1:
+        sequences = [
+            beam for prompt, seen in pairs for beam in beam_search(model, prompt, options, seen)
+        ]
+    else:
+        batcher = Batcher(model, len(pairs) * times)
+        sequences = [
+            batcher.add(prompt, options, _generator(options, i, k), seen)
+            for i, (prompt, seen) in enumerate(pairs)
+            for k in range(times)
+        ]
+        while batcher.busy:
+            _step(batcher)
+    _warn_of_context(sequences, model)
+    return prompts, sequences
 
 
 def _step(batcher: Batcher) -> None:
@@ -201,12 +204,8 @@ def _generator(
     return np.random.default_rng([seed, prompt, continuation])
 
 
-def _times(request: Request) -> int:
-    return request.options.num_return_sequences
-
-
-def _warn_of_context(cut: bool, model: LanguageModel) -> None:
-    if cut:
+def _warn_of_context(sequences: list[Sequence], model: LanguageModel) -> None:
+    if any(one.finish_reason == "context" for one in sequences):
         warnings.warn(
             "the text ends here because it fills the model's context of"
             f" {model.context_length} tokens ({model.config.context_field})",

@@ -233,7 +233,7 @@ class GenerationOptions:
     def processing(self) -> tuple:
         """What process_logits and the choice of a token read, to be compared."""
         words = tuple(tuple(word) for word in self.bad_words_ids)
-        others = tuple(self.logits_processor), self.tokenizer
+        others = tuple(map(id, self.logits_processor)), id(self.tokenizer)
         shaping = self.do_sample, self.temperature, self.top_k, self.top_p, self.min_p
         return shaping, self.repetition_penalty, self.no_repeat_ngram_size, words, others
 
@@ -256,19 +256,19 @@ def _are_texts(value: Any) -> bool:
     return is_list(texts) and all(isinstance(text, str) and text for text in texts)
 
 
-_whole, _is_number = functools.partial(whole, numpys=True), number().fits
+_whole, _number = (functools.partial(rule, numpys=True) for rule in (whole, number))
 _RULES = {
     "max_length": optional(_whole(1, LONGEST)),
     "max_new_tokens": optional(_whole(1, LONGEST)),
     "min_length": _whole(0),
     "min_new_tokens": _whole(0),
-    "temperature": number(
-        above=0, mend="; for the most likely token every time, turn sampling off ({do_sample:name})"
+    "temperature": _number(
+        above=0, hint="; for the most likely token every time, turn sampling off ({do_sample:name})"
     ),
     "top_k": optional(_whole(0)),
-    "top_p": optional(Rule(float, "0 < top_p <= 1", lambda p: _is_number(p) and 0 < p <= 1)),
-    "min_p": optional(Rule(float, "0 <= min_p <= 1", lambda p: _is_number(p) and 0 <= p <= 1)),
-    "repetition_penalty": number(above=0),
+    "top_p": optional(_number(above=0, most=1)),
+    "min_p": optional(_number(least=0, most=1)),
+    "repetition_penalty": _number(above=0),
     "no_repeat_ngram_size": _whole(0),
     "bad_words_ids": Rule(
         list,
@@ -281,7 +281,7 @@ _RULES = {
         lambda functions: is_list(functions) and all(map(callable, functions)),
     ),
     "num_beams": _whole(1, MOST_BEAMS),
-    "length_penalty": number(above=-100, below=100),
+    "length_penalty": _number(above=-100, below=100),
     "early_stopping": Rule(
         bool, 'True, False or "never"', lambda x: isinstance(x, bool) or x == "never"
     ),

@@ -69,7 +69,7 @@ class LoRAConfig:
 
     def _validate_numbers(self) -> None:
         require(self, whole(1, MOST_RANK), "r")  # … and no more than a matrix has rows
-        require(self, number(above=0, below=MOST_ALPHA, mend="; 2 r is usual"), "lora_alpha")
+        require(self, number(above=0, below=MOST_ALPHA, hint="; 2 r is usual"), "lora_alpha")
         for name, field in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
             patterns = getattr(self, name)
             if not isinstance(patterns, Mapping):

@@ -265,7 +265,7 @@ def _count(name: str, value: Any) -> int:
 
 
 def _number(name: str, value: Any) -> float:
-    if type(value) not in (int, float) or not 0 <= value < math.inf:
+    if type(value) not in (int, float) or not math.isfinite(value):
         raise ValueError(f"{name}={shown(value)}")
     return float(value)
 

@@ -145,7 +145,7 @@ class TrainConfig(RunConfig):
         0.1,
         "fraction of the tokens, at the end, held out for validation",
         "data",
-        number(above=0, below=1, mend="; 0.1 holds a tenth out"),
+        number(above=0, below=1, hint="; 0.1 holds a tenth out"),
     )
     tokenizer: str = _option(
         "bpe", "bpe (trained on the text), char, or a directory that holds one", "data", text()
@@ -228,7 +228,7 @@ class TuneConfig(RunConfig):
         0.0,
         "fraction of the examples that is held out",
         "data",
-        number(0, 1, mend="; 0.1 holds a tenth out"),
+        number(0, 1, hint="; 0.1 holds a tenth out"),
     )
     max_length: int | None = _option(
         None,

@@ -24,11 +24,9 @@ from numgpt.data.corpus import check_tokenizer
 from numgpt.data.finding import OTHER_WEIGHTS
 from numgpt.files import DirectoryLock, sweep
 from numgpt.formats.source import is_finite
-from numgpt.messages import quoted
 from numgpt.models import LanguageModel
 from numgpt.options import AboutOptions, OptionError
 from numgpt.tokenizer import BaseTokenizer
-from numgpt.training import pretraining, tuning
 from numgpt.training.adamw import AdamW
 from numgpt.training.checkpoint import (
     RunState,
@@ -38,18 +36,13 @@ from numgpt.training.checkpoint import (
     save_checkpoint,
     tuned_parameters,
 )
-from numgpt.training.config import RunConfig, TrainConfig, TuneConfig
+from numgpt.training.config import RunConfig
+from numgpt.training.kinds import KINDS
 from numgpt.training.log import Log
-from numgpt.training.pretraining import Text
 from numgpt.training.records import Callback, Record, Report, Sample, Saved, warnings_as_notes
-from numgpt.training.starting import Prepare, change_options, start_run
+from numgpt.training.starting import change_options, remove_other_weights, start_run
 from numgpt.training.step import added, learning_rate, step
-from numgpt.training.tuning import Examples
-
-TASKS: dict[type[RunConfig], tuple[Prepare, type[Text] | type[Examples]]] = {
-    TrainConfig: (pretraining.prepare, Text),
-    TuneConfig: (tuning.prepare, Examples),
-}
+from numgpt.training.tasks import RunTask
 
 
 class TrainingError(AboutOptions, RuntimeError):
@@ -59,8 +52,8 @@ class TrainingError(AboutOptions, RuntimeError):
 class Trainer:
     """One training run: `start` or `resume` it, then `run`.
 
-    While it exists, or until `run` returns, no other process can work in its directory. What there
-    is to tell are records (records.py): the notes of its beginning first, then how it goes.
+    While it exists, or until `run` returns, no other process can work in its directory. What
+    happens is reported as records (records.py): the notes of its beginning first.
     """
 
     def __init__(
@@ -68,14 +61,16 @@ class Trainer:
         state: RunState,
         out: Path,
         tokenizer: BaseTokenizer,
-        task: Text | Examples,
+        task: RunTask,
         lock: DirectoryLock,
-        told: _Told,
+        notes: list[Record],
+        report: Callback | None,
     ):
         self.state, self.out, self.tokenizer, self.task = state, out, tokenizer, task
-        self.lock, self.told = lock, told
+        self.lock, self.notes, self.tell = lock, notes, report or (lambda record: None)
         self.log = Log(out, keep_to_step=state.optimizer.steps)
         self.stop_requested = False
+        self.saved_step = state.optimizer.steps
         self.val_loss: float | None = None  # of the last validation
 
     @property
@@ -120,11 +115,11 @@ class Trainer:
         config.validate()
         if not str(out):
             raise OptionError("{out}: name a directory", out=out)
-        out, told = Path(out), _Told(report)
-        with _locking(out) as lock, warnings_as_notes(told):
-            prepare, task = TASKS[type(config)]
-            state, tokenizer = start_run(config, out, prepare, told, overwrite)
-            return cls(state, out, tokenizer, task(state, out, tokenizer), lock, told)
+        out, notes = Path(out), list[Record]()
+        with _locking(out) as lock, warnings_as_notes(tell := report or notes.append):
+            prepare, task = KINDS[type(config)]
+            state, tokenizer = start_run(config, out, prepare, tell, overwrite)
+            return cls(state, out, tokenizer, task(state, out, tokenizer), lock, notes, report)
 
     @classmethod
     def resume(
@@ -140,17 +135,19 @@ class Trainer:
         Raises ValueError for another kind, for an option that can't change any more, and where the
         run's files are not those that it began with.
         """
-        out, told = Path(out), _Told(report)
+        out, notes = Path(out), list[Record]()
         if not out.is_dir():
             raise FileNotFoundError(f"nothing to resume: there is no directory {out}")
-        with _locking(out) as lock, warnings_as_notes(told):
+        with _locking(out) as lock, warnings_as_notes(report or notes.append):
             state = load_checkpoint(out)
             if not isinstance(state.config, kind):
-                kinds = "{0} is a run of another kind: go on with numgpt {1} {resume:name} {2}"
-                raise OptionError(kinds, out, state.config.command, quoted(out))
-            _, task = TASKS[type(state.config)]
+                another = f"is a run of another kind, of numgpt {state.config.command}"
+                raise ValueError(f"{out} {another}: that resumes it")
+            task = KINDS[type(state.config)].task
             change_options(state.config, changes or {}, task.fixed, out)
             state.apply_options()
+            if not state.optimizer.steps:  # its beginning may have been cut short before this
+                remove_other_weights(out)
             check_memory(
                 state.config, state.model.config, state.model.num_parameters(trainable=True)
             )
@@ -161,7 +158,7 @@ class Trainer:
             except ValueError as error:
                 raise ValueError(f"{out}: {error}") from None
             task.restore(state, out, tokenizer)
-            return cls(state, out, tokenizer, task(state, out, tokenizer), lock, told)
+            return cls(state, out, tokenizer, task(state, out, tokenizer), lock, notes, report)
 
     def run(self, report: Callback | None = None) -> None:
         """Train to the last step, or until `stop_requested` is set.  Saves before it returns.
@@ -169,9 +166,12 @@ class Trainer:
         `report` is called with each record. Raises TrainingError where the loss is not finite,
         OSError where a checkpoint can't be written; the checkpoint before stays as it is.
         """
-        self.told.to(report)
+        self.tell = report or self.tell
         self.lock.acquire()
         try:
+            while self.notes:  # that nobody has heard yet
+                self.tell(self.notes[0])
+                del self.notes[0]
             self._run()
         finally:
             self.lock.release()
@@ -191,8 +191,8 @@ class Trainer:
                 if last or step % config.save_every == 0:
                     self.save(ends=last)
                 if config.sample_every and (last or step % config.sample_every == 0):
-                    self.told(Sample(step, state.best_step, *self.task.sample()))
-        if self.stop_requested and self.optimizer.steps < config.steps:
+                    self.tell(Sample(step, state.best_step, *self.task.sample()))
+        if self.saved_step != self.optimizer.steps:  # it was stopped, or a callback's error was
             self.save(ends=True)
 
     def step(self) -> float:
@@ -259,7 +259,8 @@ class Trainer:
                 self.save_model(place)
         finally:  # what can't be written there costs no step
             save_checkpoint(self.out, self.state)
-        self.told(Saved(self.optimizer.steps))
+        self.saved_step = self.optimizer.steps
+        self.tell(Saved(self.saved_step))
 
     def _check_finite(self) -> None:
         """Raises TrainingError where a step has made weights that are no numbers."""
@@ -288,7 +289,7 @@ class Trainer:
             self.task.metrics(sums),
         )
         self.log.add(report.logged())
-        self.told(report)
+        self.tell(report)
 
 
 @contextmanager
@@ -297,30 +298,12 @@ def _locking(out: Path) -> Iterator[DirectoryLock]:
     lock = DirectoryLock(out)
     lock.acquire()
     try:
-        sweep(out)
+        for place in (out, *(out / name for name in OTHER_WEIGHTS)):
+            sweep(place)
         yield lock
     except BaseException:
         lock.release()
         raise
-
-
-class _Told:
-    """Hands records to whoever listens, once somebody does."""
-
-    def __init__(self, report: Callback | None):
-        self.report, self.kept = report, list[Record]()
-
-    def __call__(self, record: Record) -> None:
-        if self.report is None:
-            self.kept.append(record)
-        else:
-            self.report(record)
-
-    def to(self, report: Callback | None) -> None:
-        """Tell this one from now on, and first what nobody has heard yet."""
-        self.report = report or self.report or (lambda record: None)
-        while self.kept:
-            self(self.kept.pop(0))
 
 
 class _Clock:

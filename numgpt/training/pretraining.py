@@ -83,7 +83,7 @@ class Text(NextTokens):
     statistics = False
 
     def __init__(self, state: RunState, out: Path, tokenizer: BaseTokenizer):
-        super().__init__(state, tokenizer)
+        super().__init__(state, out, tokenizer)
         assert isinstance(state.config, TrainConfig)
         self.config: TrainConfig = state.config
         config = self.config
@@ -91,7 +91,6 @@ class Text(NextTokens):
 
     @staticmethod
     def restore(state: RunState, out: Path, tokenizer: BaseTokenizer) -> None:
-        """Check the tokens of a run that goes on; encode them again where their file is missing."""
         config = state.config
         assert isinstance(config, TrainConfig)
         check_tokens(

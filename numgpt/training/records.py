@@ -109,6 +109,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.bar: Any = None
+        self.width = 0  # of the line that is there
         if importlib.util.find_spec("tqdm") is not None:
             from tqdm.auto import tqdm
 
@@ -119,12 +120,11 @@ class Progress:
             return
         if not isinstance(record, Report):
             if self.bar is None:
-                print(f"{record!s:80}", file=sys.stderr)
+                self._write(str(record), "\n")
             else:
                 self.bar.write(str(record))
         elif self.bar is None:
-            ends = "\n" if record.step == record.steps else "\r"
-            print(str(record), end=ends, file=sys.stderr, flush=True)
+            self._write(str(record), "\n" if record.step == record.steps else "")
         else:
             self.bar.total = record.steps
             self.bar.update(record.step - self.bar.n)
@@ -132,3 +132,11 @@ class Progress:
             self.bar.set_postfix({k: f"{v:.4f}" for k, v in losses.items() if v is not None})
             if record.step == record.steps:
                 self.bar.close()
+
+    def _write(self, text: str, end: str) -> None:
+        """In place of the line that is there."""
+        first, *rest = text.split("\n")
+        print(
+            "\r" + "\n".join([first.ljust(self.width), *rest]), end=end, file=sys.stderr, flush=True
+        )
+        self.width = 0 if end else len(first)

@@ -16,7 +16,7 @@ from numgpt.data.finding import OTHER_WEIGHTS, absolute
 from numgpt.files import finish_replacing, replacing_together
 from numgpt.formats.huggingface import WEIGHTS_FILE, model_files
 from numgpt.formats.peft import ADAPTER_FILES
-from numgpt.messages import shown
+from numgpt.messages import quoted, shown
 from numgpt.options import OptionError
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.tokenizer.base import tokenizer_files
@@ -70,14 +70,21 @@ def change_options(
     that cannot change any more, and for what an option can't be."""
     known = options_of(type(config))
     for name, value in changes.items():
-        if name not in known:
-            raise OptionError(f"{{{name}}} is not an option of such a run", **{name: value})
+        if name not in known or (value is None and getattr(config, name) is not None):
+            raise OptionError("{0}={1} is not an option of such a run", name, shown(value))
+        if not known[name].metadata["rule"].fits(value):
+            expected = known[name].metadata["rule"].expected
+            raise OptionError(f"{{{name}}}: expected {expected}", **{name: value})
         value = absolute(value) if name in PATHS else value
         if name in ("init_from", "model") and isinstance(value, str):
             value = absolute_model(value)
         began = _listed(getattr(config, name))
         if name in fixed and _listed(value) != began:
-            mend = "raise {steps:name} instead" if name == "epochs" else "start a new run elsewhere"
+            mend = (
+                "raise {steps:name} instead"
+                if name == "epochs"
+                else "start a new run in another {out:name}"
+            )
             raise OptionError(
                 f"{{{name}}}: the run in {{0}} began with {{1}}, and that cannot change; {mend}",
                 out,
@@ -100,13 +107,16 @@ def _check_free(out: Path) -> None:
     a run, a model or a tokenizer."""
     for place in (out, *(out / name for name in OTHER_WEIGHTS)):
         if there := run_files(place):
-            way_out = "continue the run with {resume:name}, " if CHECKPOINT_FILE in there else ""
+            way_out = (
+                "continue the run with {resume:name} {2}, " if CHECKPOINT_FILE in there else ""
+            )
             telling = [name for name in (CHECKPOINT_FILE, WEIGHTS_FILE) if name in there]
             raise OptionError(
                 f"{{0}} holds a {{1}} already: {way_out}choose another {{out:name}}, or replace the"
                 " run, model or tokenizer that is there with {overwrite:name}",
                 place,
                 (telling or there)[0],
+                quoted(place),
             )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 from numgpt.data.batch import Batch
 from numgpt.layers import TokenStatistics
@@ -15,31 +16,60 @@ from numgpt.training.checkpoint import RunState
 from numgpt.training.step import Sums
 
 
-class NextTokens(ABC):
-    """A step's loss is Σ -log p(target) / n over the n targets that count in all its batches, of a
-    text or of examples alike."""
+class RunTask(ABC):
+    """All that the loop asks of what it trains on: that of step.Task, and what is between steps."""
 
     fixed: ClassVar[frozenset[str]]  # options that cannot change any more when a run goes on
-    statistics: ClassVar[bool]  # whether accuracy and entropy of what is trained on are reported
     validates: bool = True  # whether anything is held out
 
-    def __init__(self, state: RunState, tokenizer: BaseTokenizer):
+    def __init__(self, state: RunState, out: Path, tokenizer: BaseTokenizer):
+        """The tokens of the run are in `out`, and have been checked."""
         self.state, self.tokenizer = state, tokenizer
 
+    @staticmethod
     @abstractmethod
-    def next_step(self) -> list[Batch]:
+    def restore(state: RunState, out: Path, tokenizer: BaseTokenizer) -> None:
+        """Check the tokens of a run that goes on; encode them again where their file is missing."""
+
+    @abstractmethod
+    def next_step(self) -> list[Any]:
         """The batches of the next step."""
 
     @abstractmethod
-    def held_out(self) -> Iterable[Batch]:
-        """The batches of a validation, the same every time."""
+    def totals(self, model: LanguageModel, batches: Sequence[Any]) -> Sums:
+        """See step.Task."""
+
+    @abstractmethod
+    def gradients(
+        self, model: LanguageModel, batch: Any, totals: Sums, add_to: Gradients | None
+    ) -> tuple[Sums, Gradients]:
+        """See step.Task; of the sums, "loss" and "tokens" (that were read) are reported."""
+
+    @abstractmethod
+    def metrics(self, sums: Sums) -> dict[str, float]:
+        """What is reported beside the loss of the steps that have these sums."""
+
+    @abstractmethod
+    def held_out_loss(self, model: LanguageModel) -> float:
+        """What the best weights have the least of."""
 
     @abstractmethod
     def sample(self) -> tuple[str, str]:
         """A prompt, and how the model goes on."""
 
+
+class NextTokens(RunTask):
+    """A step's loss is Σ -log p(target) / n over the n targets that count in all its batches, of a
+    text or of examples alike."""
+
+    statistics: ClassVar[bool]  # whether accuracy and entropy of what is trained on are reported
+
+    @abstractmethod
+    def held_out(self) -> Iterable[Batch]:
+        """The batches of a validation, the same every time."""
+
     def totals(self, model: LanguageModel, batches: Sequence[Batch]) -> Sums:
-        return {"targets": max(1, sum(batch.counted for batch in batches))}
+        return {"targets": sum(batch.counted for batch in batches)}
 
     def gradients(
         self, model: LanguageModel, batch: Batch, totals: Sums, add_to: Gradients | None
@@ -50,7 +80,7 @@ class NextTokens(ABC):
             batch.ids,
             batch.targets,
             state.rng if state.config.has_dropout else None,
-            weights=1 / totals["targets"],
+            weights=1 / max(1, totals["targets"]),
             add_to=add_to,
             statistics=seen,
         )
@@ -60,7 +90,6 @@ class NextTokens(ABC):
         return sums, gradients
 
     def metrics(self, sums: Sums) -> dict[str, float]:
-        """What is reported beside the loss of the steps that have these sums."""
         if not sums.get("targets"):
             return {}
         return {

@@ -194,7 +194,7 @@ class Examples(NextTokens):
     statistics = True
 
     def __init__(self, state: RunState, out: Path, tokenizer: BaseTokenizer):
-        super().__init__(state, tokenizer)
+        super().__init__(state, out, tokenizer)
         assert isinstance(state.config, TuneConfig)
         self.config: TuneConfig = state.config
         self.examples = ExampleSet(out, state.tokens)
@@ -202,7 +202,6 @@ class Examples(NextTokens):
 
     @staticmethod
     def restore(state: RunState, out: Path, tokenizer: BaseTokenizer) -> None:
-        """Check the tokens of a run that goes on; encode them again where their file is missing."""
         config = state.config
         assert isinstance(config, TuneConfig)
         check_tokens(out, state.tokens, lambda: _encode_again(config, out, tokenizer))

@@ -50,7 +50,7 @@ CASES = {
     "generate T --model RUN --temperature 0": "--temperature 0.0: expected a number above 0; for"
     " the most likely token every time, turn sampling off (--greedy)",
     f"generate x --temperature {'hot' * 500}": "--temperature",
-    "generate T --model RUN --top-p 2": "--top-p 2.0: expected 0 < top_p <= 1",
+    "generate T --model RUN --top-p 2": "--top-p 2.0: expected a number above 0, up to 1",
     "generate T --model RUN --top-k -1": "--top-k -1: expected a whole number from 0 up",
     "generate T --model RUN --seed -1": "--seed -1: expected",
     f"generate x --seed {DIGITS}": "--seed",

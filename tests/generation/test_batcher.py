@@ -38,7 +38,9 @@ REQUESTS = st.tuples(
 
 
 def options_of(kind, most):
-    return GenerationOptions(**{"max_new_tokens": most, "eos_token_id": []} | kind)
+    chosen = {"max_new_tokens": most, "eos_token_id": []} | kind
+    chosen["min_new_tokens"] = min(kind.get("min_new_tokens", 0), chosen["max_new_tokens"])
+    return GenerationOptions(**chosen)
 
 
 def alone(model, prompt, options):
@@ -217,6 +219,57 @@ def test_equal_options_are_processed_together(monkeypatch):
     assert groups == [2, 2]
 
 
+class Unhashable(dict):
+    """Adds what it holds; refills one array of its own."""
+
+    def __call__(self, ids, logits):
+        self.setdefault("out", np.empty_like(logits))
+        self["out"][...] = logits
+        self["out"][:, : len(ids[0])] -= 1
+        return self["out"]
+
+
+def test_a_callers_processor_sees_its_sequence_as_alone():
+    model = MODELS["default"]
+
+    def bans_until_eight(ids, logits):
+        logits[:, : 20 if ids.shape[1] < 8 else 0] = -np.inf
+        return logits
+
+    kind = {"logits_processor": [bans_until_eight]}
+    batch = Batcher(model, 2)
+    sequences = [batch.add(p, options_of(kind, 9)) for p in ([1, 2], [1] * 7)]
+    while batch.busy:
+        batch.step()
+    for sequence in sequences:
+        assert sequence.made == alone(model, sequence.prompt, options_of(kind, 9)).made
+    scores = generate(
+        model,
+        [1, 2],
+        max_new_tokens=3,
+        logits_processor=[Unhashable()],
+        return_dict_in_generate=True,
+        output_scores=True,
+    ).scores
+    assert not np.array_equal(scores[0], scores[1])
+
+
+def test_whatever_a_processor_raises_leaves_the_others_alone():
+    def fails(ids, logits):
+        raise KeyError("mine")
+
+    model = MODELS["default"]
+    batch = Batcher(model, 2)
+    bad = batch.add([5], options_of({"logits_processor": [fails]}, 4))
+    good = batch.add([6, 7], options_of({}, 4))
+    assert batch.step() == [bad]
+    while batch.busy:
+        batch.step()
+    assert good.made == alone(model, [6, 7], options_of({}, 4)).made
+    with pytest.raises(KeyError, match="mine"):
+        model.generate([5], logits_processor=[fails])
+
+
 def test_what_is_wrong_with_one_sequence_ends_that_one_alone():
     model = MODELS["default"]
     banned = [[id] for id in range(model.config.vocab_size)]
@@ -234,6 +287,31 @@ def test_what_is_wrong_with_one_sequence_ends_that_one_alone():
     assert "every token that could come next is forbidden" in str(forbidden.error)
     assert len(good.made) == 1
     assert good.error is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kind", "message"),
+    [
+        ([99], {}, "99, outside the vocabulary"),
+        ([], {}, "empty"),
+        ([1] * 400, {}, "shorten the input"),
+        ([1], {"num_beams": 4}, "num_beams=4: beams decode by themselves"),
+        ([1], {"max_new_tokens": 0}, "max_new_tokens=0: expected"),
+        ([1], {"temperature": 0}, "temperature=0: expected"),
+    ],
+)
+def test_what_is_invalid_is_not_added_and_stops_nobody(prompt, kind, message):
+    model = MODELS["default"]
+    batch = Batcher(model, 2)
+    neighbour = batch.add([1, 2], options_of({}, 3))
+    batch.step()
+    with pytest.raises(ValueError, match=message):
+        batch.add(prompt, options_of(kind, 3))
+    while batch.busy:
+        batch.step()
+    assert neighbour.made == alone(model, [1, 2], options_of({}, 3)).made
+    with pytest.raises(ValueError, match="slots=0: expected a whole number from 1 up"):
+        Batcher(model, 0)
 
 
 def test_a_prompt_that_fills_the_context_has_ended():

@@ -13,14 +13,15 @@ import time
 
 import numpy as np
 import pytest
+from support import is_mapped
 
 import numgpt
 from numgpt import GPT, CharTokenizer, GPTConfig, Tokenizer, cli, formats
 from numgpt.data import corpus
 from numgpt.data.corpus import find_texts, hash_tokenizer
 from numgpt.data.records import find_record_files
-from numgpt.files import LOCK_FILE, DirectoryLock
-from numgpt.training import TrainConfig, Trainer, loop, pretraining
+from numgpt.files import LOCK_FILE, TEMPORARY, DirectoryLock
+from numgpt.training import Note, TrainConfig, Trainer, loop, pretraining, starting
 from numgpt.training.checkpoint import load_checkpoint
 
 TEXT = "The quick brown fox jumps over the lazy dog; the dog sleeps on.\n" * 30
@@ -696,9 +697,63 @@ def test_a_start_reads_nothing_back(text, tmp_path, monkeypatch):
     counted(loop, "load_checkpoint")
     trainer = start(text, tmp_path / "run", init_from=str(tmp_path / "base"), steps=4)
     assert counts == {"load": 1, "read_model": 1, "encode_corpus": 1}
-    assert not isinstance(trainer.model.parameters.flat, np.memmap)
+    assert not is_mapped(trainer.model.parameters.flat)
     state = load_checkpoint(tmp_path / "run")
     np.testing.assert_array_equal(state.model.parameters.flat, trainer.model.parameters.flat)
     assert state.rng.bit_generator.state == trainer.state.rng.bit_generator.state
     assert dataclasses.asdict(state.config) == dataclasses.asdict(trainer.config)
     trainer.run()
+
+
+def test_a_start_that_was_cut_short_leaves_no_other_weights(text, tmp_path, monkeypatch):
+    """Killed after its files were there, before the weights of the run that it replaces were gone:
+    going on deletes them.  What a killed save has left beside other weights goes as well."""
+    out = tmp_path / "run"
+    start(text, out, steps=2, keep="last").run()
+    assert (out / "best/model.safetensors").exists()
+    monkeypatch.setattr(starting, "remove_other_weights", lambda out: None)
+    config = TrainConfig(data=text, tokenizer="char", n_layer=1, n_embd=8, n_head=2, block_size=8)
+    Trainer.start(config, out, overwrite=True).lock.release()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    (out / f"best/.x.{ended.pid}{TEMPORARY}").mkdir()
+    Trainer.resume(out, {"steps": 1, "warmup": 0}).lock.release()
+    assert not (out / "best").exists()
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("at", range(4))
+def test_an_error_of_a_callback_loses_nothing(text, tmp_path, error, at):
+    whole, parts = (start(text, tmp_path / n, steps=3, warmup=1) for n in ("whole", "parts"))
+    parts.notes.append(Note("read"))
+    whole.run()
+    heard = []
+
+    def fails(record):
+        heard.append(record)
+        if len(heard) == at + 1:
+            raise error
+
+    with pytest.raises(error):
+        parts.run(fails)
+    assert not parts.lock.held
+    parts.run(heard.append)
+    assert sum(isinstance(record, Note) for record in heard) == 1 + (at == 0)
+    one, other = (load_checkpoint(tmp_path / name) for name in ("whole", "parts"))
+    np.testing.assert_array_equal(one.optimizer.v, other.optimizer.v)
+    assert one.optimizer.steps == other.optimizer.steps == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": None}, "steps=None is not an option of such a run"),
+        ({"foo.bar": 1}, "foo.bar=1 is not an option"),
+        ({"data": ["t.txt", 3]}, r"data=\['t.txt', 3\]: expected text, or a list of texts"),
+        ({"lr": np.float32(1e-3)}, "lr=.*: expected a number above 0"),
+    ],
+)
+def test_changes_that_cannot_be(text, tmp_path, change, message):
+    start(text, tmp_path / "run", steps=1).run()
+    with pytest.raises(ValueError, match=message):
+        Trainer.resume(tmp_path / "run", change)

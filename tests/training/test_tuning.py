@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import math
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import is_mapped
 
 import numgpt
 from numgpt import cli, formats
@@ -556,7 +558,7 @@ def test_a_run_of_another_kind_is_not_resumed(call, data, tmp_path):
     start(data, tmp_path / "tuned", steps=1).run()
     status, _, err = call("train", "--resume", tmp_path / "tuned", "--steps", 2)
     assert status == 2
-    assert "is a run of another kind: go on with numgpt tune sft --resume" in err
+    assert "is a run of another kind, of numgpt tune sft: that resumes it" in err
     status, _, err = call("tune", "sft", "--resume", tmp_path / "tuned", "--epochs", 5)
     assert status == 2
     assert "--epochs 5.0: the run in" in err
@@ -721,3 +723,23 @@ def test_batches_that_do_not_fit_are_refused_at_once(data, tmp_path):
     start(data, tmp_path / "run", steps=1).run()
     with pytest.raises(ValueError, match=r"batch_size=.* cannot change"):
         Trainer.resume(tmp_path / "run", {"batch_size": 10**12})
+
+
+def test_a_start_loads_base_and_tokenizer_once(data, tmp_path, monkeypatch):
+    model, tokenizer = numgpt.load("shakespeare")
+    model.save_pretrained(tmp_path / "base")  # in float32, as what stays mapped is
+    tokenizer.save_pretrained(tmp_path / "base")
+    counts = []
+    for module, name in ((formats, "load"), (formats, "load_tokenizer"), (formats, "load_model")):
+        function = getattr(module, name)
+        call = functools.partial(
+            lambda f, n, *a, **k: counts.append(n) or f(*a, **k), function, name
+        )
+        monkeypatch.setattr(module, name, call)
+    for lora_r in (4, 0):
+        out = tmp_path / f"run{lora_r}"
+        trainer = start(data, out, model=str(tmp_path / "base"), lora_r=lora_r, steps=2)
+        assert counts == ["load"]
+        assert is_mapped(trainer.model.parameters.flat) == (lora_r > 0)
+        counts.clear()
+        trainer.run()

@@ -1,55 +1,34 @@
-"""What a call of generate asks for, checked: prompts of equal or unequal length, and options."""
+"""Prompts of equal or unequal length, as lists or arrays, checked and padded on the left."""
 
 from __future__ import annotations
 
 import collections.abc as abc
-import dataclasses
-import warnings
+from typing import NamedTuple
 
 import numpy as np
 
 from numgpt.generation.options import GenerationOptions, eos_and_pad
 from numgpt.messages import shown
 from numgpt.models.language_model import Ids, LanguageModel
-from numgpt.options import OptionWarning
 
 
-class Request:
-    """Prompts and options that fit the model and each other."""
+class Prompts(NamedTuple):
+    """The prompts of one call."""
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        ids: Ids,
-        attention_mask: Ids | None,
-        options: GenerationOptions,
-    ):
-        """Raises ValueError for a prompt or an option that is invalid."""
-        options.validate(model.config.vocab_size)
-        self.eos_token_ids, self.pad_token_id = eos_and_pad(model, options)
-        ids, mask = _pad_left(ids, attention_mask, self.pad_token_id)
-        self.ids = model.check_ids(ids, any_length=options.slide)  # (B, T)
-        self.mask = _check_mask(mask, self.ids)  # (B, T), False at padding
-        # What is padding is no token of the prompt, wherever it stands.
-        self.prompts = [row[real] for row, real in zip(self.ids, self.mask, strict=True)]
-        self.shown = np.where(self.mask, self.ids, -1)  # … as processors see them
-        self.prompt_length = self.ids.shape[1]
-        if not options.do_sample and options.num_return_sequences > options.num_beams:
-            warnings.warn(
-                OptionWarning(
-                    "{num_return_sequences} without {do_sample}: greedy decoding makes the same"
-                    " sequence each time",
-                    num_return_sequences=options.num_return_sequences,
-                    do_sample=True,
-                ),
-                stacklevel=4,
-            )
-        # The lengths count from the longest prompt, padding included.
-        self.least, self.most = options.limits(self.prompt_length)
-        self.model = model
-        self.options = dataclasses.replace(
-            options, min_length=0, min_new_tokens=self.least, max_new_tokens=self.most
-        )
+    padded: np.ndarray  # (B, T)
+    seen: np.ndarray  # (B, T), as processors see them: -1 at padding
+    each: list[np.ndarray]  # by themselves: what is padding is no token, wherever it stands
+
+    @classmethod
+    def of(
+        cls, model: LanguageModel, ids: Ids, attention_mask: Ids | None, options: GenerationOptions
+    ) -> Prompts:
+        """Raises ValueError for a prompt, or a mask, that is invalid."""
+        ids, mask = _pad_left(ids, attention_mask, eos_and_pad(model, options)[1])
+        padded = model.check_ids(ids, any_length=options.slide)
+        mask = _check_mask(mask, padded)
+        each = [row[real] for row, real in zip(padded, mask, strict=True)]
+        return cls(padded, np.where(mask, padded, -1), each)
 
 
 def _pad_left(ids: Ids, attention_mask: Ids | None, pad_token_id: int) -> tuple[Ids, Ids | None]:
