@@ -76,7 +76,7 @@ class AboutOptions(Exception):  # noqa: N818 (a warning is one, too)
 
 
 class OptionError(AboutOptions, ValueError):
-    """An option, or several together, that can't be."""
+    """An option, or several together, that are invalid."""
 
 
 class OptionFileError(AboutOptions, FileNotFoundError):
@@ -84,7 +84,7 @@ class OptionFileError(AboutOptions, FileNotFoundError):
 
 
 class OptionWarning(AboutOptions, UserWarning):
-    """An option that has not the effect that was meant."""
+    """An option without the intended effect."""
 
 
 _NAMED, _ALONE = re.compile(r"\{([a-z]\w*)\}"), re.compile(r"\{([a-z]\w*):name\}")

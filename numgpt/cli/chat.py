@@ -29,7 +29,8 @@ from numgpt.cli.wrapping import WordWrap
 from numgpt.formats import load
 from numgpt.generation import Chat
 from numgpt.generation.chat import DEFAULTS
-from numgpt.messages import one_line, printable, tell
+from numgpt.messages import one_line, printable, shown, tell
+from numgpt.options import AboutOptions
 from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES, PromptFormat
 from numgpt.tokenizer.conversation import template_variables
 
@@ -239,8 +240,10 @@ class _Terminal:
             _say(f"/{command}: stopped")
         except MemoryError:
             _say(f"/{command}: out of memory")
+        except AboutOptions as error:  # about the one that the command sets
+            _say(f"/{command}: {error.told(lambda name, *value: ' '.join(map(shown, value)))}")
         except ValueError as error:
-            _say(f"/{command}: {one_line(error).removeprefix(f'{command}=')}")
+            _say(f"/{command}: {one_line(error)}")
         except OSError as error:
             _say(f"/{command} {argument}: {error.strerror or error}")
 

@@ -16,6 +16,7 @@ from numgpt.formats.source import Source, read_parameters
 from numgpt.formats.tensorflow import find_bundle
 from numgpt.messages import quoted, shown
 from numgpt.models.language_model import LanguageModel
+from numgpt.options import OptionFileError
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.tokenizer import load_tokenizer as load_tokenizer_files
 from numgpt.tokenizer.base import tokenizer_files
@@ -52,10 +53,9 @@ def load(
         try:
             return load(base, mmap, path)
         except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{path} is an adapter of {shown(base)}, which is not there ({error}): name the"
-                f" model, and --adapter {quoted(path)}"
-            ) from None
+            absent = "{0} is an adapter of {1}, which is not there ({2}): name the model, and"
+            where = path, shown(base), error, quoted(path)
+            raise OptionFileError(absent + " {adapter:name} {3}", *where) from None
     source = open_model(path)
     tokenizer = source.read_tokenizer()  # first: it is quickly found missing
     if adapter is not None and tokenizer_files(adapter):

@@ -29,10 +29,11 @@ from numgpt.formats.pytorch import read_pytorch
 from numgpt.formats.safetensors import read_safetensors, write_safetensors
 from numgpt.formats.source import is_finite, without_wrappers
 from numgpt.formats.tensors import StoredTensor, read_json
-from numgpt.messages import shown
+from numgpt.messages import quoted, shown
 from numgpt.models import LanguageModel
 from numgpt.models.lora import Adapter, LoRAConfig, adapter_shapes, fitting
 from numgpt.models.parameters import Parameters
+from numgpt.options import OptionError
 
 T = TypeVar("T")
 ADAPTER_CONFIG_FILE = "adapter_config.json"
@@ -213,10 +214,8 @@ def base_of(directory: Path) -> str:
     the adapter does not say."""
     base = read_json(directory / ADAPTER_CONFIG_FILE).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
-        raise ValueError(
-            f"{directory} is an adapter that does not say of which model: name the model, and"
-            f" --adapter {directory}"
-        )
+        which = "{0} is an adapter that does not say of which model: name the model, and"
+        raise OptionError(which + " {adapter:name} {1}", directory, quoted(directory))
     return _local_name(base)
 
 

@@ -33,92 +33,6 @@ LogitsProcessor = Callable[[np.ndarray, np.ndarray], np.ndarray]  # ids, logits 
 DEFAULT_NEW_TOKENS = 20
 LONGEST = (1 << 31) - 1  # tokens
 MOST_BEAMS = 1000
-# What people call options that have other names here.
-OTHER_NAMES = {
-    "max_tokens": "max_new_tokens",
-    "max_completion_tokens": "max_new_tokens",
-    "n": "num_return_sequences",
-    "stop": "stop_strings",
-    "stop_sequences": "stop_strings",
-    "generator": "seed",
-    "random_state": "seed",
-    "penalty": "repetition_penalty",
-    "sample": "do_sample",
-    "ids": "the first argument",
-    "input_ids": "the first argument",
-}
-# transformers' options that are not here.
-NOT_SUPPORTED = frozenset(  # (a string, as it would fill sixty lines as a list)
-    "max_time use_cache cache_implementation top_h typical_p"  # noqa: SIM905
-    " epsilon_cutoff eta_cutoff encoder_repetition_penalty"
-    " renormalize_logits forced_bos_token_id forced_eos_token_id remove_invalid_values"
-    " exponential_decay_length_penalty suppress_tokens begin_suppress_tokens sequence_bias"
-    " token_healing guidance_scale watermarking_config output_attentions output_hidden_states"
-    " encoder_no_repeat_ngram_size"
-    " num_beam_groups diversity_penalty penalty_alpha prompt_lookup_num_tokens dola_layers"
-    " constraints force_words_ids past_key_values position_ids inputs_embeds"
-    " stopping_criteria prefix_allowed_tokens_fn synced_gpus assistant_model"
-    " streamer negative_prompt_ids custom_generate".split()
-)
-
-
-# What sampling alone reads.
-SAMPLING = ("temperature", "top_k", "top_p", "min_p")
-# What in a generation_config.json changes nothing of what is generated, or is none of its options.
-_NO_OPTION = frozenset(
-    "use_cache cache_implementation cache_config transformers_version"  # noqa: SIM905
-    " bos_token_id eos_token_id pad_token_id"
-    " output_attentions output_hidden_states output_scores output_logits return_dict_in_generate"
-    " max_cache_len compile_config disable_compile is_assistant prefill_chunk_size low_memory"
-    " num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold".split()
-)
-# Options that are no model's to set.
-_OURS = frozenset(("tokenizer", "seed", "slide", "logits_processor"))
-# Values of options that are not here by which nothing changes.
-_NEUTRAL: tuple[Any, ...] = (None, False, 0, 0.0, 1, 1.0, [], {})
-
-
-def token_ids(model: LanguageModel, name: str) -> list[int]:
-    """The model's eos_token_id or pad_token_id: of its generation_config, or else of its config."""
-    ids: Any = model.generation_config.get(name)
-    ids = getattr(model.config, name, None) if ids is None else ids
-    each = ids if isinstance(ids, list) else [] if ids is None else [ids]
-    if not all(map(is_whole, each)):
-        raise ValueError(f"{name}={shown(ids)}: expected a token id, several, or none")
-    # A config may name a token of the family's usual vocabulary that this model's lacks, or -1.
-    return [int(id) for id in each if 0 <= id < model.config.vocab_size]
-
-
-def defaults_of(
-    config: Mapping[str, Any], given: Mapping[str, Any], single: bool = False
-) -> dict[str, Any]:
-    """What a generation_config says, as transformers' generate takes it where nothing is given;
-    with `single`, for one sequence as it grows. Warns of options that are not supported."""
-    fields = {name: value for name, value in config.items() if value is not None}
-    known = {field.name for field in dataclasses.fields(GenerationOptions)} - _NO_OPTION - _OURS
-    left_out = [
-        name
-        for name, value in fields.items()
-        if name not in known | _NO_OPTION
-        and name[:1] != "_"
-        and (value is True or value not in _NEUTRAL)
-    ]
-    chosen = {name: v for name, v in fields.items() if name in known and name not in given}
-    if single:
-        left_out += [name for name in ("num_beams",) if chosen.pop(name, 1) != 1]
-        chosen.pop("num_return_sequences", None)
-    if left_out:
-        warnings.warn(
-            f"the model's generation_config has {', '.join(sorted(left_out))}: left out here",
-            stacklevel=3,
-        )
-    if not given.get("do_sample", chosen.get("do_sample", False)):
-        chosen = {name: value for name, value in chosen.items() if name not in SAMPLING}
-    least = chosen.get("min_new_tokens")
-    most = given.get("max_new_tokens", chosen.get("max_new_tokens"))
-    if isinstance(least, int) and isinstance(most, int):
-        chosen["min_new_tokens"] = min(least, most)
-    return chosen
 
 
 @dataclass
@@ -126,18 +40,15 @@ class GenerationOptions:
     """Options of `generate` and `stream`."""
 
     max_length: int | None = None  # tokens in all, the prompt's included
-    max_new_tokens: int | None = (
-        None  # tokens beyond the prompt; goes before max_length; 20 without either
-    )
+    # Tokens beyond the prompt; wins over max_length; 20 without either.
+    max_new_tokens: int | None = None
     min_length: int = 0
     min_new_tokens: int = 0  # the end-of-text token can't come before
     do_sample: bool = False  # False: always the most likely token (greedy)
     temperature: float = 1.0  # logits are divided by it
     top_k: int | None = 50  # only the k most likely tokens; None or 0: all
     top_p: float | None = None  # only the most likely tokens that together reach this probability
-    min_p: float | None = (
-        None  # only tokens at least this probable, relative to the most likely one
-    )
+    min_p: float | None = None  # only tokens so probable, relative to the most likely one
     repetition_penalty: float = 1.0  # above 1: tokens that are there already become less likely
     no_repeat_ngram_size: int = 0  # no n-gram of this size occurs twice; 0: any may
     bad_words_ids: Sequence[Sequence[int]] = ()  # token sequences that must not occur
@@ -149,12 +60,8 @@ class GenerationOptions:
     early_stopping: bool | str = False  # when a beam search ends: True, False or "never"
     num_return_sequences: int = 1
     eos_token_id: int | Sequence[int] | None = None  # ends a sequence; None: the model's own
-    pad_token_id: int | None = (
-        None  # fills up sequences that have ended; None: the end-of-text token
-    )
-    stop_strings: (
-        str | Sequence[str]
-    ) = ()  # end a sequence once its text contains one; needs `tokenizer`
+    pad_token_id: int | None = None  # fills up ended sequences; None: the end-of-text token
+    stop_strings: str | Sequence[str] = ()  # end a sequence whose text has one; needs tokenizer
     tokenizer: BaseTokenizer | None = None  # where given, only ids that it knows are chosen
     seed: int | None = None  # of the sampling; None: different every time
     return_dict_in_generate: bool = False  # a GenerateOutput, which may have as well
@@ -236,6 +143,49 @@ class GenerationOptions:
         others = tuple(map(id, self.logits_processor)), id(self.tokenizer)
         shaping = self.do_sample, self.temperature, self.top_k, self.top_p, self.min_p
         return shaping, self.repetition_penalty, self.no_repeat_ngram_size, words, others
+
+
+def token_ids(model: LanguageModel, name: str) -> list[int]:
+    """The model's eos_token_id or pad_token_id: of its generation_config, or else of its config."""
+    ids: Any = model.generation_config.get(name)
+    ids = getattr(model.config, name, None) if ids is None else ids
+    each = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    if not all(map(is_whole, each)):
+        raise ValueError(f"{name}={shown(ids)}: expected a token id, several, or none")
+    # A config may name a token of the family's usual vocabulary that this model's lacks, or -1.
+    return [int(id) for id in each if 0 <= id < model.config.vocab_size]
+
+
+def defaults_of(
+    config: Mapping[str, Any], given: Mapping[str, Any], single: bool = False
+) -> dict[str, Any]:
+    """What a generation_config says, as transformers' generate takes it where nothing is given;
+    with `single`, for one sequence as it grows. Warns of options that are not supported."""
+    fields = {name: value for name, value in config.items() if value is not None}
+    known = {field.name for field in dataclasses.fields(GenerationOptions)} - _NO_OPTION - _OURS
+    left_out = [
+        name
+        for name, value in fields.items()
+        if name not in known | _NO_OPTION
+        and name[:1] != "_"
+        and (value is True or value not in _NEUTRAL)
+    ]
+    chosen = {name: v for name, v in fields.items() if name in known and name not in given}
+    if single:
+        left_out += [name for name in ("num_beams",) if chosen.pop(name, 1) != 1]
+        chosen.pop("num_return_sequences", None)
+    if left_out:
+        warnings.warn(
+            f"the model's generation_config has {', '.join(sorted(left_out))}: left out here",
+            stacklevel=3,
+        )
+    if not given.get("do_sample", chosen.get("do_sample", False)):
+        chosen = {name: value for name, value in chosen.items() if name not in SAMPLING}
+    least = chosen.get("min_new_tokens")
+    most = given.get("max_new_tokens", chosen.get("max_new_tokens"))
+    if isinstance(least, int) and isinstance(most, int):
+        chosen["min_new_tokens"] = min(least, most)
+    return chosen
 
 
 def eos_and_pad(model: LanguageModel, options: GenerationOptions) -> tuple[list[int], int]:
@@ -320,3 +270,47 @@ _COMBINATIONS: tuple[Combination, ...] = (
         "{stop_strings:name} are compared with text: pass {tokenizer:name}=... as well",
     ),
 )
+
+# What people call options that have other names here.
+OTHER_NAMES = {
+    "max_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "n": "num_return_sequences",
+    "stop": "stop_strings",
+    "stop_sequences": "stop_strings",
+    "generator": "seed",
+    "random_state": "seed",
+    "penalty": "repetition_penalty",
+    "sample": "do_sample",
+    "ids": "the first argument",
+    "input_ids": "the first argument",
+}
+# transformers' options that are not here.
+NOT_SUPPORTED = frozenset(  # (a string, as it would fill sixty lines as a list)
+    "max_time use_cache cache_implementation top_h typical_p"  # noqa: SIM905
+    " epsilon_cutoff eta_cutoff encoder_repetition_penalty"
+    " renormalize_logits forced_bos_token_id forced_eos_token_id remove_invalid_values"
+    " exponential_decay_length_penalty suppress_tokens begin_suppress_tokens sequence_bias"
+    " token_healing guidance_scale watermarking_config output_attentions output_hidden_states"
+    " encoder_no_repeat_ngram_size"
+    " num_beam_groups diversity_penalty penalty_alpha prompt_lookup_num_tokens dola_layers"
+    " constraints force_words_ids past_key_values position_ids inputs_embeds"
+    " stopping_criteria prefix_allowed_tokens_fn synced_gpus assistant_model"
+    " streamer negative_prompt_ids custom_generate".split()
+)
+
+
+# What sampling alone reads.
+SAMPLING = ("temperature", "top_k", "top_p", "min_p")
+# What in a generation_config.json changes nothing of what is generated, or is none of its options.
+_NO_OPTION = frozenset(
+    "use_cache cache_implementation cache_config transformers_version"  # noqa: SIM905
+    " bos_token_id eos_token_id pad_token_id"
+    " output_attentions output_hidden_states output_scores output_logits return_dict_in_generate"
+    " max_cache_len compile_config disable_compile is_assistant prefill_chunk_size low_memory"
+    " num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold".split()
+)
+# Options that are no model's to set.
+_OURS = frozenset(("tokenizer", "seed", "slide", "logits_processor"))
+# Values of options that are not here by which nothing changes.
+_NEUTRAL: tuple[Any, ...] = (None, False, 0, 0.0, 1, 1.0, [], {})

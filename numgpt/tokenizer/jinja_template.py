@@ -16,17 +16,20 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from numgpt.messages import one_line, shown
+from numgpt.options import OptionError
+
 try:
     import jinja2
     from jinja2 import ext, meta, nodes, runtime, sandbox
     from jinja2.compiler import CodeGenerator
 except ImportError:
-    raise ValueError(
+    raise OptionError(
         "the tokenizer's chat template is a program in Jinja, which jinja2 renders:"
-        " pip install 'numgpt[chat]', or choose a format that ships (--chat-format chatml)"
+        " pip install 'numgpt[chat]', or choose a format that ships ({chat_format})",
+        chat_format="chatml",
     ) from None
 
-from numgpt.messages import one_line, shown
 from numgpt.tokenizer.traced import (
     GENERATED,
     OTHERS,

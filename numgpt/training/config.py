@@ -151,7 +151,7 @@ class TrainConfig(RunConfig):
         "bpe", "bpe (trained on the text), char, or a directory that holds one", "data", text()
     )
     vocab_size: int = _option(
-        1024, "size of the vocabulary that --tokenizer bpe learns", "data", whole(1)
+        1024, "size of the vocabulary that the tokenizer bpe learns", "data", whole(1)
     )
     special_tokens: bool = _option(
         False, "special tokens in the text (<|endoftext|>) are meant, not spelt", "data", truth()
@@ -272,7 +272,7 @@ class TuneConfig(RunConfig):
 
     epochs: float | None = _option(
         None,
-        "times that each example is seen, where --steps is not given",
+        "times that each example is seen, where no steps are given",
         "schedule",
         number(above=0, below=MOST_EPOCHS),
     )

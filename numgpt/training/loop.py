@@ -41,7 +41,7 @@ from numgpt.training.kinds import KINDS
 from numgpt.training.log import Log
 from numgpt.training.records import Callback, Record, Report, Sample, Saved, warnings_as_notes
 from numgpt.training.starting import change_options, remove_other_weights, start_run
-from numgpt.training.step import added, learning_rate, step
+from numgpt.training.step import add_sums, learning_rate, step
 from numgpt.training.tasks import RunTask
 
 
@@ -212,7 +212,7 @@ class Trainer:
                 sums["loss"],
                 norm,
             )
-        state.unreported = added(state.unreported, sums)
+        state.unreported = add_sums(state.unreported, sums)
         state.unreported_steps += 1
         return norm
 

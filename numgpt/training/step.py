@@ -52,13 +52,13 @@ def step(
     gradients = None
     for batch in batches:
         part, gradients = task.gradients(model, batch, totals, gradients)
-        sums = added(sums, part)
+        sums = add_sums(sums, part)
     optimizer.lr = lr
     norm = optimizer.step(grad_clip or None)
     return sums, norm
 
 
-def added(a: Sums, b: Sums) -> Sums:
+def add_sums(a: Sums, b: Sums) -> Sums:
     return {name: a.get(name, 0) + b.get(name, 0) for name in (a | b)}
 
 

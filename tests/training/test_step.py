@@ -9,7 +9,7 @@ from models.references import small_model
 from numgpt import AdamW
 from numgpt.data.batch import Batch
 from numgpt.training import Note, Progress, Report, Sample, Saved, learning_rate, records
-from numgpt.training.step import added, step
+from numgpt.training.step import add_sums, step
 
 
 class Centred:
@@ -24,7 +24,7 @@ class Centred:
         sums = {}
         for batch in batches:
             logp = model.log_probs(batch.ids, batch.targets)
-            sums = added(sums, {"logp": logp.sum(), "n": logp.size})
+            sums = add_sums(sums, {"logp": logp.sum(), "n": logp.size})
         return sums
 
     def gradients(self, model, batch, totals, add_to):
