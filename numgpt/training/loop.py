@@ -181,18 +181,19 @@ class Trainer:
         clock = _Clock(self.optimizer.steps, state.tokens_seen)
         while self.optimizer.steps < config.steps and not self.stop_requested:
             norm = self.step()
-            step = self.optimizer.steps
-            last = step == config.steps
+            done = self.optimizer.steps
+            last = done == config.steps
             with clock.stopped():
-                validates = self.task.validates and (last or step % config.eval_every == 0)
+                validates = self.task.validates and (last or done % config.eval_every == 0)
                 val_loss = self.validate() if validates else None
-                if validates or step % config.log_every == 0 or step == 1 or last:
+                if validates or done % config.log_every == 0 or done == 1 or last:
                     self.report(val_loss, norm, clock)
-                if last or step % config.save_every == 0:
+                if last or done % config.save_every == 0:
                     self.save(ends=last)
-                if config.sample_every and (last or step % config.sample_every == 0):
-                    self.tell(Sample(step, state.best_step, *self.task.sample()))
-        if self.saved_step != self.optimizer.steps:  # it was stopped, or a callback's error was
+                if config.sample_every and (last or done % config.sample_every == 0):
+                    self.tell(Sample(done, state.best_step, *self.task.sample()))
+        stopped = self.optimizer.steps < config.steps
+        if stopped or self.saved_step != self.optimizer.steps:  # as a callback's error was between
             self.save(ends=True)
 
     def step(self) -> float:
@@ -273,19 +274,19 @@ class Trainer:
 
     def report(self, val_loss: float | None, norm: float, clock: _Clock) -> None:
         """Tell of the steps since the last time, and log it."""
-        state, step = self.state, self.optimizer.steps
+        state, done = self.state, self.optimizer.steps
         sums, steps = state.unreported, state.unreported_steps
         state.unreported, state.unreported_steps = {}, 0
         seconds = clock.seconds()
         report = Report(
-            step,
+            done,
             self.config.steps,
             sums["loss"] / steps,
             val_loss,
             self.optimizer.lr,
             norm,
             (state.tokens_seen - clock.first_token) / seconds,
-            seconds / (step - clock.first_step) * (self.config.steps - step),
+            seconds / (done - clock.first_step) * (self.config.steps - done),
             self.task.metrics(sums),
         )
         self.log.add(report.logged())

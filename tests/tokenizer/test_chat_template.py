@@ -355,7 +355,7 @@ def test_without_jinja2_other_templates_are_refused(monkeypatch):
     monkeypatch.delitem(sys.modules, "numgpt.tokenizer.jinja_template", raising=False)
     tokenizer = trained("zephyr")
     tokenizer.chat_template += " "
-    with pytest.raises(ValueError, match=r"pip install 'numgpt\[chat\]'.*chat_format='chatml'") as error:
+    with pytest.raises(ValueError, match=r"'numgpt\[chat\]'.*chat_format='chatml'") as error:
         tokenizer.apply_chat_template(conversation("a"))
     assert "\n" not in str(error.value)
     for template in (*CHAT_TEMPLATES.values(), PUBLISHED_CHATML):

@@ -21,7 +21,7 @@ from numgpt.data import corpus
 from numgpt.data.corpus import find_texts, hash_tokenizer
 from numgpt.data.records import find_record_files
 from numgpt.files import LOCK_FILE, TEMPORARY, DirectoryLock
-from numgpt.training import Note, TrainConfig, Trainer, loop, pretraining, starting
+from numgpt.training import Note, Saved, TrainConfig, Trainer, loop, pretraining, starting
 from numgpt.training.checkpoint import load_checkpoint
 
 TEXT = "The quick brown fox jumps over the lazy dog; the dog sleeps on.\n" * 30
@@ -757,3 +757,16 @@ def test_changes_that_cannot_be(text, tmp_path, change, message):
     start(text, tmp_path / "run", steps=1).run()
     with pytest.raises(ValueError, match=message):
         Trainer.resume(tmp_path / "run", change)
+
+
+def test_a_run_that_is_stopped_where_it_saves_keeps_its_last_weights(text, tmp_path):
+    trainer = start(text, tmp_path / "run", steps=9, save_every=2, eval_every=1)
+
+    def stops(record):
+        trainer.stop_requested |= isinstance(record, Saved)
+
+    trainer.run(stops)
+    assert trainer.optimizer.steps == 2
+    last, _ = formats.load(tmp_path / "run/last")
+    for name, array in trainer.model.parameters.items():
+        np.testing.assert_array_equal(last.parameters[name], array)
