@@ -28,6 +28,7 @@ from numgpt.generation.options import defaults_of
 from numgpt.layers.softmax import log_softmax
 from numgpt.messages import printable, shown, tell
 from numgpt.models.language_model import LanguageModel
+from numgpt.options import Combination, refuse
 from numgpt.tokenizer import BaseTokenizer, StreamDecoder
 from numgpt.training.checkpoint import tuned_on_conversations
 
@@ -165,7 +166,8 @@ def run(options: argparse.Namespace) -> None:
             **request,
         )
         made, longest = int(found.lengths.sum()), len(ids) + int(found.lengths.max())
-        _write_logprobs(found, prompt, len(ids), tokenizer, options.top_logprobs)
+        top = TOP_LOGPROBS if options.top_logprobs is None else options.top_logprobs
+        _write_logprobs(found, prompt, len(ids), tokenizer, top)
     elif count == 1 and beams == 1:
         decoder = StreamDecoder(tokenizer, skip_special_tokens=True)
         tokens = model.stream(ids, **request)  # checks everything, before any text appears
@@ -226,33 +228,46 @@ def _with_defaults(
     return request
 
 
+def _beams(options: argparse.Namespace) -> int:
+    return 1 if options.num_beams is None else options.num_beams
+
+
+def _given_beside_beams(name: str) -> Combination:
+    return (
+        lambda o: _beams(o) > 1 and getattr(o, name) is not None,
+        f"{{{name}}} cannot be combined with {{num_beams:name}}, which samples nothing",
+    )
+
+
+# What the library does not know of: flags that go together, or do not.
+_COMBINATIONS: tuple[Combination, ...] = (
+    (
+        lambda o: _beams(o) > 1 and o.logprobs,
+        "{logprobs:name} cannot be combined with {num_beams:name}: leave one of them out",
+    ),
+    *map(_given_beside_beams, ("temperature", "top_k", "top_p", "min_p", "seed")),
+    (
+        lambda o: _beams(o) == 1 and o.length_penalty is not None,
+        "{length_penalty} goes with {num_beams:name}: add it",
+    ),
+    (
+        lambda o: o.top_logprobs is not None and not o.logprobs,
+        "{top_logprobs} goes with {logprobs:name}: add it",
+    ),
+    (
+        lambda o: o.top_logprobs is not None and not 0 <= o.top_logprobs <= MOST_TOP_LOGPROBS,
+        f"{{top_logprobs}}: expected 0 to {MOST_TOP_LOGPROBS}",
+    ),
+    (
+        lambda o: o.greedy and (o.num_return_sequences or 1) > max(_beams(o), 1),
+        "{greedy:name} writes the same text every time: leave {num_return_sequences:name} out",
+    ),
+)
+
+
 def _check(options: argparse.Namespace) -> None:
-    """What the library would refuse in the names of its arguments, in those of the flags."""
-    beams = 1 if options.num_beams is None else options.num_beams
-    if beams > 1 and options.logprobs:
-        raise ValueError("--logprobs cannot be combined with --num-beams: leave one of them out")
-    if beams > 1:
-        for name in ("temperature", "top_k", "top_p", "min_p", "seed"):
-            given = getattr(options, name)
-            if given is not None:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} {given} cannot be combined with --num-beams, which"
-                    " samples nothing: leave one of them out"
-                )
-    elif options.length_penalty is not None and beams == 1:
-        raise ValueError(f"--length-penalty {options.length_penalty} goes with --num-beams: add it")
-    if options.top_logprobs is None:
-        options.top_logprobs = TOP_LOGPROBS
-    elif not options.logprobs:
-        raise ValueError(f"--top-logprobs {options.top_logprobs} goes with --logprobs: add it")
-    if not 0 <= options.top_logprobs <= MOST_TOP_LOGPROBS:
-        raise ValueError(
-            f"--top-logprobs {options.top_logprobs}: expected 0 to {MOST_TOP_LOGPROBS}"
-        )
-    if options.greedy and (options.num_return_sequences or 1) > max(beams, 1):
-        raise ValueError(
-            "--greedy writes the same text every time: leave --num-return-sequences out"
-        )
+    """Raises ValueError for flags that cannot be combined, and for texts that are none."""
+    refuse(options, _COMBINATIONS)
     for flag, texts in (("--ban", options.ban), ("--stop", options.stop)):
         for text in texts:
             if not text or (not text.isprintable() and not _is_unicode(text)):

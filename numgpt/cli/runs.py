@@ -192,8 +192,7 @@ def _kept(trainer: Trainer) -> str:
     steps, best, places = trainer.optimizer.steps, trainer.state.best_step, trainer.places
     if "best" not in places:
         return f"the model is in {trainer.out}"
-    of = f"step {best}" if best else "an earlier step"  # earlier versions did not note which
-    lowest = f"{of}, whose validation loss is the lowest ({trainer.best_loss:.4f})"
+    lowest = f"step {best}, whose validation loss is the lowest ({trainer.best_loss:.4f})"
     if best == steps:
         return f"the model is in {trainer.out}: that of {lowest}"
     last = f"step {steps}, the last"

@@ -93,10 +93,9 @@ class TokensFile:
     dtype: str
     count: int
     sha256: str
-    # The hash of the tokenizer that made them: see check_tokenizer, which knows earlier ones.
-    tokenizer: str = field(compare=False)
+    tokenizer: str = field(compare=False)  # the hash of the one that made them
     conversations: bool = False  # whether they are written in the chat format
-    vocab_size: int = field(default=0, compare=False)  # of that tokenizer; 0: not known
+    vocab_size: int = field(default=0, compare=False)  # of that tokenizer
 
 
 @dataclass
@@ -175,9 +174,8 @@ def encode_corpus(
 
 def check_tokenizer(tokenizer: BaseTokenizer, tokens: TokensFile) -> None:
     """Raises ValueError for another tokenizer than the one that made the tokens."""
-    as_large = tokens.vocab_size in (0, tokenizer.vocab_size)  # first: a hash takes its time
-    merges = tokens.vocab_size > 0  # which earlier versions left out
-    if not as_large or hash_tokenizer(tokenizer, merges) != tokens.tokenizer:
+    as_large = tokens.vocab_size == tokenizer.vocab_size  # first: a hash takes its time
+    if not as_large or hash_tokenizer(tokenizer) != tokens.tokenizer:
         raise ValueError(
             "its tokenizer is not the one that the run began with: put the tokenizer files of this"
             " run back"
@@ -249,9 +247,8 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def hash_tokenizer(tokenizer: BaseTokenizer, merges: bool = True) -> str:
-    """Changes when any token does, or how a text is cut into them; with `merges` also where only
-    these are others."""
+def hash_tokenizer(tokenizer: BaseTokenizer) -> str:
+    """Changes when any token does, or how a text is cut into them."""
     digest = hashlib.sha256(type(tokenizer).__name__.encode())
     for id in range(tokenizer.vocab_size):
         try:
@@ -264,9 +261,8 @@ def hash_tokenizer(tokenizer: BaseTokenizer, merges: bool = True) -> str:
             digest.update(f"{pattern} {normalizer} {tokenizer.ignore_merges}".encode())
         if tokenizer.add_prefix_space:
             digest.update(b"add_prefix_space")
-        if merges:
-            for left, right in tokenizer.merges:
-                digest.update(left + b" " + right + b"\n")
+        for left, right in tokenizer.merges:
+            digest.update(left + b" " + right + b"\n")
     return digest.hexdigest()
 
 

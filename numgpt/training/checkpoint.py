@@ -41,7 +41,7 @@ from numgpt.training.config import RunConfig, TrainConfig, TuneConfig, options_o
 from numgpt.training.step import Sums
 
 ARRAYS = ("weights", "m", "v")
-SEEN = {"tokens": "targets"}  # what a sum was called in earlier versions
+SEEN = {"tokens": "targets"}  # what a sum was called in version 0.1.0
 KINDS: dict[str, type[RunConfig]] = {kind.kind: kind for kind in (TrainConfig, TuneConfig)}
 
 
@@ -164,7 +164,7 @@ def _training_state(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def _restore(saved: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> RunState:
     """Raises ValueError, KeyError, … for what no checkpoint says."""
-    config_class = KINDS.get(str(saved.get("kind", "train")))  # earlier versions had one kind
+    config_class = KINDS.get(str(saved["kind"]))
     if config_class is None:
         raise ValueError(f"kind={shown(saved['kind'])} is not one of {', '.join(KINDS)}")
     known = options_of(config_class)
@@ -173,16 +173,11 @@ def _restore(saved: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> RunS
     flat, m, v = (_vector(name, tensors) for name in ARRAYS)
     if not len(flat) == len(m) == len(v):
         raise ValueError("weights and moments have different sizes")
-    kind = saved["model"].get("model_type", saved.get("family"))  # as earlier versions had it
+    kind = saved["model"]["model_type"]
     family = FAMILIES.get(str(kind))
     if family is None:
         raise ValueError(f"model_type={shown(kind)} is not one of {', '.join(FAMILIES)}")
-    names = {field.name for field in dataclasses.fields(family.model.config_class)}  # type: ignore[arg-type]
-    for name in saved["model"].keys() - names:  # that earlier versions had
-        if saved["model"][name]:
-            raise ValueError(f"{name}={shown(saved['model'][name])} is no option of a model")
-    fields = {name: value for name, value in saved["model"].items() if name in names}
-    model_config = family.model.config_class(**fields)
+    model_config = family.model.config_class(**saved["model"])
     model_config.validate()
     layout = {name: (offset, tuple(shape)) for name, (offset, shape) in saved["layout"].items()}
     if config.longest > model_config.context_length:
@@ -200,16 +195,16 @@ def _restore(saved: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> RunS
     state.rng.bit_generator.state = saved["generator"]
     if (best := saved["best_loss"]) is not None:
         state.best_loss = _number("best_loss", best)
-        state.best_step = _count("best_step", saved.get("best_step", 0))
+        state.best_step = _count("best_step", saved["best_step"])
     sums, steps = saved["unreported"], saved.get("unreported_steps")
-    if isinstance(sums, list):  # as earlier versions had it
+    if isinstance(sums, list):  # as version 0.1.0 had it
         loss, steps = sums
-        seen = saved.get("statistics", {})
+        seen = saved["statistics"]
         sums = {"loss": loss} | {SEEN.get(name, name): value for name, value in seen.items()}
     state.unreported = {str(name): _number("unreported", value) for name, value in sums.items()}
     state.unreported_steps = _count("unreported_steps", steps)
-    state.batches = _count("batches", saved.get("batches", 0))
-    state.tokens_seen = _count("tokens_seen", saved.get("tokens_seen", 0))
+    state.batches = _count("batches", saved["batches"])
+    state.tokens_seen = _count("tokens_seen", saved["tokens_seen"])
     return state
 
 

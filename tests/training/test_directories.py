@@ -18,7 +18,7 @@ from support import is_mapped
 import numgpt
 from numgpt import GPT, CharTokenizer, GPTConfig, Tokenizer, cli, formats
 from numgpt.data import corpus
-from numgpt.data.corpus import find_texts, hash_tokenizer
+from numgpt.data.corpus import find_texts
 from numgpt.data.records import find_record_files
 from numgpt.files import LOCK_FILE, TEMPORARY, DirectoryLock
 from numgpt.training import Note, Saved, TrainConfig, Trainer, loop, pretraining, starting
@@ -640,38 +640,6 @@ def test_where_other_weights_would_be_there_may_be_something(call, text, tmp_pat
     assert status == 2
     assert "is a run of its own, where weights of this one would be: choose another --out" in err
     assert content(tmp_path) == before
-
-
-@pytest.mark.parametrize("value", [False, True])
-def test_fields_of_a_model_that_earlier_versions_had(text, tmp_path, value):
-    """What changed nothing is left out, what did is refused by name."""
-    start(text, tmp_path / "run", arch="llama", steps=4).lock.release()
-    path = tmp_path / "run/checkpoint.safetensors"
-    tensors, metadata = formats.read_safetensors(path)
-    saved = json.loads(metadata["training"])
-    saved["model"]["rope_interleave"] = value
-    arrays = {name: np.array(tensor.raw) for name, tensor in tensors.items()}
-    formats.write_safetensors(path, arrays, {"training": json.dumps(saved)})
-    if value:
-        with pytest.raises(ValueError, match="rope_interleave=True is no option of a model"):
-            Trainer.resume(tmp_path / "run")
-    else:
-        Trainer.resume(tmp_path / "run").run()
-
-
-def test_a_run_of_the_version_before_encodes_its_text_again(text, tmp_path):
-    """Its hash of the tokenizer knows no merges, and not how many tokens there are."""
-    trainer = start(text, tmp_path / "run", tokenizer="bpe", vocab_size=300, steps=4)
-    trainer.lock.release()
-    path = tmp_path / "run/checkpoint.safetensors"
-    tensors, metadata = formats.read_safetensors(path)
-    saved = json.loads(metadata["training"])
-    del saved["tokens"]["vocab_size"]
-    saved["tokens"]["tokenizer"] = hash_tokenizer(trainer.tokenizer, merges=False)
-    arrays = {name: np.array(tensor.raw) for name, tensor in tensors.items()}
-    formats.write_safetensors(path, arrays, {"training": json.dumps(saved)})
-    (tmp_path / "run/tokens.bin").unlink()
-    Trainer.resume(tmp_path / "run").run()
 
 
 def test_a_start_reads_nothing_back(text, tmp_path, monkeypatch):

@@ -743,3 +743,30 @@ def test_a_start_loads_base_and_tokenizer_once(data, tmp_path, monkeypatch):
         assert is_mapped(trainer.model.parameters.flat) == (lora_r > 0)
         counts.clear()
         trainer.run()
+
+
+def test_a_run_of_version_0_1_0_goes_on(data, tmp_path):
+    """It kept the sums since the last report under other names."""
+    start(data, tmp_path / "whole", log_every=4).run()
+    trainer = start(data, tmp_path / "parts", log_every=4)
+    for _ in range(3):
+        trainer.step()
+    trainer.save()
+    trainer.lock.release()
+    path = tmp_path / "parts/checkpoint.safetensors"
+    tensors, metadata = read_safetensors(path)
+    saved = json.loads(metadata["training"])
+    sums = saved["unreported"]
+    saved["unreported"] = [sums["loss"], saved.pop("unreported_steps")]
+    named = {"tokens": "targets", "correct": "correct", "entropy": "entropy"}
+    saved["statistics"] = {old: sums[new] for old, new in named.items()}
+    arrays = {name: np.array(tensor.raw) for name, tensor in tensors.items()}
+    formats.write_safetensors(path, arrays, {"training": json.dumps(saved)})
+    Trainer.resume(tmp_path / "parts").run()
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("whole", "parts")]
+    whole, parts = ([json.loads(line) for line in log] for log in logs)
+    assert [(r["step"], r["entropy"]) for r in parts][1:] == [(6, whole[-1]["entropy"])]
+    three, one = whole[1]["loss"], whole[0]["loss"]  # of steps 2 to 4, and of step 1
+    assert parts[0]["loss"] == pytest.approx((3 * three + one) / 4)
+    state = [load_checkpoint(tmp_path / name) for name in ("whole", "parts")]
+    np.testing.assert_array_equal(state[0].optimizer.v, state[1].optimizer.v)
