@@ -203,9 +203,7 @@ def test_another_base_is_refused(data, tmp_path):
     with pytest.raises(ValueError, match="has other weights"):
         Trainer.resume(tmp_path / "run", {"steps": 4})
     shutil.rmtree(base)
-    with pytest.raises(
-        FileNotFoundError, match=r"is an adapter of .* which is not there.*--adapter"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"is an adapter of .* which is not there.*adapter"):
         numgpt.load(tmp_path / "run")
     with pytest.raises(ValueError, match="its base is missing, put it back"):
         Trainer.resume(tmp_path / "run", {"steps": 4})
