@@ -182,10 +182,22 @@ FAULTS = {
         "data/test_examples.py",
     ),
     "tuning: one count for the whole step": (
-        "training/loop.py",
-        "weights=1 / count",
+        "training/tasks.py",
+        'weights=1 / max(1, totals["targets"])',
         "weights=1 / max(1, batch.counted)",
         "training/test_tuning.py",
+    ),
+    "batcher: a generator for each sequence": (
+        "generation/decode.py",
+        "default_rng([seed, prompt, continuation])",
+        "default_rng(seed)",
+        "generation/test_batcher.py",
+    ),
+    "batcher: the last slot moves into the hole": (
+        "generation/batcher.py",
+        "self.cache.move(len(self.decoding), slot)",
+        "pass",
+        "generation/test_batcher.py",
     ),
     "gradients: the second contribution": (
         "runtime/accumulator.py",
