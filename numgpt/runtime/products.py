@@ -7,7 +7,9 @@ A product of few rows (the tokens of some sequences that grow side by side) does
 weight, so what counts is how fast the weights come from memory. A single row is a matrix-vector
 product, which streams them. For more, BLAS first copies the weights into the order that its kernels
 like, and that takes longer than the product. Two ways round the copy are taken here: a vector
-product a row, or products so small that OpenBLAS takes the weights where they lie.
+product a row, or products so small that OpenBLAS takes the weights where they lie. On two cores of
+Zen 4, for all matrices of GPT-2 124M, np.matmul alone takes 2.2 (2 rows) to 1.1 (16 rows) times as
+long with NumPy 2.4 and its OpenBLAS 0.3.31, 1.6 to 1.04 times with NumPy 2.5 and 0.3.34.
 """
 
 from __future__ import annotations
