@@ -99,14 +99,14 @@ def run(options: argparse.Namespace) -> None:
         "allocator": numgpt.runtime.ALLOCATOR,
     }
     if multiplies_wrongly(np.__version__):
-        facts["NumPy"] += "  (can multiply wrongly from several threads: upgrade it to 2.3.5)"
+        facts["NumPy"] += "  (can multiply wrongly from several threads: upgrade it)"
     for name, fact in (facts | {"threads": str(numgpt.runtime.num_threads())}).items():
         print(f"  {name:<10}{fact}")
 
 
 def multiplies_wrongly(version: str) -> bool:
-    """Whether products of this NumPy can be wrong where several threads compute them (numpy issue
-    29391: 2.2.0 to 2.3.4)."""
+    """Whether products of this NumPy can be wrong where several threads compute them (numpy
+    #29391: 2.2.0 to 2.3.4)."""
     parts = [int(part) for part in re.findall(r"\d+", version)[:3]]
     return [2, 2] <= parts <= [2, 3, 4]
 

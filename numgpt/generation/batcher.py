@@ -3,7 +3,7 @@
 Each sequence has a slot of one KV cache, and goes its own way there: with options, a generator and
 an end of its own, so that its text does not depend on its neighbours. One that ends leaves its slot
 to one that waits. Prompts are read whole, several at once, while nothing else is going on; while
-others decode, in parts of at most CHUNK tokens, one part a step, so that nobody waits for long.
+others decode, at most CHUNK of their tokens a step, so that nobody waits for long.
 """
 
 from __future__ import annotations

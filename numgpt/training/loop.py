@@ -141,8 +141,8 @@ class Trainer:
         with _locking(out) as lock, warnings_as_notes(report or notes.append):
             state = load_checkpoint(out)
             if not isinstance(state.config, kind):
-                another = f"is a run of another kind, of numgpt {state.config.command}"
-                raise ValueError(f"{out} {another}: that resumes it")
+                command = f"numgpt {state.config.command}"
+                raise ValueError(f"{out} is a run of another kind: resume it with {command}")
             task = KINDS[type(state.config)].task
             change_options(state.config, changes or {}, task.fixed, out)
             state.apply_options()

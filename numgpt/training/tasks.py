@@ -13,11 +13,12 @@ from numgpt.models import LanguageModel
 from numgpt.models.parameters import Gradients
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.training.checkpoint import RunState
-from numgpt.training.step import Sums
+from numgpt.training.step import Sums, Task
 
 
-class RunTask(ABC):
-    """All that the loop asks of what it trains on: that of step.Task, and what is between steps."""
+class RunTask(Task[Any], ABC):
+    """All that the loop asks of what it trains on: that of step.Task, and what is between steps. Of
+    the sums of a step, "loss" and "tokens" (that were read) are reported."""
 
     fixed: ClassVar[frozenset[str]]  # options that cannot change any more when a run goes on
     validates: bool = True  # whether anything is held out
@@ -25,6 +26,10 @@ class RunTask(ABC):
     def __init__(self, state: RunState, out: Path, tokenizer: BaseTokenizer):
         """The tokens of the run are in `out`, and have been checked."""
         self.state, self.tokenizer = state, tokenizer
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """How much there is to train on."""
 
     @staticmethod
     @abstractmethod
@@ -34,16 +39,6 @@ class RunTask(ABC):
     @abstractmethod
     def next_step(self) -> list[Any]:
         """The batches of the next step."""
-
-    @abstractmethod
-    def totals(self, model: LanguageModel, batches: Sequence[Any]) -> Sums:
-        """See step.Task."""
-
-    @abstractmethod
-    def gradients(
-        self, model: LanguageModel, batch: Any, totals: Sums, add_to: Gradients | None
-    ) -> tuple[Sums, Gradients]:
-        """See step.Task; of the sums, "loss" and "tokens" (that were read) are reported."""
 
     @abstractmethod
     def metrics(self, sums: Sums) -> dict[str, float]:

@@ -556,7 +556,7 @@ def test_a_run_of_another_kind_is_not_resumed(call, data, tmp_path):
     start(data, tmp_path / "tuned", steps=1).run()
     status, _, err = call("train", "--resume", tmp_path / "tuned", "--steps", 2)
     assert status == 2
-    assert "is a run of another kind, of numgpt tune sft: that resumes it" in err
+    assert "is a run of another kind: resume it with numgpt tune sft" in err
     status, _, err = call("tune", "sft", "--resume", tmp_path / "tuned", "--epochs", 5)
     assert status == 2
     assert "--epochs 5.0: the run in" in err
