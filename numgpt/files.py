@@ -16,7 +16,6 @@ import os
 import re
 import shlex
 import shutil
-import stat
 import sys
 import tempfile
 import time
@@ -30,7 +29,6 @@ _TEMPORARY_NAME = re.compile(rf"\..*\.(\d+){re.escape(TEMPORARY)}", re.DOTALL)
 COMPLETE = ".numgpt-complete"  # the directory of files that only have to be moved to their places
 REMOVED = ".removed.json"  # in it: the names that are to go
 LOCK_FILE = ".numgpt-lock"
-HOLDER = "process"  # the first word in it
 
 
 LFS_POINTER = b"version https://git-lfs"
@@ -135,16 +133,8 @@ def _complete(staged: Path, remove: Collection[str], check: Callable[[], object]
         with naming(path), open(path, "r+b") as file:
             os.fsync(file.fileno())
     _sync_directory(staged)
-    while True:
-        check()
-        try:
-            return os.rename(staged, complete)
-        except OSError:
-            if not complete.is_dir():
-                if os.path.lexists(complete):
-                    raise _not_ours(complete) from None
-                raise
-            finish_replacing(staged.parent)  # of another writer
+    check()
+    os.rename(staged, complete)
 
 
 def finish_replacing(directory: str | os.PathLike) -> None:
@@ -180,11 +170,7 @@ def _names_to_remove(complete: Path) -> list[str]:
             raise
     except (ValueError, TypeError, RecursionError):
         pass
-    raise _not_ours(complete)
-
-
-def _not_ours(complete: Path) -> ValueError:
-    return ValueError(f"{complete} is not what numgpt has left there: move it away")
+    raise ValueError(f"{complete} is not what numgpt has left there: move it away")
 
 
 def is_ours(name: str) -> bool:
@@ -246,7 +232,6 @@ class DirectoryLock:
                 file = open(self.path, "a+b", buffering=0, opener=_open_itself)  # noqa: SIM115
                 try:
                     self._lock(file)
-                    _check_ours(file, self.path)
                     if _is_file_at(file, self.path):
                         break
                 except BaseException:
@@ -263,7 +248,7 @@ class DirectoryLock:
             file.truncate(0)
             command = shlex.join(sys.orig_argv)
             command = command if len(command) <= 200 else f"{command[:199]}…"
-            file.write(f"{HOLDER} {os.getpid()} ({command})".encode())
+            file.write(f"process {os.getpid()} ({command})".encode())
 
     def check(self) -> None:
         """Raises OSError where the directory is not the one any more that the lock was taken in."""
@@ -317,25 +302,8 @@ class DirectoryLock:
 
 
 def _open_itself(path: str, flags: int) -> int:
-    """The file of this name, not one that a link leads to.  Raises FileExistsError where that is no
-    file."""
-    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
-        raise _somebodys(path)
+    """The file of this name, not one that a link leads to."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
-
-
-def _check_ours(file: BinaryIO, path: Path) -> None:
-    """Raises FileExistsError for a file that no lock has written."""
-    file.seek(0)
-    start = file.read(len(HOLDER))
-    if not HOLDER.encode().startswith(start):
-        raise _somebodys(path)
-
-
-def _somebodys(path: str | os.PathLike) -> FileExistsError:
-    return FileExistsError(
-        f"{os.fspath(path)} is somebody's, not a lock of numgpt: move it elsewhere"
-    )
 
 
 def _holder(file: BinaryIO) -> str:

@@ -17,7 +17,6 @@ from numgpt.training import Trainer, TuneConfig
 from numgpt.training.tuning import Examples
 
 SHOWN = 100  # characters of a prompt
-ENOUGH = 0.9  # of the answers: fewer call for advice
 
 
 def register(subparsers: Any) -> None:
@@ -76,8 +75,6 @@ def _end(trainer: Trainer) -> None:
         tell("numgpt: note: the answers were not counted to their end")
     for place, (step, counts) in found.items():
         tell(f"{place} (step {step}): {'; '.join(_reached(trainer, step, counts))}")
-    if advice := _advice(trainer, list(found.items())):
-        tell(f"numgpt: note: {advice}")
     out = quoted(trainer.out)
     if task.state.tokens.conversations:
         return tell(f"try: numgpt chat --model {out} --greedy")
@@ -124,31 +121,3 @@ def _reached(trainer: Trainer, step: int, counts: dict[str, ExactMatch]) -> Iter
             yield f"loss {report['loss']:.4f}, accuracy {report['mean_token_accuracy']:.3f}"
             if report["val_loss"] is not None:
                 yield f"validation loss {report['val_loss']:.4f}"
-
-
-def _advice(
-    trainer: Trainer, found: list[tuple[Path, tuple[int, dict[str, ExactMatch]]]]
-) -> str | None:
-    """What to do where few answers are exact."""
-    if not found or "training" not in found[0][1][1]:
-        return None
-    out, (step, counts) = found[0]
-    trained_on, held_out = counts["training"], counts.get("held-out")
-    if trained_on.exact < ENOUGH * trained_on.asked:
-        for other, (later, others) in found[1:]:
-            if others["training"].exact >= ENOUGH * trained_on.asked:
-                return (
-                    f"the weights of step {later} know the examples by heart, those of step {step}"
-                    f" are the better ones on what is held out: {other} has the former"
-                )
-        return (
-            "few of the training answers come exactly: to learn them by heart, train longer (numgpt"
-            f" tune sft --resume {quoted(out)} --steps {2 * trainer.config.steps}) or, in a new"
-            f" run, with a higher --lr than {trainer.config.lr:g}"
-        )
-    if held_out is not None and held_out.exact < ENOUGH * held_out.asked:
-        return (
-            "held-out answers may be right in other words, which the samples show; more examples,"
-            " asked in more ways, make them better"
-        )
-    return None

@@ -9,8 +9,6 @@ What a record is read as is counted by its keys, so that a person sees it.
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,10 +71,7 @@ def _of_pair(fields: dict[str, Any], place: str) -> tuple[dict[str, Any], str] |
     names = [name for name in (asked, beside, said) if name is not None]
     for name in (*names, *(n for n in ("system",) if fields.get(n))):
         if not isinstance(fields[name], str):
-            mend = ""
-            if isinstance(fields[name], int | float):
-                mend = f": jq -c '{_key(name)} |= tostring' < FILE > NEW makes one of it"
-            raise ValueError(f"{place}: {name} is {shown(fields[name])}, expected a text{mend}")
+            raise ValueError(f"{place}: {name} is {shown(fields[name])}, expected a text")
     messages = [{"role": "system", "content": fields["system"]}] if fields.get("system") else []
     for turn in fields.get("history") or ():
         if not isinstance(turn, list) or len(turn) != 2:
@@ -122,65 +117,3 @@ def _is_text_part(part: Any) -> bool:
         and part.get("type") in _TEXT_PARTS
         and isinstance(part.get("text"), str)
     )
-
-
-# --- what is not read: how to convert it ---
-
-
-def conversion(fields: Mapping[str, Any], in_array: bool) -> str:
-    """How a record with other keys becomes one of ours, as the end of a sentence; "" where it can't
-    be told."""
-    if {"role", "content"} <= fields.keys():
-        return f"; {_jq('{messages: .}', False)} makes a conversation of each list of messages"
-    lists = (n for n, v in fields.items() if isinstance(v, list) and v and isinstance(v[0], dict))
-    if (name := next(lists, None)) is not None and not in_array:
-        return f"; {_jq(f'{_key(name)}[]', False)} makes lines of what is in it"
-    texts = [n for n, v in fields.items() if isinstance(v, str) and n.lower() not in _ABOUT]
-    if len(texts) < 2:
-        return ""
-    asked, said = texts if len(texts) == 2 else ("QUESTION", "ANSWER")
-    which = "of the two" if len(texts) == 2 else "of its keys that stand for QUESTION and ANSWER"
-    return f"; {_jq(_turns(_key(asked), _key(said)), in_array)} makes conversations {which}"
-
-
-def answers_as_completions(fields: Mapping[str, Any], in_array: bool) -> str:
-    """… a record with a prompt whose answer has another key, or is the one that was chosen."""
-    if isinstance(fields.get("chosen"), list):
-        program = "{messages: ((.prompt // []) + .chosen)}"
-        return f"{_jq(program, in_array)} makes conversations of what was chosen"
-    names = {name.lower(): name for name, value in fields.items() if isinstance(value, str)}
-    said = next((names[name] for name in ("chosen", *SAID) if name in names), "ANSWER")
-    if "prompt" not in fields:
-        return f"{_jq('{text: .chosen}', in_array)} makes texts of what was chosen"
-    which = f"prompt and {said}" if said in fields else "prompt and what stands for ANSWER"
-    return f"{_jq(_turns('.prompt', _key(said)), in_array)} makes conversations of {which}"
-
-
-_ABOUT = (
-    "id",
-    "_id",
-    "uuid",
-    "idx",
-    "title",
-    "topic",
-    "source",
-    "category",
-    "url",
-    "date",
-    "split",
-)
-
-
-def _turns(asked: str, said: str) -> str:
-    turns = f'{{role: "user", content: {asked}}}, {{role: "assistant", content: {said}}}'
-    return f"{{messages: [{turns}]}}"
-
-
-def _jq(program: str, in_array: bool) -> str:
-    """A command to be pasted: what stands in the file can't end its quotes."""
-    return f"jq -c {shlex.quote(f'.[] | {program}' if in_array else program)} < FILE > NEW"
-
-
-def _key(name: str) -> str:
-    plain = name.isascii() and name.isidentifier()
-    return f".{name}" if plain else f".[{json.dumps(name, ensure_ascii=False)}]"

@@ -146,43 +146,12 @@ class ExampleSet:
         order = np.random.default_rng([seed, epoch]).permutation(self.train)
         window = place // WINDOW
         size = WINDOW * batch_size
+        chosen = order[window * size : (window + 1) * size]
         rng = np.random.default_rng([seed, epoch, window])
-        batches = self._batches(order[window * size : (window + 1) * size], batch_size, rng)
-        return self.padded(np.array(batches[rng.permutation(len(batches))[place % WINDOW]]))
-
-    def _batches(
-        self, chosen: np.ndarray, batch_size: int, rng: np.random.Generator
-    ) -> list[list[int]]:
-        """Examples cut into batches of nearly equal length; examples that are copies of each other
-        come into different ones, as far as there are enough others."""
         lengths = self._starts[chosen + 1] - self._starts[chosen]
-        order = np.argsort(lengths * rng.uniform(1, JITTER, len(lengths)), kind="stable")
-        numbers: list[int] = chosen[order].tolist()
-        of = {n: self._tokens[self._starts[n] : self._starts[n + 1]].tobytes() for n in numbers}
-        if len(set(of.values())) == len(numbers):
-            return [numbers[n : n + batch_size] for n in range(0, len(numbers), batch_size)]
-        batches: list[list[int]] = [[] for _ in range(-(-len(numbers) // batch_size))]
-
-        def lacks(batch: list[int], number: int) -> bool:
-            return all(of[other] != of[number] for other in batch)
-
-        for number in numbers:
-            free = [batch for batch in batches if len(batch) < batch_size]
-            batch = next((batch for batch in free if lacks(batch, number)), None)
-            if batch is None:  # then it changes places with another, if any can
-                batch = free[0]
-                swaps = (
-                    (full, place)
-                    for full in batches
-                    if lacks(full, number)
-                    for place, other in enumerate(full)
-                    if lacks(batch, other)
-                )
-                if found := next(swaps, None):
-                    full, place = found
-                    full[place], number = number, full[place]
-            batch.append(number)
-        return batches
+        nearly = np.argsort(lengths * rng.uniform(1, JITTER, len(lengths)), kind="stable")
+        batches = np.split(chosen[nearly], range(batch_size, len(chosen), batch_size))
+        return self.padded(batches[rng.permutation(len(batches))[place % WINDOW]])
 
     def validation_batches(self, batch_size: int) -> Iterator[Batch]:
         """All that is held out, the shortest first."""

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numgpt.data.dialects import answers_as_completions
-from numgpt.data.records import COMPLETION, MESSAGES, PREFERENCE, PROMPT, TEXT, Record
+from numgpt.data.records import COMPLETION, MESSAGES, TEXT, Record
 from numgpt.options import AboutOptions, OptionError
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.tokenizer.chat_template import ChatTemplate
@@ -88,11 +87,9 @@ class ExampleEncoder:
             return text, [True] * len(text)
         if fields.keys() <= {"prompt"}:
             raise ValueError("it has a prompt alone: the answer's key is 'completion'")
-        mend = answers_as_completions(fields, record.unit == "item")
-        mend = f"; {mend}" if record.kind in (PROMPT, PREFERENCE) else ""
         raise ValueError(
             f"it has {record.kind}: supervised tuning learns from text, prompt and completion, or"
-            f" messages{mend}"
+            " messages"
         )
 
     def _conversation(
@@ -118,19 +115,11 @@ class ExampleEncoder:
         except ValueError as error:
             if all(message["role"] != "system" for message in messages[1:]):
                 raise
-            raise ValueError(f"{error}; as a user's, it can be: {_SYSTEM_AS_USER}") from None
+            raise ValueError(f"{error}; it can be written as the user's") from None
 
     def _end(self) -> list[int]:
         end = self.tokenizer.eos_token_id
         return [] if end is None else [end]
-
-
-# Wherever the messages stand: what the system says after the first is the user's.
-_SYSTEM_AS_USER = (
-    'jq -c \'def system: . == "system" or . == "developer";'
-    ' walk(if type == "array" then (.[1:] | .[]? | objects | (.role?, .from?)'
-    ' | select(system)) = "user" else . end)\' < FILE > NEW'
-)
 
 
 def fit(example: Example, most: int) -> Example | None:

@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from numgpt.data.dialects import as_messages, conversion
+from numgpt.data.dialects import as_messages
 from numgpt.data.finding import STANDARD_INPUT, find_files
 from numgpt.files import naming
-from numgpt.messages import quoted, shown, wrong_json
+from numgpt.messages import shown, wrong_json
 
 ENDINGS = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 LONGEST_LINE, LONGEST_ARRAY = 1 << 26, 1 << 32  # bytes
@@ -115,8 +115,7 @@ def _objects(path: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
                 rest = _read(file, path, LONGEST_ARRAY)
                 if len(rest) > LONGEST_ARRAY:
                     raise ValueError(
-                        f"{path} is an array of more than {LONGEST_ARRAY >> 30} GB: make lines of"
-                        " it by jq -c '.[]'"
+                        f"{path} is an array of more than {LONGEST_ARRAY >> 30} GB: make it lines"
                     )
                 text = text.lstrip() + _decoded(rest, path, "its array")
                 return (yield from _items(text, path))
@@ -126,7 +125,7 @@ def _objects(path: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
             except (ValueError, RecursionError) as error:
                 raise ValueError(
                     f"{path}, line {number} is not JSON ({wrong_json(error)}): each line is one"
-                    f" object{_way_out(path, text)}"
+                    " JSON object"
                 ) from None
             yield "line", number, _object(value, f"{path}, line {number}")
 
@@ -175,37 +174,11 @@ def _decoded(data: bytes, path: str, where: str, first: bool = False) -> str:
         return data.decode("utf-8-sig" if first else "utf-8")
     except UnicodeDecodeError as error:
         if data.startswith(b"PAR1"):
-            program = f"import pandas; rows = pandas.read_parquet({path!r}); "
-            program += "print(rows.to_json(orient='records', lines=True))"
-            raise ValueError(
-                f"{path} is a Parquet file: python -c {quoted(program)} > NEW makes lines of it"
-            ) from None
+            raise ValueError(f"{path} is a Parquet file: make JSON lines of it first") from None
         raise ValueError(
             f"{path}, {where} is not UTF-8 text (byte 0x{data[error.start]:02X}): convert it first,"
             " for instance with iconv"
         ) from None
-
-
-def _way_out(path: str, text: str) -> str:
-    """How a file of another kind becomes lines, as the end of a sentence."""
-    new = quoted(f"{path.rpartition('.')[0] or path}.new.jsonl")
-    if text.strip() == "{":  # one object on several lines
-        return f", which jq -c . < {quoted(path)} > {new} makes of it"
-    if path.lower().endswith((".csv", ".tsv")):
-        delimiter = max(",;\t", key=text.count)
-        program = "import csv, json; "
-        program += f"file = open({path!r}, encoding='utf-8-sig', newline=''); "
-        program += f"rows = csv.DictReader(file, delimiter={delimiter!r}); "
-        program += "[print(json.dumps(row)) for row in rows]"
-        columns = "; of a table, whose first row names its columns"
-        return f"{columns}: python -c {quoted(program)} > {new}"
-    if text.lstrip().startswith("{'"):
-        program = "import ast, json, sys; "
-        program += "[print(json.dumps(ast.literal_eval(line))) for line in sys.stdin]"
-        return f"; of Python's notation: python -c {quoted(program)} < {quoted(path)} > {new}"
-    if text.rstrip().endswith("},"):
-        return f"; without the commas: sed 's/}},$/}}/' < {quoted(path)} > {new}"
-    return ""
 
 
 def _open(path: str) -> BinaryIO:
@@ -249,7 +222,7 @@ def _kind(fields: dict[str, Any], place: str) -> str:
     else:
         raise ValueError(
             f"{place} has the keys {shown(list(fields))}: expected {TEXT}; {COMPLETION};"
-            f" {MESSAGES}; {PREFERENCE}; or {PROMPT}{conversion(fields, 'item ' in place)}"
+            f" {MESSAGES}; {PREFERENCE}; or {PROMPT}"
         )
     for name in required:
         if name not in fields:
@@ -266,8 +239,7 @@ def _check(name: str, value: Any, place: str, listed: bool, text: bool) -> None:
         return
     if text or not isinstance(value, list):
         if listed and isinstance(value, str) and value.lstrip().startswith("["):
-            mend = f"jq -c '.{name} |= fromjson' < FILE > NEW"
-            raise ValueError(f"{place}: {name} is a text of JSON: {mend} makes a list of it")
+            raise ValueError(f"{place}: {name} is a text of JSON: expected a list of messages")
         expected = (
             "a list of messages" if listed else "a string" if text else "a string or messages"
         )

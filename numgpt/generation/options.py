@@ -93,13 +93,8 @@ class GenerationOptions:
         for name in options:
             if name in names:
                 continue
-            if name in NOT_SUPPORTED:
-                raise TypeError(
-                    f"generate: {name} is an option of transformers that numgpt does not have; it"
-                    f" has {', '.join(names)}"
-                )
             near = OTHER_NAMES.get(name) or next(
-                iter(difflib.get_close_matches(name, names, 1, cutoff=0.5)), None
+                iter(difflib.get_close_matches(name, names, 1, cutoff=0.7)), None
             )
             hint = f"did you mean {near}?" if near else f"there are {', '.join(names)}"
             raise TypeError(f"generate has no option {name}: {hint}")
@@ -285,20 +280,6 @@ OTHER_NAMES = {
     "ids": "the first argument",
     "input_ids": "the first argument",
 }
-# transformers' options that are not here.
-NOT_SUPPORTED = frozenset(  # (a string, as it would fill sixty lines as a list)
-    "max_time use_cache cache_implementation top_h typical_p"  # noqa: SIM905
-    " epsilon_cutoff eta_cutoff encoder_repetition_penalty"
-    " renormalize_logits forced_bos_token_id forced_eos_token_id remove_invalid_values"
-    " exponential_decay_length_penalty suppress_tokens begin_suppress_tokens sequence_bias"
-    " token_healing guidance_scale watermarking_config output_attentions output_hidden_states"
-    " encoder_no_repeat_ngram_size"
-    " num_beam_groups diversity_penalty penalty_alpha prompt_lookup_num_tokens dola_layers"
-    " constraints force_words_ids past_key_values position_ids inputs_embeds"
-    " stopping_criteria prefix_allowed_tokens_fn synced_gpus assistant_model"
-    " streamer negative_prompt_ids custom_generate".split()
-)
-
 
 # What sampling alone reads.
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")

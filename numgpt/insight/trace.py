@@ -22,9 +22,7 @@ from numgpt.layers.softmax import log_softmax
 from numgpt.messages import shown
 from numgpt.models.language_model import LanguageModel
 from numgpt.options import OptionError
-from numgpt.runtime.memory import available_memory
 
-FLOAT32_BYTES = 4
 STEPS = np.array([1, 3 / 4, 1 / 2, 1 / 4])  # of a finite difference, beside the longest
 ROUNDING = 1e-6  # of the largest gradient, below which one is nothing but rounding
 
@@ -54,7 +52,6 @@ class Difference(NamedTuple):
 
 def trace(model: LanguageModel, ids: np.ndarray, after: int, layers: range) -> Trace:
     """ids (T,), and the token that is expected after them -> all of it, for these layers."""
-    require_memory(model, len(ids), layers)
     targets = np.append(ids[1:], after)
     names = kept_names(model, layers)
     found: list[np.ndarray] = []
@@ -110,29 +107,6 @@ def chosen_layers(model: LanguageModel, layers: tuple[int | None, int | None] | 
         range_of = f"{first}:{last}: expected A:B with A below B, of the layers 0:{count}"
         raise OptionError(f"{{layers:name}} {range_of}")
     return chosen
-
-
-def require_memory(model: LanguageModel, time: int, layers: range) -> None:
-    """Raises ValueError where the pass would need more memory than there is."""
-    free, needed = available_memory(), memory_needed(model, time, len(layers))
-    if free is not None and needed > free:
-        one = memory_needed(model, time, 1)
-        raise ValueError(
-            f"to explain {time} tokens takes {needed / 1e9:,.1f} GB for {len(layers)} layers, and"
-            f" {free / 1e9:,.1f} GB are free: choose fewer, layers=A:B (one layer takes"
-            f" {one / 1e9:,.1f} GB), or a shorter text"
-        )
-
-
-def memory_needed(model: LanguageModel, time: int, layers: int) -> int:
-    """Bytes, beside the weights, within a factor of two: what a backward keeps of all layers, and
-    of those that are shown activations, gradients, tables, and all of it again as text; or, where
-    the vocabulary is large, the lens; and a layer's matrix as a copy."""
-    config, blocks = model.config, len(model.blocks)
-    of_block = 10 * config.width + 3 * config.inner_width + 4 * config.heads * time
-    steps = time * of_block * (9 * layers + 1.5 * blocks)
-    lens = time * config.vocab_size * (4 * blocks + 12)
-    return round(FLOAT32_BYTES * (max(steps, lens) + 2 * config.width * config.inner_width))
 
 
 def differences(

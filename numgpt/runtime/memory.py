@@ -54,16 +54,4 @@ def _set_by_the_user() -> str | None:
     return "GLIBC_TUNABLES" if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") else None
 
 
-def available_memory() -> int | None:
-    """Bytes that can be had without swapping; None where the system does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
-
-
 KEPT, ALLOCATOR = keep_memory()

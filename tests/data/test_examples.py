@@ -300,23 +300,6 @@ def test_no_two_epochs_have_the_same_batches(plain, tmp_path):
     assert len(epochs) > 3
 
 
-@pytest.mark.parametrize(
-    "lengths", [[5] * 3 + [6] * 3 + [7] * 3 + [8] * 3, [*range(2, 10), 9, 9, 9], [3, 4, 5, 5]]
-)
-def test_copies_of_an_example_come_into_different_batches(plain, tmp_path, lengths):
-    examples, _ = example_set(plain, tmp_path, lengths)
-    size = 2 if len(lengths) == 4 else 3
-    count = examples.batches_in_epoch(size)
-    for epoch in range(30):
-        seen = []
-        for number in range(epoch * count, (epoch + 1) * count):
-            batch = examples.batch(number, size, seed=1)
-            answers = [int((targets != -100).sum()) - 2 for targets in batch.targets]
-            assert len(set(answers)) == len(answers)
-            seen += answers
-        assert len(seen) == len(lengths)
-
-
 def test_what_is_too_long_is_counted(plain, tmp_path):
     examples, counts = example_set(plain, tmp_path, [1, 50, 2], most=10)
     assert (counts.trained, counts.dropped) == (2, 1)

@@ -107,7 +107,7 @@ UNKNOWN = {
     "max_tokens": "did you mean max_new_tokens",
     "temprature": "did you mean temperature",
     "stop": "did you mean stop_strings",
-    "penalty_alpha": "option of transformers that numgpt does not have",
+    "penalty_alpha": "there are max_length",
     "nonsense_of_mine": "there are max_length",
 }
 

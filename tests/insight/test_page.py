@@ -4,11 +4,9 @@ is one line."""
 from __future__ import annotations
 
 import base64
-import gc
 import json
 import re
 import struct
-import tracemalloc
 import zlib
 
 import numpy as np
@@ -544,16 +542,6 @@ def test_bad_input_is_one_line(shipped, options, message):
         insight.page(*shipped, **({"text": "My lord"} | options))
 
 
-def test_a_model_too_large_for_the_memory(shipped, monkeypatch):
-    monkeypatch.setattr(trace, "available_memory", lambda: 20_000_000)
-    with pytest.raises(
-        ValueError, match=r"for 6 layers, and 0\.0 GB are free: choose fewer, layers"
-    ):
-        insight.page(*shipped, TEXT * 3)
-    monkeypatch.setattr(trace, "available_memory", lambda: None)
-    insight.page(*shipped, "My")
-
-
 def test_bytes_are_shown_as_bytes(shipped):
     model, tokenizer = shipped
     ids = tokenizer.encode("é日")
@@ -600,21 +588,6 @@ def test_rounding_alone_is_not_checked(shipped):
     page = insight.page(*shipped, TEXT, token=0, layers=(0, 1))
     assert "blocks.0.attn.hook_q" not in page.data["checks"]
     assert "blocks.0.attn.hook_v" in page.data["checks"]
-
-
-@pytest.mark.parametrize(("tokens", "layers"), [(15, 6), (15, 1), (50, 1)])
-def test_the_memory_that_is_asked_for_is_what_a_page_takes(shipped, tokens, layers):
-    model, tokenizer = shipped
-    text = tokenizer.decode(tokenizer.encode("My lord, the king. " * 30)[:tokens])
-    insight.page(model, tokenizer, text, layers=(0, 1))  # what is imported or cached is no part
-    gc.collect()
-    tracemalloc.start()
-    try:
-        insight.page(model, tokenizer, text, layers=(0, layers))
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak / 2 < trace.memory_needed(model, tokens, layers) < 2 * peak
 
 
 def test_other_files_are_left_alone(shipped, tmp_path):
@@ -691,12 +664,6 @@ def test_other_families_have_pages(name):
 def test_a_page_of_gpt2s_size(gpt2_tokenizer):
     model = numgpt.GPT(numgpt.GPTConfig())
     ids = gpt2_tokenizer.encode("In the beginning a machine began to count the words. " * 3)[:20]
-    tracemalloc.start()
-    try:
-        page = insight.page(model, gpt2_tokenizer, gpt2_tokenizer.decode(ids))
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    page = insight.page(model, gpt2_tokenizer, gpt2_tokenizer.decode(ids))
     assert len(page.trace.ids) == 20
     assert len(page.html.encode()) < 25_000_000
-    assert peak / 2 < trace.memory_needed(model, 20, 12) < 2 * peak
