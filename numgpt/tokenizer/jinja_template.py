@@ -166,6 +166,8 @@ class _PlainEnvironment(sandbox.ImmutableSandboxedEnvironment):
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, ext.loopcontrols]
         )
         self.globals["raise_exception"] = _raise_exception
+        # (Filters of constants run as a template is compiled.)
+        self.filters = {name: _limited(filter) for name, filter in self.filters.items()}
         self.filters["tojson"] = _to_json
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -274,10 +276,18 @@ _KNOWN = (
 )
 
 
+def _limited(filter: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(filter)
+    def limited(*values: Any, **named: Any) -> Any:
+        _check_sizes(filter, values)
+        return filter(*values, **named)
+
+    return limited
+
+
 def _following(filter: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(filter)
     def followed(*values: Any, **named: Any) -> Any:
-        _check_sizes(filter, values)
         return through(lambda *v, **n: filtered(filter, v, n), values, named, _KNOWN)
 
     return followed
