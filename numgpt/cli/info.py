@@ -62,7 +62,8 @@ def run(options: argparse.Namespace) -> None:
         model.set_adapter(None)
     total, size = model.num_parameters(), model.parameters.dtype.itemsize
     sizes = model.config
-    print(f"model {options.model}: {type(model).__name__}, {total:,} parameters")
+    kind = f"{type(model).__name__} ({sizes.model_type})"
+    print(f"model {options.model}: {kind}, {total:,} parameters")
     parts: Counter[str] = Counter()
     for name, array in model.parameters.items():
         parts[_part(name)] += array.size

@@ -21,7 +21,7 @@ from typing import Any
 
 from numgpt import formats
 from numgpt.data.corpus import check_tokenizer
-from numgpt.data.finding import OTHER_WEIGHTS
+from numgpt.data.finding import CHECKPOINT_FILE, OTHER_WEIGHTS
 from numgpt.files import DirectoryLock, sweep
 from numgpt.formats.source import is_finite
 from numgpt.models import LanguageModel
@@ -72,6 +72,7 @@ class Trainer:
         self.stop_requested = False
         self.saved_step = state.optimizer.steps
         self.val_loss: float | None = None  # of the last validation
+        self._checkpoint = _identity(out / CHECKPOINT_FILE)  # as this process left it
 
     @property
     def config(self) -> RunConfig:
@@ -164,11 +165,17 @@ class Trainer:
         """Train to the last step, or until `stop_requested` is set.  Saves before it returns.
 
         `report` is called with each record. Raises TrainingError where the loss is not finite,
-        OSError where a checkpoint can't be written; the checkpoint before stays as it is.
+        OSError where a checkpoint can't be written; the checkpoint before stays as it is. A second
+        call raises ValueError where another process has gone on with the run in between.
         """
         self.tell = report or self.tell
         self.lock.acquire()
         try:
+            if _identity(self.out / CHECKPOINT_FILE) != self._checkpoint:
+                raise ValueError(
+                    f"{self.out} has another checkpoint than this run's: Trainer.resume goes on"
+                    " from it"
+                )
             while self.notes:  # that nobody has heard yet
                 self.tell(self.notes[0])
                 del self.notes[0]
@@ -260,6 +267,7 @@ class Trainer:
                 self.save_model(place)
         finally:  # what can't be written there costs no step
             save_checkpoint(self.out, self.state)
+        self._checkpoint = _identity(self.out / CHECKPOINT_FILE)
         self.saved_step = self.optimizer.steps
         self.tell(Saved(self.saved_step))
 
@@ -291,6 +299,12 @@ class Trainer:
         )
         self.log.add(report.logged())
         self.tell(report)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What another file of the same name does not have."""
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
 
 
 @contextmanager

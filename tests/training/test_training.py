@@ -386,6 +386,19 @@ def test_a_start_that_failed_leaves_no_tokenizer_behind(text_file, tmp_path):
     assert isinstance(formats.load(tmp_path / "run")[1], CharTokenizer)
 
 
+def test_a_trainer_does_not_run_over_what_another_made_of_its_run(text_file, tmp_path):
+    trainer = start(text_file, tmp_path / "run", steps=2)
+    trainer.run()
+    trainer.run()
+    Trainer.resume(tmp_path / "run", {"steps": 4}).run()
+    trainer.config.steps = 3
+    with pytest.raises(
+        ValueError, match=r"another checkpoint than this run's: Trainer\.resume goes"
+    ):
+        trainer.run()
+    assert load_checkpoint(tmp_path / "run").optimizer.steps == 4
+
+
 def test_hidden_files_and_runs_are_no_corpus(tmp_path):
     (tmp_path / "a.txt").write_text(TEXT)
     (tmp_path / ".git").mkdir()
