@@ -30,7 +30,6 @@ COMPLETE = ".numgpt-complete"  # the directory of files that only have to be mov
 REMOVED = ".removed.json"  # in it: the names that are to go
 LOCK_FILE = ".numgpt-lock"
 
-
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -134,7 +133,10 @@ def _complete(staged: Path, remove: Collection[str], check: Callable[[], object]
             os.fsync(file.fileno())
     _sync_directory(staged)
     check()
-    os.rename(staged, complete)
+    try:
+        os.rename(staged, complete)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(complete)) from None
 
 
 def finish_replacing(directory: str | os.PathLike) -> None:
@@ -302,7 +304,7 @@ class DirectoryLock:
 
 
 def _open_itself(path: str, flags: int) -> int:
-    """The file of this name, not one that a link leads to."""
+    """The file of this name, not one that a link leads to (on Windows, either)."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 

@@ -126,7 +126,7 @@ def test_a_lock_is_not_written_where_a_link_leads(tmp_path):
 def test_a_change_that_is_not_ours_is_told(tmp_path):
     complete = tmp_path / COMPLETE
     complete.write_text("precious")
-    with pytest.raises(OSError), replacing_together(tmp_path) as staged:
+    with pytest.raises(OSError, match=COMPLETE), replacing_together(tmp_path) as staged:
         (staged / "a").write_text("new")
     assert content(tmp_path) == {COMPLETE: "precious"}
     complete.unlink()

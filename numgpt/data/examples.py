@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from numgpt.data.records import COMPLETION, MESSAGES, TEXT, Record
+from numgpt.data.records import COMPLETION, MESSAGES, PROMPT, TEXT, Record
+from numgpt.messages import shown
 from numgpt.options import AboutOptions, OptionError
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.tokenizer.chat_template import ChatTemplate
@@ -85,8 +86,10 @@ class ExampleEncoder:
             text = list(self.tokenizer.encode(fields["text"], add_special_tokens=True))
             text += self._end()
             return text, [True] * len(text)
-        if fields.keys() <= {"prompt"}:
-            raise ValueError("it has a prompt alone: the answer's key is 'completion'")
+        if record.kind == PROMPT:
+            keys = f"a prompt and {shown(sorted(fields.keys() - {'prompt'}))}"
+            keys = "a prompt alone" if fields.keys() <= {"prompt"} else keys
+            raise ValueError(f"it has {keys}: the answer's key is 'completion'")
         raise ValueError(
             f"it has {record.kind}: supervised tuning learns from text, prompt and completion, or"
             " messages"
@@ -115,7 +118,7 @@ class ExampleEncoder:
         except ValueError as error:
             if all(message["role"] != "system" for message in messages[1:]):
                 raise
-            raise ValueError(f"{error}; it can be written as the user's") from None
+            raise ValueError(f"{error}: write what it says later as the user's") from None
 
     def _end(self) -> list[int]:
         end = self.tokenizer.eos_token_id

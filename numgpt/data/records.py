@@ -125,7 +125,7 @@ def _objects(path: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
             except (ValueError, RecursionError) as error:
                 raise ValueError(
                     f"{path}, line {number} is not JSON ({wrong_json(error)}): each line is one"
-                    " JSON object"
+                    " whole JSON object"
                 ) from None
             yield "line", number, _object(value, f"{path}, line {number}")
 
@@ -170,11 +170,11 @@ def _object(value: Any, place: str) -> dict[str, Any]:
 
 
 def _decoded(data: bytes, path: str, where: str, first: bool = False) -> str:
+    if first and data.startswith(b"PAR1"):
+        raise ValueError(f"{path} is a Parquet file: make JSON lines of it first")
     try:
         return data.decode("utf-8-sig" if first else "utf-8")
     except UnicodeDecodeError as error:
-        if data.startswith(b"PAR1"):
-            raise ValueError(f"{path} is a Parquet file: make JSON lines of it first") from None
         raise ValueError(
             f"{path}, {where} is not UTF-8 text (byte 0x{data[error.start]:02X}): convert it first,"
             " for instance with iconv"

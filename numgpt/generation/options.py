@@ -96,7 +96,7 @@ class GenerationOptions:
             near = OTHER_NAMES.get(name) or next(
                 iter(difflib.get_close_matches(name, names, 1, cutoff=0.7)), None
             )
-            hint = f"did you mean {near}?" if near else f"there are {', '.join(names)}"
+            hint = f"the nearest is {near}" if near else f"there are {', '.join(names)}"
             raise TypeError(f"generate has no option {name}: {hint}")
         return cls(**options)
 
@@ -269,6 +269,7 @@ _COMBINATIONS: tuple[Combination, ...] = (
 # What people call options that have other names here.
 OTHER_NAMES = {
     "max_tokens": "max_new_tokens",
+    "temp": "temperature",
     "max_completion_tokens": "max_new_tokens",
     "n": "num_return_sequences",
     "stop": "stop_strings",

@@ -68,6 +68,8 @@ class JinjaTemplate:
             self._plain = _PlainEnvironment().from_string(source)
             self._followed = _FollowingEnvironment().from_string(source)
             self.variables = meta.find_undeclared_variables(self._plain.environment.parse(source))
+        except (RecursionError, MemoryError):
+            raise ValueError("the chat template is too much of a program to compile") from None
         except Exception as error:  # of jinja2, or of Python, which compiles what it makes
             raise ValueError(
                 f"the chat template is no program in Jinja ({one_line(error)})"
@@ -167,8 +169,8 @@ class _PlainEnvironment(sandbox.ImmutableSandboxedEnvironment):
         )
         self.globals["raise_exception"] = _raise_exception
         # (Filters of constants run as a template is compiled.)
-        self.filters = {name: _limited(filter) for name, filter in self.filters.items()}
         self.filters["tojson"] = _to_json
+        self.filters = {name: _limited(filter) for name, filter in self.filters.items()}
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """What takes the machine's memory, or its time, is refused."""
@@ -188,16 +190,24 @@ class _PlainEnvironment(sandbox.ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def call(self, context: Any, function: Any, *values: Any, **named: Any) -> Any:  # type: ignore[override]
-        _check_sizes(function, values)
+        _check_call(function, values, named)
         return super().call(context, function, *values, **named)
 
 
-def _check_sizes(function: Any, values: Sequence[Any]) -> None:
-    """Raises TemplateError where a method of a text, or a filter, is told to make a huge one."""
-    owner = getattr(getattr(function, "__wrapped__", function), "__self__", None)
-    widths = re.findall(r"\d{7,}", owner) if isinstance(owner, str) else ()
+def _check_call(function: Any, values: Sequence[Any], named: Mapping[str, Any]) -> None:
+    """Raises TemplateError where a method of a text is told to make a huge one."""
+    method = getattr(function, "__wrapped__", function)  # format, as the sandbox has it
+    formats = getattr(method, "__name__", "") in ("format", "format_map")
+    pattern = getattr(method, "__self__", "") if formats else ""
+    if not isinstance(function, _Ranges):  # which have a limit of their own
+        _check_sizes((*values, *named.values()), pattern)
+
+
+def _check_sizes(values: Sequence[Any], pattern: Any = "") -> None:
+    """Raises TemplateError for a large number, among values or as a width in a pattern."""
+    widths = re.findall(r"\d{7,}", pattern) if isinstance(pattern, str) else ()
     sizes = [value for value in values if isinstance(value, int)] + list(map(int, widths))
-    if max(sizes, default=0) > MOST_CHARACTERS and not isinstance(function, _Ranges):
+    if max(sizes, default=0) > MOST_CHARACTERS:
         raise jinja2.TemplateError(f"{shown(max(sizes))} is too much")
 
 
@@ -236,7 +246,7 @@ class _FollowingEnvironment(_PlainEnvironment):
         super().__init__()
         self.finalize = _written
         self.filters = {name: _following(filter) for name, filter in self.filters.items()}
-        self.filters["tojson"] = functools.partial(_to_json, dumps=to_json)
+        self.filters["tojson"] = _limited(functools.partial(_to_json, dumps=to_json))
 
     def joined(self, parts: Iterable[Any]) -> Traced:
         return joined([str(_written(part)) for part in parts])
@@ -249,7 +259,7 @@ class _FollowingEnvironment(_PlainEnvironment):
             function = self.getattr(owner, bound.__name__)
         if isinstance(owner, Traced):  # (what its own methods return is followed)
             owner = "" if owner.origin == TEMPLATE * len(owner) else _OPAQUE
-        _check_sizes(function, values)
+        _check_call(function, values, named)
         call = functools.partial(super().call, context)
         return through(lambda _, *v, **n: call(function, *v, **n), (owner, *values), named, _KNOWN)
 
@@ -277,9 +287,13 @@ _KNOWN = (
 
 
 def _limited(filter: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that is not told to make a huge text; what it is applied to may have any numbers."""
+    given = 1 + hasattr(filter, "jinja_pass_arg")  # the context comes before it
+
     @functools.wraps(filter)
     def limited(*values: Any, **named: Any) -> Any:
-        _check_sizes(filter, values)
+        pattern = values[0] if getattr(filter, "__name__", "") == "do_format" else ""
+        _check_sizes((*values[given:], *named.values()), pattern)
         return filter(*values, **named)
 
     return limited

@@ -166,7 +166,8 @@ class Trainer:
 
         `report` is called with each record. Raises TrainingError where the loss is not finite,
         OSError where a checkpoint can't be written; the checkpoint before stays as it is. A second
-        call raises ValueError where another process has gone on with the run in between.
+        call raises ValueError where another trainer has gone on with the run in between,
+        FileNotFoundError where it is gone.
         """
         self.tell = report or self.tell
         self.lock.acquire()
@@ -266,8 +267,10 @@ class Trainer:
             if ends and place != self.out:
                 self.save_model(place)
         finally:  # what can't be written there costs no step
-            save_checkpoint(self.out, self.state)
-        self._checkpoint = _identity(self.out / CHECKPOINT_FILE)
+            try:
+                save_checkpoint(self.out, self.state)
+            finally:
+                self._checkpoint = _identity(self.out / CHECKPOINT_FILE)
         self.saved_step = self.optimizer.steps
         self.tell(Saved(self.saved_step))
 

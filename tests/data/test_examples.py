@@ -130,10 +130,11 @@ def test_prompt_and_completion(plain):
         (record(messages=asks("Hi", "  ")), "an answer of the assistant is empty"),
         (record(COMPLETION, prompt=asks("a"), completion=asks("b")), "no message of the assistant"),
         (record(PROMPT, prompt="a"), "a prompt alone: the answer's key is 'completion'"),
+        (record(PROMPT, prompt="a", response="b"), "and .'response'.: the answer's key is 'comp"),
         (record(PREFERENCE, chosen="a", rejected="b"), "supervised tuning learns from text"),
         (
             record(messages=[*asks("Hi", "Ho"), {"role": "system", "content": "x"}]),
-            "the system first",
+            "the system first or not at all: write what it says later as the user's",
         ),
     ],
 )

@@ -93,7 +93,7 @@ def test_gzip_standard_input_and_line_ends(tmp_path, monkeypatch):
 
 
 WRONG = {
-    b"{": "line 2 is not JSON .*each line is one JSON object",
+    b"{": "line 2 is not JSON .*each line is one whole",
     b'["a"]': r"line 2 is \['a'\]: expected one JSON object",
     b"\xff\xfe": "line 2 is not UTF-8 text .byte 0xFF.: convert",
     b"[" * 100_000: "line 2 is not JSON",
@@ -122,6 +122,9 @@ def test_a_wrong_line_is_named(line, tmp_path):
 
 
 def test_no_examples_and_damaged_archives(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1\x15\x04")
+    with pytest.raises(ValueError, match="is a Parquet file: make JSON lines of it first"):
+        list(read_records([str(tmp_path / "a.parquet")]))
     (tmp_path / "empty.jsonl").write_text("\n \n")
     with pytest.raises(ValueError, match="no examples in it"):
         list(read_records([str(tmp_path / "empty.jsonl")]))
@@ -144,5 +147,5 @@ def test_what_is_wrong_with_json_has_one_line_number(tmp_path):
     with pytest.raises(ValueError, match=r"line 2 is not JSON \(it ends before .* is closed\)"):
         list(read_records([str(path)]))
     path.write_text('{\n  "text": "fine"\n}\n')
-    with pytest.raises(ValueError, match=r"line 1 is not JSON .*: each line is one JSON object"):
+    with pytest.raises(ValueError, match=r"line 1 is not JSON .*: each line is one whole"):
         list(read_records([str(path)]))

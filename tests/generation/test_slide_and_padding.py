@@ -104,10 +104,9 @@ def test_extreme_penalties_leave_numbers(penalty, do_sample):
 
 
 UNKNOWN = {
-    "max_tokens": "did you mean max_new_tokens",
-    "temprature": "did you mean temperature",
-    "stop": "did you mean stop_strings",
-    "penalty_alpha": "there are max_length",
+    "max_tokens": "the nearest is max_new_tokens",
+    "temprature": "the nearest is temperature",
+    "stop": "the nearest is stop_strings",
     "nonsense_of_mine": "there are max_length",
 }
 

@@ -428,6 +428,13 @@ def test_variables_are_the_templates():
         tokenizer.apply_chat_template(talk, x=object())
 
 
+def test_numbers_that_people_write_are_texts():
+    tokenizer = tokenizer_of("{{ messages[0].content.strip() | trim }}{{ 1700000000 | string }}")
+    talk = [message("user", "call 99999999999 ")]
+    text = tokenizer.apply_chat_template(talk, tokenize=False)
+    assert text == "call 999999999991700000000"
+
+
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
@@ -440,8 +447,12 @@ def test_variables_are_the_templates():
         ("{{ messages.append(1) }}", "unsafe"),
         ("{{ 'a' * 99999999999 }}", "too much"),
         ("{{ 9 ** 99999999 }}", "too much"),
-        ("{{ 'x'|center(1000000000) }}", "too much"),
-        ("{{ 'x'.ljust(1000000000) }}", "too much"),
+        ("{{ 'x'|center(30000000) }}", "too much"),
+        ("{{ 'x'|center(width=30000000) }}", "too much"),
+        ("{{ 'a\nb'|indent(width=30000000) }}", "too much"),
+        ("{{ '%30000000d'|format(1) }}", "too much"),
+        ("{{ [1]|tojson(indent=30000000) }}", "too much"),
+        ("{{ 'x'.ljust(30000000) }}", "too much"),
         ("{{ '%999999999d' % 1 }}", "too much"),
         ("{{ '{:>999999999}'.format(1) }}", "too much"),
         (

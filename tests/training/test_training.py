@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -397,6 +398,20 @@ def test_a_trainer_does_not_run_over_what_another_made_of_its_run(text_file, tmp
     ):
         trainer.run()
     assert load_checkpoint(tmp_path / "run").optimizer.steps == 4
+
+
+def test_a_trainer_runs_again_after_a_full_disk(text_file, tmp_path, monkeypatch):
+    trainer = start(text_file, tmp_path / "run", steps=2)
+
+    def full(directory):
+        raise OSError(errno.ENOSPC, "No space left on device", str(directory))
+
+    monkeypatch.setattr(trainer, "save_model", full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.run()
+    monkeypatch.undo()
+    trainer.run()
+    assert (tmp_path / "run/last/model.safetensors").is_file()
 
 
 def test_hidden_files_and_runs_are_no_corpus(tmp_path):
