@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
 from support import clear_model, shared
 
-from numgpt import GPT
+from numgpt import GPT, runtime
 from numgpt.tokenizer import BaseTokenizer, load_tokenizer
 
 # Timings vary on shared machines: an example that takes long is no failure.
@@ -44,6 +45,14 @@ def files_may_wait():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture(params=[1, 2, 3])
+def thread_count(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = runtime.num_threads()
+    runtime.set_num_threads(request.param)
+    yield request.param
+    runtime.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ large array.
 from numgpt.runtime import kernels  # first: this import chooses the kernels and then loads NumPy
 from numgpt.runtime.accumulator import NOWHERE, Accumulator, SumsSideBySide
 from numgpt.runtime.blocks import add_into, mean_product, over_row_blocks, sum_rows
+from numgpt.runtime.fewer_bits import DTYPES, FewerBits
 from numgpt.runtime.kernels import physical_memory
 from numgpt.runtime.memory import ALLOCATOR
 from numgpt.runtime.products import add_matmul, matmul
@@ -24,8 +25,10 @@ from numgpt.runtime.weights import SideBySide, Weight
 
 __all__ = [
     "ALLOCATOR",
+    "DTYPES",
     "NOWHERE",
     "Accumulator",
+    "FewerBits",
     "SideBySide",
     "SumsSideBySide",
     "Weight",

@@ -19,8 +19,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from numgpt.runtime.kernels import OPENBLAS
+from numgpt.runtime.onednn import find_onednn
 from numgpt.runtime.scratch import empty
-from numgpt.runtime.threads import num_threads, parallel_for
+from numgpt.runtime.threads import (
+    blas_is_single_threaded,
+    in_a_piece,
+    num_threads,
+    parallel_for,
+)
 
 if TYPE_CHECKING:
     from numgpt.runtime.weights import Transposed, Weight
@@ -31,13 +37,14 @@ PANEL_BYTES = 1 << 22  # of a partial product that is added to a result: it stay
 FEW_ROWS, LARGE_WEIGHTS_BYTES = 16, 1 << 20
 VECTOR_ROWS = 3  # up to here, a vector product a row is the fastest way through plain weights
 # OpenBLAS's AVX-512 kernels copy nothing in a product of up to 10⁶ multiplications, with transposed
-# weights only where its result has at most 1200 numbers, which FEW_ROWS x WIDEST_PANEL stays below.
+# weights only where its result has at most 1200 numbers: FEW_ROWS x WIDEST_PANEL stays below.
 SMALL_KERNELS = OPENBLAS is not None and OPENBLAS.core in {
     "SkylakeX",
     "Cooperlake",
     "SapphireRapids",
 }
-SMALL_PRODUCT, WIDEST_PANEL, NARROWEST_PANEL = 10**6, 64, 16
+LEAST_FOR_ONEDNN = 1 << 18  # multiplications
+SMALL_PRODUCT, SMALL_RESULT, WIDEST_PANEL, NARROWEST_PANEL = 10**6, 1200, 64, 16
 
 
 def matmul(
@@ -48,9 +55,24 @@ def matmul(
         return b.product(a, out)
     if out is None:
         out = empty((a.shape[0], b.shape[1]), a.dtype)
+    if a.dtype == np.float32 and len(a) * b.size >= LEAST_FOR_ONEDNN and _by_onednn(a, b, out):
+        return out
     if 1 < len(a) <= FEW_ROWS and b.nbytes >= LARGE_WEIGHTS_BYTES:
         return _few_rows(a, b, out)
     return np.matmul(a, b, out=out)
+
+
+def _by_onednn(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> bool:
+    """Let oneDNN multiply, where it is and all threads are free."""
+    library = find_onednn()[0]
+    if library is None or in_a_piece() or blas_is_single_threaded():
+        return False
+    if len(a) == 1 and OPENBLAS is not None:  # OpenBLAS's, on all of its threads
+        OPENBLAS.set_num_threads(num_threads())
+        np.matmul(a, b, out=out)
+        OPENBLAS.set_num_threads(1)
+        return True
+    return library.sgemm(a, b, out)
 
 
 def add_matmul(total: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:

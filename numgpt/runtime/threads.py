@@ -94,6 +94,11 @@ def num_threads() -> int:
     return _num_threads
 
 
+def in_a_piece() -> bool:
+    """Whether this thread is running a piece of `parallel_for`."""
+    return getattr(_inside, "flag", False)
+
+
 def worthwhile_threads(work: int, extra: int) -> int:
     """On how many threads `work` (multiplications) is best done side by side, where each thread
     beyond the first needs `extra` numbers of memory of its own.
@@ -112,6 +117,11 @@ def single_thread_if_small(work: int) -> contextlib.AbstractContextManager:
     return single_threaded_blas if work < LEAST_WORK else contextlib.nullcontext()
 
 
+def blas_is_single_threaded() -> bool:
+    """Whether a `with` around this holds products to one thread."""
+    return getattr(single_threaded_blas, "entered", 0) > 0
+
+
 def set_num_threads(count: int) -> None:
     """Compute on `count` threads from now on (also in OpenBLAS).  Raises ValueError below 1."""
     global _num_threads
@@ -119,9 +129,17 @@ def set_num_threads(count: int) -> None:
         expected = f"expected a whole number from 1 to {MOST_THREADS}"
         raise OptionError(f"{{threads}}: {expected}", threads=count)
     _num_threads = int(count)
-    if OPENBLAS is not None:
+    if OPENBLAS is not None and not _blas_is_held:
         OPENBLAS.set_num_threads(count)
     _forget_pool()
+
+
+def hold_blas() -> None:
+    """From now on NumPy's own products use one thread, whatever `set_num_threads` says."""
+    global _blas_is_held
+    _blas_is_held = True
+    if OPENBLAS is not None:
+        OPENBLAS.set_num_threads(1)
 
 
 def _forget_pool() -> None:
@@ -142,6 +160,7 @@ def _after_fork_in_child() -> None:
 
 
 _pool: ThreadPoolExecutor | None = None
+_blas_is_held = False
 _num_threads = _default_num_threads()
 if OPENBLAS is not None and OPENBLAS.get_num_threads() != _num_threads:
     OPENBLAS.set_num_threads(_num_threads)
@@ -161,7 +180,7 @@ def parallel_for(body: Callable[[int], Any], count: int) -> list[Any]:
     if count == 1:  # nothing to share: a product inside may use all of the BLAS's threads
         return [body(0)]
     with single_threaded_blas:
-        helpers = 0 if getattr(_inside, "flag", False) else min(count, _num_threads) - 1
+        helpers = 0 if in_a_piece() else min(count, _num_threads) - 1
         if helpers < 1:
             return [body(index) for index in range(count)]
         if _pool is None:

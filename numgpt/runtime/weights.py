@@ -45,16 +45,45 @@ class Weight:
         return self.shape[0]
 
     @property
-    def T(self) -> Transposed:  # noqa: N802 (as arrays have it)
+    def size(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that it takes."""
+        raise NotImplementedError
+
+    @property
+    def T(self) -> Weight:  # noqa: N802 (as arrays have it)
         """Wᵀ, for products."""
         return Transposed(self)
 
 
-class Transposed:
-    """Wᵀ (O, I) of a Weight, for products alone."""
+class Transposed(Weight):
+    """Wᵀ (O, I) of a Weight (I, O), for products."""
 
     def __init__(self, weight: Weight):
-        self.product = weight.transposed_product
+        self.weight = weight
+        self.shape, self.dtype = weight.shape[::-1], weight.dtype
+
+    def product(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        return self.weight.transposed_product(x, out)
+
+    def transposed_product(self, dy: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        return self.weight.product(dy, out)
+
+    @property
+    def T(self) -> Weight:  # noqa: N802
+        return self.weight
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes
+
+    def __array__(
+        self, dtype: np.typing.DTypeLike | None = None, copy: bool | None = None
+    ) -> np.ndarray:
+        return np.asarray(self.weight, dtype).T
 
 
 class SideBySide(Weight):
@@ -81,6 +110,10 @@ class SideBySide(Weight):
 
     def __getitem__(self, ids: np.ndarray) -> np.ndarray:
         return np.concatenate([matrix[ids] for matrix in self.matrices], axis=-1)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(matrix.nbytes for matrix in self.matrices)
 
     def __array__(
         self, dtype: np.typing.DTypeLike | None = None, copy: bool | None = None

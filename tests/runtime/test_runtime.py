@@ -89,14 +89,6 @@ def test_threads_follow_the_environment():
         assert f"NUMGPT_NUM_THREADS='{bad}'" in python(code, NUMGPT_NUM_THREADS=bad)
 
 
-@pytest.fixture(params=[1, 2, 3])
-def thread_count(request):
-    before = runtime.num_threads()
-    runtime.set_num_threads(request.param)
-    yield request.param
-    runtime.set_num_threads(before)
-
-
 def test_parallel_for_keeps_the_order(thread_count):
     assert runtime.parallel_for(lambda i: i * i, 50) == [i * i for i in range(50)]
     assert runtime.parallel_for(lambda i: runtime.parallel_for(lambda j: (i, j), 3), 4) == [

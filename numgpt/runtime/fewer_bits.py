@@ -1,0 +1,305 @@
+"""Weights in fewer bits: half or a quarter of float32's memory, which is what decoding waits for.
+
+    bfloat16    the upper half of a float32: 8 of its 24 binary digits, all of its range
+    int8        w_oi ≈ s_o q_oi,  q whole numbers from -127 to 127,  s_o = max_i |w_oi| / 127
+
+A matrix W (O, I) stands in rows, one for each output of y = x Wᵀ. Why a scale a row: it does not
+depend on what is summed over, so it factors out of the product,
+
+    y_no = Σ_i x_ni s_o q_oi = s_o Σ_i x_ni q_oi
+
+and costs one multiplication for each y. A scale for each input could be given to x instead; one for
+each of both, or for blocks of a row as in GGUF's Q8_0, does not come out of the sum.
+
+The error. Rounding to bfloat16 changes w by at most 2⁻⁸ |w|; to int8 by at most s_o / 2, evenly
+spread, so by s_o / √12 in the root mean square. The errors ε of a row are nearly independent. Then
+that of y_no, Σ_i x_ni ε_oi, has the mean square |x_n|² s_o² / 12, and y_no itself |x_n|² σ_o², with
+σ_o the standard deviation of the row: the relative error is s_o / (σ_o √12) = max|w| / (127 √12
+σ_o), 0.9 % for a row whose largest weight is four standard deviations.
+
+In oneDNN's products x is of as few bits as W. Rounded to int8 once, with a scale for each row of x,
+it would be too coarse, for some features of a Transformer are a hundred times larger than the
+others. So x is the sum of two parts, which are two rows of one product, and leave t / 508 of error:
+
+    x_n ≈ t_n (a_n + b_n / 254)     t_n = max_i |x_ni| / 127
+                                    a_n = round(x_n / t_n),  b_n = round(254 (x_n / t_n - a_n))
+
+Products. oneDNN multiplies what it has packed (onednn.py). Where it is missing, or the CPU's
+instructions are, some rows at a time are written out in float32, in a buffer that stays in the
+cache, and multiplied by NumPy: that saves memory, if not time. So are they for dy W, which only a
+backward pass asks for, on the way to the adapters of a frozen model.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from numgpt.runtime.blocks import over_row_blocks
+from numgpt.runtime.kernels import cpu_flags
+from numgpt.runtime.onednn import OUTPUTS, OneDNN, find_onednn
+from numgpt.runtime.products import FEW_ROWS, SMALL_PRODUCT, SMALL_RESULT, matmul
+from numgpt.runtime.scratch import empty
+from numgpt.runtime.threads import num_threads, parallel_for
+from numgpt.runtime.weights import Weight
+
+PANEL_BYTES = 1 << 21  # of rows that are written out in float32: they stay in the cache
+LARGEST = 127  # of int8, with either sign
+UNSIGNED = 128  # is added to x: onednn.py
+
+
+class FewerBits(Weight):
+    """W (R, C) = scales · stored numbers, in rows, which is read and not trained."""
+
+    kind: str  # oneDNN's name
+    needs: frozenset[str]  # for oneDNN's products the CPU has one of these
+    scales: np.ndarray | None = None  # (R,)
+
+    dtype = np.dtype(np.float32)  # of the products
+
+    def __init__(self, rows: np.ndarray, library: OneDNN | None = None):
+        """rows (R, C): the numbers as they are stored; `library` multiplies them, or NumPy."""
+        self.shape = rows.shape
+        self._pack(np.ascontiguousarray(rows), library)
+
+    def _pack(self, rows: np.ndarray, library: OneDNN | None) -> None:
+        packed = None if library is None else library.pack(self.kind, rows)
+        self.data = rows if packed is None else packed
+        self.library = None if packed is None else library
+
+    @classmethod
+    def rounded(cls, matrix: np.ndarray, library: OneDNN | None) -> FewerBits:
+        """Of a matrix (R, C) in float32."""
+        raise NotImplementedError
+
+    @classmethod
+    @functools.cache
+    def multiplier(cls) -> OneDNN | None:
+        """oneDNN, where it is, the CPU has the instructions, and a trial gives what it should."""
+        library = find_onednn()[0]
+        if library is None or not cls.needs & cpu_flags():
+            return None
+        rng = np.random.default_rng(0)
+        x, w = (rng.integers(-100, 100, (n, 70)).astype(np.float32) for n in (5, 130))
+        x[:, 0] = w[:, 0] = LARGEST  # then no number is rounded
+        try:
+            weight = cls.rounded(w, library)
+            found = weight.transposed_product(x), weight[np.arange(130)], np.asarray(weight)
+        except (AttributeError, RuntimeError):  # as oneDNN 2 has other functions
+            return None
+        right = all(map(np.array_equal, found, (x @ w.T, w, w)))
+        return weight.library if right else None
+
+    # --- what each kind does in its own way ---
+
+    def write_out(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """Stored numbers, without scales -> `out`, in float32."""
+        raise NotImplementedError
+
+    def multiply(self, x: np.ndarray, out: np.ndarray) -> None:
+        """out = x Wᵀ, by oneDNN.  x (N, C), out (N, R), float32, in C order."""
+        raise NotImplementedError
+
+    # --- what a matrix is asked for ---
+
+    def transposed_product(self, dy: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        x, y = dy, empty((len(dy), self.shape[0]), dy.dtype) if out is None else out
+        if self.library is not None and x.dtype == np.float32:
+            whole = y if y.flags.c_contiguous else empty(y.shape)
+            if len(x):
+                self.multiply(np.ascontiguousarray(x), whole)
+            if whole is not y:
+                y[...] = whole
+            return y
+
+        def some(rows: slice, panel: np.ndarray) -> None:
+            np.matmul(x, panel.T, out=y[:, rows])
+
+        self._in_panels(some, len(x), x.dtype)
+        if self.scales is not None:
+            y *= self.scales
+        return y
+
+    def product(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        dy, dx = x, np.empty((len(x), self.shape[1]), x.dtype) if out is None else out
+        dy = dy if self.scales is None else dy * self.scales
+        dx[...] = 0
+        lock = threading.Lock()
+
+        def some(rows: slice, panel: np.ndarray) -> None:
+            term = matmul(dy[:, rows], panel)
+            with lock:
+                np.add(dx, term, out=dx)
+
+        self._in_panels(some, len(dy), dy.dtype)
+        return dx
+
+    def _in_panels(
+        self, body: Callable[[slice, np.ndarray], None], count: int, dtype: np.typing.DTypeLike
+    ) -> None:
+        """Call body(rows, panel) for panels of rows of W, written out without scales, to be
+        multiplied with `count` rows; on all threads."""
+        unit = 1 if self.library is None else OUTPUTS
+        height = PANEL_BYTES // 4 // self.shape[1]
+        if 1 < count <= FEW_ROWS:
+            height = min(SMALL_PRODUCT // (count * self.shape[1]), SMALL_RESULT // count)
+        height = max(1, height // unit) * unit
+        starts = range(0, self.shape[0], height)
+        parts = [slice(start, min(start + height, self.shape[0])) for start in starts]
+        threads = min(num_threads(), len(parts))
+
+        def some(thread: int) -> None:
+            memory = empty((parts[0].stop, self.shape[1]), np.float32)
+            for rows in parts[thread::threads]:
+                body(rows, self._panel(rows, memory).astype(dtype, copy=False))
+
+        parallel_for(some, threads)
+
+    def _panel(self, rows: slice, memory: np.ndarray) -> np.ndarray:
+        if self.library is None:
+            panel = memory[: rows.stop - rows.start]
+            self.write_out(self.data[rows], panel)
+            return panel
+        blocks = self.data[rows.start // OUTPUTS : -(-rows.stop // OUTPUTS)]
+        return self.library.unpack(self.kind, blocks, self.shape[1])[: rows.stop - rows.start]
+
+    def __getitem__(self, ids: np.ndarray) -> np.ndarray:
+        stored = (
+            self.data[ids] if self.library is None else packed_rows(self.data, ids, self.shape[1])
+        )
+        rows = np.empty(stored.shape, np.float32)
+        self.write_out(stored, rows)
+        return rows if self.scales is None else rows * self.scales[ids][..., None]
+
+    def __array__(
+        self, dtype: np.typing.DTypeLike | None = None, copy: bool | None = None
+    ) -> np.ndarray:
+        return self[np.arange(self.shape[0])].astype(dtype or self.dtype, copy=False)
+
+    def __getstate__(self) -> dict[str, Any]:  # of a copy, which may be read on another machine
+        if self.library is None:
+            return self.__dict__
+        plain = packed_rows(self.data, np.arange(self.shape[0]), self.shape[1])
+        return self.__dict__ | {"data": plain, "library": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._pack(self.data, self.multiplier())
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self._arrays().values())
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {"data": self.data}
+
+    @classmethod
+    def one_above_another(cls, weights: Sequence[FewerBits]) -> FewerBits | None:
+        """[W₁; W₂; …] (ΣR, C), of which the weights are parts from now on; None where their rows
+        do not fill whole blocks."""
+        first = weights[0]
+        unit = 1 if first.library is None else OUTPUTS
+        if any(
+            type(w) is not type(first) or w.library is not first.library for w in weights
+        ) or any(w.shape[0] % unit for w in weights[:-1]):
+            return None
+        shape = sum(w.shape[0] for w in weights), first.shape[1]
+        if first.library is not None and first.library.order(first.kind, *shape) is None:
+            return None
+        whole: FewerBits = object.__new__(type(first))
+        whole.library = first.library
+        whole.shape = shape
+        for name in first._arrays():
+            joined = np.concatenate([getattr(w, name) for w in weights])
+            setattr(whole, name, joined)
+            start = 0
+            for w in weights:
+                stop = start + len(getattr(w, name))
+                setattr(w, name, joined[start:stop])
+                start = stop
+        return whole
+
+
+def packed_rows(packed: np.ndarray, ids: np.ndarray, width: int) -> np.ndarray:
+    """Rows of packed weights (O, I).  ids (…) -> (…, I)."""
+    block, place = np.divmod(ids, OUTPUTS)
+    return packed[block, :, :, place].reshape(*ids.shape, -1)[..., :width]
+
+
+class BFloat16(FewerBits):
+    """W (R, C) in bfloat16, as uint16."""
+
+    kind, needs = "bfloat16", frozenset({"avx512_bf16"})
+
+    @classmethod
+    def rounded(cls, matrix: np.ndarray, library: OneDNN | None) -> BFloat16:
+        return cls(to_bfloat16(matrix), library)
+
+    def write_out(self, rows: np.ndarray, out: np.ndarray) -> None:
+        bits = out.view(np.uint32)
+        np.copyto(bits, rows)
+        np.left_shift(bits, 16, out=bits)
+
+    def multiply(self, x: np.ndarray, out: np.ndarray) -> None:
+        assert self.library is not None
+        self.library.product(self.kind, to_bfloat16(x), self.data, out)
+
+
+def to_bfloat16(x: np.ndarray) -> np.ndarray:
+    """float32, in C order -> the nearest bfloat16, of two as near the even one, as uint16."""
+    bits = x.view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+class Int8(FewerBits):
+    """W (R, C) = scales · q."""
+
+    kind, needs = "int8", frozenset({"avx512_vnni", "avx_vnni"})
+
+    def __init__(self, rows: np.ndarray, scales: np.ndarray, library: OneDNN | None = None):
+        super().__init__(rows, library)
+        self.scales: np.ndarray = scales
+        self.shift = -UNSIGNED * scales * rows.sum(axis=1, dtype=np.float32)  # exact: whole, small
+
+    @classmethod
+    def rounded(cls, matrix: np.ndarray, library: OneDNN | None) -> Int8:
+        rows, scales = np.empty(matrix.shape, np.int8), np.empty(len(matrix), np.float32)
+
+        def some(matrix: np.ndarray, rows: np.ndarray, scales: np.ndarray) -> None:
+            scales[:] = np.abs(matrix).max(axis=1) / LARGEST
+            scales[scales == 0] = 1
+            rows[...] = np.rint(matrix / scales[:, None])
+
+        over_row_blocks(some, matrix, rows, scales)
+        return cls(rows, scales, library)
+
+    def write_out(self, rows: np.ndarray, out: np.ndarray) -> None:
+        np.copyto(out, rows)
+
+    def multiply(self, x: np.ndarray, out: np.ndarray) -> None:
+        assert self.library is not None
+        count, parts = len(x), np.empty((2 * len(x), x.shape[1]), np.uint8)
+        t = np.abs(x).max(axis=1, keepdims=True) / LARGEST
+        t[t == 0] = 1
+        x_t = x / t
+        a = np.rint(x_t)
+        b = np.rint(2 * LARGEST * (x_t - a))
+        with np.errstate(invalid="ignore"):  # where x has a NaN, t is one, and so is the result
+            np.add(a, UNSIGNED, out=parts[:count], casting="unsafe")
+            np.add(b, UNSIGNED, out=parts[count:], casting="unsafe")
+        y = empty((2 * count, self.shape[0]), np.float32)
+        self.library.product(self.kind, parts, self.data, y, self.scales, self.shift)
+        np.multiply(y[count:], 1 / (2 * LARGEST), out=out)
+        out += y[:count]
+        out *= t
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {"data": self.data, "scales": self.scales, "shift": self.shift}
+
+
+KINDS: dict[str, type[FewerBits]] = {"bfloat16": BFloat16, "int8": Int8}
+DTYPES = ("float32", *KINDS)  # what a model's matrices are kept as

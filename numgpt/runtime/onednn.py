@@ -1,0 +1,250 @@
+"""oneDNN's matrix products, where it is installed: of fewer bits, and float32's beside them.
+
+NumPy multiplies float32 and float64. oneDNN, the library below PyTorch and CTranslate2, multiplies
+bfloat16 and int8 too, where the CPU has instructions for them. Two things of it are called here:
+
+    dnnl_sgemm      a @ b of float32, as they lie in memory
+    a primitive     x Wᵀ of x (N, I) and W (O, I) in fewer bits, made for these sizes; float32 out
+
+Packed. With v numbers in 32 bits (2 of bfloat16, 4 of int8), W lies as (O/64, I/16v, 16, 64, v): an
+instruction takes v inputs of 16 outputs at once, and a product goes through W from its beginning to
+its end, so that sixteen rows take hardly longer than one. The instruction for int8, vpdpbusd,
+multiplies an unsigned x by a signed W: x comes as x + 128, and `shift` takes 128 Σ_i W_oi off.
+
+Threads. oneDNN has OpenMP's, which wait for work by spinning, as OpenBLAS's do. On two cores those
+that spin for one library push a thread of the other onto the main thread's core, where it stays for
+milliseconds: of products by both in turn some took twenty times as long. So where oneDNN is used,
+OpenBLAS is held to one thread, and large products of float32 are oneDNN's, which are as fast or
+faster (products.py has the one exception; float64's then take one thread). In numgpt's own threads,
+and in a forked child, where OpenMP's are gone, a product keeps to its thread.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import functools
+import importlib.metadata
+import os
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from numgpt.runtime.scratch import empty
+from numgpt.runtime.threads import hold_blas, in_a_piece, num_threads
+
+VARIABLE = "NUMGPT_ONEDNN"  # 0: it is not used; a path: this library
+DISTRIBUTION = "onednn-cpu-gomp"  # what the extra installs
+# As it is loaded, unless they are set: a thread spins for some 0.3 ms, and nothing is printed.
+SETTINGS = {"GOMP_SPINCOUNT": "20000", "ONEDNN_VERBOSE": "none"}
+INPUTS, OUTPUTS = 16, 64  # of a block of packed weights
+
+# dnnl_types.h, the same in all of oneDNN 3.
+CODES = {"float32": 3, "bfloat16": 2, "int8": 5, "uint8": 6}
+CPU, IN_ORDER, AS_IT_LIKES, BY_OUTPUT = 1, 1, 1, 1 << 1
+WEIGHTS_LIE, COUNT, SIZES = 131, 263, 264  # what is asked; the last two of blocks
+SRC, DST, WEIGHTS, SHIFT, SCALES = 1, 17, 33, 41, 4096 | 33  # a primitive's arguments
+OF_X = {"bfloat16": "bfloat16", "int8": "uint8"}  # by the kind of W
+
+
+class _Argument(ctypes.Structure):
+    _fields_ = (("argument", ctypes.c_int), ("memory", ctypes.c_void_p))
+
+
+class _Object(ctypes.c_void_p):
+    """One of the library's, which it destroys after the last reference."""
+
+    destroy: Any = None
+    of: Any = None  # what it is a part of
+
+    def __del__(self) -> None:
+        if self.destroy is not None and self.value:
+            self.destroy(self)
+
+
+class OneDNN:
+    """A loaded library."""
+
+    def __init__(self, path: str):
+        """Raises OSError, AttributeError or RuntimeError for what is none."""
+        self.library = library = ctypes.CDLL(path)
+        size, real, address = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+        sizes, matrix = ([ctypes.c_char] * 2 + [size] * 3, [address, size])  # type: Any, Any
+        library.dnnl_sgemm.argtypes = [*sizes, real, *matrix, *matrix, real, *matrix]
+        library.dnnl_version.restype = ctypes.POINTER(ctypes.c_int)
+        library.dnnl_primitive_desc_query_md.restype = address
+        library.dnnl_memory_desc_get_size.restype = ctypes.c_size_t
+        library.dnnl_memory_set_data_handle.argtypes = [address, address]
+        self.version = "{}.{}.{}".format(*library.dnnl_version()[:3])
+        self._set_threads = getattr(library, "omp_set_num_threads", lambda count: None)
+        self._process = os.getpid()
+        self._engine = self._make("engine_create", CPU, ctypes.c_size_t(0))
+        self._stream = self._make("stream_create", self._engine, IN_ORDER)
+        a, out = np.arange(21, dtype=np.float32).reshape(3, 7), np.empty((3, 3), np.float32)
+        for b in (a.T, np.ascontiguousarray(a.T)):
+            if not self.sgemm(a, b, out) or not np.array_equal(out, a @ b):
+                raise RuntimeError("it gave a wrong product in its trial")
+
+    def sgemm(self, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> bool:
+        """out = a @ b in float32, unless one of them lies neither in rows nor in columns."""
+        of_a, of_b, of_out = _lies(a), _lies(b), _lies(out)
+        if of_a is None or of_b is None or of_out is None or of_out[0] != b"N":
+            return False
+        self._choose_threads()
+        sizes = of_a[0], of_b[0], *out.shape, a.shape[1]
+        self._call("sgemm", *sizes, 1.0, *of_a[1:], *of_b[1:], 0.0, *of_out[1:])
+        return True
+
+    def pack(self, kind: str, rows: np.ndarray) -> np.ndarray | None:
+        """W (O, I) of a kind, in C order -> packed; None where it is not to be."""
+        if (order := self.order(kind, *rows.shape)) is None:
+            return None
+        (outputs, width), together = rows.shape, 4 // rows.itemsize
+        blocks = -(-outputs // OUTPUTS), -(-width // (INPUTS * together))
+        packed = empty((*blocks, INPUTS, OUTPUTS, together), rows.dtype)
+        self._reorder(self._array(kind, width, outputs, strides=(1, width)), rows, order, packed)
+        return packed
+
+    def unpack(self, kind: str, packed: np.ndarray, width: int) -> np.ndarray:
+        """Packed weights, whole blocks of outputs -> W (O, I) in float32."""
+        rows = empty((len(packed) * OUTPUTS, width), np.float32)
+        plain = self._array("float32", width, len(rows), strides=(1, width))
+        self._reorder(self.order(kind, *rows.shape), packed, plain, rows)
+        return rows
+
+    @functools.cache  # noqa: B019 (there is one library)
+    def order(self, kind: str, outputs: int, width: int) -> _Object | None:
+        """How packed W (O, I) lies; None where the library does not like it in this file's form."""
+        self._set_threads(1)  # for more, small matrices would be cut into other blocks
+        likes = self._array(kind, width, outputs, strides=None)
+        described = self._described(kind, 1, width, outputs, likes)
+        order = _Object(self.library.dnnl_primitive_desc_query_md(described, WEIGHTS_LIE, 0))
+        order.of = described
+        sizes, count = ctypes.POINTER(ctypes.c_int64)(), ctypes.c_int()
+        self._call("memory_desc_query", order, COUNT, ctypes.byref(count))
+        self._call("memory_desc_query", order, SIZES, ctypes.byref(sizes))
+        together = {"bfloat16": 2, "int8": 4}[kind]
+        area = (width + -width % (INPUTS * together)) * (outputs + -outputs % OUTPUTS)
+        fits = self.library.dnnl_memory_desc_get_size(order) == area * 4 // together
+        return order if fits and sizes[: count.value] == [INPUTS, OUTPUTS, together] else None
+
+    def product(
+        self, kind: str, x: np.ndarray, packed: np.ndarray, out: np.ndarray, *scaling: np.ndarray
+    ) -> None:
+        """out = x Wᵀ of bfloat16; out = (x Wᵀ) · scales + shift of int8, with x unsigned, `scaling`
+        scales and shift (O,).  x (N, I), out (N, O); float32 but for x and W, all in C order."""
+        mine = threading.get_ident(), self._choose_threads()
+        primitive, memories, arguments = self._product(*mine, kind, *x.shape, out.shape[1])
+        for memory, array in zip(memories, (x, packed, out, *scaling), strict=True):
+            self.library.dnnl_memory_set_data_handle(memory, _address(array))
+        self._call("primitive_execute", primitive, self._stream, len(memories), arguments)
+
+    @functools.lru_cache(maxsize=1024)  # noqa: B019
+    def _product(self, thread: int, threads: int, kind: str, n: int, i: int, o: int) -> tuple:
+        """A primitive, and its arguments: each thread has its own, as they say where arrays lie."""
+        order = self.order(kind, o, i)
+        self._set_threads(threads)
+        primitive = self._make("primitive_create", self._described(kind, n, i, o, order))
+        x, out = self._array(OF_X[kind], n, i), self._array("float32", n, o)
+        lies = {SRC: x, WEIGHTS: order, DST: out}
+        if kind == "int8":
+            lies |= {SCALES: self._array("float32", o), SHIFT: self._array("float32", 1, o)}
+        memories = [self._memory(of) for of in lies.values()]
+        return primitive, memories, _arguments(lies, memories)
+
+    def _described(self, kind: str, n: int, i: int, o: int, order: Any) -> _Object:
+        """The product of x (N, I) and Wᵀ (I, O), with W in an order."""
+        x, out = self._array(OF_X[kind], n, i), self._array("float32", n, o)
+        shift = attributes = None
+        if kind == "int8":
+            shift = self._array("float32", 1, o)
+            attributes = self._make("primitive_attr_create")
+            self._call("primitive_attr_set_scales_mask", attributes, WEIGHTS, BY_OUTPUT)
+        matrices = x, order, shift, out, attributes
+        return self._make("matmul_primitive_desc_create", self._engine, *matrices)
+
+    def _array(self, kind: str, *shape: int, strides: Any = ()) -> _Object:
+        """In C order, or with strides; None: in the order that the library likes."""
+        numbers = ctypes.c_int64 * len(shape)
+        what = len(shape), numbers(*shape), CODES[kind]
+        if strides is None:
+            return self._make("memory_desc_create_with_tag", *what, AS_IT_LIKES)
+        steps = numbers(*strides or (*shape[1:], 1))
+        return self._make("memory_desc_create_with_strides", *what, steps)
+
+    def _memory(self, lies: Any, array: np.ndarray | None = None) -> _Object:
+        place = ctypes.c_void_p(None if array is None else _address(array))
+        return self._make("memory_create", lies, self._engine, place)
+
+    def _reorder(self, lies: Any, source: np.ndarray, to: Any, target: np.ndarray) -> None:
+        self._choose_threads()
+        how = lies, self._engine, to, self._engine, None
+        described = self._make("reorder_primitive_desc_create", *how)
+        primitive = self._make("primitive_create", described)
+        memories = [self._memory(lies, source), self._memory(to, target)]
+        arguments = _arguments((SRC, DST), memories)
+        self._call("primitive_execute", primitive, self._stream, 2, arguments)
+
+    def _make(self, name: str, *arguments: Any) -> _Object:
+        made, (what, _) = _Object(), name.removeprefix("matmul_").split("_create")
+        self._call(name, ctypes.byref(made), *arguments)
+        made.destroy = getattr(self.library, f"dnnl_{what.removeprefix('reorder_')}_destroy")
+        return made
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        if status := getattr(self.library, f"dnnl_{name}")(*arguments):
+            raise RuntimeError(f"dnnl_{name} failed with status {status}")
+
+    def _choose_threads(self) -> int:
+        count = 1 if in_a_piece() or os.getpid() != self._process else num_threads()
+        self._set_threads(count)
+        return count
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
+def _arguments(numbers: Any, memories: list[_Object]) -> Any:
+    pairs = zip(numbers, memories, strict=True)
+    return (_Argument * len(memories))(*(_Argument(n, memory.value) for n, memory in pairs))
+
+
+def _lies(matrix: np.ndarray) -> tuple[bytes, int, int] | None:
+    """Whether it lies in columns, where, and how far a row, or column, is from the next."""
+    (rows, columns), (down, across) = matrix.shape, (step // 4 for step in matrix.strides)
+    if across == 1 and (down >= columns or rows == 1):
+        return b"N", _address(matrix), max(down, columns)
+    if down == 1 and (across >= rows or columns == 1):
+        return b"T", _address(matrix), max(across, rows)
+    return None
+
+
+@functools.cache
+def find_onednn() -> tuple[OneDNN | None, str]:
+    """The library, and a sentence on it.  From now on OpenBLAS keeps to one thread."""
+    if (wanted := os.environ.get(VARIABLE)) == "0":
+        return None, f"not used: {VARIABLE}=0"
+    sentence = f"not installed: pip install 'numgpt[onednn]', or name a libdnnl by {VARIABLE}"
+    for path in [wanted] if wanted else _candidates():
+        ours = SETTINGS.keys() - os.environ.keys()
+        os.environ.update((name, SETTINGS[name]) for name in ours)
+        try:
+            library = OneDNN(path)
+            hold_blas()
+            return library, f"{library.version}, {path} ({VARIABLE}=0 leaves it)"
+        except (OSError, AttributeError, RuntimeError) as error:
+            sentence = f"not used: {path}: {error}"
+        finally:
+            for name in ours:
+                del os.environ[name]
+    return None, sentence
+
+
+def _candidates() -> Iterator[str]:
+    for distribution in importlib.metadata.distributions(name=DISTRIBUTION):
+        files = (file for file in distribution.files or () if file.name == "libdnnl.so.3")
+        yield from (str(distribution.locate_file(file)) for file in files)
+    if name := ctypes.util.find_library("dnnl"):
+        yield name

@@ -1,0 +1,259 @@
+"""Weights in fewer bits, with oneDNN and without; what oneDNN is used for, and when it is not."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import assert_close
+
+from numgpt.runtime import fewer_bits, matmul, onednn, parallel_for, single_thread_if_small
+from numgpt.runtime.fewer_bits import KINDS, FewerBits, Int8, to_bfloat16
+
+LIBRARY = onednn.find_onednn()[0]
+RELATIVE = {"bfloat16": 2**-8, "int8": 1 / 254}  # of the largest of a row, at most
+
+
+@pytest.fixture(params=["NumPy", "oneDNN"])
+def library(request):
+    """What multiplies; the second where it is installed, and the CPU can do it."""
+    if request.param == "NumPy":
+        return None
+    if LIBRARY is None or any(kind.multiplier() is None for kind in KINDS.values()):
+        pytest.skip(f"oneDNN: {onednn.find_onednn()[1]}")
+    return LIBRARY
+
+
+def matrix(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def test_bfloat16_is_the_nearest_and_of_two_the_even_one():
+    halves = np.array([1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -1 - 2**-8], np.float32)
+    expected = np.array([1, 1 + 4 * 2**-8, 1 + 2**-7, -1], np.float32)
+    assert to_bfloat16(halves).tolist() == (expected.view(np.uint32) >> 16).tolist()
+    large = np.array([np.inf, 3.4e38, np.nan, 0.0, -0.0], np.float32)
+    back = (to_bfloat16(large).astype(np.uint32) << 16).view(np.float32)
+    np.testing.assert_array_equal(back, np.array([np.inf, np.inf, np.nan, 0, 0], np.float32))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(130, 70), (64, 64), (1000, 33), (7, 5)])
+def test_rows_and_products_are_those_of_the_rounded_matrix(kind, shape, library):
+    w = matrix(*shape)
+    weight = KINDS[kind].rounded(w, library)
+    rounded = np.asarray(weight)
+    assert (weight.shape, rounded.dtype, weight.size) == (shape, np.float32, w.size)
+    limit = RELATIVE[kind] * np.abs(w).max(axis=1, keepdims=True) * (1 + 1e-6)
+    assert (np.abs(rounded - w) <= limit).all()
+    ids = np.array([[3, 0], [shape[0] - 1, 3]])
+    np.testing.assert_array_equal(weight[ids], rounded[ids])
+    for count in (1, 2, 5, 40):
+        x, dy = matrix(count, shape[1], seed=1), matrix(count, shape[0], seed=2)
+        exact = x.astype(np.float64) @ rounded.T.astype(np.float64)
+        # oneDNN rounds x as well: to 2⁻⁸, or to two parts of int8 (float32's own error is below).
+        of_x = 0 if weight.library is None else {"bfloat16": 2**-8, "int8": 1 / 127 / 508}[kind]
+        row = {"bfloat16": np.abs(x), "int8": np.abs(x).max(axis=1, keepdims=True) + 0 * x}[kind]
+        limit = of_x * row @ np.abs(rounded).T + 1e-5 * np.abs(exact).max()
+        assert (np.abs(matmul(x, weight.T) - exact) <= limit).all()
+        out = np.empty((count, 2 * shape[0]), np.float32)[:, : shape[0]]  # rows with gaps
+        assert matmul(x, weight.T, out) is out
+        np.testing.assert_allclose(out, matmul(x, weight.T), rtol=1e-5, atol=1e-5)
+        exact = dy.astype(np.float64) @ rounded.astype(np.float64)
+        assert_close(matmul(dy, weight), exact.astype(np.float32))
+        double = matmul(x.astype(np.float64), weight.T)  # by the matrix, without rounding x
+        exact = x.astype(np.float64) @ rounded.T.astype(np.float64)
+        assert np.abs(double - exact).max() <= 2**-23 * np.abs(x @ rounded.T).max() * shape[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_product_of_many_panels(kind, library, monkeypatch, thread_count):
+    monkeypatch.setattr(fewer_bits, "PANEL_BYTES", 1 << 16)
+    weight, x = KINDS[kind].rounded(matrix(1000, 96), library), matrix(30, 96, seed=1)
+    dy = matrix(30, 1000, seed=2)
+    rounded = np.asarray(weight)
+    assert_close(matmul(dy, weight), (dy.astype(np.float64) @ rounded).astype(np.float32))
+    weight = KINDS[kind].rounded(matrix(1000, 96), None)
+    assert_close(matmul(x, weight.T), (x.astype(np.float64) @ rounded.T).astype(np.float32))
+
+
+@given(st.integers(1, 5), st.integers(1, 200), st.floats(-8, 8), st.integers(0, 99))
+def test_two_parts_of_int8_are_as_good_as_float32(count, width, log_scale, seed):
+    """One feature is a thousand times the others: x rounded once would lose these."""
+    weight = Int8.rounded(matrix(130, width, seed=seed), Int8.multiplier())
+    x = matrix(count, width, seed=seed + 1) * np.float32(10.0**log_scale)
+    x[:, 0] *= 1000
+    exact = x.astype(np.float64) @ np.asarray(weight, np.float64).T
+    limit = np.abs(x).max() / 127 / 508 * np.abs(np.asarray(weight)).sum(axis=1).max()
+    assert np.abs(matmul(x, weight.T) - exact).max() <= limit + 1e-5 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_nothing(kind, library):
+    w = matrix(70, 66)
+    w[3] = 0
+    weight = KINDS[kind].rounded(w, library)
+    x = matrix(3, 66, seed=1)
+    x[1] = 0
+    y = matmul(x, weight.T)
+    assert not y[1].any()
+    assert not y[:, 3].any()
+    assert not np.asarray(weight)[3].any()
+    assert matmul(x[:0], weight.T).shape == (0, 70)
+    x[2, 5] = np.nan
+    assert np.isnan(matmul(x, weight.T)[2]).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_above_another(kind, library):
+    parts = [KINDS[kind].rounded(matrix(n, 70, seed=n), library) for n in (128, 64, 40)]
+    before = [np.asarray(part) for part in parts]
+    whole = FewerBits.one_above_another(parts)
+    np.testing.assert_array_equal(np.asarray(whole), np.concatenate(before))
+    x = matrix(5, 70)
+    y = matmul(x, whole.T)
+    assert_close(y, np.concatenate([matmul(x, part.T) for part in parts], axis=1))
+    for part, rows in zip(parts, before, strict=True):
+        np.testing.assert_array_equal(np.asarray(part), rows)
+        assert np.shares_memory(part.data, whole.data)
+    if parts[0].library is not None:  # rows that fill no block have nothing beside them
+        assert FewerBits.one_above_another([parts[2], parts[0]]) is None
+    other = KINDS["int8" if kind == "bfloat16" else "bfloat16"].rounded(before[0], library)
+    assert FewerBits.one_above_another([parts[0], other]) is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_copies_go_to_machines_of_every_kind(kind, library, monkeypatch):
+    weight = KINDS[kind].rounded(matrix(130, 70), library)
+    saved = pickle.dumps(weight)
+    for other in (copy.deepcopy(weight), pickle.loads(saved)):
+        np.testing.assert_array_equal(np.asarray(other), np.asarray(weight))
+        assert other.library is KINDS[kind].multiplier()
+    monkeypatch.setattr(KINDS[kind], "multiplier", classmethod(lambda cls: None))
+    there = pickle.loads(saved)
+    assert there.library is None
+    np.testing.assert_array_equal(np.asarray(there), np.asarray(weight))
+
+
+def test_memory():
+    w = matrix(640, 512)
+    for kind, bytes_each in (("bfloat16", 2), ("int8", 1)):
+        nbytes = KINDS[kind].rounded(w, KINDS[kind].multiplier()).nbytes
+        assert bytes_each * w.size <= nbytes <= 1.02 * bytes_each * w.size
+        assert KINDS[kind].rounded(w, None).T.nbytes == KINDS[kind].rounded(w, None).nbytes
+
+
+# --- oneDNN ---
+
+
+def info(**environment) -> str:
+    code = "from numgpt.runtime.onednn import find_onednn; print(find_onednn()[1])"
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def test_it_can_be_left_alone():
+    assert info(NUMGPT_ONEDNN="0") == "not used: NUMGPT_ONEDNN=0\n"
+
+
+def test_what_is_no_library_is_said(tmp_path):
+    path = tmp_path / "libdnnl.so"
+    path.write_text("no library")
+    assert info(NUMGPT_ONEDNN=str(path)).startswith(f"not used: {path}: ")
+    assert "No such file" in info(NUMGPT_ONEDNN=str(tmp_path / "absent.so"))
+    if sys.platform == "linux":  # one that has none of the functions
+        assert "dnnl" in info(NUMGPT_ONEDNN="libm.so.6")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_that_multiplies_wrongly_is_not_used(kind, library, monkeypatch):
+    if library is None:
+        pytest.skip("there is none to be wrong")
+    right = library.product
+    wrong = {
+        "the product": (
+            "product",
+            lambda kind, x, w, out, *s: (right(kind, x, w, out, *s), out.__iadd__(1)),
+        ),
+        "the order": (
+            "pack",
+            lambda kind, rows: np.roll(type(library).pack(library, kind, rows), 1),
+        ),
+        "no order": ("pack", lambda kind, rows: None),
+        "an error": ("product", lambda *_: library._call("engine_create", None, 9, 9)),
+    }
+    for name, function in wrong.values():
+        KINDS[kind].multiplier.__func__.cache_clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(library, name, function)
+            assert KINDS[kind].multiplier() is None
+        KINDS[kind].multiplier.__func__.cache_clear()
+    assert KINDS[kind].multiplier() is library
+
+
+needs_onednn = pytest.mark.skipif(LIBRARY is None, reason="oneDNN is not installed")
+
+
+@needs_onednn
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("rows", [1, 2, 16, 17, 100])
+def test_large_products_of_float32_are_onednns(rows, transposed, monkeypatch):
+    asked = []
+    real = LIBRARY.sgemm
+    monkeypatch.setattr(LIBRARY, "sgemm", lambda *arrays: asked.append(1) or real(*arrays))
+    a, b = matrix(rows, 500), matrix(500, 600, seed=1)
+    expected = (a.astype(np.float64) @ b).astype(np.float32)
+    b = np.asfortranarray(b) if transposed else b
+    assert_close(matmul(a, b), expected)
+    assert len(asked) == (rows > 1)
+    out = np.empty((rows, 700), np.float32)[:, 50:650]
+    assert_close(matmul(np.asfortranarray(a), b, out), expected)
+    odd = np.empty((rows, 1200), np.float32)[:, ::2]  # lies as no library wants it
+    assert_close(matmul(a[:, ::-1][:, ::-1], b, odd), expected)
+    del asked[:]
+    parallel_for(lambda _: matmul(a, b), 2)  # each in its own thread
+    with single_thread_if_small(1):
+        matmul(a, b)
+    matmul(a.astype(np.float64), b.astype(np.float64))
+    matmul(a[:, :10], b[:10, :10])
+    assert not asked
+
+
+@needs_onednn
+def test_openblas_keeps_to_one_thread():
+    code = (
+        "import numgpt.runtime as runtime; from numgpt.runtime import onednn, kernels\n"
+        "onednn.find_onednn(); runtime.set_num_threads(2)\n"
+        "print(kernels.OPENBLAS.get_num_threads(), runtime.num_threads())"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout == "1 2\n"
+
+
+@needs_onednn
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_multiplies():
+    code = (
+        "import os, numpy as np; from numgpt.runtime import matmul\n"
+        "a = np.ones((300, 600), np.float32); b = np.ones((600, 700), np.float32)\n"
+        "matmul(a, b)\n"
+        "if (child := os.fork()) == 0:\n"
+        "    os._exit(int(not (matmul(a, b) == 600).all()))\n"
+        "print(os.waitpid(child, 0)[1])"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert told.stdout == "0\n"
