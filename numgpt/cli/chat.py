@@ -17,6 +17,7 @@ from typing import Any
 from numgpt.cli.common import (
     add_chat_format,
     add_command,
+    add_dtype,
     add_model,
     add_sampling,
     add_threads,
@@ -67,6 +68,7 @@ def register(subparsers: Any) -> None:
         run,
     )
     add_model(parser, DEFAULT_MODEL, "fetched by: numgpt download smollm2")
+    add_dtype(parser)
     parser.add_argument("--system", metavar="TEXT", help="system prompt (default: the model's own)")
     parser.add_argument(
         "--max-new-tokens",
@@ -87,7 +89,7 @@ def register(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     sampling = sampling_options(options)
-    model, tokenizer = load(options.model, adapter=options.adapter)
+    model, tokenizer = load(options.model, adapter=options.adapter, dtype=options.dtype)
     sampling["seed"] = options.seed
     if options.max_new_tokens is not None:
         sampling["max_new_tokens"] = options.max_new_tokens

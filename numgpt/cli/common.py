@@ -10,6 +10,7 @@ from numgpt.formats import SHIPPED
 from numgpt.generation.options import SAMPLING
 from numgpt.messages import shown, tell
 from numgpt.options import AboutOptions, as_argument
+from numgpt.runtime import DTYPES
 from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES
 from numgpt.training.config import options_of
 
@@ -45,6 +46,16 @@ def add_model(
 def add_adapter(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--adapter", metavar="DIR", help="what was tuned of the model: an adapter's directory"
+    )
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default=DTYPES[0],
+        help=f"what the model's matrices are kept as: {', '.join(DTYPES)} (default {DTYPES[0]}; the"
+        " others take a half and a quarter of the memory, and with oneDNN of the time)",
     )
 
 

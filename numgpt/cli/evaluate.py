@@ -11,6 +11,7 @@ import numpy as np
 
 from numgpt.cli.common import (
     add_command,
+    add_dtype,
     add_model,
     add_special_tokens,
     add_threads,
@@ -34,6 +35,7 @@ def register(subparsers: Any) -> None:
         run,
     )
     add_model(parser)
+    add_dtype(parser)
     parser.add_argument(
         "--data", required=True, nargs="+", metavar="FILE", help="text: files, directories or globs"
     )
@@ -48,7 +50,7 @@ def register(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    model, tokenizer = load(options.model, adapter=options.adapter)
+    model, tokenizer = load(options.model, adapter=options.adapter, dtype=options.dtype)
     files = find_texts(options.data)
     if lines := [file for file in files if str(file).endswith(ENDINGS)]:
         tell(f"numgpt: note: {lines[0]} is JSON: measured as the text it is, keys and all")

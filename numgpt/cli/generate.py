@@ -13,6 +13,7 @@ import numpy as np
 
 from numgpt.cli.common import (
     add_command,
+    add_dtype,
     add_model,
     add_sampling,
     add_special_tokens,
@@ -52,6 +53,7 @@ def register(subparsers: Any) -> None:
         "prompt", nargs="*", help="the text to continue; - or a pipe: standard input"
     )
     add_model(parser)
+    add_dtype(parser)
     add_special_tokens(parser, "prompt")
     parser.add_argument(
         "--max-new-tokens", type=whole, metavar="N", help=f"tokens to add (default {NEW_TOKENS})"
@@ -122,7 +124,7 @@ def register(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     _check(options)
     prompt = text_argument(" ".join(options.prompt) if options.prompt else None, "prompt")
-    model, tokenizer = load(options.model, adapter=options.adapter)
+    model, tokenizer = load(options.model, adapter=options.adapter, dtype=options.dtype)
     allowed = "all" if options.special_tokens else ()
     ids = tokenizer.encode(prompt, allowed, add_special_tokens=True)
     if not ids:

@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 
 import numgpt
-from numgpt.cli.common import add_command
+from numgpt.cli.common import add_command, add_dtype
 from numgpt.formats import SHIPPED, load_adapter, open_model, read_model, resolve
 from numgpt.formats.catalogue import CATALOGUE
 from numgpt.formats.huggingface import is_model
 from numgpt.formats.names import downloaded
 from numgpt.formats.peft import base_of, is_adapter
 from numgpt.formats.source import Source
+from numgpt.runtime.fewer_bits import KINDS
+from numgpt.runtime.onednn import find_onednn
 from numgpt.tokenizer.chat_template import ChatTemplate
 
 # What in a parameter's name tells where it belongs; the first that fits.
@@ -50,17 +52,19 @@ def register(subparsers: Any) -> None:
         default=SHIPPED,
         help=f"a model's directory or file, a name or a hub id (default: {SHIPPED})",
     )
+    add_dtype(parser)
 
 
 def run(options: argparse.Namespace) -> None:
     path = resolve(options.model)
     adapter = path if is_adapter(path) and not is_model(path) else None
     source = open_model(path if adapter is None else resolve(base_of(path)))
-    model = read_model(source)
+    model = read_model(source, dtype=options.dtype)
     if adapter is not None:
         print(f"adapter {adapter} of {base_of(path)}: {load_adapter(model, adapter)!r}")
         model.set_adapter(None)
     total, size = model.num_parameters(), model.parameters.dtype.itemsize
+    weights = model.parameters.nbytes
     sizes = model.config
     kind = f"{type(model).__name__} ({sizes.model_type})"
     print(f"model {options.model}: {kind}, {total:,} parameters")
@@ -71,11 +75,12 @@ def run(options: argparse.Namespace) -> None:
         print(f"  {part:<24}{count:>14,}  {count / total:6.1%}")
     for name, value in _on_disk(source).items():
         print(f"{name:<12}{value}")
-    print("memory, float32")
-    print(f"  {'weights':<24}{_megabytes(total * size)}")
+    print(f"memory, {options.dtype}")
+    bits = 8 * weights / total
+    print(f"  {'weights':<24}{_megabytes(weights)}  ({bits:.3g} bits each)")
     print(
         f"  {'training, without batch':<24}{_megabytes(4 * total * size)}  (weights, gradients,"
-        " two moments)"
+        " two moments, in float32)"
     )
     per_token = 2 * sizes.layers * sizes.kv_heads * sizes.head_size
     cache = per_token * model.context_length * size
@@ -97,12 +102,17 @@ def run(options: argparse.Namespace) -> None:
         "Python": platform.python_version(),
         "NumPy": np.__version__,
         **numgpt.runtime.kernels.describe(),
+        "oneDNN": find_onednn()[1],
+        "fewer bits": ", ".join(
+            f"{name} by {'NumPy, in panels' if kind.multiplier() is None else 'oneDNN'}"
+            for name, kind in KINDS.items()
+        ),
         "allocator": numgpt.runtime.ALLOCATOR,
     }
     if multiplies_wrongly(np.__version__):
         facts["NumPy"] += "  (can multiply wrongly from several threads: upgrade it)"
     for name, fact in (facts | {"threads": str(numgpt.runtime.num_threads())}).items():
-        print(f"  {name:<10}{fact}")
+        print(f"  {name:<12}{fact}")
 
 
 def multiplies_wrongly(version: str) -> bool:

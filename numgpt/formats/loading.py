@@ -31,6 +31,7 @@ def load(
     name_or_path: str | os.PathLike,
     mmap: bool = True,
     adapter: str | os.PathLike | None = None,
+    dtype: str = "float32",
 ) -> tuple[LanguageModel, BaseTokenizer]:
     """A model and its tokenizer: from a directory or file of any known format, by the name of a
     shipped or downloaded model, or by a hub id. With `adapter`, the directory of one in PEFT's
@@ -39,7 +40,8 @@ def load(
 
     Weights that are stored as float32 stay in their file, mapped, and must not be cut short while
     the model is in use: the system would end the process (SIGBUS). mmap=False reads them into
-    memory.
+    memory. With dtype="bfloat16" or "int8" the model's matrices take a half or a quarter of the
+    memory, and are not trained: only an adapter beside them is.
 
     Raises FileNotFoundError or ValueError, in one line that names what is wrong and what to do.
     """
@@ -51,7 +53,7 @@ def load(
             raise ValueError(f"{path} is an adapter already: name the model that {adapter} is for")
         base = peft.base_of(path)
         try:
-            return load(base, mmap, path)
+            return load(base, mmap, path, dtype)
         except FileNotFoundError as error:
             absent = "{0} is an adapter of {1}, which is not there ({2}): name the model, and"
             where = path, shown(base), error, quoted(path)
@@ -62,7 +64,7 @@ def load(
         # What was tuned may have a chat format of its own.
         tokenizer = load_tokenizer_files(Path(adapter))
     check_belongs(tokenizer, source.config.vocab_size, source.path if adapter is None else adapter)
-    model = read_model(source, mmap=mmap)
+    model = read_model(source, mmap=mmap, dtype=dtype)
     model.name_or_path = peft.hub_name(os.fspath(name_or_path))
     if adapter is not None:
         peft.load_adapter(model, adapter)
@@ -104,23 +106,27 @@ def load_model(
     name_or_path: str | os.PathLike,
     expected: type[LanguageModel] = LanguageModel,
     mmap: bool = True,
+    dtype: str = "float32",
 ) -> LanguageModel:
-    """A model by itself, from where `load` finds one; weights in float32."""
+    """A model by itself, from where `load` finds one."""
     source = open_model(resolve(name_or_path))
     if not issubclass(source.family.model, expected):
         raise ValueError(
             f"{source.path} holds a {source.family.model.__name__}, not a {expected.__name__}"
         )
-    model = read_model(source, mmap=mmap)
+    model = read_model(source, mmap=mmap, dtype=dtype)
     model.name_or_path = peft.hub_name(os.fspath(name_or_path))
     return model
 
 
 def read_model(
-    source: Source, report: Callable[[str], None] = lambda name: None, mmap: bool = True
+    source: Source,
+    report: Callable[[str], None] = lambda name: None,
+    mmap: bool = True,
+    dtype: str = "float32",
 ) -> LanguageModel:
     """The model of a source; `report` is called with each tensor's name as its turn comes."""
-    parameters = read_parameters(source, report, mmap)
+    parameters = read_parameters(source, report, mmap, dtype)
     model = source.family.model(source.config, parameters=parameters)
     model.generation_config = dict(source.generation)
     return model

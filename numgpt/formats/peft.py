@@ -187,7 +187,7 @@ def fingerprint(model: LanguageModel) -> str:
     digest = hashlib.sha256()
     for name, array in sorted(model.own_parameters.items()):
         digest.update(f"{name} {array.shape}".encode())
-        values = array.reshape(-1)
+        values = np.asarray(array).reshape(-1)
         values = values[:: max(1, len(values) // FINGERPRINTED)]
         digest.update(values.astype(np.float32, copy=False).tobytes())
     return digest.hexdigest()

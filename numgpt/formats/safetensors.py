@@ -23,6 +23,7 @@ import numpy as np
 from numgpt.files import LFS_POINTER, check_no_pointer, replacing
 from numgpt.formats.tensors import DTYPES, StoredTensor
 from numgpt.messages import shown
+from numgpt.runtime.fewer_bits import to_bfloat16
 
 LARGEST_JSON = 1 << 25  # bytes of a header
 MOST_AXES = 64  # as in NumPy
@@ -124,7 +125,8 @@ def write_safetensors(
         file.write(encoded)
         for name, array in tensors.items():
             report(name)
-            file.write(np.ascontiguousarray(_convert(name, array, header[name]["dtype"])).data)
+            values = _convert(name, np.asarray(array), header[name]["dtype"])
+            file.write(np.ascontiguousarray(values).data)
 
 
 def storage_dtype(dtype: str) -> str:
@@ -186,7 +188,6 @@ def _convert(name: str, array: np.ndarray, code: str) -> np.ndarray:
 
 
 def _to_bfloat16(array: np.ndarray) -> np.ndarray:
-    """The upper 16 bits of float32, rounded to nearest, ties to even; NaN stays NaN."""
-    bits = array.astype(np.float32, copy=False).view(np.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-    return np.where(np.isnan(array), (bits >> 16) | 0x40, rounded).astype(np.uint16)
+    """Rounded; NaN stays NaN."""
+    rounded = to_bfloat16(np.ascontiguousarray(array, np.float32))
+    return np.where(np.isnan(array), np.uint16(0x7FC0), rounded)

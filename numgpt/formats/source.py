@@ -22,6 +22,9 @@ from numgpt.formats.tensors import StoredTensor
 from numgpt.messages import shown
 from numgpt.models.config import Config
 from numgpt.models.parameters import Parameters
+from numgpt.options import OptionError
+from numgpt.runtime import DTYPES, FewerBits, Weight
+from numgpt.runtime.fewer_bits import KINDS
 from numgpt.tokenizer import BaseTokenizer
 
 # What DataParallel and torch.compile put before each tensor's name.
@@ -129,29 +132,68 @@ def _equal(a: StoredTensor, b: StoredTensor) -> bool:
 
 
 def read_parameters(
-    source: Source, report: Callable[[str], None] = lambda name: None, mmap: bool = True
+    source: Source,
+    report: Callable[[str], None] = lambda name: None,
+    mmap: bool = True,
+    dtype: str = "float32",
 ) -> Parameters:
-    """All parameters in float32; `report` is called with each name as its turn comes.
+    """All parameters in float32, or the matrices in fewer bits (runtime/fewer_bits.py); `report` is
+    called with each name as its turn comes.
 
     With mmap, weights that lie in one file, in float32, in our layout and without gaps stay
     memory-mapped, copy on write: they are read through the system's file cache, and take memory of
     their own only where training changes them. Others are converted one tensor at a time. Raises
     ValueError naming file and tensor where one is missing, of another shape, or not finite.
     """
+    if dtype not in DTYPES:
+        raise OptionError(f"{{dtype}}: expected {' or '.join(DTYPES)}", dtype=dtype)
     _untie(source)
     found = _find(source)
+    if dtype in KINDS:
+        return _in_fewer_bits(source, found, KINDS[dtype], report)
     parameters = _mapped(source, found) if mmap else None
     with np.errstate(over="ignore", invalid="ignore"):  # what isn't finite is refused at the end
         if parameters is None:
             parameters = Parameters.empty(source.family.model.layout(source.config), np.float32)
             for name, array in parameters.items():
                 report(name)
-                if name in found:
-                    found[name].read_into(source.mapping.as_stored(name, array))
-                else:
-                    array.fill(0)
+                _read_into(array, name, source, found)
         _check_finite(parameters, found)
     return parameters
+
+
+def _read_into(
+    array: np.ndarray, name: str, source: Source, found: Mapping[str, StoredTensor]
+) -> None:
+    if name in found:
+        found[name].read_into(source.mapping.as_stored(name, array))
+    else:
+        array.fill(0)
+
+
+def _in_fewer_bits(
+    source: Source,
+    found: Mapping[str, StoredTensor],
+    kind: type[FewerBits],
+    report: Callable[[str], None],
+) -> Parameters:
+    """One tensor at a time in float32.  Vectors stay so, and what is added and not multiplied: the
+    table of positions."""
+    family, parameters = source.family, dict[str, np.ndarray | Weight]()
+    library = kind.multiplier()
+    for name, shape in family.model.shapes(source.config).items():
+        report(name)
+        array = np.empty(shape, np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            _read_into(array, name, source, found)
+            _check_finite({name: array}, found)
+        if len(shape) < 2 or name in family.model.embeddings[1:]:
+            parameters[name] = array
+        elif family.is_transposed(name):  # (I, O), where rows are outputs
+            parameters[name] = kind.rounded(np.ascontiguousarray(array.T), library).T
+        else:
+            parameters[name] = kind.rounded(array, library)
+    return Parameters.separate(parameters)
 
 
 def _find(source: Source) -> dict[str, StoredTensor]:
@@ -231,7 +273,7 @@ def _mapped(source: Source, found: Mapping[str, StoredTensor]) -> Parameters | N
     return Parameters(flat.view(np.ndarray), layout)
 
 
-def _check_finite(parameters: Parameters, found: Mapping[str, StoredTensor]) -> None:
+def _check_finite(parameters: Mapping[str, np.ndarray], found: Mapping[str, StoredTensor]) -> None:
     for name, array in parameters.items():
         if not is_finite(array):
             tensor = found[name]
@@ -243,7 +285,7 @@ def _check_finite(parameters: Parameters, found: Mapping[str, StoredTensor]) -> 
 
 def is_finite(array: np.ndarray) -> bool:
     """Whether no value is NaN or infinite."""
-    row = array.reshape(-1)
+    row = np.asarray(array).reshape(-1)
     # The product runs at memory speed, and is finite unless a value is not, or the sum overflows.
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(row @ row) or np.isfinite(row).all())

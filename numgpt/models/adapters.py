@@ -11,6 +11,7 @@ from numgpt.messages import shown
 from numgpt.models.lora import Adapter
 from numgpt.models.modules import Linear
 from numgpt.models.parameters import Parameters
+from numgpt.runtime import Weight
 
 
 class Adapters(Mapping[str, Adapter]):
@@ -78,6 +79,11 @@ class Adapters(Mapping[str, Adapter]):
             raise ValueError("there is no active adapter to merge: add_adapter or set_adapter")
         self.check_not_merged()
         names = [f"{name}.weight" for name in self.active.names()]
+        if any(isinstance(parameters[name], Weight) for name in names):
+            raise ValueError(
+                "the weights are kept in fewer bits, which nothing is merged into: load the model"
+                " in float32"
+            )
         pristine = {name: parameters[name].copy() for name in names}
         try:
             for linear in linears:

@@ -82,7 +82,7 @@ class BaseModel(Generic[ConfigT, CacheT]):
     def parameters(self, parameters: Parameters) -> None:
         self.adapters.check_not_merged()
         adapter = self.adapters.active
-        self.trained = (parameters if adapter is None else adapter.parameters).layout
+        self.trained = (parameters if adapter is None else adapter.parameters).trainable
         self._parameters = parameters
         self.gradients: Gradients | None = None
         self._build()
@@ -200,6 +200,11 @@ class BaseModel(Generic[ConfigT, CacheT]):
         self.adapters.check_not_merged()
         chosen, shapes = set(names), dict[str, tuple[int, ...]]()
         for owner in self._owners():
+            if fewer := next((n for n in owner if n in chosen and n not in owner.trainable), None):
+                raise ValueError(
+                    f"{fewer} is kept in fewer bits, which are not trained: load the model in"
+                    " float32, or train an adapter"
+                )
             if chosen == owner.layout.keys():
                 self.trained = owner.layout
                 break

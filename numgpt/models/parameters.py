@@ -17,6 +17,7 @@ import numpy as np
 from numgpt.runtime import (
     NOWHERE,
     Accumulator,
+    FewerBits,
     SideBySide,
     SumsSideBySide,
     Weight,
@@ -93,15 +94,25 @@ class Parameters(Mapping[str, np.ndarray]):
         self._arrays = (arrays or {}) if flat is None else _views(flat, layout)
 
     @classmethod
-    def separate(cls, arrays: Mapping[str, np.ndarray]) -> Parameters:
+    def separate(cls, arrays: Mapping[str, np.ndarray | Weight]) -> Parameters:
         """Parameters that are arrays of their own; the layout is what gradients will have."""
         layout = layout_of({name: array.shape for name, array in arrays.items()})
-        return cls(None, layout, {n: np.ascontiguousarray(array) for n, array in arrays.items()})
+        own = {
+            name: array if isinstance(array, Weight) else np.ascontiguousarray(array)
+            for name, array in arrays.items()
+        }
+        return cls(None, layout, own)  # type: ignore[arg-type]
 
     @classmethod
     def empty(cls, layout: Layout, dtype: np.typing.DTypeLike) -> Parameters:
         """Uninitialised parameters in the given layout."""
         return cls(empty(size_of(layout), dtype), layout)
+
+    @property
+    def trainable(self) -> Layout:
+        """The layout of what is not kept in fewer bits."""
+        shapes = {n: array.shape for n, array in self.items() if not isinstance(array, Weight)}
+        return self.layout if len(shapes) == len(self) else layout_of(shapes)
 
     @property
     def dtype(self) -> np.dtype:
@@ -122,7 +133,12 @@ class Parameters(Mapping[str, np.ndarray]):
             joined = _joined(self.flat, self.layout, names)
             if joined is not None:
                 return joined.T
-        return SideBySide([self[name].T if transposed else self[name] for name in names])
+        matrices = [self[name] for name in names]
+        if transposed and isinstance(matrices[0], FewerBits):
+            whole = FewerBits.one_above_another(matrices)
+            if whole is not None:
+                return whole.T
+        return SideBySide([matrix.T if transposed else matrix for matrix in matrices])
 
     def pieces(self, layout: Layout) -> Iterator[tuple[slice, np.ndarray, int]]:
         """The parameters of a layout, piece by piece: its slice of the layout, the weights as a

@@ -216,7 +216,7 @@ def _adapted(
     if not isinstance(config, TuneConfig):
         raise ValueError("an adapter, in a run that tunes none")
     try:
-        model = formats.load_model(config.model)
+        model = formats.load_model(config.model, dtype=config.dtype)
     except OSError as error:
         raise BaseModelError(f"its base is missing, put it back ({error})") from None
     if fingerprint(model) != saved["base"]:

@@ -31,6 +31,7 @@ from numgpt.options import (
     truth,
     whole,
 )
+from numgpt.runtime import DTYPES
 from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES
 from numgpt.tokenizer.conversation import template_variables
 from numgpt.training import defaults
@@ -218,6 +219,12 @@ class TuneConfig(RunConfig):
     length_option = "max_length"
 
     model: str = _option(None, "the model to tune: a directory or a name", "model", text())
+    dtype: str = _option(
+        DTYPES[0],
+        f"what the matrices of an adapter's base are kept as: {', '.join(DTYPES)}",
+        "model",
+        one_of(DTYPES),
+    )
     data: str | list[str] = _option(
         None, "JSON lines: files, directories, globs or - (also .gz)", "data", texts()
     )
@@ -311,6 +318,8 @@ class TuneConfig(RunConfig):
                 "{val_data:name} cannot be combined with {val_fraction:name}: choose one"
             )
         template_variables(self.chat_vars)
+        if self.dtype != DTYPES[0] and not self.lora_r:
+            raise OptionError.of(self, "{dtype} is not trained, and {lora_r} trains all weights")
         if self.lora_r:
             with self.naming_adapter_options():
                 self.lora().validate()

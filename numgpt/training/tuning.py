@@ -39,7 +39,7 @@ SAMPLE_TOKENS = 80
 FIXED = frozenset(("model", "data", "val_data", "val_fraction", "max_length", "chat_format"))
 FIXED |= {"chat_var"}
 FIXED |= frozenset(("lora_r", "lora_alpha", "lora_targets", "use_rslora", "batch_size", "epochs"))
-FIXED |= {"seed", "keep"}
+FIXED |= {"seed", "keep", "dtype"}
 
 
 def prepare(
@@ -62,7 +62,7 @@ def prepare(
                     " {out:name}",
                 )
     # What trains as a whole is in memory of its own; the base of an adapter stays in its file.
-    model, tokenizer = formats.load(config.model, mmap=config.lora_r > 0)
+    model, tokenizer = formats.load(config.model, mmap=config.lora_r > 0, dtype=config.dtype)
     if config.chat_format is not None:
         tokenizer.chat_template = CHAT_TEMPLATES[config.chat_format]
     if model.adapter is not None:

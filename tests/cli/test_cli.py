@@ -200,6 +200,20 @@ def test_info_counts_the_parts(call, run_directory):
     assert f"n_embd{' ' * 26}{config['n_embd']}" in out
 
 
+@pytest.mark.parametrize(("dtype", "bits"), [("bfloat16", 16), ("int8", 8)])
+def test_fewer_bits_from_the_command_line(call, dtype, bits):
+    status, out, _ = call("info", "shakespeare", "--dtype", dtype)
+    assert status == 0
+    assert f"memory, {dtype}" in out
+    told = re.search(r"weights +([0-9.]+) MB  \(([0-9.]+) bits each\)", out)
+    assert bits <= float(told[2]) < bits + 2  # with positions and vectors in float32
+    assert re.search(rf"fewer bits +.*{dtype} by (oneDNN|NumPy, in panels)", out)
+    status, whole, _ = call("generate", "--greedy", "--max-new-tokens", 5, "To be")
+    assert (
+        call("generate", "--dtype", dtype, "--greedy", "--max-new-tokens", 5, "To be")[1] == whole
+    )
+
+
 def test_train_reads_a_file_and_flags_win(call, run_directory, tmp_path):
     config = tmp_path / "c.toml"
     config.write_text(

@@ -127,6 +127,27 @@ def test_a_run_that_was_interrupted_ends_bit_for_bit(data, tmp_path, lora_r):
             assert one[key] == other[key], key
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_a_base_in_fewer_bits(call, data, tmp_path, dtype):
+    """… is tuned, resumed bit for bit, and said what it is."""
+    start(data, tmp_path / "whole", steps=4, dtype=dtype).run()
+    parts = start(data, tmp_path / "parts", steps=2, dtype=dtype)
+    parts.run()
+    assert any(not isinstance(array, np.ndarray) for array in parts.model.parameters.values())
+    resumed = Trainer.resume(tmp_path / "parts", {"steps": 4})
+    resumed.run()
+    assert resumed.model.parameters.nbytes == parts.model.parameters.nbytes
+    for name, array in adapter_of(tmp_path / "whole").items():
+        np.testing.assert_array_equal(adapter_of(tmp_path / "parts")[name], array, name)
+    with pytest.raises(ValueError, match=r"dtype.*cannot change"):
+        Trainer.resume(tmp_path / "parts", {"dtype": "float32"})
+    status, out, _ = call(
+        *("generate", "--model", "shakespeare", "--adapter", tmp_path / "parts", "--dtype", dtype),
+        *("--greedy", "--max-new-tokens", 3, "What"),
+    )
+    assert (status, out[:4]) == (0, "What")
+
+
 def test_the_whole_model_is_tuned_without_an_adapter(data, tmp_path):
     trainer = start(data, tmp_path / "run", lora_r=0, lr=1e-3, steps=10)
     assert trainer.model.adapter is None
