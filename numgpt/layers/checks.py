@@ -16,7 +16,7 @@ def floats(name: str, x: ArrayT, axes: str | None = None) -> ArrayT:
     ("B, H, T, D") are given for another number of them."""
     if not isinstance(x, (np.ndarray, Weight)):
         raise TypeError(f"{name} is a {type(x).__name__}: pass a NumPy array")
-    if x.dtype not in (np.float32, np.float64):
+    if x.dtype.char not in "fd":  # float32 and float64
         raise ValueError(
             f"{name} holds {x.dtype} numbers: pass float32 or float64, {name}.astype(np.float32)"
         )

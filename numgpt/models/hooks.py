@@ -41,11 +41,11 @@ class Hooks:
 
     def under(self, prefix: str) -> Hooks:
         """The same hooks, for the names that begin so."""
-        return Hooks(self.functions, self.batch, self.prefix + prefix) if self.functions else self
+        return Hooks(self.functions, self.batch, self.prefix + prefix)
 
     def has(self, name: str) -> bool:
         """Whether a function is there for the name."""
-        return bool(self.functions) and self.prefix + name in self.functions
+        return self.prefix + name in self.functions
 
     def __call__(self, name: str, array: np.ndarray) -> np.ndarray:
         """What the pass goes on with.  array as users see it."""
@@ -99,7 +99,25 @@ class Hooks:
             x[...] = self.heads(name, x)
 
 
-NO_HOOKS = Hooks({}, 1)
+class NoHooks(Hooks):
+    """There are none: all passes as it is."""
+
+    def __init__(self) -> None:
+        super().__init__({}, 1)
+
+    def under(self, prefix: str) -> Hooks:
+        return self
+
+    def has(self, name: str) -> bool:
+        return False
+
+    def rows(self, name: str, x: np.ndarray) -> np.ndarray:
+        return x
+
+    heads = __call__ = rows
+
+
+NO_HOOKS = NoHooks()
 
 
 def check_hooks(kind: str, hooks: Mapping[str, Hook], known: Sequence[str]) -> None:

@@ -113,11 +113,11 @@ _pool = Pool()
 
 def empty(shape: int | tuple[int, ...], dtype: np.typing.DTypeLike = np.float32) -> np.ndarray:
     """An uninitialised array like `np.empty`'s, aligned, whose memory is used again."""
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    dtype = np.dtype(dtype)
-    nbytes = math.prod(shape) * dtype.itemsize
-    if nbytes < UNALIGNED:
-        return np.empty(shape, dtype)
+    array = np.empty(shape, dtype)
+    if array.nbytes < UNALIGNED:
+        return array
+    shape, dtype, nbytes = array.shape, array.dtype, array.nbytes
+    del array  # nothing of it was touched
     return _aligned(shape, dtype) if nbytes < POOLED else _pool.empty(shape, dtype)
 
 
