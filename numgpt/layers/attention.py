@@ -45,7 +45,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numgpt.layers.attention_tiles import Heads, over_heads, tiles
+from numgpt.layers.attention_tiles import TILE_ELEMENTS, Heads, Tile, over_heads, tiles
 from numgpt.layers.checks import floats
 from numgpt.layers.dropout import dropout_mask
 from numgpt.layers.softmax import exponentials
@@ -131,12 +131,16 @@ def attention_forward(
     _check_shapes(q.shape, k.shape, v.shape)
     queries, size = q.shape[2:]
     scale = 1 / math.sqrt(size) if scale is None else scale
+    drops = dropout > 0.0 and rng is not None
+    if queries == 1 and not drops and q.size // size * k.shape[2] <= TILE_ELEMENTS:
+        return _of_one_query(q, k, v, scale, key_mask)
     y = _empty_heads(q.shape, q.dtype)
     q, y_grouped = grouped(q, k.shape[1]), grouped(y, k.shape[1])
     group = q.shape[2]
     highest, total = (empty((*q.shape[:4], 1), q.dtype) for _ in range(2))
     keep, keep_scale = None, 1.0
-    if dropout > 0.0 and rng is not None:
+    if drops:
+        assert rng is not None
         keep, keep_scale = dropout_mask((*k.shape[:3], group, queries), dropout, rng)
 
     def of_heads(heads: Heads) -> None:
@@ -151,6 +155,17 @@ def attention_forward(
 
     over_heads(of_heads, q, k)
     return y, AttentionCache(q, k, v, y, highest, total, scale, key_mask, keep, keep_scale)
+
+
+def _of_one_query(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, key_mask: np.ndarray | None
+) -> tuple[np.ndarray, AttentionCache]:
+    """As attention_forward for T = 1, as in decoding: all heads are one tile."""
+    whole, q_grouped = Tile((slice(None),) * 2, slice(0, 1), slice(None)), grouped(q, k.shape[1])
+    hide = whole.hide(q_grouped.shape[2], key_mask)
+    y, highest, total = tile_forward(q_grouped[..., 0, :], k, v, None, hide, scale)
+    y, of_rows = y.reshape(q.shape), (mT(highest)[..., None], mT(total)[..., None])
+    return y, AttentionCache(q_grouped, k, v, y, *of_rows, scale, key_mask, None, 1.0)
 
 
 def attention_backward(
