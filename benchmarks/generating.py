@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -29,16 +30,24 @@ def prompt(length: int, sequences: int = 1) -> np.ndarray:
     return np.random.default_rng(1).integers(SMOLLM2["vocab_size"], size=(sequences, length))
 
 
-def numgpt_model() -> Any:
+def numgpt_model(dtype: str = "float32") -> Any:
     import numgpt
 
-    return numgpt.GPT(numgpt.GPTConfig(**GPT2))
+    return kept_as(dtype, numgpt.GPT(numgpt.GPTConfig(**GPT2)))
 
 
-def numgpt_llama_model() -> Any:
+def numgpt_llama_model(dtype: str = "float32") -> Any:
     import numgpt
 
-    return numgpt.Llama(numgpt.LlamaConfig(**SMOLLM2))
+    return kept_as(dtype, numgpt.Llama(numgpt.LlamaConfig(**SMOLLM2)))
+
+
+def kept_as(dtype: str, model: Any) -> Any:
+    if dtype == "float32":
+        return model
+    with tempfile.TemporaryDirectory() as directory:
+        model.save_pretrained(directory)
+        return type(model).from_pretrained(directory, dtype=dtype)
 
 
 def transformers_model(dtype: str = "float32") -> Any:
@@ -50,8 +59,8 @@ def transformers_model(dtype: str = "float32") -> Any:
     return model.to(getattr(torch, dtype))
 
 
-def numgpt_generate(sequences: int, tokens: int) -> Callable[[], Any]:
-    return numgpt_sampling(numgpt_model(), sequences, tokens)
+def numgpt_generate(sequences: int, tokens: int, dtype: str = "float32") -> Callable[[], Any]:
+    return numgpt_sampling(numgpt_model(dtype), sequences, tokens)
 
 
 def numgpt_llama(tokens: int) -> Callable[[], Any]:
@@ -153,8 +162,8 @@ def bare_products(tokens: int) -> Callable[[], None]:
     return run
 
 
-def numgpt_prompt() -> Callable[[], Any]:
-    model = numgpt_model()
+def numgpt_prompt(dtype: str = "float32") -> Callable[[], Any]:
+    model = numgpt_model(dtype)
     return lambda: model.generate(prompt(1000), max_new_tokens=1)
 
 

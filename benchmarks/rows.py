@@ -2,7 +2,7 @@
 
 A side is a function that prepares the work and returns the function that does it once. Both sides
 compute the same thing on weights of the same sizes and on the same ids, on the same threads, in
-float32 unless the title says otherwise.
+float32 unless the title says otherwise. Weights in fewer bits want the extra [onednn].
 """
 
 from __future__ import annotations
@@ -59,10 +59,12 @@ def step(
     )
 
 
-def generation(title: str, sequences: int, tokens: int, other: Side, **options: Any) -> Row:
+def generation(
+    title: str, sequences: int, tokens: int, other: Side, dtype: str = "float32", **options: Any
+) -> Row:
     return Row(
         f"generation, 124M, {title}",
-        partial(generating.numgpt_generate, sequences, tokens),
+        partial(generating.numgpt_generate, sequences, tokens, dtype),
         other,
         unit="tokens/s",
         amount=sequences * tokens,
@@ -77,12 +79,13 @@ def greedy(
     context: int = 8,
     sequences: int = 1,
     tokens: int = 128,
+    dtype: str = "float32",
 ) -> Row:
     """The likeliest tokens after random prompts; of a single token the prompt is the work."""
     load = generating.numgpt_llama_model if llama else generating.numgpt_model
     return Row(
         title,
-        partial(generating.numgpt_greedy, load, context, sequences, tokens),
+        partial(generating.numgpt_greedy, partial(load, dtype), context, sequences, tokens),
         other,
         runs=7,
         unit="tokens/s",
@@ -96,6 +99,21 @@ def decoding_gpt2(sequences: int, tokens: int, how: str) -> Row:
         partial(ctranslate2_gpt.decode, sequences, tokens, how),
         sequences=sequences,
         tokens=tokens,
+        dtype=how,
+    )
+
+
+def fewer_bits(dtype: str, sequences: int, tokens: int, llama: bool = False) -> Row:
+    load = generating.numgpt_llama_model if llama else generating.numgpt_model
+    size = "Llama of SmolLM2's sizes, 135M" if llama else "124M"
+    return greedy(
+        f"greedy decoding in {dtype}, {size}, {sequences} sequence{'s'[: sequences - 1]} (numgpt in"
+        " float32)",
+        partial(generating.numgpt_greedy, load, 8, sequences, tokens),
+        llama,
+        sequences=sequences,
+        tokens=tokens,
+        dtype=dtype,
     )
 
 
@@ -107,6 +125,7 @@ def llama(kind: str, context: int = 8, tokens: int = 128) -> Row:
         llama=True,
         context=context,
         tokens=tokens,
+        dtype={"F32": "float32", "BF16": "bfloat16", "Q8_0": "int8"}[kind],
     )
 
 
@@ -231,20 +250,34 @@ ROWS = {
         1,
         128,
         partial(generating.transformers_generate, 1, 128, "bfloat16"),
+        dtype="bfloat16",
         runs=3,
     ),
     "prompt-1000-bf16": Row(
         "prompt of 1000 tokens, 124M (transformers, bfloat16)",
-        generating.numgpt_prompt,
+        partial(generating.numgpt_prompt, "bfloat16"),
         partial(generating.transformers_prompt, "bfloat16"),
         runs=3,
     ),
-    # Other engines.
+    # Fewer bits beside float32, both numgpt's.
+    "decode-1-bf16": fewer_bits("bfloat16", 1, 128),
+    "decode-5-bf16": fewer_bits("bfloat16", 5, 64),
+    "decode-1-int8": fewer_bits("int8", 1, 128),
+    "decode-5-int8": fewer_bits("int8", 5, 64),
+    "decode-135M-bf16": fewer_bits("bfloat16", 1, 128, llama=True),
+    "decode-135M-int8": fewer_bits("int8", 1, 128, llama=True),
+    "prompt-1000-bf16-own": Row(
+        "prompt of 1000 tokens, 124M, in bfloat16 (numgpt in float32)",
+        partial(generating.numgpt_prompt, "bfloat16"),
+        generating.numgpt_prompt,
+    ),
+    # Other engines, in the same bits.
     "decode-1-ctranslate2": decoding_gpt2(1, 128, "float32"),
     "decode-1-ctranslate2-int8": decoding_gpt2(1, 128, "int8"),
     "decode-5-ctranslate2": decoding_gpt2(5, 64, "float32"),
     "decode-5-ctranslate2-int8": decoding_gpt2(5, 64, "int8"),
     "decode-135M-llama.cpp": llama("F32"),
+    "decode-135M-llama.cpp-bf16": llama("BF16"),
     "decode-135M-llama.cpp-int8": llama("Q8_0"),
     "prompt-512-llama.cpp": llama("F32", 512, 1),
     "prompt-512-llama.cpp-int8": llama("Q8_0", 512, 1),

@@ -270,12 +270,15 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
     # --- conveniences ---
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike, mmap: bool = True) -> LanguageModel:
+    def from_pretrained(
+        cls, name_or_path: str | os.PathLike, mmap: bool = True, dtype: str = "float32"
+    ) -> LanguageModel:
         """Load a model: a directory in the Hugging Face layout, a shipped name, or a hub id.
-        mmap=False reads weights into memory that would stay mapped in their file."""
+        mmap=False reads weights into memory that would stay mapped in their file; dtype is what
+        matrices are kept as, see numgpt.load."""
         from numgpt import formats
 
-        return formats.load_model(name_or_path, cls, mmap)
+        return formats.load_model(name_or_path, cls, mmap, dtype)
 
     def save_pretrained(self, directory: str | os.PathLike, dtype: str = "float32") -> None:
         """Write config.json and model.safetensors; dtype is "float32", "float16" or "bfloat16"."""
