@@ -19,10 +19,10 @@ that of y_no, Σ_i x_ni ε_oi, has the mean square |x_n|² s_o² / 12, and y_no 
 
 In oneDNN's products x is of as few bits as W. Rounded to int8 once, with a scale for each row of x,
 it would be too coarse, for some features of a Transformer are a hundred times larger than the
-others. So x is the sum of two parts, which are two rows of one product, and leave t / 508 of error:
+others. So it is rounded to 16 bits, whose bytes a and b are two rows of one product, and leave at
+most t / 512 of error:
 
-    x_n ≈ t_n (a_n + b_n / 254)     t_n = max_i |x_ni| / 127
-                                    a_n = round(x_n / t_n),  b_n = round(254 (x_n / t_n - a_n))
+    x_n ≈ t_n (a_n + b_n / 256)     256 a_n + b_n = round(256 x_n / t_n),   t_n = max_i |x_ni| / 127
 
 Products. oneDNN multiplies what it has packed (onednn.py). Where it is missing, or the CPU's
 instructions are, some rows at a time are written out in float32, in a buffer that stays in the
@@ -41,7 +41,7 @@ import numpy as np
 
 from numgpt.runtime.blocks import over_row_blocks
 from numgpt.runtime.kernels import cpu_flags
-from numgpt.runtime.onednn import OUTPUTS, OneDNN, find_onednn
+from numgpt.runtime.onednn import OUTPUTS, OneDNN, address, find_onednn
 from numgpt.runtime.products import FEW_ROWS, SMALL_PRODUCT, SMALL_RESULT, matmul
 from numgpt.runtime.scratch import empty
 from numgpt.runtime.threads import num_threads, parallel_for
@@ -181,10 +181,11 @@ class FewerBits(Weight):
         return self[np.arange(self.shape[0])].astype(dtype or self.dtype, copy=False)
 
     def __getstate__(self) -> dict[str, Any]:  # of a copy, which may be read on another machine
-        if self.library is None:
-            return self.__dict__
-        plain = packed_rows(self.data, np.arange(self.shape[0]), self.shape[1])
-        return self.__dict__ | {"data": plain, "library": None}
+        state = {n: value for n, value in self.__dict__.items() if n != "addresses"}
+        if self.library is not None:
+            plain = packed_rows(self.data, np.arange(self.shape[0]), self.shape[1])
+            state |= {"data": plain, "library": None}
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -196,6 +197,10 @@ class FewerBits(Weight):
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {"data": self.data}
+
+    @functools.cached_property
+    def addresses(self) -> tuple[int, ...]:
+        return tuple(map(address, self._arrays().values()))
 
     @classmethod
     def one_above_another(cls, weights: Sequence[FewerBits]) -> FewerBits | None:
@@ -218,6 +223,7 @@ class FewerBits(Weight):
             setattr(whole, name, joined)
             start = 0
             for w in weights:
+                w.__dict__.pop("addresses", None)
                 stop = start + len(getattr(w, name))
                 setattr(w, name, joined[start:stop])
                 start = stop
@@ -246,13 +252,22 @@ class BFloat16(FewerBits):
 
     def multiply(self, x: np.ndarray, out: np.ndarray) -> None:
         assert self.library is not None
-        self.library.product(self.kind, to_bfloat16(x), self.data, out)
+        self.library.product(self.kind, to_bfloat16(x), self.addresses, out)
 
 
 def to_bfloat16(x: np.ndarray) -> np.ndarray:
     """float32, in C order -> the nearest bfloat16, of two as near the even one, as uint16."""
-    bits = x.view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+    def on_rows(bits: np.ndarray, out: np.ndarray) -> None:
+        rounded = bits >> 16
+        rounded &= 1
+        rounded += bits
+        rounded += 0x7FFF
+        np.right_shift(rounded, 16, out=out, casting="unsafe")
+
+    out = np.empty(x.shape, np.uint16)
+    over_row_blocks(on_rows, x.view(np.uint32), out)
+    return out
 
 
 class Int8(FewerBits):
@@ -282,20 +297,27 @@ class Int8(FewerBits):
 
     def multiply(self, x: np.ndarray, out: np.ndarray) -> None:
         assert self.library is not None
-        count, parts = len(x), np.empty((2 * len(x), x.shape[1]), np.uint8)
-        t = np.abs(x).max(axis=1, keepdims=True) / LARGEST
-        t[t == 0] = 1
-        x_t = x / t
-        a = np.rint(x_t)
-        b = np.rint(2 * LARGEST * (x_t - a))
-        with np.errstate(invalid="ignore"):  # where x has a NaN, t is one, and so is the result
-            np.add(a, UNSIGNED, out=parts[:count], casting="unsafe")
-            np.add(b, UNSIGNED, out=parts[count:], casting="unsafe")
+        count = len(x)
+        t, parts = np.empty((count, 1), np.float32), np.empty((2 * count, x.shape[1]), np.uint8)
+
+        def round_rows(x: np.ndarray, t: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
+            t[:] = np.abs(x).max(axis=1, keepdims=True) / LARGEST
+            t[t == 0] = 1
+            # From 2²³ on, a float32 ends with a whole number: its two lowest bytes are a and b.
+            number = x * (256 / t)
+            number += 2**23 + 256 * UNSIGNED + UNSIGNED
+            bytes_of = number.view(np.uint8).reshape(*x.shape, 4)
+            b[...], a[...] = bytes_of[..., 0], bytes_of[..., 1]
+
+        def put_together(y_a: np.ndarray, y_b: np.ndarray, t: np.ndarray, out: np.ndarray) -> None:
+            np.multiply(y_b, 1 / 256, out=out)
+            out += y_a
+            out *= t
+
+        over_row_blocks(round_rows, x, t, parts[:count], parts[count:])
         y = empty((2 * count, self.shape[0]), np.float32)
-        self.library.product(self.kind, parts, self.data, y, self.scales, self.shift)
-        np.multiply(y[count:], 1 / (2 * LARGEST), out=out)
-        out += y[:count]
-        out *= t
+        self.library.product(self.kind, parts, self.addresses, y)
+        over_row_blocks(put_together, y[:count], y[count:], t, out)
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {"data": self.data, "scales": self.scales, "shift": self.shift}

@@ -44,7 +44,8 @@ INPUTS, OUTPUTS = 16, 64  # of a block of packed weights
 CODES = {"float32": 3, "bfloat16": 2, "int8": 5, "uint8": 6}
 CPU, IN_ORDER, AS_IT_LIKES, BY_OUTPUT = 1, 1, 1, 1 << 1
 WEIGHTS_LIE, COUNT, SIZES = 131, 263, 264  # what is asked; the last two of blocks
-SRC, DST, WEIGHTS, SHIFT, SCALES = 1, 17, 33, 41, 4096 | 33  # a primitive's arguments
+WEIGHTS = 33
+ARGUMENTS = 1, 17, WEIGHTS, 4096 | WEIGHTS, 41  # a primitive's: source, target, W, scales, shift
 OF_X = {"bfloat16": "bfloat16", "int8": "uint8"}  # by the kind of W
 
 
@@ -129,29 +130,28 @@ class OneDNN:
         fits = self.library.dnnl_memory_desc_get_size(order) == area * 4 // together
         return order if fits and sizes[: count.value] == [INPUTS, OUTPUTS, together] else None
 
-    def product(
-        self, kind: str, x: np.ndarray, packed: np.ndarray, out: np.ndarray, *scaling: np.ndarray
-    ) -> None:
-        """out = x Wᵀ of bfloat16; out = (x Wᵀ) · scales + shift of int8, with x unsigned, `scaling`
-        scales and shift (O,).  x (N, I), out (N, O); float32 but for x and W, all in C order."""
+    def product(self, kind: str, x: np.ndarray, weights: tuple[int, ...], out: np.ndarray) -> None:
+        """out = x Wᵀ of bfloat16, (x Wᵀ) · scales + shift of int8, with x unsigned.  x (N, I), out
+        (N, O), in C order; `weights`: where packed W, scales and shift (O,), in float32, lie."""
         mine = threading.get_ident(), self._choose_threads()
-        primitive, memories, arguments = self._product(*mine, kind, *x.shape, out.shape[1])
-        for memory, array in zip(memories, (x, packed, out, *scaling), strict=True):
-            self.library.dnnl_memory_set_data_handle(memory, _address(array))
+        sizes = *x.shape, out.shape[1]
+        primitive, memories, arguments = self._product(*mine, kind, *sizes, weights)
+        self.library.dnnl_memory_set_data_handle(memories[0], address(x))
+        self.library.dnnl_memory_set_data_handle(memories[1], address(out))
         self._call("primitive_execute", primitive, self._stream, len(memories), arguments)
 
-    @functools.lru_cache(maxsize=1024)  # noqa: B019
-    def _product(self, thread: int, threads: int, kind: str, n: int, i: int, o: int) -> tuple:
+    @functools.lru_cache(maxsize=4096)  # noqa: B019
+    def _product(
+        self, thread: int, threads: int, kind: str, n: int, i: int, o: int, weights: tuple[int, ...]
+    ) -> tuple:
         """A primitive, and its arguments: each thread has its own, as they say where arrays lie."""
         order = self.order(kind, o, i)
         self._set_threads(threads)
         primitive = self._make("primitive_create", self._described(kind, n, i, o, order))
-        x, out = self._array(OF_X[kind], n, i), self._array("float32", n, o)
-        lies = {SRC: x, WEIGHTS: order, DST: out}
-        if kind == "int8":
-            lies |= {SCALES: self._array("float32", o), SHIFT: self._array("float32", 1, o)}
-        memories = [self._memory(of) for of in lies.values()]
-        return primitive, memories, _arguments(lies, memories)
+        lies = [self._array(OF_X[kind], n, i), self._array("float32", n, o), order]
+        lies += [self._array("float32", o), self._array("float32", 1, o)]
+        memories = list(map(self._memory, lies, (None, None, *weights)))
+        return primitive, memories, _arguments(memories)
 
     def _described(self, kind: str, n: int, i: int, o: int, order: Any) -> _Object:
         """The product of x (N, I) and Wᵀ (I, O), with W in an order."""
@@ -173,18 +173,16 @@ class OneDNN:
         steps = numbers(*strides or (*shape[1:], 1))
         return self._make("memory_desc_create_with_strides", *what, steps)
 
-    def _memory(self, lies: Any, array: np.ndarray | None = None) -> _Object:
-        place = ctypes.c_void_p(None if array is None else _address(array))
-        return self._make("memory_create", lies, self._engine, place)
+    def _memory(self, lies: Any, place: int | None = None) -> _Object:
+        return self._make("memory_create", lies, self._engine, ctypes.c_void_p(place))
 
     def _reorder(self, lies: Any, source: np.ndarray, to: Any, target: np.ndarray) -> None:
         self._choose_threads()
         how = lies, self._engine, to, self._engine, None
         described = self._make("reorder_primitive_desc_create", *how)
         primitive = self._make("primitive_create", described)
-        memories = [self._memory(lies, source), self._memory(to, target)]
-        arguments = _arguments((SRC, DST), memories)
-        self._call("primitive_execute", primitive, self._stream, 2, arguments)
+        memories = [self._memory(lies, address(source)), self._memory(to, address(target))]
+        self._call("primitive_execute", primitive, self._stream, 2, _arguments(memories))
 
     def _make(self, name: str, *arguments: Any) -> _Object:
         made, (what, _) = _Object(), name.removeprefix("matmul_").split("_create")
@@ -202,22 +200,22 @@ class OneDNN:
         return count
 
 
-def _address(array: np.ndarray) -> int:
+def address(array: np.ndarray) -> int:
     return array.__array_interface__["data"][0]
 
 
-def _arguments(numbers: Any, memories: list[_Object]) -> Any:
-    pairs = zip(numbers, memories, strict=True)
-    return (_Argument * len(memories))(*(_Argument(n, memory.value) for n, memory in pairs))
+def _arguments(memories: list[_Object]) -> Any:
+    pairs = [_Argument(*pair) for pair in zip(ARGUMENTS, (m.value for m in memories), strict=False)]
+    return (_Argument * len(pairs))(*pairs)
 
 
 def _lies(matrix: np.ndarray) -> tuple[bytes, int, int] | None:
     """Whether it lies in columns, where, and how far a row, or column, is from the next."""
     (rows, columns), (down, across) = matrix.shape, (step // 4 for step in matrix.strides)
     if across == 1 and (down >= columns or rows == 1):
-        return b"N", _address(matrix), max(down, columns)
+        return b"N", address(matrix), max(down, columns)
     if down == 1 and (across >= rows or columns == 1):
-        return b"T", _address(matrix), max(across, rows)
+        return b"T", address(matrix), max(across, rows)
     return None
 
 

@@ -59,7 +59,7 @@ def test_rows_and_products_are_those_of_the_rounded_matrix(kind, shape, library)
         x, dy = matrix(count, shape[1], seed=1), matrix(count, shape[0], seed=2)
         exact = x.astype(np.float64) @ rounded.T.astype(np.float64)
         # oneDNN rounds x as well: to 2⁻⁸, or to two parts of int8 (float32's own error is below).
-        of_x = 0 if weight.library is None else {"bfloat16": 2**-8, "int8": 1 / 127 / 508}[kind]
+        of_x = 0 if weight.library is None else {"bfloat16": 2**-8, "int8": 1 / 127 / 510}[kind]
         row = {"bfloat16": np.abs(x), "int8": np.abs(x).max(axis=1, keepdims=True) + 0 * x}[kind]
         limit = of_x * row @ np.abs(rounded).T + 1e-5 * np.abs(exact).max()
         assert (np.abs(matmul(x, weight.T) - exact) <= limit).all()
@@ -91,7 +91,7 @@ def test_two_parts_of_int8_are_as_good_as_float32(count, width, log_scale, seed)
     x = matrix(count, width, seed=seed + 1) * np.float32(10.0**log_scale)
     x[:, 0] *= 1000
     exact = x.astype(np.float64) @ np.asarray(weight, np.float64).T
-    limit = np.abs(x).max() / 127 / 508 * np.abs(np.asarray(weight)).sum(axis=1).max()
+    limit = np.abs(x).max() / 127 / 510 * np.abs(np.asarray(weight)).sum(axis=1).max()
     assert np.abs(matmul(x, weight.T) - exact).max() <= limit + 1e-5 * np.abs(exact).max()
 
 
