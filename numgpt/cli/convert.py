@@ -1,8 +1,9 @@
-"""numgpt convert: a model in any format into Hugging Face's layout."""
+"""numgpt convert: a model in any format into Hugging Face's layout, or GGUF."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from numgpt.cli.common import add_adapter, add_command, check_directory_name
 from numgpt.files import DirectoryLock, finish_replacing, is_ours, replacing_together, sweep
 from numgpt.formats import load_adapter, open_model, read_model, resolve, save_model
+from numgpt.formats.gguf_writing import FILE_TYPES, save_gguf
 from numgpt.formats.huggingface import WEIGHTS_FILE
 from numgpt.formats.loading import check_belongs
 from numgpt.formats.peft import base_of, hub_name, is_adapter
@@ -26,44 +28,64 @@ def register(subparsers: Any) -> None:
     parser = add_command(
         subparsers,
         "convert",
-        "write a model of any format in Hugging Face's layout, which transformers loads",
+        "write a model of any format in Hugging Face's layout, or as GGUF",
         "numgpt convert smollm2 smollm2-hf --dtype bfloat16\n"
+        "numgpt convert runs/desk desk.gguf --gguf Q8_0\n"
         "numgpt convert models/124M gpt2-hf\n"
         "numgpt convert runs/ckpt.pt nanogpt-hf\n"
         "numgpt convert smollm2 desk-hf --adapter runs/desk",
         run,
     )
     parser.add_argument("source", metavar="SRC", help="a model's directory or file, or a name")
-    parser.add_argument("target", metavar="DST", help="the directory to write, a new one")
+    parser.add_argument("target", metavar="DST", help="the directory or file to write, a new one")
     add_adapter(parser)
+    parser.add_argument("--dtype", choices=STORED, help="of the weights (default float32)")
     parser.add_argument(
-        "--dtype", default="float32", choices=STORED, help="of the weights (default float32)"
+        "--gguf", metavar="TYPE", choices=FILE_TYPES, help=f"write GGUF: {', '.join(FILE_TYPES)}"
     )
 
 
 def run(options: argparse.Namespace) -> None:
-    check_directory_name("DST", options.target)
-    target = Path(options.target)
+    target, kind = Path(options.target), options.gguf or options.dtype or "float32"
     began = time.perf_counter()
-    with DirectoryLock(target):
-        sweep(target)
-        finish_replacing(target)
-        _check_empty(target)
-        path, adapter = resolve(options.source), options.adapter
-        name = hub_name(options.source)
-        if is_adapter(path):
-            if adapter is not None:
-                raise ValueError(f"SRC {path} is an adapter itself: leave --adapter out")
-            base = base_of(path)
-            path, adapter, name = resolve(base), path, hub_name(base)
-        source = open_model(path)
-        with replacing_together(target, check=lambda: _check_empty(target)) as staged:
-            model = _convert(source, name, adapter, staged, options.dtype)
-    size = (target / WEIGHTS_FILE).stat().st_size / 1e6
+    if options.gguf:
+        if options.dtype:
+            raise ValueError("--dtype cannot be combined with --gguf, whose TYPE it is")
+        if os.path.lexists(target):
+            raise ValueError(f"{target} is there already: name a new file")
+        model, tokenizer = _read(*_named(options))
+        count = len(model.parameters)
+        save_gguf(model, tokenizer, target, options.gguf, _progress("writing", count))
+        size = target.stat().st_size
+    else:
+        check_directory_name("DST", options.target)
+        with DirectoryLock(target):
+            sweep(target)
+            finish_replacing(target)
+            _check_empty(target)
+            source, name, adapter = _named(options)
+            with replacing_together(target, check=lambda: _check_empty(target)) as staged:
+                model, tokenizer = _read(source, name, adapter)
+                if tokenizer is not None:
+                    tokenizer.save_pretrained(staged)
+                save_model(model, staged, kind, _progress("writing", len(model.parameters)))
+        size = (target / WEIGHTS_FILE).stat().st_size
     tell(
-        f"{model.num_parameters():,} parameters, {size:,.0f} MB in {options.dtype}, written to"
+        f"{model.num_parameters():,} parameters, {size / 1e6:,.0f} MB in {kind}, written to"
         f" {target} in {time.perf_counter() - began:.1f} s",
     )
+
+
+def _named(options: argparse.Namespace) -> tuple[Source, str, Path | None]:
+    """The model that SRC names, its name, and the adapter that is to be added to it."""
+    path, adapter = resolve(options.source), options.adapter
+    name = hub_name(options.source)
+    if is_adapter(path):
+        if adapter is not None:
+            raise ValueError(f"SRC {path} is an adapter itself: leave --adapter out")
+        base = base_of(path)
+        path, adapter, name = resolve(base), path, hub_name(base)
+    return open_model(path), name, adapter
 
 
 def _check_empty(target: Path) -> None:
@@ -74,10 +96,10 @@ def _check_empty(target: Path) -> None:
         )
 
 
-def _convert(
-    source: Source, name: str, adapter: Path | None, target: Path, dtype: str
-) -> LanguageModel:
-    """Everything into an empty directory; what an adapter changes is added to the weights."""
+def _read(
+    source: Source, name: str, adapter: Path | None
+) -> tuple[LanguageModel, BaseTokenizer | None]:
+    """The model, with what an adapter changes added to its weights, and the tokenizer."""
     try:
         if adapter is not None and tokenizer_files(adapter):
             tokenizer: BaseTokenizer | None = load_tokenizer(adapter)
@@ -94,10 +116,7 @@ def _convert(
     if adapter is not None:
         load_adapter(model, adapter)
         model.merge_adapter()
-    if tokenizer is not None:
-        tokenizer.save_pretrained(target)
-    save_model(model, target, dtype, _progress("writing", count))
-    return model
+    return model, tokenizer
 
 
 def _progress(what: str, count: int) -> Any:

@@ -31,7 +31,8 @@ PATTERNS = {
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r"), "smollm"),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), "qwen2"),
 }
-CONTROL, USER_DEFINED = 3, 4  # of tokenizer.ggml.token_type: special, and found in any text
+# Of tokenizer.ggml.token_type: special, found in any text, there for the table's size alone.
+CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
 FREQUENCY_FACTORS = "rope_freqs.weight"
 # The scaling that published Llama 3.1 and 3.2 models share; their factors differ.
 LLAMA3 = {
@@ -85,7 +86,7 @@ def open_file(path: Path) -> Source:
             f"{path}: general.architecture={shown(architecture)} is not supported, only"
             f" {', '.join(_CONFIGS)}"
         )
-    family, mapping, config_from = _CONFIGS[architecture]
+    family, config_from = _CONFIGS[architecture]
     if "token_embd.weight" not in tensors:
         raise ValueError(f"{path}: the weights lack 'token_embd.weight'")
     if not tensors["token_embd.weight"].shape:
@@ -106,7 +107,7 @@ def open_file(path: Path) -> Source:
         family,
         config,
         list(tensors.items()),
-        mapping(family, config),
+        MAPPINGS[architecture](family, config),
         lambda: read_tokenizer(path, metadata),
     )
 
@@ -153,7 +154,7 @@ def read_tokenizer(path: Path, metadata: Metadata) -> Tokenizer:
         if len(set(tokens)) < len(tokens):
             raise ValueError("tokenizer.ggml.tokens has the same token twice")
         return build_bpe(
-            {token: id for id, token in enumerate(tokens)},
+            {token: id for id, token in enumerate(tokens) if types[id] != UNUSED},
             merges,
             special,
             added,
@@ -314,9 +315,15 @@ class LlamaWeightMapping(Qwen2WeightMapping):
         return array
 
 
+MAPPINGS = {  # by general.architecture
+    "gpt2": GPT2WeightMapping,
+    "llama": LlamaWeightMapping,
+    "qwen2": Qwen2WeightMapping,
+    "qwen3": Qwen2WeightMapping,
+}
 _CONFIGS = {
-    "gpt2": (gpt2.FAMILY, GPT2WeightMapping, _gpt2_config),
-    "llama": (llama.LLAMA, LlamaWeightMapping, _llama_config),
-    "qwen2": (llama.QWEN2, Qwen2WeightMapping, _llama_config),
-    "qwen3": (llama.QWEN3, Qwen2WeightMapping, _llama_config),
+    "gpt2": (gpt2.FAMILY, _gpt2_config),
+    "llama": (llama.LLAMA, _llama_config),
+    "qwen2": (llama.QWEN2, _llama_config),
+    "qwen3": (llama.QWEN3, _llama_config),
 }

@@ -43,7 +43,7 @@ from numgpt.runtime.blocks import over_row_blocks
 from numgpt.runtime.kernels import cpu_flags
 from numgpt.runtime.onednn import OUTPUTS, OneDNN, address, find_onednn
 from numgpt.runtime.products import FEW_ROWS, SMALL_PRODUCT, SMALL_RESULT, matmul
-from numgpt.runtime.scratch import empty
+from numgpt.runtime.scratch import empty, own_pages
 from numgpt.runtime.threads import num_threads, parallel_for
 from numgpt.runtime.weights import Weight
 
@@ -219,7 +219,9 @@ class FewerBits(Weight):
         whole.library = first.library
         whole.shape = shape
         for name in first._arrays():
-            joined = np.concatenate([getattr(w, name) for w in weights])
+            arrays = [getattr(w, name) for w in weights]
+            size = sum(map(len, arrays)), *arrays[0].shape[1:]
+            joined = np.concatenate(arrays, out=own_pages(size, arrays[0].dtype))
             setattr(whole, name, joined)
             start = 0
             for w in weights:

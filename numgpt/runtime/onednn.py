@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from numgpt.runtime.scratch import empty
+from numgpt.runtime.scratch import empty, own_pages
 from numgpt.runtime.threads import hold_blas, in_a_piece, num_threads
 
 VARIABLE = "NUMGPT_ONEDNN"  # 0: it is not used; a path: this library
@@ -103,7 +103,7 @@ class OneDNN:
             return None
         (outputs, width), together = rows.shape, 4 // rows.itemsize
         blocks = -(-outputs // OUTPUTS), -(-width // (INPUTS * together))
-        packed = empty((*blocks, INPUTS, OUTPUTS, together), rows.dtype)
+        packed = own_pages((*blocks, INPUTS, OUTPUTS, together), rows.dtype)
         self._reorder(self._array(kind, width, outputs, strides=(1, width)), rows, order, packed)
         return packed
 

@@ -15,6 +15,7 @@ pool 0.91). Aligned memory matters as much: without it five sequences decode at 
 from __future__ import annotations
 
 import math
+import mmap
 import threading
 from collections import defaultdict
 
@@ -119,6 +120,14 @@ def empty(shape: int | tuple[int, ...], dtype: np.typing.DTypeLike = np.float32)
     shape, dtype, nbytes = array.shape, array.dtype, array.nbytes
     del array  # nothing of it was touched
     return _aligned(shape, dtype) if nbytes < POOLED else _pool.empty(shape, dtype)
+
+
+def own_pages(shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> np.ndarray:
+    """Zeros that last, as weights do: in pages of their own, which go back to the system with the
+    array and leave no hole in the allocator's heap."""
+    count = math.prod(shape)
+    pages = mmap.mmap(-1, max(1, count * np.dtype(dtype).itemsize))
+    return np.frombuffer(pages, dtype, count).reshape(shape)
 
 
 def empty_like(array: np.ndarray) -> np.ndarray:

@@ -269,3 +269,22 @@ def test_what_comes_meanwhile_is_not_replaced(source, convert, tmp_path, monkeyp
     assert "not empty ('config.json')" in err
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["config.json"]
     assert (tmp_path / "new" / "config.json").read_text() == "precious"
+
+
+def test_gguf_is_one_file(convert, tmp_path):
+    path = tmp_path / "model.gguf"
+    status, err = convert("shakespeare", path, "--gguf", "BF16")
+    assert status == 0, err
+    assert f"MB in BF16, written to {path} in " in err
+    (model, tokenizer), (original, _) = numgpt.load(path), numgpt.load("shakespeare")
+    ids, greedy = tokenizer.encode("To be"), {"max_new_tokens": 5, "do_sample": False}
+    np.testing.assert_array_equal(model.generate(ids, **greedy), original.generate(ids, **greedy))
+    content = path.read_bytes()
+    status, err = convert("shakespeare", path, "--gguf", "F16")
+    assert (status, "is there already: name a new file" in err) == (2, True)
+    assert path.read_bytes() == content
+    status, err = convert("shakespeare", tmp_path / "b.gguf", "--gguf", "F16", "--dtype", "float16")
+    assert (status, "--dtype cannot be combined with --gguf" in err) == (2, True)
+    status, err = convert("shakespeare", tmp_path / "absent/b.gguf", "--gguf", "F16")
+    assert (status, "absent/b.gguf" in err) == (2, True)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.gguf"]
