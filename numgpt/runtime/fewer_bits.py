@@ -17,10 +17,10 @@ that of y_no, Σ_i x_ni ε_oi, has the mean square |x_n|² s_o² / 12, and y_no 
 σ_o the standard deviation of the row: the relative error is s_o / (σ_o √12) = max|w| / (127 √12
 σ_o), 0.9 % for a row whose largest weight is four standard deviations.
 
-In oneDNN's products x is of as few bits as W. Rounded to int8 once, with a scale for each row of x,
-it would be too coarse, for some features of a Transformer are a hundred times larger than the
-others. So it is rounded to 16 bits, whose bytes a and b are two rows of one product, and leave at
-most t / 512 of error:
+In oneDNN's products x is rounded as well: to bfloat16, or to whole numbers with a scale for each
+row of x. Eight bits of these would be too coarse, for some features of a Transformer are a hundred
+times larger than the others. So x has sixteen, whose two bytes a and b are two rows of one product,
+and leave at most t / 512 of error:
 
     x_n ≈ t_n (a_n + b_n / 256)     256 a_n + b_n = round(256 x_n / t_n),   t_n = max_i |x_ni| / 127
 
@@ -33,8 +33,7 @@ backward pass asks for, on the way to the adapters of a frozen model.
 from __future__ import annotations
 
 import functools
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,6 +49,9 @@ from numgpt.runtime.weights import Weight
 PANEL_BYTES = 1 << 21  # of rows that are written out in float32: they stay in the cache
 LARGEST = 127  # of int8, with either sign
 UNSIGNED = 128  # is added to x: onednn.py
+SMALLEST = 1e-30  # of t: what is less is 0
+
+Panels = Iterable[tuple[slice, np.ndarray]]  # rows of W, and they in float32
 
 
 class FewerBits(Weight):
@@ -116,8 +118,9 @@ class FewerBits(Weight):
                 y[...] = whole
             return y
 
-        def some(rows: slice, panel: np.ndarray) -> None:
-            np.matmul(x, panel.T, out=y[:, rows])
+        def some(panels: Panels) -> None:
+            for rows, panel in panels:
+                np.matmul(x, panel.T, out=y[:, rows])
 
         self._in_panels(some, len(x), x.dtype)
         if self.scales is not None:
@@ -125,24 +128,25 @@ class FewerBits(Weight):
         return y
 
     def product(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        dy, dx = x, np.empty((len(x), self.shape[1]), x.dtype) if out is None else out
-        dy = dy if self.scales is None else dy * self.scales
-        dx[...] = 0
-        lock = threading.Lock()
+        dy = x if self.scales is None else x * self.scales
 
-        def some(rows: slice, panel: np.ndarray) -> None:
-            term = matmul(dy[:, rows], panel)
-            with lock:
-                np.add(dx, term, out=dx)
+        def some(panels: Panels) -> np.ndarray:
+            total = np.zeros((len(dy), self.shape[1]), dy.dtype)
+            for rows, panel in panels:
+                total += matmul(dy[:, rows], panel)
+            return total
 
-        self._in_panels(some, len(dy), dy.dtype)
-        return dx
+        dx, *others = self._in_panels(some, len(dy), dy.dtype)
+        for term in others:  # in an order that is always the same
+            dx += term
+        if out is None:
+            return dx
+        out[...] = dx
+        return out
 
-    def _in_panels(
-        self, body: Callable[[slice, np.ndarray], None], count: int, dtype: np.typing.DTypeLike
-    ) -> None:
-        """Call body(rows, panel) for panels of rows of W, written out without scales, to be
-        multiplied with `count` rows; on all threads."""
+    def _in_panels(self, body: Callable[[Panels], Any], count: int, dtype: np.dtype) -> list[Any]:
+        """Call body with panels of rows of W, written out without scales, to be multiplied with
+        `count` rows; each thread with some of them."""
         unit = 1 if self.library is None else OUTPUTS
         height = PANEL_BYTES // 4 // self.shape[1]
         if 1 < count <= FEW_ROWS:
@@ -152,12 +156,15 @@ class FewerBits(Weight):
         parts = [slice(start, min(start + height, self.shape[0])) for start in starts]
         threads = min(num_threads(), len(parts))
 
-        def some(thread: int) -> None:
+        def some(thread: int) -> Any:
             memory = empty((parts[0].stop, self.shape[1]), np.float32)
-            for rows in parts[thread::threads]:
-                body(rows, self._panel(rows, memory).astype(dtype, copy=False))
+            panels = (
+                (rows, self._panel(rows, memory).astype(dtype, copy=False))
+                for rows in parts[thread::threads]
+            )
+            return body(panels)
 
-        parallel_for(some, threads)
+        return parallel_for(some, threads)
 
     def _panel(self, rows: slice, memory: np.ndarray) -> np.ndarray:
         if self.library is None:
@@ -304,7 +311,7 @@ class Int8(FewerBits):
 
         def round_rows(x: np.ndarray, t: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
             t[:] = np.abs(x).max(axis=1, keepdims=True) / LARGEST
-            t[t == 0] = 1
+            t[t < SMALLEST] = 1
             # From 2²³ on, a float32 ends with a whole number: its two lowest bytes are a and b.
             number = x * (256 / t)
             number += 2**23 + 256 * UNSIGNED + UNSIGNED
