@@ -45,6 +45,10 @@ def numgpt_llama_model(dtype: str = "float32") -> Any:
 def kept_as(dtype: str, model: Any) -> Any:
     if dtype == "float32":
         return model
+    from numgpt.runtime.fewer_bits import KINDS
+
+    if KINDS[dtype].multiplier() is None:
+        raise ImportError(f"{dtype} by oneDNN: pip install onednn-cpu-gomp")
     with tempfile.TemporaryDirectory() as directory:
         model.save_pretrained(directory)
         return type(model).from_pretrained(directory, dtype=dtype)

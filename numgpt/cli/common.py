@@ -55,7 +55,7 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
         choices=DTYPES,
         default=DTYPES[0],
         help=f"what the model's matrices are kept as: {', '.join(DTYPES)} (default {DTYPES[0]}; the"
-        " others take a half and a quarter of the memory, and with oneDNN of the time)",
+        " others take a half and a quarter of the memory, and are faster with numgpt[onednn])",
     )
 
 

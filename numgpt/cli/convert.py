@@ -51,8 +51,12 @@ def run(options: argparse.Namespace) -> None:
     if options.gguf:
         if options.dtype:
             raise ValueError("--dtype cannot be combined with --gguf, whose TYPE it is")
+        if not options.target:
+            raise ValueError('DST is "": name a file')
         if os.path.lexists(target):
             raise ValueError(f"{target} is there already: name a new file")
+        if target.parent.is_dir():
+            sweep(target.parent)  # what a killed conversion has left
         model, tokenizer = _read(*_named(options))
         count = len(model.parameters)
         save_gguf(model, tokenizer, target, options.gguf, _progress("writing", count))

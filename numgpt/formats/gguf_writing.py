@@ -22,12 +22,16 @@ from numgpt.formats.families import family_of
 from numgpt.formats.gguf import ARRAY, MAGIC, STRING, TENSOR_TYPES, VERSIONS
 from numgpt.formats.llamacpp import (
     CONTROL,
+    ENDS,
     FREQUENCY_FACTORS,
     MAPPINGS,
     PATTERNS,
     UNUSED,
     USER_DEFINED,
+    read_tokenizer,
 )
+from numgpt.formats.llamacpp import Metadata as ReadMetadata
+from numgpt.formats.source import is_finite
 from numgpt.layers import llama3_frequencies, rope_frequencies
 from numgpt.messages import shown
 from numgpt.models import GPT, LanguageModel, Llama
@@ -42,6 +46,11 @@ NORMAL = 1  # of tokenizer.ggml.token_type
 FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7}  # general.file_type, llama.cpp's numbers
 BLOCK, BLOCK_BYTES = 32, 34  # of Q8_0
 ROWS_AT_ONCE = 1 << 17  # weights that are rounded at a time
+# What is compared of the tokenizer with what is read again.
+SAME = [
+    *("vocabulary", "merges", "special_tokens", "added_tokens", "normalizer", "ignore_merges"),
+    *("add_prefix_space", "add_bos_token", "chat_template"),
+]
 EXPRESSIBLE = ("gelu_new", "gelu_pytorch_tanh")  # GPT-2's activation in llama.cpp
 
 Metadata = dict[str, str | bool | int | float | list[str] | np.ndarray]
@@ -66,13 +75,14 @@ def save_gguf(
     metadata = metadata_of(model) | {"general.file_type": FILE_TYPES[kind]}
     if tokenizer is not None:
         metadata |= metadata_of_tokenizer(tokenizer, model)
+        _check_same(tokenizer, metadata)
     tensors = list(_tensors(model, kind))
-    header = _header(metadata, [(name, kind, array.shape) for name, kind, array in tensors])
+    header = _header(metadata, [(name, kind, shape) for name, kind, shape, _ in tensors])
     with replacing(path) as file:
         file.write(header)
-        for name, stored_as, array in tensors:
+        for name, stored_as, _, made in tensors:
             report(name)
-            _write_tensor(file, name, stored_as, np.asarray(array))
+            _write_tensor(file, name, stored_as, made())
 
 
 # --- the container ---
@@ -106,7 +116,7 @@ def _value(value: Any) -> bytes:
 
 
 def _string(text: str) -> bytes:
-    data = text.encode()
+    data = text.encode(errors="replace")
     return struct.pack("<Q", len(data)) + data
 
 
@@ -121,6 +131,8 @@ def _padded(size: int) -> int:
 
 def _write_tensor(file: BinaryIO, name: str, kind: str, array: np.ndarray) -> None:
     rows = np.ascontiguousarray(array, np.float32)
+    if not is_finite(rows):
+        raise ValueError(f"{name} holds NaN or infinity: such weights are not saved")
     if kind == "F32":
         stored: np.ndarray = rows.astype("<f4", copy=False)
     elif kind == "BF16":
@@ -128,10 +140,11 @@ def _write_tensor(file: BinaryIO, name: str, kind: str, array: np.ndarray) -> No
     elif kind == "F16":
         with np.errstate(over="ignore"):
             stored = rows.astype("<f2")
-        if np.isinf(stored).any():
-            raise OverflowError(f"{name} holds values beyond float16's 65504: choose another type")
     else:
         stored = quantise_q8_0(rows)
+    halves = stored if kind == "F16" else stored[:, :2].view("<f2") if kind == "Q8_0" else rows[:0]
+    if np.isinf(halves).any():
+        raise OverflowError(f"{name} holds values beyond float16's 65504: choose another type")
     file.write(stored.data)
     file.write(b"\0" * (-stored.nbytes % ALIGNMENT))
 
@@ -149,7 +162,8 @@ def quantise_q8_0(array: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore"):
             w_d = w * np.where(d == 0, np.float32(0), 1 / d)
         q = np.trunc(w_d + np.copysign(np.float32(0.5), w_d))
-        blocks[chunk, :2] = d.astype("<f2").view(np.uint8)
+        with np.errstate(over="ignore"):
+            blocks[chunk, :2] = d.astype("<f2").view(np.uint8)
         blocks[chunk, 2:] = q.astype(np.int8).view(np.uint8)
 
     parallel_for(some, -(-len(weights) // step))
@@ -175,6 +189,14 @@ def metadata_of(model: LanguageModel) -> Metadata:
     else:
         assert isinstance(model, Llama)
         kind = config.model_type
+        biases = config.attention_bias, config.output_bias, config.mlp_bias
+        square = config.heads * config.head_size == config.width
+        if kind == "qwen2" and not (biases == (True, False, False) and square):
+            raise ValueError(
+                "a Qwen2 in GGUF has biases of queries, keys, values, and square heads"
+            )
+        if kind == "qwen3" and any(biases):
+            raise ValueError("a Qwen3 in GGUF has no biases")
         of_family = {
             "attention.head_count_kv": config.kv_heads,
             "attention.key_length": config.head_size,
@@ -191,30 +213,34 @@ def metadata_of(model: LanguageModel) -> Metadata:
         "attention.head_count": config.heads,
         "vocab_size": config.vocab_size,
     }
-    told: Metadata = {"general.architecture": kind, "general.name": name}
+    told: Metadata = {"general.architecture": kind, "general.type": "model", "general.name": name}
     told |= {"general.quantization_version": 2, "general.alignment": ALIGNMENT}
     return told | {f"{kind}.{name}": value for name, value in (sizes | of_family).items()}
 
 
-def _tensors(model: LanguageModel, kind: str) -> Iterator[tuple[str, str, Any]]:
-    """llama.cpp's names, types, and arrays as it has them."""
+def _tensors(
+    model: LanguageModel, kind: str
+) -> Iterator[tuple[str, str, tuple[int, ...], Callable[[], np.ndarray]]]:
+    """llama.cpp's names, types and shapes, and functions that make the arrays."""
     config, family = model.config, family_of(model)
     mapping = MAPPINGS[family.model_type](family, config)
     for name, array in model.parameters.items():
         is_matrix = array.ndim == 2 and name not in model.embeddings[1:]
-        stored = mapping.as_stored(name, array if not is_matrix else np.asarray(array))
-        stored = stored.reshape(mapping.stored_shape(name, array.shape))
-        if is_matrix and kind == "Q8_0" and stored.shape[1] % BLOCK:
+        shape = mapping.stored_shape(name, array.shape)
+        if is_matrix and kind == "Q8_0" and shape[1] % BLOCK:
             raise ValueError(
-                f"{name} has rows of {stored.shape[1]}, and Q8_0 blocks of {BLOCK}: choose another"
-                " type"
+                f"{name} has rows of {shape[1]}, and Q8_0 blocks of {BLOCK}: choose another type"
             )
-        yield mapping.stored_name(name), kind if is_matrix else "F32", stored
+
+        def made(name: str = name, shape: tuple[int, ...] = shape) -> np.ndarray:
+            return mapping.as_stored(name, np.asarray(model.parameters[name])).reshape(shape)
+
+        yield mapping.stored_name(name), kind if is_matrix else "F32", shape, made
     if scaling := getattr(config, "rope_scaling", None):
         plain = rope_frequencies(config.head_size, config.rope_theta)
         numbers = {name: float(n) for name, n in scaling.items() if not isinstance(n, str)}
         factors = plain / llama3_frequencies(plain, **numbers)
-        yield FREQUENCY_FACTORS, "F32", factors.astype(np.float32)
+        yield FREQUENCY_FACTORS, "F32", factors.shape, lambda: factors
 
 
 def metadata_of_tokenizer(tokenizer: BaseTokenizer, model: LanguageModel) -> Metadata:
@@ -224,7 +250,12 @@ def metadata_of_tokenizer(tokenizer: BaseTokenizer, model: LanguageModel) -> Met
     known = {pattern: pre for pre, pattern in reversed(PATTERNS.items())}
     if (pre := known.get(tokenizer.pattern.name)) is None:
         raise ValueError(f"GGUF has no name for the pattern {shown(tokenizer.pattern.name)}")
-    size = max(model.config.vocab_size, tokenizer.vocab_size)
+    size = model.config.vocab_size
+    if tokenizer.vocab_size > size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model's table {size}: GGUF has"
+            " no place for the others"
+        )
     tokens, types = [f"[UNUSED{id}]" for id in range(size)], np.full(size, UNUSED, np.int32)
     for token, id in tokenizer.vocabulary.items():
         tokens[id], types[id] = to_printable(token), NORMAL
@@ -245,11 +276,28 @@ def metadata_of_tokenizer(tokenizer: BaseTokenizer, model: LanguageModel) -> Met
         "tokenizer.ggml.add_bos_token": bool(tokenizer.add_bos_token),
     }
     ends = model.config.eos_token_id
-    others = [id for id in ends if id != tokenizer.eos_token_id] if isinstance(ends, list) else []
-    ids = {"bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
-    for name, id in (ids | {"eot": others[0] if others else None}).items():
-        if id is not None:
-            told[f"tokenizer.ggml.{name}_token_id"] = int(id)
+    ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    eos = tokenizer.eos_token_id
+    eos = eos if eos in ends or not ends else ends[0]
+    named = dict(zip(ENDS[1:], (id for id in ends if id != eos), strict=False))
+    if len(ends) > len(ENDS):
+        raise ValueError(f"eos_token_id={ends}: GGUF has room for {len(ENDS)}")
+    ids = {"bos": tokenizer.bos_token_id, ENDS[0]: eos} | named
+    told |= {f"tokenizer.ggml.{n}_token_id": int(i) for n, i in ids.items() if i is not None}
     if tokenizer.chat_template is not None:
         told["tokenizer.chat_template"] = tokenizer.chat_template
     return told
+
+
+def _check_same(tokenizer: BaseTokenizer, metadata: Metadata) -> None:
+    """Raises ValueError where a reader of the file would tokenise in another way."""
+    try:
+        told = read_tokenizer(Path("the file"), ReadMetadata(Path("the file"), dict(metadata)))
+    except ValueError as error:
+        raise ValueError(f"GGUF can't hold the tokenizer: {error}") from None
+    for name in SAME:
+        if getattr(told, name) != getattr(tokenizer, name):
+            raise ValueError(
+                f"GGUF can't say the tokenizer's {name}: it would be read as"
+                f" {shown(getattr(told, name))}"
+            )

@@ -33,6 +33,7 @@ PATTERNS = {
 }
 # Of tokenizer.ggml.token_type: special, found in any text, there for the table's size alone.
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
+ENDS = ("eos", "eot", "eom")  # of a text, a turn, a message: each ends what is generated
 FREQUENCY_FACTORS = "rope_freqs.weight"
 # The scaling that published Llama 3.1 and 3.2 models share; their factors differ.
 LLAMA3 = {
@@ -91,7 +92,7 @@ def open_file(path: Path) -> Source:
         raise ValueError(f"{path}: the weights lack 'token_embd.weight'")
     if not tensors["token_embd.weight"].shape:
         raise ValueError(f"{path}: tensor 'token_embd.weight' has shape []")
-    ends = [metadata.get(f"tokenizer.ggml.{end}_token_id", int) for end in ("eos", "eot")]
+    ends = [metadata.get(f"tokenizer.ggml.{end}_token_id", int) for end in ENDS]
     ends = sorted({id for id in ends if id is not None and id < LARGEST_ID})
     try:
         config = config_from(metadata, tensors)

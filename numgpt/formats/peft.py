@@ -116,7 +116,8 @@ def save_adapter(
         "inference_mode": True,
     }
     with replacing_together(directory, remove=ADAPTER_FILES) as staged:
-        write_safetensors(staged / ADAPTER_FILE, tensors, {_FINGERPRINT: fingerprint(model)})
+        told = {_FINGERPRINT: fingerprint(model)} if not model.in_fewer_bits else {}
+        write_safetensors(staged / ADAPTER_FILE, tensors, told)
         path = staged / ADAPTER_CONFIG_FILE
         with naming(path):
             path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
@@ -176,6 +177,7 @@ def load_adapter(
     config.target_modules = _local_targets(adapter, model)
     config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
     base, tuned = fields.get("base_model_name_or_path"), metadata.get(_FINGERPRINT)
+    tuned = None if model.in_fewer_bits else tuned
     if tuned is None or tuned != fingerprint(model):
         _warn_of_base(directory, model, base, tuned is not None)
     return model.attach_adapter(adapter, name)

@@ -24,6 +24,7 @@ from numgpt.models.language_model import LanguageModel
 from numgpt.models.modules import Linear
 
 TOLERANCE = 1e-4  # of the sum, relative to its largest part: float32 products
+ROUNDED = 2**-6  # … where products round what they multiply to bfloat16
 
 
 def direct_logit_attribution(
@@ -78,7 +79,7 @@ def attribution_of(
     bias_of_norm = model.final_norm.bias
     of_norm = np.zeros(()) if bias_of_norm is None else np.asarray(bias_of_norm @ direction)
     found["final_bias"] = of_norm
-    _check_sum(found, float(of.value(logits)[0]))
+    _check_sum(found, float(of.value(logits)[0]), model.in_fewer_bits)
     return {name: np.asarray(value) for name, value in found.items()}
 
 
@@ -113,10 +114,11 @@ def bias_of(linear: Linear, dtype: np.dtype) -> np.ndarray:
     return np.zeros(linear.width, dtype) if linear.bias is None else linear.bias
 
 
-def _check_sum(parts: dict[str, np.ndarray], logit: float) -> None:
+def _check_sum(parts: dict[str, np.ndarray], logit: float, in_fewer_bits: bool) -> None:
     total = sum(float(np.sum(part)) for part in parts.values())
     size = max(1.0, max(float(np.max(np.abs(part), initial=0)) for part in parts.values()))
-    if not abs(total - logit) <= TOLERANCE * size:
+    tolerance = ROUNDED if in_fewer_bits else TOLERANCE
+    if not abs(total - logit) <= tolerance * size:
         raise ArithmeticError(
             f"the parts add up to {total:.6f}, the logit is {logit:.6f}: the model's weights hold"
             " numbers too large for these sums"

@@ -343,7 +343,7 @@ def through_unembedding(
     of: Trace, g: np.ndarray, unembedding: np.ndarray, weight: np.ndarray
 ) -> Table:
     """g = (dz W_U) · weight, a token at a time: the sums go over the whole vocabulary."""
-    chosen = largest(g, FEATURES)
+    chosen, unembedding = largest(g, FEATURES), np.asarray(unembedding)
     parts = []
     for t, features in enumerate(chosen):
         w = (unembedding[:, features] * weight[features]).T  # (n, V)

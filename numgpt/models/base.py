@@ -82,8 +82,10 @@ class BaseModel(Generic[ConfigT, CacheT]):
     def parameters(self, parameters: Parameters) -> None:
         self.adapters.check_not_merged()
         adapter = self.adapters.active
-        self.trained = (parameters if adapter is None else adapter.parameters).trainable
+        trained = parameters if adapter is None else adapter.parameters
         self._parameters = parameters
+        # A model in fewer bits is frozen, with the vectors that would train.
+        self.trained = {} if adapter is None and self.in_fewer_bits else trained.layout
         self.gradients: Gradients | None = None
         self._build()
 
@@ -163,6 +165,11 @@ class BaseModel(Generic[ConfigT, CacheT]):
             else:
                 array.fill(1 if name.endswith("weight") else 0)
 
+    @property
+    def in_fewer_bits(self) -> bool:
+        """Whether its matrices are kept in bfloat16 or int8."""
+        return len(self.parameters.trainable) < len(self.parameters)
+
     # --- what trains ---
 
     @property
@@ -192,7 +199,8 @@ class BaseModel(Generic[ConfigT, CacheT]):
 
     def unfreeze(self, *patterns: str) -> None:
         """Train parameters again: those of these names or patterns, without any all of them."""
-        chosen = matching_names(patterns, self.all_parameters)
+        trainable = [name for owner in self._owners() for name in owner.trainable]
+        chosen = matching_names(patterns, self.all_parameters if patterns else trainable)
         self.train_only(n for n in self.all_parameters if n in self.trained or n in chosen)
 
     def train_only(self, names: Iterable[str]) -> None:

@@ -33,6 +33,7 @@ backward pass asks for, on the way to the adapters of a frozen model.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -59,6 +60,7 @@ class FewerBits(Weight):
 
     kind: str  # oneDNN's name
     needs: frozenset[str]  # for oneDNN's products the CPU has one of these
+    widest: float = math.inf  # of the rows that oneDNN multiplies
     scales: np.ndarray | None = None  # (R,)
 
     dtype = np.dtype(np.float32)  # of the products
@@ -69,7 +71,8 @@ class FewerBits(Weight):
         self._pack(np.ascontiguousarray(rows), library)
 
     def _pack(self, rows: np.ndarray, library: OneDNN | None) -> None:
-        packed = None if library is None else library.pack(self.kind, rows)
+        fits = library is not None and rows.shape[1] <= self.widest
+        packed = library.pack(self.kind, rows) if library is not None and fits else None
         self.data = rows if packed is None else packed
         self.library = None if packed is None else library
 
@@ -175,6 +178,12 @@ class FewerBits(Weight):
         return self.library.unpack(self.kind, blocks, self.shape[1])[: rows.stop - rows.start]
 
     def __getitem__(self, ids: np.ndarray) -> np.ndarray:
+        if isinstance(ids, tuple):
+            return np.asarray(self)[ids]
+        if not isinstance(ids, np.ndarray) or (
+            ids.size and not 0 <= ids.min() <= ids.max() < len(self)
+        ):
+            ids = np.asarray(np.arange(len(self))[ids])
         stored = (
             self.data[ids] if self.library is None else packed_rows(self.data, ids, self.shape[1])
         )
@@ -242,7 +251,8 @@ class FewerBits(Weight):
 def packed_rows(packed: np.ndarray, ids: np.ndarray, width: int) -> np.ndarray:
     """Rows of packed weights (O, I).  ids (…) -> (…, I)."""
     block, place = np.divmod(ids, OUTPUTS)
-    return packed[block, :, :, place].reshape(*ids.shape, -1)[..., :width]
+    whole = packed.shape[1] * packed.shape[2] * packed.shape[4]
+    return packed[block, :, :, place].reshape(*ids.shape, whole)[..., :width]
 
 
 class BFloat16(FewerBits):
@@ -283,6 +293,7 @@ class Int8(FewerBits):
     """W (R, C) = scales · q."""
 
     kind, needs = "int8", frozenset({"avx512_vnni", "avx_vnni"})
+    widest = (1 << 31) // (255 * LARGEST)  # a sum of more could be beyond an int32
 
     def __init__(self, rows: np.ndarray, scales: np.ndarray, library: OneDNN | None = None):
         super().__init__(rows, library)
@@ -312,6 +323,7 @@ class Int8(FewerBits):
         def round_rows(x: np.ndarray, t: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
             t[:] = np.abs(x).max(axis=1, keepdims=True) / LARGEST
             t[t < SMALLEST] = 1
+            t[np.isinf(t)] = np.nan  # then so is the result
             # From 2²³ on, a float32 ends with a whole number: its two lowest bytes are a and b.
             number = x * (256 / t)
             number += 2**23 + 256 * UNSIGNED + UNSIGNED

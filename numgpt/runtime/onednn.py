@@ -7,16 +7,15 @@ bfloat16 and int8 too, where the CPU has instructions for them. Two things of it
     a primitive     x Wᵀ of x (N, I) and W (O, I) in fewer bits, made for these sizes; float32 out
 
 Packed. With v numbers in 32 bits (2 of bfloat16, 4 of int8), W lies as (O/64, I/16v, 16, 64, v): an
-instruction takes v inputs of 16 outputs at once, and a product goes through W from its beginning to
-its end, so that sixteen rows take hardly longer than one. The instruction for int8, vpdpbusd,
-multiplies an unsigned x by a signed W: x comes as x + 128, and `shift` takes 128 Σ_i W_oi off.
+instruction takes v inputs of 16 outputs, and a product walks through W once, so that sixteen rows
+take hardly longer than one. That of int8, vpdpbusd, multiplies an unsigned x by a signed W: x comes
+as x + 128, and `shift` takes 128 Σ_i W_oi off.
 
 Threads. oneDNN has OpenMP's, which wait for work by spinning, as OpenBLAS's do. On two cores those
 that spin for one library push a thread of the other onto the main thread's core, where it stays for
 milliseconds: of products by both in turn some took twenty times as long. So where oneDNN is used,
-OpenBLAS is held to one thread, and large products of float32 are oneDNN's, which are as fast or
-faster (products.py has the one exception; float64's then take one thread). In numgpt's own threads,
-and in a forked child, where OpenMP's are gone, a product keeps to its thread.
+OpenBLAS is held to one thread, and large products of float32 are oneDNN's, but for a single row
+(products.py). In numgpt's own threads, and in a forked child, a product keeps to its thread.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ import functools
 import importlib.metadata
 import os
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -39,7 +37,6 @@ DISTRIBUTION = "onednn-cpu-gomp"  # what the extra installs
 # As it is loaded, unless they are set: a thread spins for some 0.3 ms, and nothing is printed.
 SETTINGS = {"GOMP_SPINCOUNT": "20000", "ONEDNN_VERBOSE": "none"}
 INPUTS, OUTPUTS = 16, 64  # of a block of packed weights
-
 # dnnl_types.h, the same in all of oneDNN 3.
 CODES = {"float32": 3, "bfloat16": 2, "int8": 5, "uint8": 6}
 CPU, IN_ORDER, AS_IT_LIKES, BY_OUTPUT = 1, 1, 1, 1 << 1
@@ -47,6 +44,9 @@ WEIGHTS_LIE, COUNT, SIZES = 131, 263, 264  # what is asked; the last two of bloc
 WEIGHTS = 33
 ARGUMENTS = 1, 17, WEIGHTS, 4096 | WEIGHTS, 41  # a primitive's: source, target, W, scales, shift
 OF_X = {"bfloat16": "bfloat16", "int8": "uint8"}  # by the kind of W
+
+
+_finding = threading.Lock()
 
 
 class _Argument(ctypes.Structure):
@@ -90,8 +90,10 @@ class OneDNN:
     def sgemm(self, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> bool:
         """out = a @ b in float32, unless one of them lies neither in rows nor in columns."""
         of_a, of_b, of_out = _lies(a), _lies(b), _lies(out)
-        if of_a is None or of_b is None or of_out is None or of_out[0] != b"N":
-            return False
+        fits = a.shape[1] == len(b) and out.shape == (len(a), b.shape[1])
+        fits &= a.dtype == b.dtype == out.dtype == np.float32
+        if not (fits and of_a and of_b and of_out and of_out[0] == b"N"):
+            return False  # NumPy does it, or says what is wrong
         self._choose_threads()
         sizes = of_a[0], of_b[0], *out.shape, a.shape[1]
         self._call("sgemm", *sizes, 1.0, *of_a[1:], *of_b[1:], 0.0, *of_out[1:])
@@ -219,13 +221,21 @@ def _lies(matrix: np.ndarray) -> tuple[bytes, int, int] | None:
     return None
 
 
-@functools.cache
 def find_onednn() -> tuple[OneDNN | None, str]:
     """The library, and a sentence on it.  From now on OpenBLAS keeps to one thread."""
+    with _finding:
+        return _found()
+
+
+@functools.cache
+def _found() -> tuple[OneDNN | None, str]:
     if (wanted := os.environ.get(VARIABLE)) == "0":
         return None, f"not used: {VARIABLE}=0"
     sentence = f"not installed: pip install 'numgpt[onednn]', or name a libdnnl by {VARIABLE}"
-    for path in [wanted] if wanted else _candidates():
+    named = importlib.metadata.distributions(name=DISTRIBUTION)
+    files = [file for distribution in named for file in distribution.files or ()]
+    paths = [str(file.locate()) for file in files if file.name == "libdnnl.so.3"]
+    for path in filter(None, [wanted] if wanted else [*paths, ctypes.util.find_library("dnnl")]):
         ours = SETTINGS.keys() - os.environ.keys()
         os.environ.update((name, SETTINGS[name]) for name in ours)
         try:
@@ -238,11 +248,3 @@ def find_onednn() -> tuple[OneDNN | None, str]:
             for name in ours:
                 del os.environ[name]
     return None, sentence
-
-
-def _candidates() -> Iterator[str]:
-    for distribution in importlib.metadata.distributions(name=DISTRIBUTION):
-        files = (file for file in distribution.files or () if file.name == "libdnnl.so.3")
-        yield from (str(distribution.locate_file(file)) for file in files)
-    if name := ctypes.util.find_library("dnnl"):
-        yield name

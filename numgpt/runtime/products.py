@@ -55,7 +55,8 @@ SMALL_PRODUCT, SMALL_RESULT, WIDEST_PANEL, NARROWEST_PANEL = 10**6, 1200, 64, 16
 def matmul(
     a: np.ndarray, b: np.ndarray | Weight | Transposed, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """a (M, K) @ b (K, N) -> (M, N), of one dtype, into `out` where it is given."""
+    """a (M, K) @ b (K, N) -> (M, N), of one dtype, into `out` where it is given, which overlaps
+    neither."""
     if not isinstance(b, np.ndarray):
         return b.product(a, out)
     if out is None:
@@ -69,15 +70,16 @@ def matmul(
 
 def _by_onednn(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> bool:
     """Let oneDNN multiply, where it is and all threads are free."""
-    library = find_onednn()[0]
-    if library is None or in_a_piece() or blas_is_single_threaded():
+    if in_a_piece() or blas_is_single_threaded() or (library := find_onednn()[0]) is None:
         return False
-    if len(a) == 1 and OPENBLAS is not None:  # OpenBLAS's, on all of its threads
-        OPENBLAS.set_num_threads(num_threads())
+    if len(a) > 1 or OPENBLAS is None:
+        return library.sgemm(a, b, out)
+    OPENBLAS.set_num_threads(num_threads())
+    try:
         np.matmul(a, b, out=out)
+    finally:
         OPENBLAS.set_num_threads(1)
-        return True
-    return library.sgemm(a, b, out)
+    return True
 
 
 def add_matmul(total: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:

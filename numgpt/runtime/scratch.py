@@ -117,8 +117,10 @@ def empty(shape: int | tuple[int, ...], dtype: np.typing.DTypeLike = np.float32)
     array = np.empty(shape, dtype)
     if array.nbytes < UNALIGNED:
         return array
+    # (Of a large one nothing was touched. To compute its size first takes longer than to make a
+    # small one.)
     shape, dtype, nbytes = array.shape, array.dtype, array.nbytes
-    del array  # nothing of it was touched
+    del array
     return _aligned(shape, dtype) if nbytes < POOLED else _pool.empty(shape, dtype)
 
 
@@ -126,7 +128,8 @@ def own_pages(shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> np.ndarray:
     """Zeros that last, as weights do: in pages of their own, which go back to the system with the
     array and leave no hole in the allocator's heap."""
     count = math.prod(shape)
-    pages = mmap.mmap(-1, max(1, count * np.dtype(dtype).itemsize))
+    own = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    pages = mmap.mmap(-1, max(1, count * np.dtype(dtype).itemsize), **own)
     return np.frombuffer(pages, dtype, count).reshape(shape)
 
 

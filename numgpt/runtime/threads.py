@@ -138,8 +138,10 @@ def hold_blas() -> None:
     """From now on NumPy's own products use one thread, whatever `set_num_threads` says."""
     global _blas_is_held
     _blas_is_held = True
-    if OPENBLAS is not None:
-        OPENBLAS.set_num_threads(1)
+    if isinstance(single_threaded_blas, _SingleThreadedBLAS):
+        with single_threaded_blas.lock:
+            single_threaded_blas.before = 1  # also for who is within
+            single_threaded_blas.openblas.set_num_threads(1)
 
 
 def _forget_pool() -> None:

@@ -44,6 +44,9 @@ class Weight:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.shape}, {self.nbytes:,} bytes>"
+
     @property
     def size(self) -> int:
         return self.shape[0] * self.shape[1]
@@ -72,9 +75,15 @@ class Transposed(Weight):
     def transposed_product(self, dy: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         return self.weight.product(dy, out)
 
+    def __getitem__(self, ids: np.ndarray) -> np.ndarray:
+        return np.asarray(self)[ids]
+
     @property
     def T(self) -> Weight:  # noqa: N802
         return self.weight
+
+    def __repr__(self) -> str:
+        return f"<transposed {self.weight!r}>"
 
     @property
     def nbytes(self) -> int:

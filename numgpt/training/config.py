@@ -319,7 +319,9 @@ class TuneConfig(RunConfig):
             )
         template_variables(self.chat_vars)
         if self.dtype != DTYPES[0] and not self.lora_r:
-            raise OptionError.of(self, "{dtype} is not trained, and {lora_r} trains all weights")
+            raise OptionError.of(
+                self, "{dtype} is not trained, and {lora_r} trains all: leave one out"
+            )
         if self.lora_r:
             with self.naming_adapter_options():
                 self.lora().validate()

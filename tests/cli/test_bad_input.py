@@ -89,7 +89,7 @@ CASES = {
     f"{TUNE} --lora-r -1": "--lora-r -1: expected a whole number from 0 up",
     f"{TUNE} --lora-r 100000": "--lora-r 100000 is larger than",
     f"{TUNE} --lora-r 100000000": "--lora-r 100000000: expected a whole number from 1 to 500,000",
-    f"{TUNE} --lora-r 0 --dtype int8": "--dtype 'int8' is not trained, and --lora-r 0 trains all",
+    f"{TUNE} --lora-r 0 --dtype int8": "--dtype 'int8' is not trained, and --lora-r 0",
     f"{TUNE} --dtype float16": "--dtype 'float16': expected float32 or bfloat16 or int8",
     "generate x --dtype int4": "argument --dtype: invalid choice: 'int4'",
     f"{TUNE} --lora-r 0 --use-rslora": "--use-rslora cannot be combined with --lora-r 0",

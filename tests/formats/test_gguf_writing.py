@@ -134,6 +134,8 @@ def test_the_tokenizer_comes_with_it(path, pattern):
     tokenizer = Tokenizer.train([TEXT], 300, special, pattern=pattern)
     tokenizer.eos_token, tokenizer.bos_token = "<|im_end|>", "<|endoftext|>"
     tokenizer.chat_template = "{{ messages[0].content }}"
+    tokenizer.ignore_merges = pattern == "llama3"
+    tokenizer.normalizer = "NFC" if pattern == "qwen2" else None
     size = tokenizer.vocab_size + 7  # a table may be padded
     ends = [tokenizer.eos_token_id, 3]
     model = GPT(dataclasses.replace(WIDE, vocab_size=size, eos_token_id=ends))
@@ -157,6 +159,52 @@ def test_a_model_in_fewer_bits_is_written_as_what_it_is(path, tmp_path):
     assert again.parameters.nbytes == model.parameters.nbytes
 
 
+@pytest.mark.parametrize(
+    ("ends", "eos", "expected"),
+    [
+        ([], None, []),
+        ([], "<|b|>", ["<|b|>"]),
+        (["<|a|>"], None, ["<|a|>"]),
+        (["<|a|>"], "<|b|>", ["<|a|>"]),
+        (["<|a|>", "<|b|>"], "<|b|>", ["<|a|>", "<|b|>"]),
+        (["<|a|>", "<|b|>", "<|c|>"], None, ["<|a|>", "<|b|>", "<|c|>"]),
+    ],
+)
+def test_what_ends_a_text_is_kept(path, ends, eos, expected):
+    tokenizer = Tokenizer.train([TEXT], 302, ["<|a|>", "<|b|>", "<|c|>"])
+    tokenizer.eos_token = eos
+    ids = [tokenizer.special_tokens[end] for end in ends]
+    ids = ids if len(ids) > 1 else ids[0] if ids else None
+    model = GPT(dataclasses.replace(WIDE, vocab_size=tokenizer.vocab_size, eos_token_id=ids))
+    save_gguf(model, tokenizer, path, "F16")
+    read = load_model(path).config.eos_token_id
+    read = read if isinstance(read, list) else [] if read is None else [read]
+    assert read == sorted(tokenizer.special_tokens[end] for end in expected)
+
+
+def other_tokenizer(**changes):
+    tokenizer = Tokenizer.train([TEXT], 300, ["<|a|>"])
+    for name, value in changes.items():
+        setattr(tokenizer, name, value)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        (other_tokenizer(add_prefix_space=True), "can't say the tokenizer's add_prefix_space"),
+        (other_tokenizer(normalizer="NFC"), "can't say the tokenizer's normalizer"),
+        (other_tokenizer(ignore_merges=True), "can't say the tokenizer's ignore_merges"),
+        (Tokenizer.train([TEXT], 310), "310 tokens, the model's table 300: GGUF has no place"),
+    ],
+)
+def test_a_tokenizer_that_would_be_read_otherwise_is_refused(path, tokenizer, message):
+    model = GPT(dataclasses.replace(WIDE, vocab_size=300))
+    with pytest.raises(ValueError, match=message):
+        save_gguf(model, tokenizer, path, "F16")
+    assert not path.exists()
+
+
 def adapted():
     model = GPT(WIDE)
     model.add_adapter(LoRAConfig(2, 4))
@@ -164,7 +212,10 @@ def adapted():
 
 
 LARGE = GPT(WIDE)
-LARGE.parameters["wte"][0] = 1e6
+LARGE.parameters["wte"][0] = 1e8
+DAMAGED = GPT(WIDE)
+DAMAGED.parameters["wte"][0, 0] = np.nan
+BIASED = dataclasses.replace(WIDE_LLAMA, model_type="qwen2", attention_bias=True, mlp_bias=True)
 SHAKESPEARE = CharTokenizer.train(["abc"])
 WRONG = {
     "an activation": (small_model("relu"), None, "F32", "activation_function='relu': GGUF can't"),
@@ -174,6 +225,15 @@ WRONG = {
     "a width": (small_model("default"), None, "Q8_0", "rows of [0-9]+, and Q8_0 blocks of 32"),
     "a tokenizer": (GPT(WIDE), SHAKESPEARE, "F32", "only byte-level BPE"),
     "a number": (LARGE, None, "F16", "token_embd.weight holds values beyond float16"),
+    "a scale of a block": (LARGE, None, "Q8_0", "token_embd.weight holds values beyond float16"),
+    "no number": (DAMAGED, None, "F32", "token_embd.weight holds NaN or infinity"),
+    "biases": (Llama(BIASED), None, "F32", "a Qwen2 in GGUF has biases of queries, keys"),
+    "four ends": (
+        GPT(dataclasses.replace(WIDE, vocab_size=300, eos_token_id=[1, 2, 3, 4])),
+        other_tokenizer(),
+        "F32",
+        "GGUF has room for 3",
+    ),
 }
 
 

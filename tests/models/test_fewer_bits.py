@@ -10,7 +10,7 @@ import pytest
 from support import assert_close
 
 import numgpt
-from numgpt import GPT, GPTConfig, Llama, LlamaConfig, LoRAConfig, formats
+from numgpt import GPT, GPTConfig, Llama, LlamaConfig, LoRAConfig, formats, insight
 from numgpt.models.parameters import Parameters
 from numgpt.runtime import FewerBits, Weight
 from numgpt.runtime.fewer_bits import KINDS
@@ -81,13 +81,16 @@ def test_a_cache_changes_nothing(directory, dtype):
 
 def test_what_is_kept_in_fewer_bits_is_not_trained(directory, dtype):
     model = formats.load_model(directory, dtype=dtype)
-    assert model.num_parameters(trainable=True) < 4000  # the vectors, and GPT-2's positions
+    assert model.num_parameters(trainable=True) == 0
     name = next(n for n, array in model.parameters.items() if isinstance(array, Weight))
     with pytest.raises(ValueError, match=f"{name} is kept in fewer bits, which are not trained"):
         model.unfreeze(name)
     loss, gradients = model.loss_and_grads(IDS[:, :-1], IDS[:, 1:])
     assert np.isfinite(loss)
-    assert name not in gradients
+    assert len(gradients) == 0
+    model.unfreeze()  # what can be
+    assert 0 < model.num_parameters(trainable=True) < 4000
+    assert name not in model.trained
 
 
 def test_an_adapter_learns_beside_them(directory, dtype, monkeypatch):
@@ -180,6 +183,24 @@ def test_damaged_weights_are_named(directory):
     for dtype in KINDS:
         with pytest.raises(ValueError, match="holds NaN or infinity"):
             formats.load_model(directory, dtype=dtype)
+
+
+def test_one_can_look_inside(dtype):
+    model, tokenizer = numgpt.load("shakespeare", dtype=dtype)
+    ids = tokenizer.encode("To be, or not")
+    parts = insight.direct_logit_attribution(model, ids, 3)
+    assert all(np.isfinite(part).all() for part in parts.values())
+    page = insight.page(model, tokenizer, "To be", layers=(0, 1))
+    assert page.data["checks"]
+
+
+def test_an_adapter_goes_from_one_to_the_other(directory, dtype, tmp_path, recwarn):
+    model = formats.load_model(directory, dtype=dtype)
+    model.add_adapter(LoRAConfig(2, 4))
+    model.save_adapter(tmp_path / "adapter")
+    for other in ("float32", dtype):
+        formats.load_adapter(formats.load_model(directory, dtype=other), tmp_path / "adapter")
+    assert not [str(warning.message) for warning in recwarn if "weights" in str(warning.message)]
 
 
 def test_the_model_that_ships_says_the_same(dtype):

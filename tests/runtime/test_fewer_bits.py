@@ -74,6 +74,26 @@ def test_rows_and_products_are_those_of_the_rounded_matrix(kind, shape, library)
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_found_as_an_arrays_are(kind, library):
+    weight = KINDS[kind].rounded(matrix(130, 70), library)
+    rows = np.asarray(weight)
+    for ids in (0, -1, slice(2, 5), [1, 2], np.array([-1, 129]), np.array([], int), np.array(7)):
+        np.testing.assert_array_equal(weight[ids], rows[ids])
+    np.testing.assert_array_equal(weight.T[[1, -1]], rows.T[[1, -1]])
+    np.testing.assert_array_equal(weight[:, [3, 5]], rows[:, [3, 5]])
+    with pytest.raises(IndexError, match="130 is out of bounds"):
+        weight[np.array([130])]
+    assert repr(weight).startswith(f"<{type(weight).__name__}: (130, 70), ")
+    assert len(list(weight)) == 130
+
+
+def test_sums_that_do_not_fit_32_bits_are_not_onednns():
+    weight = Int8.rounded(np.ones((64, 70_000), np.float32), Int8.multiplier())
+    assert weight.library is None
+    assert matmul(np.ones((1, 70_000), np.float32), weight.T)[0, 0] == pytest.approx(70_000)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_product_of_many_panels(kind, library, monkeypatch, thread_count):
     monkeypatch.setattr(fewer_bits, "PANEL_BYTES", 1 << 16)
     weight, x = KINDS[kind].rounded(matrix(1000, 96), library), matrix(30, 96, seed=1)
@@ -110,8 +130,11 @@ def test_nothing_is_nothing(kind, library):
     assert not y[:, 3].any()
     assert not np.asarray(weight)[3].any()
     assert matmul(x[:0], weight.T).shape == (0, 70)
-    x[2, 5] = np.nan
-    assert np.isnan(matmul(x, weight.T)[2]).all()
+    assert np.abs(matmul(x * np.float32(1e-36), weight.T)).max() < 1e-33
+    for damage in (np.nan, np.inf):
+        x[2, 5] = damage
+        with np.errstate(invalid="ignore"):
+            assert not np.isfinite(matmul(x, weight.T)[2][w[:, 5] != 0]).any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -232,6 +255,32 @@ def test_large_products_of_float32_are_onednns(rows, transposed, monkeypatch):
     matmul(a.astype(np.float64), b.astype(np.float64))
     matmul(a[:, :10], b[:10, :10])
     assert not asked
+
+
+@needs_onednn
+def test_shapes_that_do_not_fit_are_refused_as_numpy_does():
+    for a, b in (((600, 500), (600, 700)), ((600, 700), (600, 600))):
+        with pytest.raises(ValueError, match="mismatch"):
+            matmul(matrix(*a), matrix(*b))
+    with pytest.raises(ValueError, match=r"mismatch|broadcast"):
+        matmul(matrix(600, 600), matrix(600, 700), np.empty((600, 600), np.float32))
+
+
+@needs_onednn
+def test_it_is_found_once_and_in_a_piece_of_work_too():
+    code = (
+        "import threading, numpy as np, numgpt.runtime as runtime\n"
+        "from numgpt.runtime import kernels, onednn\n"
+        "runtime.set_num_threads(2); a = np.ones((600, 600), np.float32)\n"
+        "def found(_): runtime.matmul(a, a); return id(onednn.find_onednn()[0])\n"
+        "ids = set(runtime.parallel_for(found, 2)); barrier = threading.Barrier(4)\n"
+        "def at_once(): barrier.wait(); ids.add(id(onednn.find_onednn()[0]))\n"
+        "threads = [threading.Thread(target=at_once) for _ in range(4)]\n"
+        "[thread.start() for thread in threads]; [thread.join() for thread in threads]\n"
+        "print(len(ids), kernels.OPENBLAS.get_num_threads())"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout == "1 1\n"
 
 
 @needs_onednn
