@@ -39,10 +39,17 @@ def path(tmp_path):
 @pytest.mark.parametrize("name", EXPRESSIBLE)
 def test_gives_the_model_that_was_written(path, name):
     model = small_model(name)
-    if getattr(model.config, "rope_scaling", None):
-        model = changed(model, **SCALED)
     save_gguf(model, None, path, "F32")
     assert_same(load_model(path), model)
+
+
+def test_llama_3s_frequencies_are_kept(path):
+    model = changed(small_model("llama_scaled_rope"), **SCALED)
+    save_gguf(model, None, path, "F32")
+    loaded = load_model(path)
+    assert_same(loaded, model)
+    assert loaded.config.rope_scaling == model.config.rope_scaling
+    assert path.read_bytes()[:8] == b"GGUF\3\0\0\0"
 
 
 @pytest.mark.parametrize("name", ["default", "untied", "llama_grouped", "llama_biases"])
@@ -215,11 +222,14 @@ LARGE = GPT(WIDE)
 LARGE.parameters["wte"][0] = 1e8
 DAMAGED = GPT(WIDE)
 DAMAGED.parameters["wte"][0, 0] = np.nan
+OF_QWEN3 = dataclasses.replace(WIDE_LLAMA, model_type="qwen3", attention_bias=True)
 BIASED = dataclasses.replace(WIDE_LLAMA, model_type="qwen2", attention_bias=True, mlp_bias=True)
 SHAKESPEARE = CharTokenizer.train(["abc"])
 WRONG = {
     "an activation": (small_model("relu"), None, "F32", "activation_function='relu': GGUF can't"),
     "a scale": (small_model("scaled_by_layer"), None, "F32", "scaled otherwise than by 1/√D"),
+    "no scale": (changed(GPT(WIDE), scale_attn_weights=False), None, "F32", "than by 1/√D"),
+    "Qwen3's biases": (Llama(OF_QWEN3), None, "F32", "a Qwen3 in GGUF has no biases"),
     "a type": (GPT(WIDE), None, "Q4_0", "gguf='Q4_0': expected F32, F16, BF16, Q8_0"),
     "an adapter": (adapted(), None, "F32", "merge_adapter.. first"),
     "a width": (small_model("default"), None, "Q8_0", "rows of [0-9]+, and Q8_0 blocks of 32"),
