@@ -69,6 +69,9 @@ def prepare(
         raise OptionError.of(
             config, "{model} is an adapter: merge it first (numgpt convert), or resume its run"
         )
+    if model.in_fewer_bits:
+        size = model.parameters.nbytes / 1e6
+        report(Note(f"the base is kept in {config.dtype}, {size:,.1f} MB; its adapter in float32"))
     longest = min(model.context_length, MOST_LENGTH)
     config.max_length = longest if config.max_length is None else config.max_length
     if config.max_length > model.context_length:

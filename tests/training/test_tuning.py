@@ -131,8 +131,10 @@ def test_a_run_that_was_interrupted_ends_bit_for_bit(data, tmp_path, lora_r):
 def test_a_base_in_fewer_bits(call, data, tmp_path, dtype):
     """… is tuned, resumed bit for bit, and said what it is."""
     start(data, tmp_path / "whole", steps=4, dtype=dtype).run()
-    parts = start(data, tmp_path / "parts", steps=2, dtype=dtype)
-    parts.run()
+    parts, told = start(data, tmp_path / "parts", steps=2, dtype=dtype), []
+    parts.run(lambda record: told.append(str(record)))
+    size = parts.model.parameters.nbytes / 1e6
+    assert told[0] == f"the base is kept in {dtype}, {size:.1f} MB; its adapter in float32"
     assert any(not isinstance(array, np.ndarray) for array in parts.model.parameters.values())
     resumed = Trainer.resume(tmp_path / "parts", {"steps": 4})
     resumed.run()
