@@ -46,9 +46,6 @@ ARGUMENTS = 1, 17, WEIGHTS, 4096 | WEIGHTS, 41  # a primitive's: source, target,
 OF_X = {"bfloat16": "bfloat16", "int8": "uint8"}  # by the kind of W
 
 
-_finding = threading.Lock()
-
-
 class _Argument(ctypes.Structure):
     _fields_ = (("argument", ctypes.c_int), ("memory", ctypes.c_void_p))
 
@@ -135,9 +132,8 @@ class OneDNN:
     def product(self, kind: str, x: np.ndarray, weights: tuple[int, ...], out: np.ndarray) -> None:
         """out = x Wᵀ of bfloat16, (x Wᵀ) · scales + shift of int8, with x unsigned.  x (N, I), out
         (N, O), in C order; `weights`: where packed W, scales and shift (O,), in float32, lie."""
-        mine = threading.get_ident(), self._choose_threads()
-        sizes = *x.shape, out.shape[1]
-        primitive, memories, arguments = self._product(*mine, kind, *sizes, weights)
+        key = threading.get_ident(), self._choose_threads(), kind, *x.shape, out.shape[1], weights
+        primitive, memories, arguments = self._product(*key)
         self.library.dnnl_memory_set_data_handle(memories[0], address(x))
         self.library.dnnl_memory_set_data_handle(memories[1], address(out))
         self._call("primitive_execute", primitive, self._stream, len(memories), arguments)
@@ -221,14 +217,18 @@ def _lies(matrix: np.ndarray) -> tuple[bytes, int, int] | None:
     return None
 
 
+_finding, _known = threading.Lock(), list[tuple[OneDNN | None, str]]()
+
+
 def find_onednn() -> tuple[OneDNN | None, str]:
     """The library, and a sentence on it.  From now on OpenBLAS keeps to one thread."""
-    with _finding:
-        return _found()
+    if not _known:  # once it is, no lock is taken, which a fork could leave locked
+        with _finding:
+            _known.extend([] if _known else [_find()])
+    return _known[0]
 
 
-@functools.cache
-def _found() -> tuple[OneDNN | None, str]:
+def _find() -> tuple[OneDNN | None, str]:
     if (wanted := os.environ.get(VARIABLE)) == "0":
         return None, f"not used: {VARIABLE}=0"
     sentence = f"not installed: pip install 'numgpt[onednn]', or name a libdnnl by {VARIABLE}"
