@@ -3,6 +3,8 @@ machines have."""
 
 from __future__ import annotations
 
+import tracemalloc
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,27 @@ def shared(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs the development file shared/{'/'.join(parts)}")
     return path
+
+
+def refused(call, message: str, place: object = "", peak: int | None = None) -> str:
+    """What is said of a call that is refused: one line, the file's name first, no warning beside
+    it, and no more memory taken than peak, in bytes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if peak is not None:
+            tracemalloc.start()
+        try:
+            with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+                call()
+            if peak is not None:
+                assert tracemalloc.get_traced_memory()[1] < peak
+        finally:
+            tracemalloc.stop()
+    said = str(error.value)
+    assert str(place) in said
+    assert len(said.splitlines()) == 1
+    assert len(said) < 1000 + len(str(place))
+    return said
 
 
 def overwrite(path: Path, data: bytes) -> None:

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
 from models.references import small_model
 from support import clear_model
 
-from numgpt import GPT, AdamW, CharTokenizer, Chat, GPTConfig, LoRAConfig, load, set_num_threads
+from numgpt import (
+    GPT,
+    AdamW,
+    CharTokenizer,
+    Chat,
+    GPTConfig,
+    LoRAConfig,
+    Tokenizer,
+    insight,
+    load,
+    set_num_threads,
+)
 from numgpt.generation import generate
 from numgpt.training import TrainConfig, TuneConfig
 
 MODEL = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=8, n_positions=16, vocab_size=99))
 CLEAR = clear_model()  # a vocabulary of 61, a context of 32
 LETTERS = CharTokenizer(["a"])
+
+
+BPE = Tokenizer.train("the cat sat on the mat\n" * 9, 262)
+
+
+def tokenizer(message, vocabulary=BPE.vocabulary, merges=BPE.merges, **options):
+    return lambda: Tokenizer(vocabulary, merges, **options), message
 
 
 def generating(message, ids=(1, 2), **options):
@@ -43,6 +62,10 @@ CALLS = [
     (lambda: GPT({"n_layer": 1}), "GPT is made of a GPTConfig"),
     (lambda: load(5), "the model is 5: name a directory"),
     (lambda: load(None), "the model is None: name a directory"),
+    *[
+        (lambda d=dtype: load("shakespeare", dtype=d), "expected float32 or bfloat16 or int8")
+        for dtype in ("float16", "int4", 8, None)
+    ],
     (lambda: set_num_threads("two"), "threads='two': expected a whole number from 1 to 4096"),
     (lambda: set_num_threads(1.5), "threads=1.5: expected"),
     (lambda: AdamW(MODEL, lr="fast"), "lr='fast': expected 0 or more"),
@@ -53,6 +76,60 @@ CALLS = [
     (lambda: Chat(None, None), "made of a model and its tokenizer"),
     (lambda: load("shakespeare")[1].decode(None), "a sequence of ids, not None"),
     (lambda: CLEAR.add_adapter({"r": 8}), "takes a LoRAConfig"),
+    # Tokenizers.
+    (lambda: BPE.encode("abc\ud83d"), "character 3 … U+D83D"),
+    (lambda: BPE.encode(["abc"]), "list"),
+    (lambda: BPE.decode([999]), "999"),
+    (lambda: BPE.decode([0.5]), "float64"),
+    (lambda: BPE.decode([[1, 2]]), "row by row"),
+    (lambda: LETTERS.encode("ax"), "'x' (U+0078)"),
+    (lambda: LETTERS.decode([-1]), "-1"),
+    (lambda: CharTokenizer(["a", "a"]), "twice"),
+    (lambda: Tokenizer.train("abc\udc00", 300), "surrogate"),
+    (lambda: Tokenizer.train("ab", 256), "vocab_size=256 is too small"),
+    (
+        lambda: Tokenizer.train("ab", 300, pattern="gpt5"),
+        "'gpt5' is not known: choose from gpt2, ll",
+    ),
+    (lambda: Tokenizer.train("ab", 300, min_frequency=0), "min_frequency"),
+    tokenizer("lacks the byte", {t: i for t, i in BPE.vocabulary.items() if t != b"q"}),
+    tokenizer("one id to two", BPE.vocabulary | {b"zzz": 5}),
+    tokenizer("merge 0", merges=[(b"q", b"zzz"), *BPE.merges]),
+    tokenizer("normalizer='NFKC'", normalizer="NFKC"),
+    tokenizer("bos_token='<s>'", bos_token="<s>"),
+    tokenizer("eos_token='</s>'", special_tokens={"<|end|>": 300}, eos_token="</s>"),
+    tokenizer("no bos_token", special_tokens={"<|end|>": 300}, add_bos_token=True),
+    # What looks into a model.
+    (lambda: insight.ablation(MODEL, [1, 2, 3], 5), "targets have shape"),
+    (
+        lambda: insight.integrated_gradients(MODEL, [1, 2, 3], 3, baseline="x"),
+        "baseline='x': expected a token id below 99",
+    ),
+    (
+        lambda: insight.logit_lens(MODEL, "To be"),
+        "ids are 'To be': encode the text first, tokenizer.enc",
+    ),
+    (
+        lambda: MODEL.run_with_gradients([1, 2], lambda logits: None),
+        "dlogits returned None: expected an array",
+    ),
+    (
+        lambda: MODEL.value_and_grads([1, 2], [2, 3], lambda logp: 0.5),
+        "objective returned 0.5: expected loss, dlogp",
+    ),
+    (
+        lambda: MODEL.run_with_hooks([1], {"hook_embed": lambda: None}),
+        "under hook_embed does not take one argument",
+    ),
+    *[
+        (lambda c=continuations: MODEL.score([1, 2], c), "expected lists of token ids")
+        for continuations in (5, [], [[]], "a", [[[1]]])
+    ],
+    *[
+        (lambda given=given: insight.page(*given), "pass what numgpt.load returns")
+        for given in ((None, LETTERS, "a"), (LETTERS, MODEL, "a"), (MODEL, None, "a"))
+    ],
+    (lambda: insight.page(MODEL, BPE, "a", target=5), "target=5: expected a text"),
     # Prompts.
     generating("empty", ids=[]),
     generating("prompt 0 is empty: give at least one token", ids=[[], [1]]),
@@ -161,7 +238,7 @@ CALLS = [
 def test_bad_input(call, message):
     with pytest.raises((TypeError, ValueError)) as error:
         call()
-    assert message in str(error.value)
+    assert re.search(".*".join(re.escape(part) for part in message.split(" … ")), str(error.value))
     assert "\n" not in str(error.value)
     assert not CLEAR.adapters
 

@@ -96,67 +96,6 @@ def test_older_files_names_and_buffers_load(saved):
         np.testing.assert_array_equal(loaded.parameters[name], array)
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda a: a.pop("transformer.ln_f.bias"), r"lack 'transformer\.ln_f\.bias'"),
-        (lambda a: a.update(extra=np.zeros(2, np.float32)), "'extra' has no place"),
-        (lambda a: a.update({"wte.weight": a["transformer.wte.weight"]}), "twice"),
-        (
-            lambda a: a.update({"transformer.wpe.weight": np.zeros((3, 16), np.float32)}),
-            r"wpe\.weight' has shape \[3, 16\]",
-        ),
-        (
-            lambda a: a.update({"transformer.ln_f.bias": np.zeros(16, np.int32)}),
-            r"ln_f\.bias' is stored as I32",
-        ),
-        (lambda a: a["transformer.h.1.ln_1.bias"].fill(np.nan), r"h\.1\.ln_1\.bias' holds NaN"),
-        (lambda a: a["transformer.wte.weight"].fill(-np.inf), r"wte\.weight' holds NaN or inf"),
-    ],
-)
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_refuses_weights_that_do_not_fit(saved, damage, message, dtype):
-    arrays = stored(saved)
-    damage(arrays)
-    if dtype == "float16":
-        arrays = {n: a.astype(np.float16) if a.dtype.kind == "f" else a for n, a in arrays.items()}
-    raw = {n: a.view(np.int16) if a.dtype == np.float16 else a for n, a in arrays.items()}
-    write_safetensors(saved / "model.safetensors", raw)
-    if (
-        dtype == "float16"
-    ):  # say that the bits are float16: writing NaN or infinity as such is refused
-        path = saved / "model.safetensors"
-        path.write_bytes(path.read_bytes().replace(b'"I16"', b'"F16"'))
-    with pytest.raises(ValueError, match=message) as error:
-        GPT.from_pretrained(saved)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"model_type": "mamba"}, "mamba"),
-        ({"model_type": None}, "model_type"),
-        ({"activation_function": "silu"}, "silu"),
-        ({"add_cross_attention": True}, "add_cross_attention"),
-        ({"n_layer": "two"}, "n_layer"),
-        ({"n_head": 5}, "n_head=5"),
-        ({"model_type": ["gpt2"]}, "model_type"),
-        ({"embd_pdrop": None}, "embd_pdrop"),
-        ({"layer_norm_epsilon": "1e-5"}, "layer_norm_epsilon"),
-        ({"scale_attn_weights": "no"}, "scale_attn_weights"),
-        ({"eos_token_id": "abc"}, "eos_token_id"),
-        ({"n_layer": 10**9}, "n_layer"),
-    ],
-)
-def test_refuses_a_config_by_the_fields_name(saved, fields, message):
-    path = saved / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-    with pytest.raises(ValueError, match=message) as error:
-        GPT.from_pretrained(saved)
-    assert "config.json" in str(error.value)
-
-
 def test_names_what_is_missing(saved, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
@@ -169,24 +108,12 @@ def test_names_what_is_missing(saved, tmp_path_factory):
     )
     with pytest.raises(ValueError, match=r"shard 'a\.safetensors'"):
         GPT.from_pretrained(empty)
-    (empty / "model.safetensors.index.json").write_text('{"weight_map": {"wte.weight": "../a"}}')
-    with pytest.raises(ValueError, match="shard"):
-        GPT.from_pretrained(empty)
-    (saved / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="not valid JSON"):
-        GPT.from_pretrained(saved)
-    (saved / "config.json").write_text("[" * 200_000)
-    with pytest.raises(ValueError, match="not valid JSON"):
-        GPT.from_pretrained(saved)
 
 
-def test_load_gives_both_and_checks_that_they_fit(saved):
+def test_load_gives_both(saved):
     CharTokenizer([chr(200 + i) for i in range(37)]).save_pretrained(saved)
     model, tokenizer = numgpt.load(saved)
     assert model(tokenizer.encode("ÈÉ")).shape == (1, 2, 37)
-    CharTokenizer([chr(200 + i) for i in range(38)]).save_pretrained(saved)
-    with pytest.raises(ValueError, match="38 tokens"):
-        numgpt.load(saved)
 
 
 def test_a_name_without_files_says_what_to_do(monkeypatch):
@@ -222,9 +149,6 @@ def test_what_ends_a_text_can_be_said_for_generation_only(saved):
     assert GPT.from_pretrained(saved).config.eos_token_id == [3, 5]
     path.write_text(json.dumps({"do_sample": True}))
     assert GPT.from_pretrained(saved).config.eos_token_id is None
-    path.write_text(json.dumps({"eos_token_id": "</s>"}))
-    with pytest.raises(ValueError, match="eos_token_id='</s>'"):
-        GPT.from_pretrained(saved)
 
 
 def test_a_config_beside_a_gguf_file_is_not_in_its_way(tmp_path):

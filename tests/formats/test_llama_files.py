@@ -186,62 +186,6 @@ def test_names_without_prefix_frequencies_and_a_tied_head_load(saved):
         np.testing.assert_array_equal(loaded.parameters[name], array)
 
 
-YARN = {"rope_type": "yarn", "factor": 4.0}
-REFUSED = [
-    ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
-    ({"pretraining_tp": 2}, "pretraining_tp=2"),
-    ({"sliding_window": 4096}, "sliding_window=4096"),
-    ({"use_sliding_window": True, "sliding_window": 4096}, "sliding_window"),
-    ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types=.*sliding_attention"),
-    ({"layer_types": 2}, "layer_types=2 is not supported"),
-    ({"layer_types": [["full_attention"]]}, "layer_types=.* is not supported"),
-    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
-    ({"rope_scaling": YARN}, "rope_scaling=.*yarn"),
-    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling=.*linear"),
-    ({"rope_parameters": YARN | {"rope_theta": 1e4}}, "rope_scaling=.*yarn"),
-    ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rot"),
-    ({"rope_parameters": {"rope_type": "default", "rope_theta": None}}, "rope_theta=None"),
-    (
-        {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}},
-        "rope_scaling=.*full_attention",
-    ),
-    ({"rope_parameters": [1]}, "rope_parameters"),
-    ({"rope_scaling": [1]}, r"rope_scaling=\[1\]"),
-    ({"rope_scaling": UNTYPED}, "rope_scaling"),
-    ({"rope_scaling": LLAMA3_SCALING | {"factor": 0}}, "rope_scaling: factor=0"),
-    ({"rope_scaling": LLAMA3_SCALING | {"factor": "8"}}, "rope_scaling: factor='8'"),
-    ({"rope_scaling": LLAMA3_SCALING | {"low_freq_factor": 4.0}}, "low_freq_factor is not below"),
-    ({"rope_theta": -1.0}, "rope_theta=-1.0"),
-    ({"num_key_value_heads": 3}, "num_key_value_heads=3"),
-    ({"num_key_value_heads": 0}, "num_key_value_heads=0"),
-    ({"num_attention_heads": "4"}, "num_attention_heads='4'"),
-    ({"head_dim": 3}, "heads of size 3 can't be rotated"),
-    ({"head_dim": 8}, r"q_proj\.weight' has shape \[16, 16\]"),
-    ({"head_dim": 10**30}, r"q_proj\.weight' has shape"),
-    ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000, the weights have 20 tensors"),
-    ({"hidden_size": 10**9}, r"embed_tokens\.weight' has shape"),
-    ({"vocab_size": 36}, r"embed_tokens\.weight' has shape \[37, 16\]"),
-    ({"intermediate_size": 45}, r"gate_proj\.weight' has shape"),
-    ({"num_hidden_layers": 1}, r"model\.layers\.1\.[\w.]+' has no place"),
-    ({"num_hidden_layers": 3}, r"lack 'model\.layers\.2\.input_layernorm\.weight' and 8 more"),
-    ({"attention_bias": True}, r"lack 'model\.layers\.0\.self_attn\.q_proj\.bias'"),
-    ({"mlp_bias": 1}, "mlp_bias=1: expected true or false"),
-    ({"tie_word_embeddings": False}, r"lack 'lm_head\.weight'$"),
-    ({"rms_norm_eps": 0}, "rms_norm_eps=0"),
-    ({"eos_token_id": [1, "2"]}, "eos_token_id"),
-    ({"model_type": "mistral"}, "model_type='mistral' is not supported"),
-]
-
-
-@pytest.mark.parametrize(("fields", "message"), REFUSED, ids=[str(f)[:40] for f, _ in REFUSED])
-def test_refuses_a_config_by_the_fields_name(saved, fields, message):
-    change(saved, ["rope_theta"] if "rope_parameters" in fields else [], **fields)
-    with pytest.raises(ValueError, match=message) as error:
-        load_model(saved)
-    assert str(error.value).startswith(str(saved))
-    assert len(str(error.value).splitlines()) == 1
-
-
 def test_a_model_of_the_other_family_is_refused_by_its_class(saved):
     with pytest.raises(ValueError, match="holds a Llama, not a GPT"):
         numgpt.GPT.from_pretrained(saved)

@@ -107,67 +107,6 @@ def edit(directory, **fields):
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"peft_type": "IA3"}, "peft_type='IA3' is not supported, only LORA"),
-        ({"use_dora": True}, "DoRA is not supported"),
-        ({"bias": "all"}, "bias='all' is not supported"),
-        ({"modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\] is not"),
-        ({"rank_pattern": {"c_attn": 4}}, r"has shape \[3, 16\], the model and r=4 ask"),
-        ({"rank_pattern": {"c_attn": "x"}}, "rank_pattern, 'c_attn': r='x'"),
-        ({"rank_pattern": {"(": 4}}, r"rank_pattern, '\('"),
-        ({"alpha_pattern": [4]}, r"alpha_pattern=\[4\]: expected names with numbers"),
-        ({"alpha_pattern": {"c_attn": -1}}, "alpha_pattern, 'c_attn': lora_alpha=-1"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' is not supported: the base"),
-        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4'"),
-        ({"init_lora_weights": "olora"}, "init_lora_weights='olora'"),
-        ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq'"),
-        ({"kasa_config": {"beta": 1}}, "kasa_config=.* is not supported"),
-        ({"exclude_modules": "("}, r"exclude_modules='\('"),
-        ({"layers_to_transform": [0], "layers_pattern": "("}, r"layers_pattern='\('"),
-        ({"target_modules": "("}, "is no regular expression"),
-        ({"layers_to_transform": [5]}, "are none of the model's projections: nothing of it"),
-        ({"exclude_modules": ".*"}, "are none of the model's projections: nothing of it"),
-        ({"exclude_modules": 5}, "exclude_modules=5: expected str, or a list"),
-        ({"layers_to_transform": ["a"]}, r"layers_to_transform=\['a'\]: expected int"),
-        ({"r": "8"}, "r='8'"),
-        ({"r": 4}, r"has shape \[3, 16\], the model and r=4 ask for \[4, 16\]"),
-        ({"lora_alpha": None}, "lora_alpha=None"),
-    ],
-)
-def test_what_is_not_supported_is_refused_by_name(fields, message, tmp_path):
-    adapted("default", np.float32).save_adapter(tmp_path)
-    edit(tmp_path, **fields)
-    model = small_model("default")
-    with pytest.raises(ValueError, match=message) as error:
-        model.load_adapter(tmp_path)
-    assert str(tmp_path) in str(error.value)
-    assert "\n" not in str(error.value)
-    assert not model.adapters
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda t: t.popitem(), "lacks one of A and B"),
-        (lambda t: t.clear(), "holds no tensors"),
-        (lambda t: t.update({"base_model.model.wte.lora_A.weight": np.ones((3, 4))}), "no project"),
-        (lambda t: t.update({"x.lora_magnitude_vector": np.ones(3)}), r"no A or B.*\(DoRA\)"),
-        (lambda t: t.update({k: v * np.nan for k, v in list(t.items())[:1]}), "NaN or infinity"),
-        (lambda t: t.update({k: v.T for k, v in list(t.items())[:1]}), "is for another base"),
-    ],
-)
-def test_damaged_tensors_are_refused(change, message, tmp_path):
-    adapted("default", np.float32).save_adapter(tmp_path)
-    path = tmp_path / "adapter_model.safetensors"
-    arrays = {name: np.array(tensor.raw) for name, tensor in read_safetensors(path)[0].items()}
-    change(arrays)
-    write_safetensors(path, arrays)
-    with pytest.raises(ValueError, match=message):
-        small_model("default").load_adapter(tmp_path)
-
-
 def test_fields_that_are_not_known_are_named(tmp_path):
     adapted("default", np.float32).save_adapter(tmp_path)
     edit(tmp_path, use_magic=True, peft_version="9", task_type=None)
@@ -243,23 +182,6 @@ def test_convert_tells_of_another_base_and_refuses_a_tokenizer_too_large(tmp_pat
     assert not (tmp_path / "again" / "config.json").exists()
     with pytest.raises(ValueError, match="don't belong together"):
         numgpt.load(tmp_path / "other", adapter=tmp_path / "adapter")
-
-
-def test_adapters_that_are_not_there(tmp_path):
-    model = small_model("default")
-    with pytest.raises(FileNotFoundError, match=r"expected adapter_config\.json"):
-        model.load_adapter(tmp_path)
-    with pytest.raises(ValueError, match="no adapter None to save: there are none"):
-        model.save_adapter(tmp_path)
-    adapted("default", np.float32).save_adapter(tmp_path)
-    (tmp_path / "adapter_model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="adapter_model"):
-        model.load_adapter(tmp_path)
-    adapted("llama_grouped", np.float32).save_adapter(tmp_path)
-    with pytest.raises(
-        ValueError, match="for no projection of the model: the adapter is for another"
-    ):
-        model.load_adapter(tmp_path)
 
 
 @pytest.mark.live("torch", "transformers", "peft")

@@ -25,7 +25,7 @@ from support import assert_close, shared
 
 import numgpt
 from numgpt import GPT, CharTokenizer, Tokenizer
-from numgpt.formats import load_model, load_tokenizer, open_model
+from numgpt.formats import load_model, load_tokenizer
 
 TEXT = "Once upon a time a hen ran in the sun.\n\nOnce more it's 1234567 o'clock, naïve café! " * 3
 both_formats = pytest.mark.parametrize("write", [write_archive, write_legacy])
@@ -322,20 +322,3 @@ def test_a_directory_with_several_models_lists_them(tmp_path):
     assert_same(load_model(tmp_path / "model.bin"), model)
     model.save_pretrained(tmp_path)  # a directory in Hugging Face's layout is that model
     assert_same(load_model(tmp_path), model)
-
-
-def test_what_is_no_model_is_told_what_would_be(tmp_path):
-    for load in (load_model, open_model):
-        with pytest.raises(FileNotFoundError, match=r"no model in .*: expected a directory with"):
-            load(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no tokenizer in"):
-        load_tokenizer(tmp_path)
-    for name, data in {"a.txt": b"text", "empty.gguf": b"", "a.bin": bytes(99)}.items():
-        (tmp_path / name).write_bytes(data)
-        with pytest.raises(ValueError, match="is no model that numgpt can read") as error:
-            load_model(tmp_path / name)
-        assert name in str(error.value)
-    model = small_model("default")
-    model.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="holds a GPT, not a Llama"):
-        numgpt.Llama.from_pretrained(tmp_path)

@@ -362,22 +362,3 @@ def test_what_can_not_be(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call(small_model("default"))
     assert "\n" not in str(error.value)
-
-
-def test_what_was_mistaken_for_another_thing_is_named():
-    model = small_model("default")
-    with pytest.raises(ValueError, match="targets have shape"):
-        insight.ablation(model, IDS, 5)
-    with pytest.raises(ValueError, match="baseline='x': expected a token id below 37"):
-        insight.integrated_gradients(model, IDS, 3, baseline="x")
-    with pytest.raises(ValueError, match=r"ids are 'To be': encode the text first, tokenizer\.enc"):
-        insight.logit_lens(model, "To be")
-    with pytest.raises(ValueError, match="dlogits returned None: expected an array"):
-        model.run_with_gradients(IDS, lambda logits: None)
-    with pytest.raises(ValueError, match=r"objective returned 0\.5: expected loss, dlogp"):
-        model.value_and_grads(IDS[:-1], IDS[1:], lambda logp: 0.5)
-    with pytest.raises(TypeError, match=r"under hook_embed does not take one argument"):
-        model.run_with_hooks(IDS, {"hook_embed": lambda: None})
-    for continuations in (5, [], [[]], "a", [[[1]]]):
-        with pytest.raises(ValueError, match="expected lists of token ids"):
-            model.score(IDS, continuations)

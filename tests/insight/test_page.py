@@ -551,15 +551,6 @@ def test_bytes_are_shown_as_bytes(shipped):
     assert "".join(shown).count("<0x") == len("é日".encode())
 
 
-def test_what_is_no_model(shipped):
-    model, tokenizer = shipped
-    for given in ((None, tokenizer, "a"), (tokenizer, model, "a"), (model, None, "a")):
-        with pytest.raises(TypeError, match=r"pass what numgpt\.load returns"):
-            insight.page(*given)
-    with pytest.raises(TypeError, match="target=5: expected a text"):
-        insight.page(model, tokenizer, "a", target=5)
-
-
 def test_finite_differences_hold_where_the_loss_bends(shipped):
     model, tokenizer = shipped
     for text in ("The capital of France is", TEXT, "aaaaaaaa"):

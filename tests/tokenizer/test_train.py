@@ -82,12 +82,6 @@ def test_the_vocabulary_has_the_size_asked_for():
     assert tokenizer.vocab_size == 270
     assert tokenizer.special_tokens == {"<|endoftext|>": 268, "<|pad|>": 269}
     assert Tokenizer.train("ab", 1000).vocab_size == 257  # nothing occurs twice
-    with pytest.raises(ValueError, match="vocab_size=256 is too small"):
-        Tokenizer.train("ab", 256)
-    with pytest.raises(ValueError, match="'gpt5' is not known: choose from gpt2, llama3"):
-        Tokenizer.train("ab", 300, pattern="gpt5")
-    with pytest.raises(ValueError, match="min_frequency"):
-        Tokenizer.train("ab", 300, min_frequency=0)
 
 
 def test_special_tokens_in_the_text_are_not_learnt():
@@ -168,12 +162,6 @@ def test_characters():
     assert tokenizer.encode("ban") == [2, 1, 3]
     assert tokenizer.decode([4, 0]) == "é\n"
     assert list(tokenizer.decode_stream([4, 1])) == ["é", "a", ""]
-    with pytest.raises(ValueError, match=r"'x' \(U\+0078\)"):
-        tokenizer.encode("nax")
-    with pytest.raises(ValueError, match="-1"):
-        tokenizer.decode([-1])
-    with pytest.raises(ValueError, match="twice"):
-        CharTokenizer(["a", "a"])
 
 
 @given(data=st.binary(max_size=50))

