@@ -47,12 +47,16 @@ def step(
     time: int,
     other: str = "eager",
     target: float | None = None,
+    dtype: str = "float32",
     **options: int,
 ) -> Row:
-    way = training.jax_step if other == "jax" else partial(training.torch_step, how=other)
+    """dtype is numgpt's."""
+    own = {"jax": training.jax_step, "numgpt": training.numgpt_step}
+    way = own.get(other) or partial(training.torch_step, how=other)
+    how = "" if dtype == "float32" else f" in {dtype}"
     return Row(
-        f"training step, {title}, {batch} x {time} tokens ({training.OTHERS[other]})",
-        partial(training.numgpt_step, config, batch, time),
+        f"training step{how}, {title}, {batch} x {time} tokens ({training.OTHERS[other]})",
+        partial(training.numgpt_step, config, batch, time, dtype),
         partial(way, config, batch, time),
         target=target,
         **options,
@@ -241,8 +245,14 @@ ROWS = {
     "train-64-fused": step("124M", GPT2, 4, 64, "fused"),
     "train-256-fused": step("124M", GPT2, 4, 256, "fused", runs=3),
     "train-256-compiled": step("124M", GPT2, 4, 256, "fused compiled", runs=3),
-    "train-256-bf16": step("124M", GPT2, 4, 256, "fused bf16", runs=3),
-    "train-256-compiled-bf16": step("124M", GPT2, 4, 256, "fused compiled bf16", runs=3),
+    "train-256-bf16": step("124M", GPT2, 4, 256, "numgpt", 1.3, "bfloat16"),
+    "train-char-bf16": step(
+        "char recipe", CHAR, 12, 64, "numgpt", dtype="bfloat16", runs=15, repeats=20
+    ),
+    "train-256-bf16-fused": step("124M", GPT2, 4, 256, "fused bf16", None, "bfloat16", runs=3),
+    "train-256-bf16-compiled": step(
+        "124M", GPT2, 4, 256, "fused compiled bf16", 1.0, "bfloat16", runs=3
+    ),
     "train-char-fused": step("char recipe", CHAR, 12, 64, "fused", runs=15, repeats=20),
     "train-char-compiled": step("char recipe", CHAR, 12, 64, "fused compiled", runs=9, repeats=20),
     "generate-1-bf16": generation(

@@ -20,6 +20,7 @@ OTHERS = {
     "fused compiled": "PyTorch, fused AdamW, compiled",
     "fused bf16": "PyTorch, fused AdamW, bfloat16",
     "fused compiled bf16": "PyTorch, fused AdamW, compiled, bfloat16",
+    "numgpt": "numgpt in float32",
 }
 
 
@@ -27,15 +28,19 @@ def ids_and_targets(config: dict[str, int], batch: int, time: int) -> np.ndarray
     return np.random.default_rng(0).integers(config["vocab_size"], size=(2, batch, time))
 
 
-def numgpt_step(config: dict[str, int], batch: int, time: int) -> Callable[[], None]:
+def numgpt_step(
+    config: dict[str, int], batch: int, time: int, dtype: str = "float32"
+) -> Callable[[], None]:
     import numgpt
 
     model = numgpt.GPT(numgpt.GPTConfig(**config))
+    plain = dtype == "float32"  # earlier versions know no other
     optimizer = numgpt.AdamW(model, lr=1e-4)
     ids, targets = ids_and_targets(config, batch, time)
 
     def step() -> None:
-        model.loss_and_grads(ids, targets)
+        with contextlib.nullcontext() if plain else model.autocast(dtype):
+            model.loss_and_grads(ids, targets)
         optimizer.step(grad_clip=1.0)
 
     return step

@@ -21,6 +21,7 @@ from numgpt.formats.huggingface import is_model
 from numgpt.formats.names import downloaded
 from numgpt.formats.peft import base_of, is_adapter
 from numgpt.formats.source import Source
+from numgpt.runtime import multiplies_rounded
 from numgpt.runtime.fewer_bits import KINDS
 from numgpt.runtime.onednn import find_onednn
 from numgpt.tokenizer.chat_template import ChatTemplate
@@ -106,7 +107,8 @@ def run(options: argparse.Namespace) -> None:
         "fewer bits": ", ".join(
             f"{name} by {'NumPy, in panels' if kind.multiplier() is None else 'oneDNN'}"
             for name, kind in KINDS.items()
-        ),
+        )
+        + f"; in training bfloat16 {'by oneDNN' if multiplies_rounded() else 'by NumPy'}",
         "allocator": numgpt.runtime.ALLOCATOR,
     }
     if multiplies_wrongly(np.__version__):

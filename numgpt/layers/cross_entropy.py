@@ -35,9 +35,9 @@ from numgpt.runtime import (
     Accumulator,
     Weight,
     empty,
-    empty_like,
     matmul,
     over_row_blocks,
+    read_by,
     single_thread_if_small,
 )
 
@@ -104,8 +104,9 @@ def linear_cross_entropy(
     like("weights", weights, x.shape[:1])
     dweight = Accumulator.like(weight) if dweight is None else dweight
     counted = _counted(targets)
-    x_counted, targets_counted, w_counted = x[counted], targets[counted], weights[counted]
-    dx_counted, loss = empty_like(x_counted), 0.0
+    x_counted = read_by(weight, x[counted])  # the same, or rounded
+    targets_counted, w_counted = targets[counted], weights[counted]
+    dx_counted, loss = empty(x_counted.shape, x.dtype), 0.0
 
     def on_rows(z: np.ndarray, targets: np.ndarray, w: np.ndarray) -> float:
         """Σ w · (-log p[target]) of some rows; z becomes dz."""
@@ -118,17 +119,17 @@ def linear_cross_entropy(
             for seen in over_row_blocks(TokenStatistics.of, z, targets_counted[chunk]):
                 statistics.add(seen)
         loss += sum(over_row_blocks(on_rows, z, targets_counted[chunk], w_counted[chunk]))
-        dz = z
+        dz = read_by(weight, z)
         matmul(dz, weight, out=dx_counted[chunk])  # (n, V) -> (n, C)
         dweight.add_outer(dz, x_counted[chunk])
-    return loss, _placed(dx_counted, counted, x), dweight.out
+    return loss, _placed(dx_counted, counted, len(x)), dweight.out
 
 
 class LogProbsCache(NamedTuple):
-    x: np.ndarray  # (N, C)
+    x: np.ndarray  # (n, C), the rows whose target counts
     weight: np.ndarray | Weight  # (V, C)
     targets: np.ndarray  # (N,)
-    counted: slice | np.ndarray  # the n rows whose target counts
+    counted: slice | np.ndarray  # which rows they are
     highest: np.ndarray  # M (n, 1)
     total: np.ndarray  # Z = Σ exp(z - M) (n, 1)
 
@@ -142,7 +143,7 @@ def linear_log_probs_forward(
     (N,), cache."""
     _check(x, weight, targets)
     counted = _counted(targets)
-    x_counted, targets_counted = x[counted], targets[counted]
+    x_counted, targets_counted = read_by(weight, x[counted]), targets[counted]
     logp_counted = empty(len(x_counted), x.dtype)
     highest, total = np.empty((2, len(x_counted), 1), x.dtype)
 
@@ -153,8 +154,8 @@ def linear_log_probs_forward(
     of_rows = targets_counted, logp_counted, highest, total
     for chunk, z in _logits_in_chunks(x_counted, weight):
         over_row_blocks(on_rows, z, *(array[chunk] for array in of_rows))
-    logp = _placed(logp_counted, counted, x[:, 0])
-    return logp, LogProbsCache(x, weight, targets, counted, highest, total)
+    logp = _placed(logp_counted, counted, len(x))
+    return logp, LogProbsCache(x_counted, weight, targets, counted, highest, total)
 
 
 def linear_log_probs_backward(
@@ -162,11 +163,10 @@ def linear_log_probs_backward(
 ) -> tuple[np.ndarray, np.ndarray]:
     """dlogp (N,) -> dx (N, C), dweight (V, C): a new array, or added to the sum that is handed
     over."""
-    x, weight, targets, counted, highest, total = cache
-    like("dlogp", dlogp, x.shape[:1])
+    x_counted, weight, targets, counted, highest, total = cache
+    like("dlogp", dlogp, targets.shape)
     dweight = Accumulator.like(weight) if dweight is None else dweight
-    x_counted = x[counted]
-    dx_counted = empty_like(x_counted)
+    dx_counted = empty(x_counted.shape, x_counted.dtype)
 
     def on_rows(z: np.ndarray, *of_rows: np.ndarray) -> None:
         targets, dlogp, highest, total = of_rows
@@ -176,10 +176,10 @@ def linear_log_probs_backward(
     of_rows = targets[counted], dlogp[counted], highest, total
     for chunk, z in _logits_in_chunks(x_counted, weight):
         over_row_blocks(on_rows, z, *(array[chunk] for array in of_rows))
-        dz = z
+        dz = read_by(weight, z)
         matmul(dz, weight, out=dx_counted[chunk])  # (n, V) -> (n, C)
         dweight.add_outer(dz, x_counted[chunk])
-    return _placed(dx_counted, counted, x), dweight.out
+    return _placed(dx_counted, counted, len(targets)), dweight.out
 
 
 def _log_probs(
@@ -204,11 +204,11 @@ def _counted(targets: np.ndarray) -> slice | np.ndarray:
     return slice(None) if counted.all() else np.flatnonzero(counted)
 
 
-def _placed(values: np.ndarray, counted: slice | np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """The values of the rows that count, with zeros for the others: in the shape of `whole`."""
+def _placed(values: np.ndarray, counted: slice | np.ndarray, rows: int) -> np.ndarray:
+    """The values of the rows that count, with zeros for the others of so many."""
     if isinstance(counted, slice):
         return values
-    placed = np.zeros_like(whole)
+    placed = np.zeros((rows, *values.shape[1:]), values.dtype)
     placed[counted] = values
     return placed
 
@@ -217,7 +217,7 @@ def _logits_in_chunks(
     x: np.ndarray, weight: np.ndarray | Weight
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Rows, and their logits (n, V), in memory that the next chunk uses again."""
-    count = -(-x.shape[0] * weight.shape[0] * x.itemsize // CHUNK_BYTES)
+    count = -(-x.shape[0] * weight.shape[0] * x.dtype.itemsize // CHUNK_BYTES)
     count = max(1, min(count, len(x)))
     edges = [len(x) * index // count for index in range(count + 1)]
     memory = empty((-(-len(x) // count), len(weight)), x.dtype)

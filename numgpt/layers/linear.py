@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numgpt.layers.checks import as_rows, floats
-from numgpt.runtime import NOWHERE, Accumulator, Weight, matmul, over_row_blocks
+from numgpt.runtime import NOWHERE, Accumulator, Weight, matmul, over_row_blocks, read_by
 
 
 class LinearCache(NamedTuple):
@@ -38,6 +38,7 @@ def linear_forward(
     array([4.5, 6. ])
     """
     x_rows = as_rows("x", x, floats("weight", weight, "I, O").shape[0])
+    x_rows = read_by(weight, x_rows)  # the same, or rounded
     y = matmul(x_rows, weight)  # (N, I) -> (N, O)
     if bias is not None:
         over_row_blocks(lambda y: np.add(y, bias, out=y), y)
@@ -60,7 +61,8 @@ def linear_backward(
     if dbias is None:
         dbias = NOWHERE if bias is None else Accumulator.like(bias)
     dy_rows = as_rows("dy", dy, weight.shape[1], None if x is None else len(x))
-    dweight.add_outer(x, dy_rows)  # dW = xᵀ dy
     dbias.add_sum(dy_rows)  # db = Σ_n dy_n
+    dy_rows = read_by(weight, dy_rows)
+    dweight.add_outer(x, dy_rows)  # dW = xᵀ dy
     dx = matmul(dy_rows, weight.T)  # dx = dy Wᵀ
     return dx.reshape(*dy.shape[:-1], weight.shape[0]), dweight.out, dbias.out

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -29,6 +30,7 @@ from numgpt.models.parameters import (
     matching_names,
     size_of,
 )
+from numgpt.runtime import rounded_weight
 
 ConfigT = TypeVar("ConfigT", bound=Config)  # of a family
 CacheT = TypeVar("CacheT")  # what its backward needs
@@ -169,6 +171,34 @@ class BaseModel(Generic[ConfigT, CacheT]):
     def in_fewer_bits(self) -> bool:
         """Whether its matrices are kept in bfloat16 or int8."""
         return len(self.parameters.trainable) < len(self.parameters)
+
+    @contextmanager
+    def autocast(self, dtype: str = "bfloat16") -> Iterator[None]:
+        """Within it, the products with weights are in bfloat16, as runtime/rounded.py derives; the
+        weights are rounded here, once. All else stays in float32, attention's products too.
+
+            with model.autocast():
+                model.loss_and_grads(ids, targets)
+
+        dtype "float32" changes nothing. Raises ValueError for another, or a model in float64.
+        """
+        if dtype == "float32":
+            yield
+            return
+        if dtype != "bfloat16" or self.parameters.dtype != np.float32:
+            raise ValueError(
+                f"autocast to {shown(dtype)} of a model in {self.parameters.dtype}: expected"
+                " bfloat16 and float32"
+            )
+        modules: list[Linear | Unembedding] = [*self._linears(), self.unembedding]
+        exact = [(module, module.weight) for module in modules]
+        for module, weight in exact:
+            module.weight = rounded_weight(weight)  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            for module, weight in exact:
+                module.weight = weight
 
     # --- what trains ---
 

@@ -110,8 +110,11 @@ class Linear:
         self, x: np.ndarray, saved: Saved | None = None, rng: np.random.Generator | None = None
     ) -> tuple[np.ndarray, ProjectionCache]:
         """x (N, I) -> y (N, O), cache.  `saved` gives x to the backward: without it x is kept."""
-        y, _ = linear_forward(x, self.weight, self.bias)
-        caches = []
+        y, of_linear = linear_forward(x, self.weight, self.bias)
+        caches, read = [], of_linear.x
+        if read is not None and read is not x and not self.loras:
+            rounded = read  # kept as it is, in half the memory of x
+            saved = lambda: rounded  # noqa: E731
         for lora in self.loras:
             term, cache = lora.forward(x, rng)
             add_into(y[:, lora.columns], term)

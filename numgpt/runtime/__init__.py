@@ -13,6 +13,7 @@ from numgpt.runtime.fewer_bits import DTYPES, FewerBits
 from numgpt.runtime.kernels import physical_memory
 from numgpt.runtime.memory import ALLOCATOR
 from numgpt.runtime.products import add_matmul, matmul
+from numgpt.runtime.rounded import Rounded, multiplies_rounded, read_by, rounded_weight
 from numgpt.runtime.scratch import empty, empty_like, release_scratch
 from numgpt.runtime.threads import (
     num_threads,
@@ -29,6 +30,7 @@ __all__ = [
     "NOWHERE",
     "Accumulator",
     "FewerBits",
+    "Rounded",
     "SideBySide",
     "SumsSideBySide",
     "Weight",
@@ -39,11 +41,14 @@ __all__ = [
     "kernels",
     "matmul",
     "mean_product",
+    "multiplies_rounded",
     "num_threads",
     "over_row_blocks",
     "parallel_for",
     "physical_memory",
+    "read_by",
     "release_scratch",
+    "rounded_weight",
     "set_num_threads",
     "single_thread_if_small",
     "sum_rows",

@@ -41,9 +41,9 @@ import numpy as np
 
 from numgpt.runtime.blocks import over_row_blocks
 from numgpt.runtime.kernels import cpu_flags
-from numgpt.runtime.onednn import OUTPUTS, OneDNN, address, find_onednn
+from numgpt.runtime.onednn import OUTPUTS, OneDNN, find_onednn
 from numgpt.runtime.products import FEW_ROWS, SMALL_PRODUCT, SMALL_RESULT, matmul
-from numgpt.runtime.scratch import empty, own_pages
+from numgpt.runtime.scratch import address, empty, own_pages
 from numgpt.runtime.threads import num_threads, parallel_for
 from numgpt.runtime.weights import Weight
 
@@ -265,9 +265,7 @@ class BFloat16(FewerBits):
         return cls(to_bfloat16(matrix), library)
 
     def write_out(self, rows: np.ndarray, out: np.ndarray) -> None:
-        bits = out.view(np.uint32)
-        np.copyto(bits, rows)
-        np.left_shift(bits, 16, out=bits)
+        from_bfloat16(rows, out)
 
     def multiply(self, x: np.ndarray, out: np.ndarray) -> None:
         assert self.library is not None
@@ -286,6 +284,14 @@ def to_bfloat16(x: np.ndarray) -> np.ndarray:
 
     out = np.empty(x.shape, np.uint16)
     over_row_blocks(on_rows, x.view(np.uint32), out)
+    return out
+
+
+def from_bfloat16(bits: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """bfloat16 as uint16 -> float32, in `out`."""
+    numbers = out.view(np.uint32)
+    np.copyto(numbers, bits)
+    np.left_shift(numbers, 16, out=numbers)
     return out
 
 

@@ -3,7 +3,7 @@
 NumPy multiplies float32 and float64. oneDNN, the library below PyTorch and CTranslate2, multiplies
 bfloat16 and int8 too, where the CPU has instructions for them. Two things of it are called here:
 
-    dnnl_sgemm      a @ b of float32, as they lie in memory
+    its gemms       a @ b of float32, or of bfloat16, as they lie in memory; float32 out
     a primitive     x Wᵀ of x (N, I) and W (O, I) in fewer bits, made for these sizes; float32 out
 
 Packed. With v numbers in 32 bits (2 of bfloat16, 4 of int8), W lies as (O/64, I/16v, 16, 64, v): an
@@ -29,8 +29,8 @@ from typing import Any
 
 import numpy as np
 
-from numgpt.runtime.scratch import empty, own_pages
-from numgpt.runtime.threads import hold_blas, in_a_piece, num_threads
+from numgpt.runtime.scratch import address, empty, own_pages
+from numgpt.runtime.threads import blas_is_single_threaded, hold_blas, in_a_piece, num_threads
 
 VARIABLE = "NUMGPT_ONEDNN"  # 0: it is not used; a path: this library
 DISTRIBUTION = "onednn-cpu-gomp"  # what the extra installs
@@ -43,6 +43,7 @@ CPU, IN_ORDER, AS_IT_LIKES, BY_OUTPUT = 1, 1, 1, 1 << 1
 WEIGHTS_LIE, COUNT, SIZES = 131, 263, 264  # what is asked; the last two of blocks
 WEIGHTS = 33
 ARGUMENTS = 1, 17, WEIGHTS, 4096 | WEIGHTS, 41  # a primitive's: source, target, W, scales, shift
+GEMMS = {"float32": "sgemm", "uint16": "gemm_bf16bf16f32"}  # which no manual has: on trial
 OF_X = {"bfloat16": "bfloat16", "int8": "uint8"}  # by the kind of W
 
 
@@ -69,7 +70,9 @@ class OneDNN:
         self.library = library = ctypes.CDLL(path)
         size, real, address = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
         sizes, matrix = ([ctypes.c_char] * 2 + [size] * 3, [address, size])  # type: Any, Any
-        library.dnnl_sgemm.argtypes = [*sizes, real, *matrix, *matrix, real, *matrix]
+        for name in GEMMS.values():
+            if gemm := getattr(library, f"dnnl_{name}", None):
+                gemm.argtypes = [*sizes, real, *matrix, *matrix, real, *matrix]
         library.dnnl_version.restype = ctypes.POINTER(ctypes.c_int)
         library.dnnl_primitive_desc_query_md.restype = address
         library.dnnl_memory_desc_get_size.restype = ctypes.c_size_t
@@ -81,19 +84,21 @@ class OneDNN:
         self._stream = self._make("stream_create", self._engine, IN_ORDER)
         a, out = np.arange(21, dtype=np.float32).reshape(3, 7), np.empty((3, 3), np.float32)
         for b in (a.T, np.ascontiguousarray(a.T)):
-            if not self.sgemm(a, b, out) or not np.array_equal(out, a @ b):
+            if not self.gemm(a, b, out) or not np.array_equal(out, a @ b):
                 raise RuntimeError("it gave a wrong product in its trial")
 
-    def sgemm(self, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> bool:
-        """out = a @ b in float32, unless one of them lies neither in rows nor in columns."""
+    def gemm(self, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> bool:
+        """out = a @ b in float32, of float32 or bfloat16 (uint16); False: one lies in no order."""
+        if out.strides[0] < out.strides[1]:
+            return self.gemm(b.T, a.T, out.T)
         of_a, of_b, of_out = _lies(a), _lies(b), _lies(out)
         fits = a.shape[1] == len(b) and out.shape == (len(a), b.shape[1])
-        fits &= a.dtype == b.dtype == out.dtype == np.float32
+        fits &= a.dtype == b.dtype and a.dtype.name in GEMMS and out.dtype == np.float32
         if not (fits and of_a and of_b and of_out and of_out[0] == b"N"):
             return False  # NumPy does it, or says what is wrong
         self._choose_threads()
         sizes = of_a[0], of_b[0], *out.shape, a.shape[1]
-        self._call("sgemm", *sizes, 1.0, *of_a[1:], *of_b[1:], 0.0, *of_out[1:])
+        self._call(GEMMS[a.dtype.name], *sizes, 1.0, *of_a[1:], *of_b[1:], 0.0, *of_out[1:])
         return True
 
     def pack(self, kind: str, rows: np.ndarray) -> np.ndarray | None:
@@ -193,13 +198,9 @@ class OneDNN:
             raise RuntimeError(f"dnnl_{name} failed with status {status}")
 
     def _choose_threads(self) -> int:
-        count = 1 if in_a_piece() or os.getpid() != self._process else num_threads()
-        self._set_threads(count)
+        alone = in_a_piece() or blas_is_single_threaded() or os.getpid() != self._process
+        self._set_threads(count := 1 if alone else num_threads())
         return count
-
-
-def address(array: np.ndarray) -> int:
-    return array.__array_interface__["data"][0]
 
 
 def _arguments(memories: list[_Object]) -> Any:
@@ -209,7 +210,7 @@ def _arguments(memories: list[_Object]) -> Any:
 
 def _lies(matrix: np.ndarray) -> tuple[bytes, int, int] | None:
     """Whether it lies in columns, where, and how far a row, or column, is from the next."""
-    (rows, columns), (down, across) = matrix.shape, (step // 4 for step in matrix.strides)
+    (rows, columns), (down, across) = matrix.shape, (n // matrix.itemsize for n in matrix.strides)
     if across == 1 and (down >= columns or rows == 1):
         return b"N", address(matrix), max(down, columns)
     if down == 1 and (across >= rows or columns == 1):
@@ -232,8 +233,7 @@ def _find() -> tuple[OneDNN | None, str]:
     if (wanted := os.environ.get(VARIABLE)) == "0":
         return None, f"not used: {VARIABLE}=0"
     sentence = f"not installed: pip install 'numgpt[onednn]', or name a libdnnl by {VARIABLE}"
-    named = importlib.metadata.distributions(name=DISTRIBUTION)
-    files = [file for distribution in named for file in distribution.files or ()]
+    files = [f for d in importlib.metadata.distributions(name=DISTRIBUTION) for f in d.files or ()]
     paths = [str(file.locate()) for file in files if file.name == "libdnnl.so.3"]
     for path in filter(None, [wanted] if wanted else [*paths, ctypes.util.find_library("dnnl")]):
         ours = SETTINGS.keys() - os.environ.keys()

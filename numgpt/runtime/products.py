@@ -73,7 +73,7 @@ def _by_onednn(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> bool:
     if in_a_piece() or blas_is_single_threaded() or (library := find_onednn()[0]) is None:
         return False
     if len(a) > 1 or OPENBLAS is None:
-        return library.sgemm(a, b, out)
+        return library.gemm(a, b, out)
     OPENBLAS.set_num_threads(num_threads())
     try:
         np.matmul(a, b, out=out)

@@ -36,7 +36,7 @@ class _Buffer:
 
     def __init__(self, nbytes: int):
         self.memory = _aligned((nbytes,), np.dtype(np.uint8))
-        self.address = self.memory.ctypes.data
+        self.address = address(self.memory)
         self.nbytes = nbytes
 
 
@@ -102,10 +102,15 @@ def _size_class(nbytes: int) -> int:
     return -(-nbytes // step) * step
 
 
+def address(array: np.ndarray) -> int:
+    """Where its memory begins."""
+    return array.__array_interface__["data"][0]
+
+
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     nbytes = math.prod(shape) * dtype.itemsize
     memory = np.empty(nbytes + ALIGNMENT, np.uint8)
-    start = -memory.__array_interface__["data"][0] % ALIGNMENT
+    start = -address(memory) % ALIGNMENT
     return np.ndarray(shape, dtype, memory, start)
 
 

@@ -35,7 +35,7 @@ from numgpt.models.config import Config
 from numgpt.models.lora import Adapter, LoRAConfig, adapter_shapes
 from numgpt.models.parameters import Layout, Parameters
 from numgpt.options import OptionError
-from numgpt.runtime import physical_memory
+from numgpt.runtime import DTYPES, physical_memory
 from numgpt.training.adamw import AdamW
 from numgpt.training.config import RunConfig, TrainConfig, TuneConfig, options_of
 from numgpt.training.step import Sums
@@ -216,7 +216,7 @@ def _adapted(
     if not isinstance(config, TuneConfig):
         raise ValueError("an adapter, in a run that tunes none")
     try:
-        model = formats.load_model(config.model, dtype=config.dtype)
+        model = formats.load_model(config.model, dtype=config.stored)
     except OSError as error:
         raise BaseModelError(f"its base is missing, put it back ({error})") from None
     if fingerprint(model) != saved["base"]:
@@ -276,15 +276,16 @@ def tuned_parameters(model: LanguageModel) -> Parameters:
 
 
 def check_memory(config: RunConfig, model_config: Config, trained: int | None = None) -> None:
-    """Raises OptionError where a run can't fit into memory: weights, of those that train (all,
-    where no number is given) gradients and two moments, and of a batch the residual stream of every
-    block, which is the least that it needs."""
+    """Raises OptionError where a run can't fit into memory: weights, and they rounded, where they
+    are; of those that train (all, where no number is given) gradients and two moments; and of a
+    batch the residual stream of every block, which is the least that it needs."""
     width, layers = model_config.width, model_config.layers
     vectors = 12 * layers * width + model_config.vocab_size + model_config.context_length
     weights = vectors * width  # about
     trained = weights if trained is None else trained
     batch = config.batch_size * config.longest * layers * width
-    if (needed := 4 * (weights + 3 * trained + batch)) > physical_memory():
+    rounded = 2 * weights if config.products != DTYPES[0] else 0
+    if (needed := 4 * (weights + 3 * trained + batch) + rounded) > physical_memory():
         longest = config.length_option
         raise OptionError(
             f"{{batch_size}} of up to {{{longest}}} tokens, in a model of {{0:,}} parameters, need"

@@ -31,7 +31,7 @@ from numgpt.options import (
     truth,
     whole,
 )
-from numgpt.runtime import DTYPES
+from numgpt.runtime import DTYPES, multiplies_rounded
 from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES
 from numgpt.tokenizer.conversation import template_variables
 from numgpt.training import defaults
@@ -93,6 +93,11 @@ class RunConfig:
     )
 
     @property
+    def products(self) -> str:
+        """What products with matrices are made in: the dtype of LanguageModel.autocast."""
+        raise NotImplementedError
+
+    @property
     def lowest_lr(self) -> float:
         """The learning rate at the end of the cosine."""
         return self.lr / 10 if self.min_lr is None else self.min_lr
@@ -113,6 +118,15 @@ class RunConfig:
             require(self, field.metadata["rule"], name)
         if self.lr is not None and self.lowest_lr > self.lr:
             raise OptionError.of(self, "{min_lr} is above {lr}: lower it, 0.1 · {lr:name} is usual")
+
+    def warn_of_slow_products(self) -> None:
+        """Products in bfloat16 may take as long as those in float32, which is no error."""
+        if self.products != DTYPES[0] and not multiplies_rounded():
+            slow = (
+                "{dtype} is no faster here: its products need numgpt[onednn], and a CPU with the"
+                " instructions avx512_bf16 (numgpt info tells)"
+            )
+            warnings.warn(OptionWarning.of(self, slow), stacklevel=2)
 
     def cut_warmup(self) -> None:
         """A warm-up that would not end before the run does is cut to a tenth of it, with a
@@ -158,6 +172,12 @@ class TrainConfig(RunConfig):
         False, "special tokens in the text (<|endoftext|>) are meant, not spelt", "data", truth()
     )
 
+    dtype: str = _option(
+        DTYPES[0],
+        "what products with matrices are made in, float32 or bfloat16; weights stay in float32",
+        "model",
+        one_of(("float32", "bfloat16")),
+    )
     arch: str = _option(
         "gpt2", f"family of the model: {' or '.join(FAMILIES)}", "model", one_of(FAMILIES)
     )
@@ -191,6 +211,10 @@ class TrainConfig(RunConfig):
     def longest(self) -> int:
         return self.context
 
+    @property
+    def products(self) -> str:
+        return self.dtype
+
     def validate(self) -> None:
         """Raises OptionError naming the option that is invalid."""
         super().validate()
@@ -221,7 +245,8 @@ class TuneConfig(RunConfig):
     model: str = _option(None, "the model to tune: a directory or a name", "model", text())
     dtype: str = _option(
         DTYPES[0],
-        f"what the matrices of an adapter's base are kept as: {', '.join(DTYPES)}",
+        f"what the matrices of an adapter's base are kept as: {', '.join(DTYPES)}; bfloat16 with"
+        " no adapter: what products are made in",
         "model",
         one_of(DTYPES),
     )
@@ -287,6 +312,15 @@ class TuneConfig(RunConfig):
     weight_decay: float = _option(0.0, "decoupled decay of matrices", "schedule", number(0))
 
     @property
+    def stored(self) -> str:
+        """What the model's matrices are kept as."""
+        return self.dtype if self.lora_r else DTYPES[0]
+
+    @property
+    def products(self) -> str:
+        return DTYPES[0] if self.lora_r else self.dtype
+
+    @property
     def has_dropout(self) -> bool:
         return self.dropout > 0 or (self.lora_r > 0 and self.lora_dropout > 0)
 
@@ -318,7 +352,7 @@ class TuneConfig(RunConfig):
                 "{val_data:name} cannot be combined with {val_fraction:name}: choose one"
             )
         template_variables(self.chat_vars)
-        if self.dtype != DTYPES[0] and not self.lora_r:
+        if self.dtype == "int8" and not self.lora_r:
             raise OptionError.of(
                 self, "{dtype} is not trained, and {lora_r} trains all: leave one out"
             )

@@ -120,6 +120,7 @@ class Trainer:
         with _locking(out) as lock, warnings_as_notes(tell := report or notes.append):
             prepare, task = KINDS[type(config)]
             state, tokenizer = start_run(config, out, prepare, tell, overwrite)
+            config.warn_of_slow_products()
             return cls(state, out, tokenizer, task(state, out, tokenizer), lock, notes, report)
 
     @classmethod
@@ -159,6 +160,7 @@ class Trainer:
             except ValueError as error:
                 raise ValueError(f"{out}: {error}") from None
             task.restore(state, out, tokenizer)
+            state.config.warn_of_slow_products()
             return cls(state, out, tokenizer, task(state, out, tokenizer), lock, notes, report)
 
     def run(self, report: Callback | None = None) -> None:
@@ -209,7 +211,8 @@ class Trainer:
         config, state, done = self.config, self.state, self.optimizer.steps
         batches = self.task.next_step()
         lr = learning_rate(done, config.steps, config.lr, config.lowest_lr, config.warmup)
-        sums, norm = step(self.model, batches, self.task, self.optimizer, lr, config.grad_clip)
+        how = lr, config.grad_clip, config.products
+        sums, norm = step(self.model, batches, self.task, self.optimizer, *how)
         state.batches += len(batches)
         state.tokens_seen += int(sums["tokens"])
         if not math.isfinite(sums["loss"]) or not math.isfinite(norm):
@@ -227,7 +230,8 @@ class Trainer:
 
     def validate(self) -> float:
         """Loss of what is held out; keeps the weights if they are the best so far."""
-        val_loss = self.task.held_out_loss(self.model)
+        with self.model.autocast(self.config.products):
+            val_loss = self.task.held_out_loss(self.model)
         if val_loss < self.best_loss:
             self.lock.check()
             self._check_finite()

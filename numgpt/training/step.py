@@ -44,15 +44,17 @@ def step(
     optimizer: AdamW,
     lr: float,
     grad_clip: float,
+    dtype: str = "float32",
 ) -> tuple[Sums, float]:
     """One optimizer step -> the sums of its batches ("loss" among them), and the norm of the
-    gradients before clipping.  grad_clip 0 clips nothing."""
-    totals = task.totals(model, batches)
+    gradients before clipping.  grad_clip 0 clips nothing; dtype is that of the products."""
     sums: Sums = {}
     gradients = None
-    for batch in batches:
-        part, gradients = task.gradients(model, batch, totals, gradients)
-        sums = add_sums(sums, part)
+    with model.autocast(dtype):  # the weights are rounded here, if at all: once a step
+        totals = task.totals(model, batches)
+        for batch in batches:
+            part, gradients = task.gradients(model, batch, totals, gradients)
+            sums = add_sums(sums, part)
     optimizer.lr = lr
     norm = optimizer.step(grad_clip or None)
     return sums, norm

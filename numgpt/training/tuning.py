@@ -62,7 +62,7 @@ def prepare(
                     " {out:name}",
                 )
     # What trains as a whole is in memory of its own; the base of an adapter stays in its file.
-    model, tokenizer = formats.load(config.model, mmap=config.lora_r > 0, dtype=config.dtype)
+    model, tokenizer = formats.load(config.model, mmap=config.lora_r > 0, dtype=config.stored)
     if config.chat_format is not None:
         tokenizer.chat_template = CHAT_TEMPLATES[config.chat_format]
     if model.adapter is not None:
@@ -71,7 +71,7 @@ def prepare(
         )
     if model.in_fewer_bits:
         size = model.parameters.nbytes / 1e6
-        report(Note(f"the base is kept in {config.dtype}, {size:,.1f} MB; its adapter in float32"))
+        report(Note(f"the base is kept in {config.stored}, {size:,.1f} MB; its adapter in float32"))
     longest = min(model.context_length, MOST_LENGTH)
     config.max_length = longest if config.max_length is None else config.max_length
     if config.max_length > model.context_length:

@@ -21,6 +21,7 @@ from numgpt.cli.config_file import read_toml
 from numgpt.data.corpus import encode_corpus, find_documents, find_texts, open_corpus
 from numgpt.evaluation.perplexity import sliding_window_loss
 from numgpt.files import TEMPORARY
+from numgpt.runtime import multiplies_rounded
 from numgpt.training import TrainConfig, Trainer, TrainingError, pretraining
 from numgpt.training.checkpoint import CHECKPOINT_FILE, load_checkpoint
 from numgpt.training.config import options_of
@@ -76,6 +77,24 @@ def test_learns(text_file, tmp_path, capsys, arch):
     assert tokenizer.decode(ids[:5]) == trainer.tokenizer.decode(ids[:5])
 
 
+@pytest.mark.parametrize("arch", ["gpt2", "llama"])
+def test_products_in_bfloat16_learn_as_those_in_float32(text_file, tmp_path, arch):
+    curves = {}
+    for dtype in ("float32", "bfloat16"):
+        trainer, told = start(text_file, tmp_path / dtype, steps=60, dtype=dtype, arch=arch), []
+        trainer.run(told.append)
+        slow = any("is no faster here" in str(record) for record in told)
+        assert slow == (dtype == "bfloat16" and not multiplies_rounded())
+        log = (tmp_path / dtype / "log.jsonl").read_text().splitlines()
+        curves[dtype] = np.array([json.loads(line)["loss"] for line in log])
+        assert trainer.model.parameters.dtype == trainer.optimizer.m.dtype == np.float32
+    apart = np.abs(curves["float32"] - curves["bfloat16"])
+    assert 0 < apart.max() < 0.02
+    assert curves["bfloat16"][-1] < 0.8 * curves["bfloat16"][0]
+    other = Trainer.resume(tmp_path / "bfloat16", {"steps": 61, "dtype": "float32"})
+    other.run()  # what products are made in may change
+
+
 HARD = {"dropout": 0.2, "grad_accum": 3, "steps": 17}
 
 
@@ -85,6 +104,7 @@ HARD = {"dropout": 0.2, "grad_accum": 3, "steps": 17}
         {"tokenizer": "char"},
         {"tokenizer": "bpe", "vocab_size": 280},
         {"arch": "llama", "n_kv_head": 1},
+        {"dtype": "bfloat16"},
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(text_file, tmp_path, options):

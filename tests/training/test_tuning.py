@@ -150,9 +150,11 @@ def test_a_base_in_fewer_bits(call, data, tmp_path, dtype):
     assert (status, out[:4]) == (0, "What")
 
 
-def test_the_whole_model_is_tuned_without_an_adapter(data, tmp_path):
-    trainer = start(data, tmp_path / "run", lora_r=0, lr=1e-3, steps=10)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_whole_model_is_tuned_without_an_adapter(data, tmp_path, dtype):
+    trainer = start(data, tmp_path / "run", lora_r=0, lr=1e-3, steps=10, dtype=dtype)
     assert trainer.model.adapter is None
+    assert not trainer.model.in_fewer_bits
     trainer.run()
     model, _ = numgpt.load(tmp_path / "run")
     np.testing.assert_array_equal(model.parameters["wte"], trainer.model.parameters["wte"])
