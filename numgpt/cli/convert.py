@@ -23,6 +23,8 @@ from numgpt.models.language_model import LanguageModel
 from numgpt.tokenizer import BaseTokenizer, load_tokenizer
 from numgpt.tokenizer.base import tokenizer_files
 
+NUMGPTS = ("int8",)  # dtypes of files that nobody else reads
+
 
 def register(subparsers: Any) -> None:
     parser = add_command(
@@ -39,7 +41,12 @@ def register(subparsers: Any) -> None:
     parser.add_argument("source", metavar="SRC", help="a model's directory or file, or a name")
     parser.add_argument("target", metavar="DST", help="the directory or file to write, a new one")
     add_adapter(parser)
-    parser.add_argument("--dtype", choices=STORED, help="of the weights (default float32)")
+    parser.add_argument(
+        "--dtype",
+        choices=(*STORED, *NUMGPTS),
+        help="of the weights (default float32); int8 is for numgpt alone, which maps it with"
+        " --dtype int8",
+    )
     parser.add_argument(
         "--gguf", metavar="TYPE", choices=FILE_TYPES, help=f"write GGUF: {', '.join(FILE_TYPES)}"
     )
@@ -69,10 +76,11 @@ def run(options: argparse.Namespace) -> None:
             _check_empty(target)
             source, name, adapter = _named(options)
             with replacing_together(target, check=lambda: _check_empty(target)) as staged:
-                model, tokenizer = _read(source, name, adapter)
+                kept, stored = (kind, None) if kind in NUMGPTS else ("float32", kind)
+                model, tokenizer = _read(source, name, adapter, kept)
                 if tokenizer is not None:
                     tokenizer.save_pretrained(staged)
-                save_model(model, staged, kind, _progress("writing", len(model.parameters)))
+                save_model(model, staged, stored, _progress("writing", len(model.parameters)))
         size = (target / WEIGHTS_FILE).stat().st_size
     tell(
         f"{model.num_parameters():,} parameters, {size / 1e6:,.0f} MB in {kind}, written to"
@@ -101,7 +109,7 @@ def _check_empty(target: Path) -> None:
 
 
 def _read(
-    source: Source, name: str, adapter: Path | None
+    source: Source, name: str, adapter: Path | None, dtype: str = "float32"
 ) -> tuple[LanguageModel, BaseTokenizer | None]:
     """The model, with what an adapter changes added to its weights, and the tokenizer."""
     try:
@@ -115,7 +123,7 @@ def _read(
         tell(f"numgpt: note: converted without a tokenizer: {error}")
         tokenizer = None
     count = len(source.family.model.shapes(source.config))
-    model = read_model(source, _progress("reading", count))
+    model = read_model(source, _progress("reading", count), dtype=dtype)
     model.name_or_path = name
     if adapter is not None:
         load_adapter(model, adapter)

@@ -14,12 +14,14 @@ from typing import Any
 
 from numgpt.files import naming, replacing_together
 from numgpt.formats.families import FAMILIES, family_of
+from numgpt.formats.kept import METHOD, as_kept, read_kept
 from numgpt.formats.pytorch import read_pytorch
 from numgpt.formats.safetensors import read_safetensors, storage_dtype, write_safetensors
 from numgpt.formats.source import Source, WeightMapping, is_finite
 from numgpt.formats.tensors import StoredTensor, read_json
 from numgpt.messages import quoted, shown
 from numgpt.models.language_model import LanguageModel
+from numgpt.options import OptionError
 from numgpt.tokenizer import load_tokenizer
 
 CONFIG_FILE = "config.json"
@@ -61,8 +63,10 @@ def open_directory(directory: Path, named: Path | None = None) -> Source:
         raise ValueError(
             f"{path}: model_type={shown(model_type)} is not supported, only {', '.join(FAMILIES)}"
         )
-    if fields.get("quantization_config"):
-        raise ValueError(f"{path}: {_quantised(fields['quantization_config'])}")
+    quantised: Any = fields.get("quantization_config") or {}
+    is_kept = isinstance(quantised, dict) and quantised.get("quant_method") == METHOD
+    if quantised and not is_kept:
+        raise ValueError(f"{path}: {_quantised(quantised)}")
     # What ends a text can be in a file of its own, for generation.
     generation = directory / GENERATION_FILE
     for_generation = read_json(generation) if generation.is_file() else {}
@@ -77,6 +81,11 @@ def open_directory(directory: Path, named: Path | None = None) -> Source:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     tensors = [pair for file in _weight_files(directory, named) for pair in _read(file)]
+    if is_kept:
+        try:
+            tensors = read_kept(tensors, quantised, family, config)
+        except OptionError as error:
+            raise ValueError(f"{path}: quantization_config: {error}") from None
     return Source(
         directory,
         path,
@@ -104,16 +113,20 @@ def _quantised(config: Any) -> str:
 def save_model(
     model: LanguageModel,
     directory: str | os.PathLike,
-    dtype: str = "float32",
+    dtype: str | None = None,
     report: Callable[[str], None] = lambda name: None,
 ) -> None:
     """Write config.json and model.safetensors, in the names and layout that transformers loads.
+
+    Without a dtype the weights are written as the model has them: in float32, or in fewer bits, for
+    numgpt alone (kept.py).
 
     Both change at once, with generation_config.json where the model has one; one that is there is
     told what ends a text now. All other files stay. `report` is called with each tensor's name as
     its turn comes.
     """
-    storage_dtype(dtype)  # refuses a bad one before anything is written
+    kept = dtype is None and model.in_fewer_bits
+    storage_dtype(dtype := dtype or "float32")  # refuses a bad one before anything is written
     if model.adapter is not None and not model.is_merged:
         raise ValueError(
             "the model has an adapter: save_adapter(directory) writes that, merge_adapter() first"
@@ -124,6 +137,15 @@ def save_model(
     family = family_of(model)
     tensors = {family.stored_name(name): array for name, array in model.parameters.items()}
     fields = family.config_fields(model.config) | {"dtype": dtype}
+    if kept:
+        told, parameters = report, tensors.keys()
+        tensors, settings = as_kept(model, family)
+        fields |= settings
+
+        def report(name: str) -> None:
+            if name in parameters:
+                told(name)
+
     for name, array in model.parameters.items():
         if not is_finite(array):
             raise ValueError(f"{name} holds NaN or infinity: such weights are not saved")

@@ -100,7 +100,7 @@ def write_safetensors(
     report: Callable[[str], None] = lambda name: None,
 ) -> None:
     """Write arrays under their names, floating-point ones as `dtype` ("float32", "float16",
-    "bfloat16").  `report` is called with each name as its turn comes.
+    "bfloat16"); uint16 are bfloat16's bits.  `report` is called with each name as its turn comes.
 
     The file appears whole or not at all: it is written under a temporary name, flushed and renamed.
     Raises OverflowError naming the tensor where a value is too large for the dtype.
@@ -114,7 +114,7 @@ def write_safetensors(
         header[name] = {"dtype": code, "shape": list(array.shape), "data_offsets": [offset, end]}
         offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)  # so that the data is aligned
+    encoded += b" " * ((-8 - len(encoded)) % 64)  # so that the data is aligned, mapped too
     if len(encoded) > LARGEST_JSON:
         raise ValueError(
             f"{path}: the names and shapes of {len(tensors)} tensors take {len(encoded)} bytes, a"
@@ -172,11 +172,11 @@ def _span(path: Path, name: str, entry: Any) -> tuple[int, int]:
 
 
 def _code(dtype: np.dtype) -> str:
-    return next(code for code, known in DTYPES.items() if known == dtype and code != "BF16")
+    return next(code for code, known in DTYPES.items() if known == dtype)
 
 
 def _convert(name: str, array: np.ndarray, code: str) -> np.ndarray:
-    if code == "BF16":
+    if code == "BF16" and array.dtype != DTYPES[code]:
         return _to_bfloat16(array)
     with np.errstate(over="ignore"):
         converted = array.astype(DTYPES[code], copy=False)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from numgpt.formats.family import Family
+from numgpt.formats.kept import KeptTensor
 from numgpt.formats.tensors import StoredTensor
 from numgpt.messages import shown
 from numgpt.models.config import Config
@@ -150,7 +151,7 @@ def read_parameters(
     _untie(source)
     found = _find(source)
     if dtype in KINDS:
-        return _in_fewer_bits(source, found, KINDS[dtype], report)
+        return _in_fewer_bits(source, found, KINDS[dtype], report, mmap)
     parameters = _mapped(source, found) if mmap else None
     with np.errstate(over="ignore", invalid="ignore"):  # what isn't finite is refused at the end
         if parameters is None:
@@ -176,13 +177,19 @@ def _in_fewer_bits(
     found: Mapping[str, StoredTensor],
     kind: type[FewerBits],
     report: Callable[[str], None],
+    mmap: bool,
 ) -> Parameters:
-    """One tensor at a time in float32.  Vectors stay so, and what is added and not multiplied: the
-    table of positions."""
+    """One tensor at a time in float32, or mapped, where they are stored as they are wanted.
+    Vectors stay in float32, and what is added and not multiplied: the table of positions."""
     family, parameters = source.family, dict[str, np.ndarray | Weight]()
     library = kind.multiplier()
     for name, shape in family.model.shapes(source.config).items():
         report(name)
+        tensor = found.get(name)
+        if isinstance(tensor, KeptTensor) and isinstance(tensor.kept, kind):
+            _check_finite({name: tensor.kept}, found)
+            parameters[name] = tensor.matrix if mmap else copy.deepcopy(tensor.matrix)
+            continue
         array = np.empty(shape, np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             _read_into(array, name, source, found)
@@ -273,7 +280,9 @@ def _mapped(source: Source, found: Mapping[str, StoredTensor]) -> Parameters | N
     return Parameters(flat.view(np.ndarray), layout)
 
 
-def _check_finite(parameters: Mapping[str, np.ndarray], found: Mapping[str, StoredTensor]) -> None:
+def _check_finite(
+    parameters: Mapping[str, np.ndarray | Weight], found: Mapping[str, StoredTensor]
+) -> None:
     for name, array in parameters.items():
         if not is_finite(array):
             tensor = found[name]
@@ -283,8 +292,10 @@ def _check_finite(parameters: Mapping[str, np.ndarray], found: Mapping[str, Stor
             )
 
 
-def is_finite(array: np.ndarray) -> bool:
+def is_finite(array: np.ndarray | Weight) -> bool:
     """Whether no value is NaN or infinite."""
+    if isinstance(array, Weight):
+        return (array if isinstance(array, FewerBits) else array.T).is_finite()  # type: ignore
     row = np.asarray(array).reshape(-1)
     # The product runs at memory speed, and is finite unless a value is not, or the sum overflows.
     with np.errstate(over="ignore", invalid="ignore"):

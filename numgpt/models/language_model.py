@@ -280,8 +280,10 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
 
         return formats.load_model(name_or_path, cls, mmap, dtype)
 
-    def save_pretrained(self, directory: str | os.PathLike, dtype: str = "float32") -> None:
-        """Write config.json and model.safetensors; dtype is "float32", "float16" or "bfloat16"."""
+    def save_pretrained(self, directory: str | os.PathLike, dtype: str | None = None) -> None:
+        """Write config.json and model.safetensors; dtype is "float32", "float16" or "bfloat16",
+        which transformers reads too. Without one a model in fewer bits is written as it is kept, to
+        be mapped when numgpt loads it so, any other in float32."""
         from numgpt import formats
 
         formats.save_model(self, directory, dtype)

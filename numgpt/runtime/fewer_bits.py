@@ -34,14 +34,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from numgpt.runtime.blocks import over_row_blocks
 from numgpt.runtime.kernels import cpu_flags
-from numgpt.runtime.onednn import OUTPUTS, OneDNN, find_onednn
+from numgpt.runtime.onednn import INPUTS, OUTPUTS, OneDNN, find_onednn
 from numgpt.runtime.products import FEW_ROWS, SMALL_PRODUCT, SMALL_RESULT, matmul
 from numgpt.runtime.scratch import address, empty, own_pages
 from numgpt.runtime.threads import num_threads, parallel_for
@@ -62,6 +63,7 @@ class FewerBits(Weight):
     needs: frozenset[str]  # for oneDNN's products the CPU has one of these
     widest: float = math.inf  # of the rows that oneDNN multiplies
     scales: np.ndarray | None = None  # (R,)
+    parts: tuple[str, ...] = ()  # what there is beside the numbers, (R,) each
 
     dtype = np.dtype(np.float32)  # of the products
 
@@ -72,9 +74,23 @@ class FewerBits(Weight):
 
     def _pack(self, rows: np.ndarray, library: OneDNN | None) -> None:
         fits = library is not None and rows.shape[1] <= self.widest
-        packed = library.pack(self.kind, rows) if library is not None and fits else None
+        shape = packed_shape(self.shape, rows.itemsize)
+        packed = library.pack(self.kind, rows, shape) if library is not None and fits else None
         self.data = rows if packed is None else packed
         self.library = None if packed is None else library
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray], shape: tuple[int, int]) -> FewerBits:
+        """What `data`, in rows or packed, and `vectors` were of a matrix of this shape."""
+        weight, library = object.__new__(cls), cls.multiplier()
+        weight.__dict__.update(arrays, shape=shape)
+        if weight.data.shape == shape:
+            weight._pack(weight.data, library)
+        elif library is not None and library.order(cls.kind, *shape) is not None:
+            weight.library = library
+        else:
+            weight._pack(packed_rows(weight.data, np.arange(shape[0]), shape[1]), library)
+        return weight
 
     @classmethod
     def rounded(cls, matrix: np.ndarray, library: OneDNN | None) -> FewerBits:
@@ -108,6 +124,10 @@ class FewerBits(Weight):
     def multiply(self, x: np.ndarray, out: np.ndarray) -> None:
         """out = x Wᵀ, by oneDNN.  x (N, C), out (N, R), float32, in C order."""
         raise NotImplementedError
+
+    def is_finite(self) -> bool:
+        """Whether no weight is NaN or infinite."""
+        return all(np.isfinite(vector).all() for vector in self.vectors().values())
 
     # --- what a matrix is asked for ---
 
@@ -209,14 +229,15 @@ class FewerBits(Weight):
 
     @property
     def nbytes(self) -> int:
-        return sum(array.nbytes for array in self._arrays().values())
+        return sum(array.nbytes for array in (self.data, *self.vectors().values()))
 
-    def _arrays(self) -> dict[str, np.ndarray]:
-        return {"data": self.data}
+    def vectors(self) -> dict[str, np.ndarray]:
+        """What there is beside the numbers, by name, (R,) each."""
+        return {name: getattr(self, name) for name in self.parts}
 
     @functools.cached_property
     def addresses(self) -> tuple[int, ...]:
-        return tuple(map(address, self._arrays().values()))
+        return tuple(map(address, (self.data, *self.vectors().values())))
 
     @classmethod
     def one_above_another(cls, weights: Sequence[FewerBits]) -> FewerBits | None:
@@ -234,10 +255,9 @@ class FewerBits(Weight):
         whole: FewerBits = object.__new__(type(first))
         whole.library = first.library
         whole.shape = shape
-        for name in first._arrays():
+        for name in ("data", *first.parts):
             arrays = [getattr(w, name) for w in weights]
-            size = sum(map(len, arrays)), *arrays[0].shape[1:]
-            joined = np.concatenate(arrays, out=own_pages(size, arrays[0].dtype))
+            joined = _joined(arrays)
             setattr(whole, name, joined)
             start = 0
             for w in weights:
@@ -246,6 +266,28 @@ class FewerBits(Weight):
                 setattr(w, name, joined[start:stop])
                 start = stop
         return whole
+
+
+def _joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Arrays one above another: a view where they are neighbours in one file already."""
+    first, base = arrays[0], arrays[0].base
+    shape = sum(map(len, arrays)), *first.shape[1:]
+    if (
+        isinstance(base, np.ndarray)
+        and base.flags.c_contiguous
+        and all(b.base is base and address(a) + a.nbytes == address(b) for a, b in pairwise(arrays))
+    ):
+        start, size = address(first) - address(base), sum(array.nbytes for array in arrays)
+        piece = base.reshape(-1).view(np.uint8)[start : start + size]
+        return piece.view(first.dtype).reshape(shape)
+    return np.concatenate(arrays, out=own_pages(shape, first.dtype))
+
+
+def packed_shape(shape: tuple[int, int], itemsize: int) -> tuple[int, ...]:
+    """Of packed weights (O, I)."""
+    together = 4 // itemsize
+    blocks = -(-shape[0] // OUTPUTS), -(-shape[1] // (INPUTS * together))
+    return (*blocks, INPUTS, OUTPUTS, together)
 
 
 def packed_rows(packed: np.ndarray, ids: np.ndarray, width: int) -> np.ndarray:
@@ -266,6 +308,10 @@ class BFloat16(FewerBits):
 
     def write_out(self, rows: np.ndarray, out: np.ndarray) -> None:
         from_bfloat16(rows, out)
+
+    def is_finite(self) -> bool:
+        largest = 0x7F80  # of all exponents' bits
+        return not any(over_row_blocks(lambda bits: ((bits & largest) == largest).any(), self.data))
 
     def multiply(self, x: np.ndarray, out: np.ndarray) -> None:
         assert self.library is not None
@@ -299,6 +345,7 @@ class Int8(FewerBits):
     """W (R, C) = scales · q."""
 
     kind, needs = "int8", frozenset({"avx512_vnni", "avx_vnni"})
+    parts = ("scales", "shift")
     widest = (1 << 31) // (255 * LARGEST)  # a sum of more could be beyond an int32
 
     def __init__(self, rows: np.ndarray, scales: np.ndarray, library: OneDNN | None = None):
@@ -345,9 +392,6 @@ class Int8(FewerBits):
         y = empty((2 * count, self.shape[0]), np.float32)
         self.library.product(self.kind, parts, self.addresses, y)
         over_row_blocks(put_together, y[:count], y[count:], t, out)
-
-    def _arrays(self) -> dict[str, np.ndarray]:
-        return {"data": self.data, "scales": self.scales, "shift": self.shift}
 
 
 KINDS: dict[str, type[FewerBits]] = {"bfloat16": BFloat16, "int8": Int8}

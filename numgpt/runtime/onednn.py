@@ -101,13 +101,12 @@ class OneDNN:
         self._call(GEMMS[a.dtype.name], *sizes, 1.0, *of_a[1:], *of_b[1:], 0.0, *of_out[1:])
         return True
 
-    def pack(self, kind: str, rows: np.ndarray) -> np.ndarray | None:
-        """W (O, I) of a kind, in C order -> packed; None where it is not to be."""
+    def pack(self, kind: str, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+        """W (O, I) of a kind, in C order -> packed, of this shape; None where it is not to be."""
         if (order := self.order(kind, *rows.shape)) is None:
             return None
-        (outputs, width), together = rows.shape, 4 // rows.itemsize
-        blocks = -(-outputs // OUTPUTS), -(-width // (INPUTS * together))
-        packed = own_pages((*blocks, INPUTS, OUTPUTS, together), rows.dtype)
+        outputs, width = rows.shape
+        packed = own_pages(shape, rows.dtype)
         self._reorder(self._array(kind, width, outputs, strides=(1, width)), rows, order, packed)
         return packed
 

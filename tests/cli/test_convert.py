@@ -164,7 +164,7 @@ def test_an_empty_directory_is_as_good_as_none(source, convert, tmp_path, there)
         (("./absent", "NEW"), "./absent"),
         (("EMPTY", "NEW"), "no model in"),
         (("SOURCE/tokenizer.json", "NEW"), "is no model by itself: name its directory"),
-        (("SOURCE", "NEW", "--dtype", "int8"), "int8"),
+        (("SOURCE", "NEW", "--dtype", "int4"), "int4"),
         (("SOURCE",), "DST"),
         ((), "SRC"),
     ],
@@ -259,9 +259,9 @@ def test_what_a_killed_conversion_left_is_no_hindrance(source, convert, tmp_path
 def test_what_comes_meanwhile_is_not_replaced(source, convert, tmp_path, monkeypatch):
     read = convert_module.read_model
 
-    def slowly(*arguments):
+    def slowly(*arguments, **options):
         (tmp_path / "new" / "config.json").write_text("precious")
-        return read(*arguments)
+        return read(*arguments, **options)
 
     monkeypatch.setattr(convert_module, "read_model", slowly)
     status, err = convert(source, tmp_path / "new")

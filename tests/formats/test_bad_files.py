@@ -33,6 +33,7 @@ MODEL = small_model("default")
 LLAMA = small_model("llama_grouped")
 TOKENIZER = Tokenizer.train("hen ten", 258)
 HUGE = 10**9
+TABLE = "transformer.wte.weight"
 
 
 # Rows: what writes the files into a directory, what reads them, and what it says.
@@ -135,6 +136,27 @@ def bfloat16_of(directory):
 
 def int8_of(directory):
     load_model(directory, dtype="int8")
+
+
+def kept(change, message, dtype="int8"):
+    """In fewer bits, as numgpt has written it, then changed."""
+
+    def write(directory):
+        MODEL.save_pretrained(directory / "whole")
+        numgpt.formats.load_model(directory / "whole", dtype=dtype).save_pretrained(directory)
+        change(directory)
+        return directory
+
+    return write, int8_of if dtype == "int8" else bfloat16_of, message
+
+
+def kept_tensors(change, message, dtype="int8"):
+    return kept(lambda directory: arrays(directory / "model.safetensors", change), message, dtype)
+
+
+def settings(**changes):
+    changes = {"quantization_config": {"quant_method": "numgpt"} | changes}
+    return lambda directory: fields(directory / "config.json", changes)
 
 
 def state(change, message):
@@ -426,6 +448,23 @@ FILES = [
         files(f"{name} is a Git LFS pointer.*git lfs pull", numgpt.load, **{name: POINTER})
         for name in ("m.gguf", "ckpt.pt")
     ],
+    # … in fewer bits, as numgpt keeps it.
+    kept(settings(kind="int4"), "json: quantization_config: kind='int4': expected bfloat16 or"),
+    kept(settings(), "config.json: quantization_config: kind=None"),
+    kept(settings(kind="bfloat16"), "kind='bfloat16': no matrix is stored so"),
+    kept(settings(kind="int8"), "kind='int8': no matrix is stored so", "bfloat16"),
+    kept_tensors(lambda a: a.pop(f"{TABLE}.scales"), "wte.weight' needs '.*scales', F32"),
+    kept_tensors(
+        lambda a: a.update({f"{TABLE}.shift": np.zeros(36, np.float32)}),
+        r"wte.weight' needs 'transformer.wte.weight.shift', F32 of shape \[37\]",
+    ),
+    kept_tensors(
+        lambda a: a.update({TABLE: np.zeros((37, 12), np.int8)}),
+        r"has shape \[37, 12\], config.json asks for \[37, 16\] or \[1, 1, 16, 64, 4\]",
+    ),
+    kept_tensors(lambda a: a[f"{TABLE}.scales"].fill(np.nan), "wte.weight' holds NaN"),
+    kept_tensors(lambda a: a[TABLE].fill(0x7FC0), "wte.weight' holds NaN", "bfloat16"),
+    kept_tensors(lambda a: a.pop(TABLE), "wte.weight.scales' has no place"),
     # Several models.
     files(
         "several models.*: name one of a.gguf, b.gguf, ckpt.pt, model.bin",

@@ -18,6 +18,9 @@ def float32(bits):
     return from_bfloat16(bits, np.empty_like(bits, np.float32))
 
 
+TRIED = rounded.multiplier.__wrapped__
+
+
 class Bits:
     """What oneDNN does with bits, by NumPy: for CPUs without the instructions."""
 
@@ -78,7 +81,9 @@ def test_the_products_of_a_linear_layer(kind, conversions):
     assert_close(dx, (r(dy) @ w.T).astype(np.float32))
     assert_close(dw, (r(x).T @ r(dy)).astype(np.float32))
     assert_close(db, dy.sum(axis=0))
-    np.testing.assert_array_equal(np.asarray(weight), w)
+    np.testing.assert_array_equal(np.asarray(weight, np.float64), w)
+    assert np.asarray(weight, np.float64).dtype == np.float64
+    assert np.asarray(weight).dtype == np.float32
     assert weight.nbytes <= w.size * 4
     more = Accumulator(dw.copy(), written={""})  # is added to
     layers.linear_backward(dy, cache._replace(bias=bias), more)
@@ -214,14 +219,24 @@ def test_a_model_in_fewer_bits_stays_so():
         np.testing.assert_array_equal(model(ids), expected)
 
 
-def test_a_library_that_gives_wrong_products_is_not_used(monkeypatch, multiplier):
-    if multiplier != "oneDNN":
-        pytest.skip("of oneDNN")
-    library = onednn.find_onednn()[0]
-    for wrong in (lambda a, b, out: True, lambda a, b, out: False, lambda *_: library._call("x")):
-        rounded.multiplier.cache_clear()
-        with monkeypatch.context() as patched:
-            patched.setattr(library, "gemm", wrong)
-            assert rounded.multiplier() is None
-    rounded.multiplier.cache_clear()
-    assert rounded.multiplier() is library
+WRONG = {
+    "unchanged": lambda a, b, out: True,
+    "refused": lambda a, b, out: False,
+    "of the transpose": lambda a, b, out: Bits.gemm(a, b.T if b.flags.f_contiguous else b, out),
+    "in place of the sum": lambda a, b, out: Bits.gemm(a, b, out) and not out.fill(7),
+}
+
+
+@pytest.mark.parametrize("name", [*WRONG, "nothing wrong", "no such function", "no instructions"])
+def test_a_library_is_used_after_a_trial(name, monkeypatch):
+    library = Bits()
+    if name in WRONG:
+        library.gemm = WRONG[name]
+    elif name == "no such function":
+        monkeypatch.delattr(Bits, "gemm")
+    flags = frozenset() if name == "no instructions" else BFloat16.needs
+    monkeypatch.setattr(rounded, "find_onednn", lambda: (library, ""))
+    monkeypatch.setattr(rounded, "cpu_flags", lambda: flags)
+    assert TRIED() is (library if name == "nothing wrong" else None)
+    monkeypatch.setattr(rounded, "find_onednn", lambda: (None, "not installed"))
+    assert TRIED() is None
