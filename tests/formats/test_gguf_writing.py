@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -133,6 +134,27 @@ def test_transformers_computes_the_same_from_the_file(path):
     with torch.no_grad():
         expected = theirs(torch.tensor(ids)).logits.numpy()
     assert_close(model(ids), expected)
+
+
+@pytest.mark.live("llama_cpp")
+@pytest.mark.parametrize("kind", FILE_TYPES)
+@pytest.mark.parametrize("config", [WIDE, WIDE_LLAMA], ids=["GPT-2", "Llama"])
+def test_llama_cpp_goes_on_with_the_same_text(path, config, kind):
+    """… its products of F16, BF16 and Q8_0 round activations as well: its first token is ours."""
+    import llama_cpp
+
+    tokenizer = Tokenizer.train([TEXT], 300, ["<|endoftext|>"])
+    sizes = {"vocab_size": tokenizer.vocab_size, config.context_field: 64}
+    model = (GPT if config is WIDE else Llama)(dataclasses.replace(config, **sizes), seed=7)
+    for array in model.parameters.values():
+        array *= 3 if array.ndim == 2 else 1  # so that choices are clear
+    save_gguf(model, tokenizer, path, kind)
+    theirs = llama_cpp.Llama(str(path), n_ctx=64, verbose=False)
+    ids = theirs.tokenize(TEXT[:20].encode(), add_bos=False)
+    assert ids == tokenizer.encode(TEXT[:20])
+    count = 20 if kind == "F32" else 1
+    expected = load_model(path).generate(ids, max_new_tokens=count, eos_token_id=[])[0]
+    assert [*ids, *itertools.islice(theirs.generate(ids, temp=0.0), count)] == expected.tolist()
 
 
 @pytest.mark.parametrize("pattern", sorted(set(PATTERNS.values())))
