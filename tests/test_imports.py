@@ -22,7 +22,8 @@ BELOW = {
 }
 BELOW["data"] = {"runtime", "tokenizer"}
 BELOW["evaluation"] = BELOW["generation"] | {"generation", "data"}
-BELOW["training"] = BELOW["generation"] | {"generation", "data"}
+BELOW["objectives"] = set()
+BELOW["training"] = BELOW["generation"] | {"generation", "data", "objectives"}
 BELOW["insight"] = BELOW["evaluation"]
 BELOW["lessons"] = BELOW["training"] | {"training", "evaluation", "insight"}
 BELOW["cli"] = BELOW["training"] | {"training", "evaluation", "insight", "launch"}

@@ -17,6 +17,7 @@ sys.path.insert(0, str(HERE.parent))
 from generation import beam_reference, processor_reference  # noqa: E402
 from layers.cases import CASES, golden_inputs  # noqa: E402
 from models import references  # noqa: E402
+from objectives import test_objectives  # noqa: E402
 from training import adamw_reference  # noqa: E402
 
 
@@ -37,5 +38,6 @@ if __name__ == "__main__":
     np.savez_compressed(HERE / "adamw.npz", **adamw_reference.record())
     np.savez_compressed(HERE / "processors.npz", **processor_reference.record())
     np.savez_compressed(HERE / "beams.npz", **beam_reference.record())
+    np.savez_compressed(HERE / "objectives.npz", **test_objectives.record())
     for path in sorted(HERE.glob("*.npz")):
         print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB")
