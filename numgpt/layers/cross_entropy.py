@@ -13,6 +13,12 @@ p_v, so that with dlogp_n = ∂loss/∂(log p_n[target_n])
     dz_nv = dlogp_n · ([v = target_n] - p_nv)   for the cross-entropy dlogp_n = -w_n
     dx = dz W        dW = dzᵀ x                 the linear layer's backward
 
+Two things beside, for policies. Text that was sampled at a temperature τ has the log-probabilities
+of z/τ, and dz is that by z/τ, divided by τ. The entropy of a row, H = -Σ_v p_v log p_v, has by
+∂p_v/∂z_u = p_v ([u = v] - p_u), as Σ_v p_v = 1 does not change,
+
+    ∂H/∂z_u = -Σ_v ∂p_v/∂z_u log p_v = -p_u (log p_u - Σ_v p_v log p_v) = -p_u (log p_u + H)
+
 The logits are a GPT's largest activation by far (1024 tokens x 50257 words in float32 are 206 MB).
 A row's gradient needs that row's logits only, so a chunk of rows at a time goes through product,
 softmax and the backward's two products, and the next one uses its memory again. What has to see all
@@ -55,12 +61,9 @@ class TokenStatistics:
 
     @classmethod
     def of(cls, z: np.ndarray, targets: np.ndarray) -> TokenStatistics:
-        """Of logits z (N, V) and targets (N,), which all count.  The entropy of a row is
-        -Σ p log p = log Z - Σ p (z - M), as log p = z - M - log Z and Σ p = 1."""
-        p_z, highest, total = exponentials(z.copy())  # p Z
-        entropy = np.log(total) - np.vecdot(p_z, z - highest)[:, None] / total
-        correct = z[np.arange(len(z)), targets] >= highest[:, 0]
-        return cls(len(z), int(np.count_nonzero(correct)), float(entropy.sum()))
+        """Of logits z (N, V) and targets (N,), which all count."""
+        correct = z[np.arange(len(z)), targets] >= z.max(axis=1)
+        return cls(len(z), int(np.count_nonzero(correct)), float(_entropies(z).sum()))
 
     def add(self, other: TokenStatistics) -> None:
         self.tokens += other.tokens
@@ -132,49 +135,68 @@ class LogProbsCache(NamedTuple):
     counted: slice | np.ndarray  # which rows they are
     highest: np.ndarray  # M (n, 1)
     total: np.ndarray  # Z = Σ exp(z - M) (n, 1)
+    temperature: float = 1.0
+    entropy: np.ndarray | None = None  # H (N,), where it was asked for; 0 where no target counts
 
 
 def linear_log_probs_forward(
     x: np.ndarray,
     weight: np.ndarray | Weight,
     targets: np.ndarray,
+    temperature: float = 1.0,
+    entropy: bool = False,
 ) -> tuple[np.ndarray, LogProbsCache]:
-    """log p_n[target_n] of the logits x weightᵀ.  x (N, C), weight (V, C), targets (N,) -> logp
-    (N,), cache."""
+    """log p_n[target_n] of the logits x weightᵀ / temperature.  x (N, C), weight (V, C), targets
+    (N,) -> logp (N,), cache, which has the rows' entropies where they are asked for."""
     _check(x, weight, targets)
     counted = _counted(targets)
     x_counted, targets_counted = read_by(weight, x[counted]), targets[counted]
     logp_counted = empty(len(x_counted), x.dtype)
     highest, total = np.empty((2, len(x_counted), 1), x.dtype)
+    entropies = empty(len(x_counted), x.dtype)
 
     def on_rows(z: np.ndarray, *of_rows: np.ndarray) -> None:
-        targets, logp, highest, total = of_rows
+        targets, logp, highest, total, entropies = of_rows
+        if entropy:
+            entropies[:] = _entropies(z)
         logp[:], _, highest[:], total[:] = _log_probs(z, targets)
 
-    of_rows = targets_counted, logp_counted, highest, total
-    for chunk, z in _logits_in_chunks(x_counted, weight):
+    of_rows = targets_counted, logp_counted, highest, total, entropies
+    for chunk, z in _logits_in_chunks(x_counted, weight, temperature):
         over_row_blocks(on_rows, z, *(array[chunk] for array in of_rows))
-    logp = _placed(logp_counted, counted, len(x))
-    return logp, LogProbsCache(x_counted, weight, targets, counted, highest, total)
+    logp, h = (_placed(values, counted, len(x)) for values in (logp_counted, entropies))
+    known = x_counted, weight, targets, counted, highest, total, temperature
+    return logp, LogProbsCache(*known, h if entropy else None)
 
 
 def linear_log_probs_backward(
-    dlogp: np.ndarray, cache: LogProbsCache, dweight: Accumulator | None = None
+    dlogp: np.ndarray,
+    cache: LogProbsCache,
+    dweight: Accumulator | None = None,
+    dentropy: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """dlogp (N,) -> dx (N, C), dweight (V, C): a new array, or added to the sum that is handed
-    over."""
-    x_counted, weight, targets, counted, highest, total = cache
+    """dlogp (N,), and dentropy (N,) where the entropies were asked for -> dx (N, C), dweight (V,
+    C): a new array, or added to the sum that is handed over."""
+    x_counted, weight, targets, counted, highest, total, temperature, entropy = cache
     like("dlogp", dlogp, targets.shape)
     dweight = Accumulator.like(weight) if dweight is None else dweight
     dx_counted = empty(x_counted.shape, x_counted.dtype)
 
     def on_rows(z: np.ndarray, *of_rows: np.ndarray) -> None:
-        targets, dlogp, highest, total = of_rows
-        p_z = np.exp(np.subtract(z, highest, out=z), out=z)
-        _into_dz(p_z, total, targets, dlogp)
+        targets, dlogp, highest, total, *of_entropy = of_rows
+        z -= highest
+        dz_of_entropy = _dz_of_entropy(z, total, *of_entropy) if of_entropy else None
+        _into_dz(np.exp(z, out=z), total, targets, dlogp)
+        if dz_of_entropy is not None:
+            z += dz_of_entropy
 
-    of_rows = targets[counted], dlogp[counted], highest, total
-    for chunk, z in _logits_in_chunks(x_counted, weight):
+    of_rows = [targets[counted], dlogp[counted] / temperature, highest, total]
+    if dentropy is not None:
+        if entropy is None:
+            raise ValueError("dentropy, of entropies that were not asked for in the forward")
+        like("dentropy", dentropy, targets.shape)
+        of_rows += [entropy[counted], dentropy[counted] / temperature]
+    for chunk, z in _logits_in_chunks(x_counted, weight, temperature):
         over_row_blocks(on_rows, z, *(array[chunk] for array in of_rows))
         dz = read_by(weight, z)
         matmul(dz, weight, out=dx_counted[chunk])  # (n, V) -> (n, C)
@@ -190,6 +212,21 @@ def _log_probs(
     z_target = z[np.arange(len(z)), targets]
     p_z, highest, total = exponentials(z)
     return z_target - highest[:, 0] - np.log(total[:, 0]), p_z, highest, total
+
+
+def _entropies(z: np.ndarray) -> np.ndarray:
+    """H = -Σ p log p = log Z - Σ p (z - M) of each row, as log p = z - M - log Z and Σ p = 1.
+    z (n, V) -> (n,)."""
+    p_z, highest, total = exponentials(z.copy())
+    return (np.log(total) - np.vecdot(p_z, z - highest)[:, None] / total)[:, 0]
+
+
+def _dz_of_entropy(
+    log_p_z: np.ndarray, total: np.ndarray, entropy: np.ndarray, dentropy: np.ndarray
+) -> np.ndarray:
+    """dz = dentropy · ∂H/∂z, of z - M (n, V)."""
+    log_p = log_p_z - np.log(total)
+    return -dentropy[:, None] * np.exp(log_p) * (log_p + entropy[:, None])
 
 
 def _into_dz(p_z: np.ndarray, total: np.ndarray, targets: np.ndarray, dlogp: np.ndarray) -> None:
@@ -214,9 +251,9 @@ def _placed(values: np.ndarray, counted: slice | np.ndarray, rows: int) -> np.nd
 
 
 def _logits_in_chunks(
-    x: np.ndarray, weight: np.ndarray | Weight
+    x: np.ndarray, weight: np.ndarray | Weight, temperature: float = 1.0
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Rows, and their logits (n, V), in memory that the next chunk uses again."""
+    """Rows, and their logits (n, V) at a temperature, in memory that the next chunk uses again."""
     count = -(-x.shape[0] * weight.shape[0] * x.dtype.itemsize // CHUNK_BYTES)
     count = max(1, min(count, len(x)))
     edges = [len(x) * index // count for index in range(count + 1)]
@@ -224,7 +261,10 @@ def _logits_in_chunks(
     with single_thread_if_small(work=x.size * len(weight)):
         for start, stop in pairwise(edges):
             z = memory[: stop - start]
-            yield slice(start, stop), matmul(x[start:stop], weight.T, out=z)  # (n, C) -> (n, V)
+            matmul(x[start:stop], weight.T, out=z)  # (n, C) -> (n, V)
+            if temperature != 1:
+                over_row_blocks(lambda z: np.divide(z, temperature, out=z), z)
+            yield slice(start, stop), z
 
 
 def _check(x: np.ndarray, weight: np.ndarray | Weight, targets: np.ndarray) -> None:

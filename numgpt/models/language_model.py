@@ -39,8 +39,8 @@ from numgpt.runtime import parallel_for
 if TYPE_CHECKING:
     from numgpt.generation import GenerateOutput, Score
 
-# logp (B, T) -> loss, dlogp (B, T), metrics
-Objective = Callable[[np.ndarray], tuple[float, np.ndarray, dict[str, float]]]
+# logp (B, T) -> loss, dlogp (B, T), metrics; with entropies as value_and_grads says
+Objective = Callable[..., tuple[float, object, dict[str, float]]]
 Back = Callable[[np.ndarray, Gradients], None]  # dhidden (N, C), gradients that are added to
 
 KEPT_BYTES = 1 << 24  # up to which the projections' inputs are kept for the backward
@@ -152,11 +152,11 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
         ids = self.check_ids(ids)
         return self.unembedding.logits(self.hidden(ids)).reshape(*ids.shape, -1)
 
-    def log_probs(self, ids: Ids, targets: Ids) -> np.ndarray:
-        """log p of each target after the ids up to its place; 0 where the target is -100.  ids,
-        targets (T,) or (B, T) -> (B, T)."""
+    def log_probs(self, ids: Ids, targets: Ids, temperature: float = 1.0) -> np.ndarray:
+        """log p of each target after the ids up to its place, at a temperature; 0 where the target
+        is -100.  ids, targets (T,) or (B, T) -> (B, T)."""
         ids, targets = self._check(ids, targets)
-        logp, _ = self.unembedding.log_probs(self.hidden(ids), targets.ravel())
+        logp, _ = self.unembedding.log_probs(self.hidden(ids), targets.ravel(), temperature)
         return logp.reshape(ids.shape)
 
     def loss(self, ids: Ids, targets: Ids, weights: np.typing.ArrayLike | None = None) -> float:
@@ -216,22 +216,28 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
         objective: Objective,
         rng: np.random.Generator | None = None,
         *,
+        temperature: float = 1.0,
+        entropy: bool = False,
         add_to: Gradients | None = None,
     ) -> tuple[float, Gradients, dict[str, float]]:
         """Value, gradients and metrics of an objective that sees all log-probabilities before it
-        knows their gradients.
+        knows their gradients (numgpt.objectives).
 
-        objective(logp (B, T)) -> loss, dlogp (B, T), metrics, with logp as `log_probs` gives it.
-        The rest is as in `loss_and_grads`.
+        objective(logp (B, T)) -> loss, dlogp (B, T), metrics, with logp as `log_probs` gives it;
+        with entropy=True objective(logp, entropies) -> loss, (dlogp, dentropies), metrics. The rest
+        is as in `loss_and_grads`.
         """
         sums = self._sums(add_to)
         ids, targets = self._check(ids, targets)
         with sums as g:
             hidden, back = self.run(ids, rng)
-            logp, cache = self.unembedding.log_probs(hidden, targets.ravel())
-            loss, dlogp, metrics = _checked(objective(logp.reshape(ids.shape).copy()), ids.shape)
-            dlogp = dlogp.astype(logp.dtype, copy=False).ravel()
-            back(self.unembedding.log_probs_backward(dlogp, cache, g), g)
+            logp, cache = self.unembedding.log_probs(hidden, targets.ravel(), temperature, entropy)
+            seen = [logp] if cache.entropy is None else [logp, cache.entropy]
+            told = objective(*(values.reshape(ids.shape).copy() for values in seen))
+            loss, derivatives, metrics = _checked(told, ids.shape, len(seen))
+            by = [d.astype(logp.dtype, copy=False).ravel() for d in derivatives]
+            dlogp, dentropy = by[0], (by[1] if entropy else None)
+            back(self.unembedding.log_probs_backward(dlogp, cache, g, dentropy), g)
         self.gradients = g
         return loss, g, metrics
 
@@ -344,14 +350,22 @@ def _prompt(ids: Ids | None, options: dict[str, object]) -> Ids:
     return options.pop("input_ids") if ids is None else ids  # type: ignore[return-value]
 
 
-def _checked(result: object, shape: tuple[int, ...]) -> tuple[float, np.ndarray, dict[str, float]]:
-    """Raises ValueError for what is not an objective's loss, dlogp (B, T) and metrics."""
+def _checked(
+    result: object, shape: tuple[int, ...], count: int
+) -> tuple[float, list[np.ndarray], dict[str, float]]:
+    """Raises ValueError for what is not an objective's loss, derivatives by `count` arrays (B, T),
+    and metrics."""
+    names = "dlogp" if count == 1 else "(dlogp, dentropies)"
     if not isinstance(result, tuple) or len(result) != 3:
-        raise ValueError(f"the objective returned {shown(result)}: expected loss, dlogp, metrics")
-    loss, dlogp, metrics = result
-    dlogp = np.asarray(dlogp)
-    if dlogp.shape != shape:
-        raise ValueError(
-            f"the objective's dlogp has shape {dlogp.shape}, logp {shape}: they must be equal"
-        )
-    return float(loss), dlogp, metrics
+        raise ValueError(f"the objective returned {shown(result)}: expected loss, {names}, metrics")
+    loss, derivatives, metrics = result
+    several = list(derivatives) if count > 1 and isinstance(derivatives, tuple) else [derivatives]
+    arrays = [np.asarray(derivative) for derivative in several]
+    for name, array in zip(("dlogp", "dentropies"), arrays, strict=False):
+        if array.shape != shape:
+            raise ValueError(
+                f"the objective's {name} has shape {array.shape}, logp {shape}: they must be equal"
+            )
+    if len(arrays) != count:
+        raise ValueError(f"the objective returned {shown(derivatives)}: expected {names}")
+    return float(loss), arrays, metrics

@@ -183,16 +183,26 @@ class Unembedding:
         return loss, dhidden
 
     def log_probs(
-        self, hidden: np.ndarray, targets: np.ndarray
+        self,
+        hidden: np.ndarray,
+        targets: np.ndarray,
+        temperature: float = 1.0,
+        entropy: bool = False,
     ) -> tuple[np.ndarray, LogProbsCache]:
-        """log p[target], 0 where it is -100.  hidden (N, C), targets (N,) -> logp (N,), cache."""
-        return linear_log_probs_forward(hidden, self.weight, targets)
+        """log p[target], 0 where it is -100.  hidden (N, C), targets (N,) -> logp (N,), cache,
+        which has the entropies where they are asked for."""
+        return linear_log_probs_forward(hidden, self.weight, targets, temperature, entropy)
 
     def log_probs_backward(
-        self, dlogp: np.ndarray, cache: LogProbsCache, g: Gradients
+        self,
+        dlogp: np.ndarray,
+        cache: LogProbsCache,
+        g: Gradients,
+        dentropy: np.ndarray | None = None,
     ) -> np.ndarray:
-        """dlogp (N,) -> dhidden (N, C)."""
-        return linear_log_probs_backward(dlogp, cache, g.accumulator(self.name))[0]
+        """dlogp and dentropy (N,) -> dhidden (N, C)."""
+        dweight = g.accumulator(self.name)
+        return linear_log_probs_backward(dlogp, cache, dweight, dentropy)[0]
 
 
 class NormCache(NamedTuple):

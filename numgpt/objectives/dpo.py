@@ -134,8 +134,9 @@ def dpo(
     """Log-probabilities of whole completions, (B,) each -> loss, (dchosen, drejected), metrics.
 
     The reference's are for all but simpo and orpo; `lengths`, the completions' numbers of tokens,
-    (B,) each, for ipo, simpo and orpo; gamma for simpo. Metrics: rewards, β times what is compared;
-    their margins; how often the chosen one has the larger; the log-probabilities.
+    (B,) each, for ipo, simpo and orpo; gamma for simpo. Metrics: rewards, β times the log-ratios
+    (of simpo and orpo the means s̄); their margins; how often the chosen one has the larger; the
+    log-probabilities.
 
     >>> chosen, rejected, ref = np.array([-3.0, -9.0]), np.array([-4.0, -5.0]), np.full(2, -6.0)
     >>> loss, (dchosen, drejected), metrics = dpo(chosen, rejected, ref, ref, beta=0.5)
@@ -172,11 +173,11 @@ def dpo(
                 " that have no tokens are no completions"
             )
         per = [1 / n.astype(logps[0].dtype) for n in lengths]
-    compared = [s * each for s, each in zip(compared, per, strict=True)]
+    ratios, compared = compared, [s * each for s, each in zip(compared, per, strict=True)]
     options = Options(beta, label_smoothing, gamma if loss_type == "simpo" else 0.0)
     losses, dchosen, drejected = LOSSES[loss_type](compared[0], compared[1], options)
     share = 1 / (len(losses) if count is None else count)
-    chosen, rejected = (beta * s for s in compared)
+    chosen, rejected = (beta * s for s in (compared if loss_type in WITHOUT_REFERENCE else ratios))
     parts = {
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,

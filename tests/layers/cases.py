@@ -378,6 +378,35 @@ def their_log_probs(a):
     )
 
 
+TEMPERATURE = 0.7
+
+
+def draw_policy(rng, rows, vocabulary, width):
+    dy = rng.normal(size=(2, rows))
+    return draw_linear_cross_entropy(rng, rows, vocabulary, width) | {"dy": dy}
+
+
+def our_policy(a):
+    """Log-probabilities at a temperature, and entropies."""
+    x, weight, targets = a["x"], a["weight"], a["targets"]
+    logp, cache = layers.linear_log_probs_forward(x, weight, targets, TEMPERATURE, entropy=True)
+    dx, dweight = layers.linear_log_probs_backward(a["dy"][0], cache, dentropy=a["dy"][1])
+    return {"y": np.stack([logp, cache.entropy]), "dx": dx, "dweight": dweight}
+
+
+def their_policy(a):
+    import torch
+
+    def both(x, weight, targets):
+        log_p = functional().log_softmax(x @ weight.T / TEMPERATURE, -1)
+        counts = targets != -100
+        logp = log_p.gather(1, targets.clamp(min=0)[:, None])[:, 0]
+        entropy = -(log_p.exp() * log_p).sum(-1)
+        return torch.stack([torch.where(counts, y, 0) for y in (logp, entropy)])
+
+    return torch_results(a, ("x", "weight"), both)
+
+
 ROWS_AND_WIDTH = [(1, 1), (5, 7), (64, 33), (7, 768)]
 
 CASES = {
@@ -519,6 +548,14 @@ CASES = {
         draw_log_probs,
         our_log_probs,
         their_log_probs,
+        ("x", "weight"),
+    ),
+    "linear_log_probs of a policy": Case(
+        ("rows", "vocabulary", "width"),
+        [(1, 2, 1), (7, 11, 5), (20, 257, 16)],
+        draw_policy,
+        our_policy,
+        their_policy,
         ("x", "weight"),
     ),
 }
