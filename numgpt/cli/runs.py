@@ -17,9 +17,10 @@ from numgpt.messages import quoted, tell
 from numgpt.options import OptionError
 from numgpt.training import Note, Sample, Saved, Trainer, defaults
 from numgpt.training.checkpoint import checkpoint_bytes
-from numgpt.training.config import GROUPS, RunConfig, TrainConfig, TuneConfig, options_of
+from numgpt.training.config import GROUPS, RunConfig, TrainConfig, options_of
 from numgpt.training.log import CURVE_FILE, can_plot, plot_curve
 from numgpt.training.records import Record
+from numgpt.training.tune_config import DPOConfig, TuningConfig
 
 # What a file of options may have beside those of a run.
 OF_COMMAND: dict[str, type] = {"out": str, "resume": str, "overwrite": bool, "threads": int}
@@ -41,6 +42,12 @@ TUNED = {
     "eval_every": "an epoch, up to 200",
     "sample_every": "as --eval-every",
     "save_every": "an epoch, up to 50",
+}
+
+PREFERRED = {
+    "batch_size": f"{defaults.PREFERENCES[1]}",
+    "epochs": f"{defaults.PREFERENCES[0]}",
+    "lr": f"{defaults.PREFERENCES_LORA_LR:g}; of the whole model {defaults.PREFERENCES[2]:g}",
 }
 
 
@@ -78,8 +85,9 @@ def add_run_options(parser: argparse.ArgumentParser, config_class: type[RunConfi
 
 def _default_of(name: str, config_class: type[RunConfig]) -> str:
     """What --help says of an option's default."""
-    if config_class is TuneConfig and name in TUNED:
-        return f" (default {TUNED[name]})"
+    if issubclass(config_class, TuningConfig) and name in TUNED:
+        of_kind = TUNED | (PREFERRED if config_class is DPOConfig else {})
+        return f" (default {of_kind[name]})"
     if config_class is TrainConfig and name in defaults.FROM_NOTHING:
         tuned = defaults.FROM_A_MODEL.get(
             name, f"the model's context, up to {defaults.MOST_CONTEXT}"

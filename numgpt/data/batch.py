@@ -18,3 +18,9 @@ class Batch(NamedTuple):
     def counted(self) -> int:
         """How many targets count."""
         return int(np.count_nonzero(self.targets != IGNORED))
+
+
+class NumberedBatch(Batch):
+    """… which knows the numbers that its examples, or groups of them, have in their set."""
+
+    numbers: np.ndarray

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from numgpt.data.batch import IGNORED, Batch
+from numgpt.data.batch import IGNORED, NumberedBatch
 from numgpt.data.corpus import TOKENS_FILE, TokensFile, hash_tokenizer, open_tokens
 from numgpt.data.examples import Example, ExampleEncoder, fit
 from numgpt.data.records import Record
@@ -78,25 +78,26 @@ def encode_examples(
             counts.kind = record.kind
             if record.origin:
                 counts.origins.add(record.origin)
-            whole = encoder.encode(record)
-            example = fit(whole, most)
-            if example is None:
+            whole = encoder.examples(record)
+            examples = fit(whole, most)
+            if examples is None:
                 counts.dropped += 1
                 continue
-            show(example)
-            counts.cut += len(example.ids) < len(whole.ids)
-            packed = example.ids.astype(DTYPE) | example.loss_mask * IN_LOSS
-            packed[0] |= BEGINS
-            if is_held_out:
-                packed |= HELD_OUT
-                counts.held_out += 1
-            else:
-                counts.trained += 1
-                counts.tokens += len(packed)
-                counts.counted += int(np.count_nonzero(example.loss_mask[1:]))
-            written += len(packed)
-            file.write(packed.data)
-            digest.update(packed.data)
+            counts.cut += len(examples[0].ids) < len(whole[0].ids)
+            counts.held_out += is_held_out
+            counts.trained += not is_held_out
+            for example in examples:
+                show(example)
+                packed = example.ids.astype(DTYPE) | example.loss_mask * IN_LOSS
+                packed[0] |= BEGINS
+                if is_held_out:
+                    packed |= HELD_OUT
+                else:
+                    counts.tokens += len(packed)
+                    counts.counted += int(np.count_nonzero(example.loss_mask[1:]))
+                written += len(packed)
+                file.write(packed.data)
+                digest.update(packed.data)
     if not counts.trained:
         reason, number = "all {0} are held out, lower {val_fraction:name}", counts.held_out
         if counts.dropped:
@@ -110,10 +111,12 @@ def encode_examples(
 
 
 class ExampleSet:
-    """Examples on disk, those to train on and those held out."""
+    """Examples on disk, those to train on and those held out; or groups of them, such as pairs,
+    which have one number and stay together."""
 
-    def __init__(self, directory: str | os.PathLike, tokens: TokensFile):
-        """Raises ValueError where directory/tokens.bin holds no examples."""
+    def __init__(self, directory: str | os.PathLike, tokens: TokensFile, group: int = 1):
+        """Raises ValueError where directory/tokens.bin holds no examples, or no whole groups."""
+        self.group = group
         self._tokens = open_tokens(directory, tokens)
         starts, held_out = [], []
         for first in range(0, len(self._tokens), SCANNED_AT_ONCE):
@@ -122,20 +125,27 @@ class ExampleSet:
             starts.append(first + begins)
             held_out.append((part[begins] & HELD_OUT) > 0)
         self._starts = np.append(np.concatenate(starts), len(self._tokens))
-        of = np.concatenate(held_out)
-        self.train, self.val = np.flatnonzero(~of), np.flatnonzero(of)  # numbers of examples
-        if not len(self.train) or self._starts[0] != 0:
+        of = np.concatenate(held_out)[::group]
+        self.train, self.val = np.flatnonzero(~of), np.flatnonzero(of)  # numbers of groups
+        if not len(self.train) or self._starts[0] != 0 or (len(self._starts) - 1) % group:
             raise ValueError(f"{directory}: {TOKENS_FILE} holds no examples to train on")
+        self._lengths = np.diff(self._starts[::group])  # in tokens, of groups
 
-    def example(self, number: int) -> Example:
-        packed = self._tokens[self._starts[number] : self._starts[number + 1]]
+    def __len__(self) -> int:
+        """How many groups there are, held out or not."""
+        return len(self._lengths)
+
+    def example(self, number: int, place: int = 0) -> Example:
+        """That at a place of a group."""
+        index = number * self.group + place
+        packed = self._tokens[self._starts[index] : self._starts[index + 1]]
         return Example((packed & IDS).astype(np.int64), (packed & IN_LOSS) > 0)
 
     def batches_in_epoch(self, batch_size: int) -> int:
         """How many batches take each example to train on once."""
         return -(-len(self.train) // batch_size)
 
-    def batch(self, number: int, batch_size: int, seed: int) -> Batch:
+    def batch(self, number: int, batch_size: int, seed: int) -> NumberedBatch:
         """The batch of this number, from the beginning of the first epoch.
 
         Each epoch goes through all examples in an order of its own. Within WINDOW batches examples
@@ -148,25 +158,31 @@ class ExampleSet:
         size = WINDOW * batch_size
         chosen = order[window * size : (window + 1) * size]
         rng = np.random.default_rng([seed, epoch, window])
-        lengths = self._starts[chosen + 1] - self._starts[chosen]
+        lengths = self._lengths[chosen]
         nearly = np.argsort(lengths * rng.uniform(1, JITTER, len(lengths)), kind="stable")
         batches = np.split(chosen[nearly], range(batch_size, len(chosen), batch_size))
         return self.padded(batches[rng.permutation(len(batches))[place % WINDOW]])
 
-    def validation_batches(self, batch_size: int) -> Iterator[Batch]:
+    def validation_batches(self, batch_size: int) -> Iterator[NumberedBatch]:
         """All that is held out, the shortest first."""
-        lengths = self._starts[self.val + 1] - self._starts[self.val]
-        order = self.val[np.argsort(lengths, kind="stable")]
+        return self.in_order(self.val, batch_size)
+
+    def in_order(self, numbers: np.ndarray, batch_size: int) -> Iterator[NumberedBatch]:
+        """These groups once, the shortest first."""
+        order = numbers[np.argsort(self._lengths[numbers], kind="stable")]
         for start in range(0, len(order), batch_size):
             yield self.padded(order[start : start + batch_size])
 
-    def padded(self, numbers: np.ndarray) -> Batch:
-        """Examples side by side, padded on the right to the longest."""
-        examples = [self.example(int(number)) for number in numbers]
+    def padded(self, numbers: np.ndarray) -> NumberedBatch:
+        """Groups side by side, first all their first examples, then all their second ones, …;
+        padded on the right to the longest."""
+        examples = [self.example(int(n), place) for place in range(self.group) for n in numbers]
         shape = (len(examples), max(len(example.ids) for example in examples) - 1)
         ids, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED)
         for row, example in enumerate(examples):
             length = len(example.ids) - 1
             ids[row, :length] = example.ids[:-1]
             targets[row, :length] = np.where(example.loss_mask[1:], example.ids[1:], IGNORED)
-        return Batch(ids, targets, sum(len(example.ids) - 1 for example in examples))
+        batch = NumberedBatch(ids, targets, sum(len(e.ids) - 1 for e in examples))
+        batch.numbers = numbers
+        return batch

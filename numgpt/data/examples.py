@@ -50,6 +50,10 @@ class ExampleEncoder:
                 )
         return self._template
 
+    def examples(self, record: Record) -> tuple[Example, ...]:
+        """What is made of a record: one example, or several that belong together."""
+        return (self.encode(record),)
+
     def encode(self, record: Record) -> Example:
         """Raises ValueError naming file and line for a record with nothing to learn, or that the
         chat format can't express."""
@@ -125,16 +129,16 @@ class ExampleEncoder:
         return [] if end is None else [end]
 
 
-def fit(example: Example, most: int) -> Example | None:
-    """An example of at most so many tokens, cut from the left of what comes before the first that
-    is trained on; None where what is trained on is too long by itself."""
-    surplus = len(example.ids) - most
+def fit(examples: tuple[Example, ...], most: int) -> tuple[Example, ...] | None:
+    """Examples of at most so many tokens, all cut alike from the left of what comes before the
+    first token that is trained on; None where what is trained on is too long by itself."""
+    surplus = max(len(example.ids) for example in examples) - most
     if surplus <= 0:
-        return example
-    first = int(np.argmax(example.loss_mask))
+        return examples
+    first = min(int(np.argmax(example.loss_mask)) for example in examples)
     if surplus > first - 1:  # something has to predict the first target
         return None
-    return Example(example.ids[surplus:], example.loss_mask[surplus:])
+    return tuple(Example(e.ids[surplus:], e.loss_mask[surplus:]) for e in examples)
 
 
 def last_answer(example: Example, ends: Collection[int]) -> tuple[np.ndarray, np.ndarray] | None:

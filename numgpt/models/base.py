@@ -200,6 +200,17 @@ class BaseModel(Generic[ConfigT, CacheT]):
             for module, weight in exact:
                 module.weight = weight
 
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Within it, the model computes with its own weights alone: what an adapter began as."""
+        self.adapters.check_not_merged()
+        for linear in self._linears():
+            linear.adapt(None)
+        try:
+            yield
+        finally:
+            self._adapt()
+
     # --- what trains ---
 
     @property

@@ -5,7 +5,8 @@ from numgpt.lazy import lazy_names
 _MODULES = {
     "AdamW": "adamw",
     "TrainConfig": "config",
-    "TuneConfig": "config",
+    "DPOConfig": "tune_config",
+    "TuneConfig": "tune_config",
     "Trainer": "loop",
     "TrainingError": "loop",
     "learning_rate": "step",

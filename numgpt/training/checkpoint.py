@@ -37,12 +37,12 @@ from numgpt.models.parameters import Layout, Parameters
 from numgpt.options import OptionError
 from numgpt.runtime import DTYPES, physical_memory
 from numgpt.training.adamw import AdamW
-from numgpt.training.config import RunConfig, TrainConfig, TuneConfig, options_of
+from numgpt.training.config import RunConfig, options_of
 from numgpt.training.step import Sums
+from numgpt.training.tune_config import TuningConfig
 
 ARRAYS = ("weights", "m", "v")
 SEEN = {"tokens": "targets"}  # what a sum was called in version 0.1.0
-KINDS: dict[str, type[RunConfig]] = {kind.kind: kind for kind in (TrainConfig, TuneConfig)}
 
 
 class BaseModelError(ValueError):
@@ -75,7 +75,7 @@ class RunState:
     def apply_options(self) -> None:
         """Bring what the options may change in a run that goes on into model and optimizer."""
         self.model.config.set_dropout(self.config.dropout)
-        if isinstance(self.config, TuneConfig) and self.model.adapter is not None:
+        if isinstance(self.config, TuningConfig) and self.model.adapter is not None:
             self.model.adapter.config.lora_dropout = self.config.lora_dropout
         self.optimizer.betas = (self.optimizer.betas[0], self.config.beta2)
         self.optimizer.weight_decay = self.config.weight_decay
@@ -164,9 +164,9 @@ def _training_state(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def _restore(saved: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> RunState:
     """Raises ValueError, KeyError, … for what no checkpoint says."""
-    config_class = KINDS.get(str(saved["kind"]))
+    config_class = RunConfig.kinds.get(str(saved["kind"]))
     if config_class is None:
-        raise ValueError(f"kind={shown(saved['kind'])} is not one of {', '.join(KINDS)}")
+        raise ValueError(f"kind={shown(saved['kind'])} is not one of {', '.join(RunConfig.kinds)}")
     known = options_of(config_class)
     config = config_class(**{n: v for n, v in saved["options"].items() if n in known})
     config.validate()
@@ -213,7 +213,7 @@ def _adapted(
 ) -> LanguageModel:
     """The base that was tuned, with its adapter.  Raises ValueError where the base is not there, or
     is another."""
-    if not isinstance(config, TuneConfig):
+    if not isinstance(config, TuningConfig):
         raise ValueError("an adapter, in a run that tunes none")
     try:
         model = formats.load_model(config.model, dtype=config.stored)

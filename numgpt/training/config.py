@@ -7,17 +7,13 @@ the weights are given, or how many examples there are.
 from __future__ import annotations
 
 import dataclasses
-import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from numgpt.data.finding import OTHER_WEIGHTS
 from numgpt.formats.families import FAMILIES
 from numgpt.models.config import Config
-from numgpt.models.lora import ALL_LINEAR, LoRAConfig
 from numgpt.options import (
     OptionError,
     OptionWarning,
@@ -32,15 +28,13 @@ from numgpt.options import (
     whole,
 )
 from numgpt.runtime import DTYPES, multiplies_rounded
-from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES
-from numgpt.tokenizer.conversation import template_variables
 from numgpt.training import defaults
 
 MOST_EPOCHS = MOST_ACCUMULATED = 1_000_000
-GROUPS = ("data", "model", "adapter", "schedule", "intervals")  # of options, in --help
+GROUPS = ("data", "model", "adapter", "objective", "schedule", "intervals")  # of options, in --help
 
 
-def _option(default: Any, help: str, group: str, rule: Rule) -> Any:
+def option(default: Any, help: str, group: str, rule: Rule) -> Any:
     """An option: its default, or None where others decide it, what --help says, and what it may
     be."""
     rule = optional(rule) if default is None else rule
@@ -51,33 +45,34 @@ def _option(default: Any, help: str, group: str, rule: Rule) -> Any:
 class RunConfig:
     """The options that all kinds of runs have."""
 
+    kinds: ClassVar[dict[str, type[RunConfig]]] = {}
     kind: ClassVar[str]  # by which a checkpoint is known
     command: ClassVar[str]  # of numgpt, which makes such runs
     length_option: ClassVar[str]  # the most tokens that a sequence of a batch has
 
-    steps: int = _option(None, "optimizer steps", "schedule", whole(1))
-    batch_size: int = _option(None, "sequences in a batch", "schedule", whole(1))
-    grad_accum: int = _option(
+    steps: int = option(None, "optimizer steps", "schedule", whole(1))
+    batch_size: int = option(None, "sequences in a batch", "schedule", whole(1))
+    grad_accum: int = option(
         1, "batches whose gradients make one step", "schedule", whole(1, MOST_ACCUMULATED)
     )
-    lr: float = _option(None, "highest learning rate", "schedule", number(above=0))
-    min_lr: float | None = _option(
+    lr: float = option(None, "highest learning rate", "schedule", number(above=0))
+    min_lr: float | None = option(
         None, "learning rate at the end of the cosine (default: a tenth)", "schedule", number(0)
     )
-    warmup: int = _option(None, "steps of linear warm-up", "schedule", whole(0))
-    weight_decay: float = _option(0.1, "decoupled decay of matrices", "schedule", number(0))
-    beta2: float = _option(0.99, "AdamW's decay of the second moment", "schedule", number(0, 1))
-    grad_clip: float = _option(
+    warmup: int = option(None, "steps of linear warm-up", "schedule", whole(0))
+    weight_decay: float = option(0.1, "decoupled decay of matrices", "schedule", number(0))
+    beta2: float = option(0.99, "AdamW's decay of the second moment", "schedule", number(0, 1))
+    grad_clip: float = option(
         1.0, "largest global norm of the gradients; 0: no clipping", "schedule", number(0)
     )
-    seed: int = _option(1337, "seed of weights, batches and dropout", "schedule", whole(0))
+    seed: int = option(1337, "seed of weights, batches and dropout", "schedule", whole(0))
 
-    log_every: int = _option(None, "steps between reports", "intervals", whole(1))
-    eval_every: int = _option(None, "steps between validations", "intervals", whole(1))
-    sample_every: int = _option(None, "steps between samples; 0: none", "intervals", whole(0))
-    save_every: int = _option(None, "steps between checkpoints", "intervals", whole(1))
+    log_every: int = option(None, "steps between reports", "intervals", whole(1))
+    eval_every: int = option(None, "steps between validations", "intervals", whole(1))
+    sample_every: int = option(None, "steps between samples; 0: none", "intervals", whole(0))
+    save_every: int = option(None, "steps between checkpoints", "intervals", whole(1))
 
-    keep: str = _option(
+    keep: str = option(
         "best",
         "weights that DIR holds: best, of the lowest validation loss, or last; the others are in"
         " DIR/last or DIR/best",
@@ -85,12 +80,16 @@ class RunConfig:
         one_of(OTHER_WEIGHTS),
     )
 
-    dropout: float = _option(
+    dropout: float = option(
         0.0,
         "fraction of activations dropped in training; of attention only in a Llama",
         "model",
         number(0, 1),
     )
+
+    def __init_subclass__(cls) -> None:
+        if "kind" in cls.__dict__:
+            RunConfig.kinds[cls.kind] = cls
 
     @property
     def products(self) -> str:
@@ -150,51 +149,51 @@ class TrainConfig(RunConfig):
     kind = command = "train"
     length_option = "block_size"
 
-    data: str | list[str] | None = _option(
+    data: str | list[str] | None = option(
         None,
         "text: files, directories or globs; none: the Python language reference",
         "data",
         texts(),
     )
-    val_fraction: float = _option(
+    val_fraction: float = option(
         0.1,
         "fraction of the tokens, at the end, held out for validation",
         "data",
         number(above=0, below=1, hint="; 0.1 holds a tenth out"),
     )
-    tokenizer: str = _option(
+    tokenizer: str = option(
         "bpe", "bpe (trained on the text), char, or a directory that holds one", "data", text()
     )
-    vocab_size: int = _option(
+    vocab_size: int = option(
         1024, "size of the vocabulary that the tokenizer bpe learns", "data", whole(1)
     )
-    special_tokens: bool = _option(
+    special_tokens: bool = option(
         False, "special tokens in the text (<|endoftext|>) are meant, not spelt", "data", truth()
     )
 
-    dtype: str = _option(
+    dtype: str = option(
         DTYPES[0],
         "what products with matrices are made in, float32 or bfloat16; weights stay in float32",
         "model",
         one_of(("float32", "bfloat16")),
     )
-    arch: str = _option(
+    arch: str = option(
         "gpt2", f"family of the model: {' or '.join(FAMILIES)}", "model", one_of(FAMILIES)
     )
-    n_layer: int = _option(4, "blocks", "model", whole(1))
-    n_head: int = _option(4, "attention heads a block", "model", whole(1))
-    n_kv_head: int = _option(
+    n_layer: int = option(4, "blocks", "model", whole(1))
+    n_head: int = option(4, "attention heads a block", "model", whole(1))
+    n_kv_head: int = option(
         0, "KV heads that they share, where the family can; 0: one for each", "model", whole(0)
     )
-    n_embd: int = _option(128, "width of the residual stream", "model", whole(1))
-    block_size: int | None = _option(None, "context length in tokens", "model", whole(1))
-    init_from: str | None = _option(
+    n_embd: int = option(128, "width of the residual stream", "model", whole(1))
+    block_size: int | None = option(None, "context length in tokens", "model", whole(1))
+    init_from: str | None = option(
         None,
         "model to fine-tune: a directory or a name; brings tokenizer and sizes",
         "model",
         text(),
     )
-    eval_batches: int = _option(
+    eval_batches: int = option(
         20, "batches of a validation, always the same", "intervals", whole(1)
     )
 
@@ -233,145 +232,6 @@ class TrainConfig(RunConfig):
 # What a family's config calls the sizes.
 SIZES = {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
 SIZES |= {"num_key_value_heads": "n_kv_head", "hidden_size": "n_embd"}
-
-
-@dataclass
-class TuneConfig(RunConfig):
-    """The options of supervised tuning."""
-
-    kind, command = "sft", "tune sft"
-    length_option = "max_length"
-
-    model: str = _option(None, "the model to tune: a directory or a name", "model", text())
-    dtype: str = _option(
-        DTYPES[0],
-        f"what the matrices of an adapter's base are kept as: {', '.join(DTYPES)}; bfloat16 with"
-        " no adapter: what products are made in",
-        "model",
-        one_of(DTYPES),
-    )
-    data: str | list[str] = _option(
-        None, "JSON lines: files, directories, globs or - (also .gz)", "data", texts()
-    )
-    val_data: str | list[str] | None = _option(
-        None, "JSON lines that are held out", "data", texts()
-    )
-    val_fraction: float = _option(
-        0.0,
-        "fraction of the examples that is held out",
-        "data",
-        number(0, 1, hint="; 0.1 holds a tenth out"),
-    )
-    max_length: int | None = _option(
-        None,
-        f"tokens of an example (default: the model's context, up to {defaults.MOST_LENGTH})",
-        "data",
-        whole(1),
-    )
-    chat_format: str | None = _option(
-        None,
-        f"write conversations as {' or '.join(CHAT_TEMPLATES)}, whatever the template",
-        "data",
-        one_of(CHAT_TEMPLATES),
-    )
-    chat_var: str | list[str] | None = _option(
-        None, "NAME=VALUE for the chat template, such as enable_thinking=false", "data", texts()
-    )
-    answers: int = _option(
-        20,
-        "answers, trained on and held out, that are asked for at the end; 0: none",
-        "data",
-        whole(0),
-    )
-    show: int = _option(
-        0, "examples to print before training, what is trained on «marked»", "data", whole(0)
-    )
-
-    lora_r: int = _option(8, "rank of the adapter; 0: tune the whole model", "adapter", whole(0))
-    lora_alpha: float | None = _option(
-        None, "its scale is alpha / r (default: 2 r)", "adapter", number()
-    )
-    lora_targets: str = _option(
-        ALL_LINEAR,
-        "projections that it is for, separated by commas",
-        "adapter",
-        text(f"the names of projections, or {ALL_LINEAR}", lambda names: names.strip(", ")),
-    )
-    lora_dropout: float = _option(
-        0.0, "fraction of its inputs dropped in training", "adapter", number(0, 1)
-    )
-    use_rslora: bool = _option(False, "scale by alpha / √r", "adapter", truth())
-
-    epochs: float | None = _option(
-        None,
-        "times that each example is seen, where no steps are given",
-        "schedule",
-        number(above=0, below=MOST_EPOCHS),
-    )
-
-    weight_decay: float = _option(0.0, "decoupled decay of matrices", "schedule", number(0))
-
-    @property
-    def stored(self) -> str:
-        """What the model's matrices are kept as."""
-        return self.dtype if self.lora_r else DTYPES[0]
-
-    @property
-    def products(self) -> str:
-        return DTYPES[0] if self.lora_r else self.dtype
-
-    @property
-    def has_dropout(self) -> bool:
-        return self.dropout > 0 or (self.lora_r > 0 and self.lora_dropout > 0)
-
-    @property
-    def longest(self) -> int:
-        assert self.max_length is not None  # once the model has decided it
-        return self.max_length
-
-    @property
-    def chat_vars(self) -> list[str]:
-        return [self.chat_var] if isinstance(self.chat_var, str) else self.chat_var or []
-
-    def lora(self) -> LoRAConfig:
-        """The adapter's options."""
-        targets: list[str] | str = self.lora_targets
-        if targets != ALL_LINEAR and re.fullmatch(r"[\w.,\s]*", self.lora_targets):
-            targets = [name.strip() for name in self.lora_targets.split(",") if name.strip()]
-        alpha = 2 * self.lora_r if self.lora_alpha is None else self.lora_alpha
-        return LoRAConfig(self.lora_r, alpha, targets, self.lora_dropout, self.use_rslora)
-
-    def validate(self) -> None:
-        """Raises OptionError naming the option that is invalid."""
-        super().validate()
-        for name in ("model", "data"):
-            if not getattr(self, name):
-                raise OptionError.of(self, f"{{{name}}}: name one")
-        if self.val_data is not None and self.val_fraction:
-            raise OptionError(
-                "{val_data:name} cannot be combined with {val_fraction:name}: choose one"
-            )
-        template_variables(self.chat_vars)
-        if self.dtype == "int8" and not self.lora_r:
-            raise OptionError.of(
-                self, "{dtype} is not trained, and {lora_r} trains all: leave one out"
-            )
-        if self.lora_r:
-            with self.naming_adapter_options():
-                self.lora().validate()
-
-    @contextmanager
-    def naming_adapter_options(self) -> Iterator[None]:
-        """What is wrong with PEFT's options within is said in the names that they have here."""
-        try:
-            yield
-        except OptionError as error:
-            raise error.renamed({"r": "lora_r", "target_modules": "lora_targets"}) from None
-
-    def set_schedule(self, examples: int) -> None:
-        """Give what is not chosen its value, once it is known how many examples there are."""
-        for values in defaults.schedule(self, examples):
-            self.fill(values)
 
 
 PATHS = ("data", "val_data")  # of files

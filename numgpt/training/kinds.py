@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 from numgpt.training import pretraining, tuning
-from numgpt.training.config import RunConfig, TrainConfig, TuneConfig
+from numgpt.training.config import RunConfig, TrainConfig
+from numgpt.training.preferences import Preferences
 from numgpt.training.starting import Prepare
 from numgpt.training.tasks import RunTask
+from numgpt.training.tune_config import DPOConfig, TuneConfig
 
 
 class Kind(NamedTuple):
@@ -17,5 +20,6 @@ class Kind(NamedTuple):
 
 KINDS: dict[type[RunConfig], Kind] = {
     TrainConfig: Kind(pretraining.prepare, pretraining.Text),
-    TuneConfig: Kind(tuning.prepare, tuning.Examples),
+    TuneConfig: Kind(partial(tuning.prepare, tuning.Examples), tuning.Examples),
+    DPOConfig: Kind(partial(tuning.prepare, Preferences), Preferences),
 }

@@ -89,8 +89,8 @@ class Text(NextTokens):
         config = self.config
         self.corpus = open_corpus(out, state.tokens, config.val_fraction, config.context)
 
-    @staticmethod
-    def restore(state: RunState, out: Path, tokenizer: BaseTokenizer) -> None:
+    @classmethod
+    def restore(cls, state: RunState, out: Path, tokenizer: BaseTokenizer) -> None:
         config = state.config
         assert isinstance(config, TrainConfig)
         check_tokens(

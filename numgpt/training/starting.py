@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from numgpt.data.corpus import TOKENS_FILE
-from numgpt.data.finding import OTHER_WEIGHTS, absolute
+from numgpt.data.finding import OTHER_WEIGHTS, REFERENCE_FILE, absolute
 from numgpt.files import finish_replacing, replacing_together
 from numgpt.formats.huggingface import WEIGHTS_FILE, model_files
 from numgpt.formats.peft import ADAPTER_FILES
@@ -26,7 +26,10 @@ from numgpt.training.log import CURVE_FILE, DAMAGED_LOG_FILE, LOG_FILE
 from numgpt.training.records import Callback
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
-RUN_FILES = (CHECKPOINT_FILE, TOKENS_FILE, LOG_FILE, DAMAGED_LOG_FILE, CURVE_FILE, *ADAPTER_FILES)
+RUN_FILES = (
+    *(CHECKPOINT_FILE, TOKENS_FILE, REFERENCE_FILE, LOG_FILE, DAMAGED_LOG_FILE, CURVE_FILE),
+    *ADAPTER_FILES,
+)
 
 
 # config, the run's directory, where its files are staged, who is told -> what it begins with

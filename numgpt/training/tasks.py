@@ -31,9 +31,9 @@ class RunTask(Task[Any], ABC):
     def __str__(self) -> str:
         """How much there is to train on."""
 
-    @staticmethod
+    @classmethod
     @abstractmethod
-    def restore(state: RunState, out: Path, tokenizer: BaseTokenizer) -> None:
+    def restore(cls, state: RunState, out: Path, tokenizer: BaseTokenizer) -> None:
         """Check the tokens of a run that goes on; encode them again where their file is missing."""
 
     @abstractmethod

@@ -1,21 +1,23 @@
-"""Supervised tuning: examples of what to answer, for an adapter or for the whole model.
+"""Tuning, of an adapter or of the whole model: how such a run begins, and supervised tuning, on
+examples of what to answer.
 
-The loss is the mean of -log P(y_t | x, y_<t) over the tokens y_t of the answers y, x being what
-comes before an answer; a text alone is all answer.
+The loss of the latter is the mean of -log P(y_t | x, y_<t) over the tokens y_t of the answers y, x
+being what comes before an answer; a text alone is all answer.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from numgpt import formats
-from numgpt.data.batch import Batch
+from numgpt.data.batch import NumberedBatch
 from numgpt.data.corpus import TOKENS_FILE, TokensFile, check_tokens
-from numgpt.data.example_set import Counts, ExampleSet, encode_examples
+from numgpt.data.example_set import ExampleSet, encode_examples
 from numgpt.data.examples import Example, ExampleEncoder, last_answer, marked
 from numgpt.data.finding import OTHER_WEIGHTS, STANDARD_INPUT, absolute
 from numgpt.data.records import Record, find_record_files, read_records
@@ -29,11 +31,11 @@ from numgpt.tokenizer.chat_template import ChatTemplate
 from numgpt.tokenizer.conversation import template_variables
 from numgpt.tokenizer.sections import NAMED_TEMPLATES
 from numgpt.training.checkpoint import RunState, check_disk, check_memory
-from numgpt.training.config import TuneConfig
 from numgpt.training.defaults import MOST_LENGTH
 from numgpt.training.records import Callback, Note
 from numgpt.training.starting import absolute_model, check_not_replaced, replaced_files
-from numgpt.training.tasks import NextTokens
+from numgpt.training.tasks import NextTokens, RunTask
+from numgpt.training.tune_config import TuningConfig
 
 SAMPLE_TOKENS = 80
 FIXED = frozenset(("model", "data", "val_data", "val_fraction", "max_length", "chat_format"))
@@ -43,7 +45,7 @@ FIXED |= {"seed", "keep", "dtype"}
 
 
 def prepare(
-    config: TuneConfig, out: Path, staged: Path, report: Callback
+    task: type[Tuning], config: TuningConfig, out: Path, staged: Path, report: Callback
 ) -> tuple[RunState, BaseTokenizer]:
     """Everything that a run begins with, its files in the directory `staged`."""
     files, held_out = _files(config)
@@ -86,7 +88,9 @@ def prepare(
         with config.naming_adapter_options():
             model.add_adapter(config.lora(), seed=config.seed)
     shown = _Shown(config.show, tokenizer, report)
-    tokens, counts = _encode(config, tokenizer, staged, files, held_out, shown)
+    encoder = task.encoder(tokenizer, template_variables(config.chat_vars))
+    records = _records(config, files, held_out)
+    tokens, counts = encode_examples(records, encoder, config.longest, staged, shown)
     report(Note(str(counts)))
     if not tokens.conversations:
         answer_prompts_alone(tokenizer)
@@ -105,6 +109,7 @@ def prepare(
     check_memory(config, model.config, model.num_parameters(trainable=True))
     check_disk(out, model)
     state = RunState.new(config, model, tokens)
+    task.stage(state, staged, report)
     if model.adapter is None:
         model.save_pretrained(staged)
     else:
@@ -120,7 +125,7 @@ def answer_prompts_alone(tokenizer: BaseTokenizer) -> None:
     tokenizer.settings.pop(NAMED_TEMPLATES, None)
 
 
-def _files(config: TuneConfig) -> tuple[list[str], list[str]]:
+def _files(config: TuningConfig) -> tuple[list[str], list[str]]:
     """The files to train on, and those that are held out."""
     held_out: list[str] = []
     if config.val_data is not None:
@@ -131,22 +136,8 @@ def _files(config: TuneConfig) -> tuple[list[str], list[str]]:
     return find_record_files(config.data), held_out
 
 
-def _encode(
-    config: TuneConfig,
-    tokenizer: BaseTokenizer,
-    directory: Path,
-    files: list[str],
-    held_out: list[str],
-    shown: Callable[[Example], None] = lambda example: None,
-) -> tuple[TokensFile, Counts]:
-    """Write the examples into directory/tokens.bin."""
-    records = _records(config, files, held_out)
-    encoder = ExampleEncoder(tokenizer, template_variables(config.chat_vars))
-    return encode_examples(records, encoder, config.longest, directory, shown)
-
-
 def _records(
-    config: TuneConfig, files: list[str], held_out: list[str]
+    config: TuningConfig, files: list[str], held_out: list[str]
 ) -> Iterator[tuple[Record, bool]]:
     """All records, each with whether it is held out: of every 1 / val_fraction of them one, drawn
     among them."""
@@ -162,7 +153,7 @@ def _records(
         yield record, True
 
 
-def _encode_again(config: TuneConfig, out: Path, tokenizer: BaseTokenizer) -> TokensFile:
+def _encode_again(encoder: ExampleEncoder, config: TuningConfig, out: Path) -> TokensFile:
     try:
         files, held_out = _files(config)
     except FileNotFoundError as error:
@@ -174,7 +165,8 @@ def _encode_again(config: TuneConfig, out: Path, tokenizer: BaseTokenizer) -> To
             f"{out / TOKENS_FILE} is missing, and the data came by standard input: put the"
             " file back"
         )
-    return _encode(config, tokenizer, out, files, held_out)[0]
+    records = _records(config, files, held_out)
+    return encode_examples(records, encoder, config.longest, out)[0]
 
 
 class _Shown:
@@ -190,38 +182,45 @@ class _Shown:
             self.report(Note(f"--- trained on: the text between « and » ---\n{text}"))
 
 
-class Examples(NextTokens):
-    """Batches of examples of nearly equal length."""
+class Tuning(RunTask):
+    """Batches of examples, or of groups of them, of nearly equal length."""
 
     fixed = FIXED
-    statistics = True
+    encoder: ClassVar[type[ExampleEncoder]] = ExampleEncoder
+    group: ClassVar[int] = 1  # examples that are made of a record
 
     def __init__(self, state: RunState, out: Path, tokenizer: BaseTokenizer):
         super().__init__(state, out, tokenizer)
-        assert isinstance(state.config, TuneConfig)
-        self.config: TuneConfig = state.config
-        self.examples = ExampleSet(out, state.tokens)
+        assert isinstance(state.config, TuningConfig)
+        self.config: TuningConfig = state.config
+        self.examples = ExampleSet(out, state.tokens, self.group)
         self.validates = len(self.examples.val) > 0
 
-    @staticmethod
-    def restore(state: RunState, out: Path, tokenizer: BaseTokenizer) -> None:
+    @classmethod
+    def stage(cls, state: RunState, staged: Path, report: Callback) -> None:
+        """Write what else belongs to a new run."""
+
+    @classmethod
+    def restore(cls, state: RunState, out: Path, tokenizer: BaseTokenizer) -> None:
         config = state.config
-        assert isinstance(config, TuneConfig)
-        check_tokens(out, state.tokens, lambda: _encode_again(config, out, tokenizer))
+        assert isinstance(config, TuningConfig)
+        encoder = cls.encoder(tokenizer, template_variables(config.chat_vars))
+        check_tokens(out, state.tokens, lambda: _encode_again(encoder, config, out))
 
     def __str__(self) -> str:
         held_out = f", {len(self.examples.val):,} held out" if self.validates else ""
         count = len(self.examples.train)
-        return f"{count:,} example{'s' * (count != 1)} to train on{held_out}"
+        unit = "example" if self.group == 1 else "preference"
+        return f"{count:,} {unit}{'s' * (count != 1)} to train on{held_out}"
 
-    def next_step(self) -> list[Batch]:
+    def next_step(self) -> list[NumberedBatch]:
         config, drawn = self.config, self.state.batches
         return [
             self.examples.batch(number, config.batch_size, config.seed)
             for number in range(drawn, drawn + config.grad_accum)
         ]
 
-    def held_out(self) -> Iterable[Batch]:
+    def held_out(self) -> Iterable[NumberedBatch]:
         return self.examples.validation_batches(self.config.batch_size)
 
     def sample(self) -> tuple[str, str]:
@@ -255,3 +254,9 @@ class Examples(NextTokens):
             return ChatTemplate(self.tokenizer, variables).end_ids()
         end = self.tokenizer.eos_token_id
         return [] if end is None else [end]
+
+
+class Examples(Tuning, NextTokens):
+    """Supervised tuning."""
+
+    statistics = True

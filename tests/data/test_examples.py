@@ -145,17 +145,17 @@ def test_what_teaches_nothing_is_named(plain, wrong, message):
 
 def test_a_long_example_is_cut_from_the_left_of_its_prompt():
     example = Example(np.arange(10), np.arange(10) >= 6)
-    assert fit(example, 10) is example
-    cut = fit(example, 5)
+    assert fit((example,), 10) == (example,)
+    (cut,) = fit((example,), 5)
     assert cut.ids.tolist() == [5, 6, 7, 8, 9]
     assert cut.loss_mask.tolist() == [False, True, True, True, True]
-    assert fit(example, 4) is None  # nothing would predict the first that is learnt
-    assert fit(example, 9).ids.tolist() == list(range(1, 10))  # one token too long
+    assert fit((example,), 4) is None  # nothing would predict the first that is learnt
+    assert fit((example,), 9)[0].ids.tolist() == list(range(1, 10))  # one token too long
     alone = Example(np.arange(3), np.array([False, True, True]))
-    assert fit(alone, 3) is alone
-    assert fit(alone, 2) is None
+    assert fit((alone,), 3) == (alone,)
+    assert fit((alone,), 2) is None
     learnt_from_the_start = Example(np.arange(3), np.array([True, True, True]))
-    assert fit(learnt_from_the_start, 2) is None
+    assert fit((learnt_from_the_start,), 2) is None
 
 
 def test_a_first_token_alone_is_nothing_to_learn(plain):

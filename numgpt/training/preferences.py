@@ -1,0 +1,148 @@
+"""Direct preference optimisation: pairs of completions, one of them chosen (objectives/dpo.py).
+
+The reference is the model that the run began as. Its log-probability of each completion is computed
+once, before the first step, and kept in the run's directory: there is no second model in memory.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from numgpt.data.batch import IGNORED, NumberedBatch
+from numgpt.data.example_set import ExampleSet
+from numgpt.data.finding import REFERENCE_FILE
+from numgpt.data.preferences import PairEncoder
+from numgpt.models import LanguageModel
+from numgpt.models.parameters import Gradients
+from numgpt.objectives.dpo import WITHOUT_REFERENCE, dpo
+from numgpt.tokenizer import BaseTokenizer
+from numgpt.training.checkpoint import RunState
+from numgpt.training.records import Callback, Note
+from numgpt.training.step import Sums
+from numgpt.training.tune_config import DPOConfig
+from numgpt.training.tuning import FIXED, Tuning
+
+PAIRS = "pairs"  # the name of their number among the sums
+
+
+class Preferences(Tuning):
+    """Pairs, chosen and rejected, of nearly equal length."""
+
+    fixed = FIXED | {"beta", "loss_type", "label_smoothing", "gamma"}
+    encoder = PairEncoder
+    group = 2
+
+    def __init__(self, state: RunState, out: Path, tokenizer: BaseTokenizer):
+        super().__init__(state, out, tokenizer)
+        assert isinstance(state.config, DPOConfig)
+        self.dpo = state.config
+        self.reference = None if _needs_none(self.dpo) else read_reference(out, state)
+
+    @classmethod
+    def stage(cls, state: RunState, staged: Path, report: Callback) -> None:
+        assert isinstance(state.config, DPOConfig)
+        if not _needs_none(state.config):
+            report(Note("computing what the reference makes of each completion"))
+            write_reference(staged, state)
+
+    @classmethod
+    def restore(cls, state: RunState, out: Path, tokenizer: BaseTokenizer) -> None:
+        super().restore(state, out, tokenizer)
+        assert isinstance(state.config, DPOConfig)
+        if _needs_none(state.config) or (out / REFERENCE_FILE).exists():
+            return
+        if state.model.adapter is None:
+            raise FileNotFoundError(
+                f"{out / REFERENCE_FILE} is missing, and the model that it was made by has been"
+                " trained on: put a copy of it back, or start a new run"
+            )
+        with state.model.without_adapter():
+            write_reference(out, state)
+
+    def totals(self, model: LanguageModel, batches: Sequence[NumberedBatch]) -> Sums:
+        return {PAIRS: sum(len(batch.ids) // 2 for batch in batches)}
+
+    def gradients(
+        self, model: LanguageModel, batch: NumberedBatch, totals: Sums, add_to: Gradients | None
+    ) -> tuple[Sums, Gradients]:
+        def objective(logp: np.ndarray) -> tuple[float, np.ndarray, dict[str, float]]:
+            loss, derivatives, metrics = self._dpo(batch, logp, totals[PAIRS])
+            return loss, np.concatenate(derivatives)[:, None] * np.ones_like(logp), metrics
+
+        rng = self.state.rng if self.config.has_dropout else None
+        loss, gradients, metrics = model.value_and_grads(
+            batch.ids, batch.targets, objective, rng, add_to=add_to
+        )
+        sums = {name: value * totals[PAIRS] for name, value in metrics.items()}
+        return {"loss": loss, "tokens": batch.tokens, PAIRS: len(batch.ids) // 2} | sums, gradients
+
+    def _dpo(self, batch: NumberedBatch, logp: np.ndarray, count: float) -> Any:
+        """What dpo says of a batch, from the log-probabilities (2B, T) of its tokens."""
+        half, config = len(logp) // 2, self.dpo
+        chosen, rejected = np.split(logp.sum(axis=1), [half])
+        lengths = np.count_nonzero(batch.targets != IGNORED, axis=1)
+        references = (None, None)
+        if self.reference is not None:
+            references = tuple(self.reference[batch.numbers].T.astype(logp.dtype))
+        return dpo(
+            chosen,
+            rejected,
+            *references,
+            config.beta,
+            config.loss_type,
+            config.label_smoothing,
+            config.gamma,
+            (lengths[:half], lengths[half:]),
+            count,
+        )
+
+    def metrics(self, sums: Sums) -> dict[str, float]:
+        if not sums.get(PAIRS):
+            return {}
+        own = [name for name in sums if "/" in name]
+        return {name: sums[name] / sums[PAIRS] for name in own}
+
+    def held_out_loss(self, model: LanguageModel) -> float:
+        count = len(self.examples.val)
+        return sum(
+            self._dpo(batch, model.log_probs(batch.ids, batch.targets), count)[0]
+            for batch in self.held_out()
+        )
+
+
+def _needs_none(config: DPOConfig) -> bool:
+    return config.loss_type in WITHOUT_REFERENCE
+
+
+def write_reference(directory: Path, state: RunState) -> None:
+    """directory/reference.npz: of each pair the log-probabilities of both completions, by the model
+    as it is."""
+    examples = ExampleSet(directory, state.tokens, 2)
+    logps = np.empty((len(examples), 2), np.float64)
+    for batch in _batches(examples, state.config.batch_size):
+        logp = state.model.log_probs(batch.ids, batch.targets).sum(axis=1, dtype=np.float64)
+        logps[batch.numbers] = logp.reshape(2, -1).T
+    np.savez(directory / REFERENCE_FILE, logps=logps, tokens=state.tokens.sha256)
+
+
+def read_reference(directory: Path, state: RunState) -> np.ndarray:
+    """(pairs, 2).  Raises ValueError where the file is damaged, or of other tokens."""
+    path = directory / REFERENCE_FILE
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as saved:
+            logps, tokens = saved["logps"], str(saved["tokens"])
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged ({error}): put a copy of it back") from None
+    pairs = len(ExampleSet(directory, state.tokens, 2))
+    if tokens != state.tokens.sha256 or logps.shape != (pairs, 2) or not np.isfinite(logps).all():
+        raise ValueError(f"{path} is not of the pairs that the run began with: put that one back")
+    return logps
+
+
+def _batches(examples: ExampleSet, batch_size: int) -> Iterator[NumberedBatch]:
+    return examples.in_order(np.arange(len(examples)), batch_size)

@@ -1,0 +1,286 @@
+"""DPO as a run: pairs, their reference, what is logged, and a run that goes on bit for bit."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from support import refused
+
+import numgpt
+from numgpt import objectives
+from numgpt.data.finding import REFERENCE_FILE
+from numgpt.formats import read_safetensors
+from numgpt.training import DPOConfig, Trainer
+from numgpt.training.checkpoint import load_checkpoint
+
+PAIRS = [
+    {"prompt": "To be", "chosen": ", or not to be", "rejected": " a king"},
+    {"prompt": "My lord,", "chosen": " I come", "rejected": " go hence, and tell him so"},
+    {"prompt": "What", "chosen": " news?", "rejected": " is it"},
+    {"prompt": "The king", "chosen": " comes here with his train", "rejected": " is dead"},
+    {"prompt": "Good", "chosen": " morrow", "rejected": " night"},
+    {"prompt": "I", "chosen": " will", "rejected": " know thee not, old man"},
+]
+
+
+def write(path, *lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write(tmp_path / "pairs.jsonl", *PAIRS)
+
+
+def start(data, out, **options):
+    usual = {"model": "shakespeare", "data": data, "steps": 6, "batch_size": 3, "log_every": 1}
+    usual |= {"sample_every": 0}
+    return Trainer.start(DPOConfig(**usual | options), out)
+
+
+def logged(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("lora_r", [4, 0])
+def test_the_chosen_answers_become_likelier_than_the_rejected_ones(data, tmp_path, lora_r):
+    lr = 1e-3 if lora_r else 1e-4
+    trainer = start(data, tmp_path / "run", steps=40, lora_r=lora_r, lr=lr)
+    assert str(trainer.task) == "6 preferences to train on"
+    trainer.run()
+    records = logged(tmp_path / "run")
+    assert records[0]["loss"] == pytest.approx(math.log(2), rel=1e-6)  # the policy is the reference
+    assert records[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert records[-1]["loss"] < 0.3
+    assert records[-1]["rewards/accuracies"] == 1
+    assert records[-1]["rewards/margins"] == pytest.approx(
+        records[-1]["rewards/chosen"] - records[-1]["rewards/rejected"], rel=1e-5
+    )
+    assert {"logps/chosen", "logps/rejected", "grad_norm", "lr"} <= records[-1].keys()
+    model, tokenizer = numgpt.load(tmp_path / "run")
+    base, _ = numgpt.load("shakespeare")
+
+    def gained(prompt, said):
+        whole = tokenizer.encode(prompt) + tokenizer.encode(said, continues=True)
+        targets = [-100] * (len(tokenizer.encode(prompt)) - 1) + tokenizer.encode(
+            said, continues=True
+        )
+        return sum(
+            sign * m.log_probs(whole[:-1], targets).sum() for sign, m in ((1, model), (-1, base))
+        )
+
+    for pair in PAIRS:
+        assert gained(pair["prompt"], pair["chosen"]) > gained(pair["prompt"], pair["rejected"])
+
+
+def test_the_reference_is_the_model_that_the_run_began_as(data, tmp_path):
+    trainer = start(data, tmp_path / "run")
+    base, _ = numgpt.load("shakespeare")
+    examples = trainer.task.examples
+    assert len(examples) == 6
+    batch = examples.padded(np.arange(6))
+    logps = base.log_probs(batch.ids, batch.targets).sum(axis=1).reshape(2, -1).T
+    np.testing.assert_allclose(trainer.task.reference, logps, rtol=1e-5)
+    for number, pair in enumerate(PAIRS):
+        for place, name in enumerate(("chosen", "rejected")):
+            example = examples.example(number, place)
+            text = trainer.tokenizer.decode(example.ids, skip_special_tokens=True)
+            assert text == pair["prompt"] + pair[name]
+            said = example.ids[example.loss_mask]
+            assert trainer.tokenizer.decode(said, skip_special_tokens=True) == pair[name]
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "simpo", "orpo"])
+def test_cutting_a_step_into_batches_changes_nothing(data, tmp_path, loss_type):
+    whole = start(data, tmp_path / "whole", batch_size=6, loss_type=loss_type)
+    task, model = whole.task, whole.model
+    for array in model.adapter.parameters.values():
+        array += np.random.default_rng(0).normal(0, 0.05, array.shape).astype(np.float32)
+    results = []
+    for edges in ([6], [2, 6], [1, 2, 3, 4, 5, 6]):
+        batches = [
+            task.examples.padded(np.arange(a, b)) for a, b in zip([0, *edges], edges, strict=False)
+        ]
+        totals = task.totals(model, batches)
+        gradients, sums = None, {}
+        for batch in batches:
+            part, gradients = task.gradients(model, batch, totals, gradients)
+            sums = {name: sums.get(name, 0) + value for name, value in part.items()}
+        results.append((sums["loss"], gradients.flat.copy(), task.metrics(sums)))
+    for loss, gradients, metrics in results[1:]:
+        assert loss == pytest.approx(results[0][0], rel=1e-5)
+        assert np.abs(gradients - results[0][1]).max() < 1e-5 * np.abs(results[0][1]).max()
+        assert metrics == pytest.approx(results[0][2], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("lora_r", [4, 0])
+def test_a_run_that_was_interrupted_ends_bit_for_bit(data, tmp_path, lora_r):
+    options = {"lora_r": lora_r, "grad_accum": 2, "val_fraction": 0.3, "eval_every": 2}
+    start(data, tmp_path / "whole", **options).run()
+    trainer = start(data, tmp_path / "parts", **options)
+    for stop in (1, 4):
+        step = trainer.step
+
+        def stopping(step=step, trainer=trainer, stop=stop):
+            result = step()
+            trainer.stop_requested = trainer.optimizer.steps == stop
+            return result
+
+        trainer.step = stopping
+        trainer.run()
+        trainer = Trainer.resume(tmp_path / "parts")
+    trainer.run()
+    name = "adapter_model.safetensors" if lora_r else "model.safetensors"
+    whole, parts = ((tmp_path / run / name).read_bytes() for run in ("whole", "parts"))
+    assert whole == parts
+    ends = [load_checkpoint(tmp_path / run) for run in ("whole", "parts")]
+    np.testing.assert_array_equal(ends[0].optimizer.m, ends[1].optimizer.m)
+    for one, other in zip(*(logged(tmp_path / run) for run in ("whole", "parts")), strict=True):
+        for key in ("step", "loss", "val_loss", "rewards/margins", "logps/chosen"):
+            assert one[key] == other[key], key
+
+
+def test_a_reference_that_is_gone_is_made_again_from_the_base(data, tmp_path):
+    start(data, tmp_path / "run", steps=3).run()
+    path = tmp_path / "run" / REFERENCE_FILE
+    with np.load(path) as saved:
+        before = saved["logps"]
+    path.unlink()
+    again = Trainer.resume(tmp_path / "run", {"steps": 5})
+    np.testing.assert_array_equal(again.task.reference, before)
+    again.run()
+
+
+def test_what_the_reference_file_can_not_be(data, tmp_path):
+    start(data, tmp_path / "whole", steps=1, lora_r=0).run()
+    path = tmp_path / "whole" / REFERENCE_FILE
+    good = path.read_bytes()
+
+    def resume():
+        return Trainer.resume(tmp_path / "whole", {"steps": 2})
+
+    for damaged in (good[:50], b"", b"x" * 99):
+        path.write_bytes(damaged)
+        refused(resume, "is damaged .*put a copy of it back", path)
+    with np.load(__file__.replace("test_preferences.py", "../goldens/adamw.npz")) as other:
+        np.savez(path, logps=np.zeros((2, 2)), tokens=next(iter(other)))
+    refused(resume, "is not of the pairs that the run began with", path)
+    path.unlink()
+    refused(resume, "is missing, and the model that it was made by has been trained on", path)
+
+
+def test_held_out_pairs_decide_and_need_no_gradients(data, tmp_path):
+    trainer = start(data, tmp_path / "run", val_data=data, steps=4, eval_every=2)
+    assert str(trainer.task) == "6 preferences to train on, 6 held out"
+    trainer.run()
+    reports = [r for r in logged(tmp_path / "run") if r["val_loss"] is not None]
+    assert reports[-1]["val_loss"] < reports[0]["val_loss"] < math.log(2)
+    assert trainer.best_loss == min(r["val_loss"] for r in reports)
+    _, metadata = read_safetensors(tmp_path / "run/checkpoint.safetensors")
+    assert '"kind": "dpo"' in metadata["training"]
+
+
+def test_a_prompt_that_is_missing_is_what_both_begin_with(tmp_path):
+    talk = [{"role": "user", "content": "Who?"}]
+    texts = {"chosen": "To be, or not", "rejected": "To be, or nothing"}
+    messages = {
+        name: [*talk, {"role": "assistant", "content": said}]
+        for name, said in (("chosen", "I."), ("rejected", "Nobody."))
+    }
+    for fields, prompt in ((texts, "To be, or "), (messages, None)):
+        trainer = start(write(tmp_path / "a.jsonl", fields), tmp_path / f"run {prompt}")
+        chosen, rejected = (trainer.task.examples.example(0, place) for place in (0, 1))
+        split = int(np.argmax(chosen.loss_mask))
+        np.testing.assert_array_equal(chosen.ids[:split], rejected.ids[:split])
+        if prompt is not None:
+            assert trainer.tokenizer.decode(chosen.ids[:split]) == prompt
+        trainer.lock.release()
+
+
+WRONG = [
+    (
+        [{"prompt": "a", "completion": "b"}],
+        "line 1: it has prompt and completion: preferences have",
+    ),
+    ([{"prompt": "a", "chosen": "b", "rejected": "b"}], "line 1: chosen and rejected are the same"),
+    ([{"prompt": "a", "chosen": "b"}], "line 1 lacks 'rejected'"),
+    ([{"prompt": "a", "chosen": "", "rejected": "b"}], "line 1: the completion is empty"),
+    (
+        [{"prompt": "a", "chosen": "b", "rejected": [{"role": "assistant", "content": "c"}]}],
+        "line 1: of chosen and rejected one is a text, the other messages",
+    ),
+    ([PAIRS[0], {"prompt": "a", "chosen": 5, "rejected": "b"}], "line 2: chosen is 5, expected"),
+]
+
+
+@pytest.mark.parametrize(("lines", "message"), WRONG, ids=[message for _, message in WRONG])
+def test_what_is_no_preference_is_named(tmp_path, lines, message):
+    data = write(tmp_path / "a.jsonl", *lines)
+    refused(lambda: start(data, tmp_path / "run"), message, data)
+    assert not (tmp_path / "run").exists()
+
+
+def test_pairs_that_are_too_long_are_cut_alike_or_left_out(tmp_path):
+    long = {"prompt": "To be, or not to be, that is the question. " * 9}
+    lines = [PAIRS[0], long | PAIRS[1] | long, {**PAIRS[2], "rejected": " and" * 90}]
+    trainer = start(write(tmp_path / "a.jsonl", *lines), tmp_path / "run", max_length=40)
+    examples = trainer.task.examples
+    assert len(examples) == 2
+    chosen, rejected = (examples.example(1, place) for place in (0, 1))
+    assert max(len(chosen.ids), len(rejected.ids)) == 40
+    split = int(np.argmax(chosen.loss_mask))
+    np.testing.assert_array_equal(chosen.ids[:split], rejected.ids[:split])
+
+
+def test_dpo_reaches_the_optimum_that_its_derivation_claims():
+    """π* ∝ π_ref exp(r/β), on six completions, where preferences come from r by Bradley–Terry."""
+    rng = np.random.default_rng(0)
+    ref, rewards, beta = rng.normal(size=6), rng.normal(size=6), 0.5
+    log_ref = ref - np.log(np.exp(ref).sum())
+    best = log_ref + rewards / beta
+    best -= np.log(np.exp(best).sum())
+    a, b = (side.ravel() for side in np.meshgrid(np.arange(6), np.arange(6)))
+    a, b = a[a != b], b[a != b]
+    wins = 1 / (1 + np.exp(rewards[b] - rewards[a]))  # how often a beats b: the pair's weight
+    z = ref.copy()
+    for _ in range(4000):
+        log_p = z - np.log(np.exp(z).sum())
+        dlog_p = np.zeros(6)
+        for pair in range(len(a)):
+            one = np.array([a[pair]]), np.array([b[pair]])
+            _, (dchosen, drejected), _ = objectives.dpo(
+                log_p[one[0]], log_p[one[1]], log_ref[one[0]], log_ref[one[1]], beta
+            )
+            dlog_p[a[pair]] += wins[pair] * dchosen[0]
+            dlog_p[b[pair]] += wins[pair] * drejected[0]
+        z -= 0.5 * (dlog_p - np.exp(log_p) * dlog_p.sum())
+    log_p = z - np.log(np.exp(z).sum())
+    assert np.exp(best) @ (best - log_p) < 1e-3
+    assert np.exp(log_ref) @ (log_ref - log_p) > 0.05  # it has gone somewhere
+
+
+def test_the_command_line(data, tmp_path, capsys):
+    from numgpt import cli
+
+    out = str(tmp_path / "run")
+    base = ["tune", "dpo", "--data", data, "--out", out, "--steps", "8", "--log-every", "4"]
+    assert cli.main([*base, "--model", "shakespeare", "--batch-size", "3"]) == 0
+    err = capsys.readouterr().err
+    assert "6 preferences to train on" in err
+    assert "computing what the reference makes of each completion" in err
+    assert "of the chosen answers" in err
+    assert cli.main(["tune", "dpo", "--resume", out, "--steps", "9"]) == 0
+    assert cli.main(["tune", "dpo", "--resume", out, "--steps", "10", "--beta", "0.2"]) == 2
+    assert "--beta 0.2: the run in" in capsys.readouterr().err
+    assert cli.main(["tune", "sft", "--resume", out]) == 2
+    assert "is a run of another kind: resume it with numgpt tune dpo" in capsys.readouterr().err
+    assert cli.main([*base, "--model", "shakespeare", "--label-smoothing", "0.1"]) == 2
+    assert "holds a checkpoint" in capsys.readouterr().err
+    base[base.index(out)] = str(tmp_path / "other")
+    wrong = [*base, "--model", "shakespeare", "--label-smoothing", "0.1", "--loss-type", "ipo"]
+    assert cli.main(wrong) == 2
+    assert "--label-smoothing 0.1 is not for --loss-type 'ipo'" in capsys.readouterr().err
