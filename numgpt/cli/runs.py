@@ -20,7 +20,7 @@ from numgpt.training.checkpoint import checkpoint_bytes
 from numgpt.training.config import GROUPS, RunConfig, TrainConfig, options_of
 from numgpt.training.log import CURVE_FILE, can_plot, plot_curve
 from numgpt.training.records import Record
-from numgpt.training.tune_config import DPOConfig, TuningConfig
+from numgpt.training.tune_config import ReferenceConfig, TuningConfig
 
 # What a file of options may have beside those of a run.
 OF_COMMAND: dict[str, type] = {"out": str, "resume": str, "overwrite": bool, "threads": int}
@@ -86,7 +86,7 @@ def add_run_options(parser: argparse.ArgumentParser, config_class: type[RunConfi
 def _default_of(name: str, config_class: type[RunConfig]) -> str:
     """What --help says of an option's default."""
     if issubclass(config_class, TuningConfig) and name in TUNED:
-        of_kind = TUNED | (PREFERRED if config_class is DPOConfig else {})
+        of_kind = TUNED | (PREFERRED if issubclass(config_class, ReferenceConfig) else {})
         return f" (default {of_kind[name]})"
     if config_class is TrainConfig and name in defaults.FROM_NOTHING:
         tuned = defaults.FROM_A_MODEL.get(

@@ -13,7 +13,7 @@ from numgpt.cli.common import add_command, show_progress
 from numgpt.evaluation.exact import MOST_TOKENS, ExactMatch, exact_match, questions
 from numgpt.messages import quoted, tell
 from numgpt.options import OptionError
-from numgpt.training import DPOConfig, Trainer, TuneConfig
+from numgpt.training import DPOConfig, KTOConfig, Trainer, TuneConfig
 from numgpt.training.tuning import Examples
 
 SHOWN = 100  # characters of a prompt
@@ -51,16 +51,27 @@ def register(subparsers: Any) -> None:
         "numgpt tune dpo --resume runs/preferred --steps 400\n"
         "where a line of the file is\n"
         '{"prompt": "…", "chosen": "…", "rejected": "…"}  of texts, or of lists of messages',
-        run_dpo,
+        run_preferences,
     )
     runs.add_run_options(dpo, DPOConfig)
+    kto = add_command(
+        methods,
+        "kto",
+        "judgements: make good answers likelier, and bad ones less likely, without pairs of them",
+        "numgpt tune kto --model smollm2 --data judged.jsonl --out runs/judged\n"
+        "numgpt tune kto --resume runs/judged --steps 400\n"
+        "where a line of the file is\n"
+        '{"prompt": "…", "completion": "…", "label": true}  of texts, or of lists of messages',
+        run_preferences,
+    )
+    runs.add_run_options(kto, KTOConfig)
 
 
 def run_sft(options: argparse.Namespace) -> None:
     runs.run(options, _check, _end)
 
 
-def run_dpo(options: argparse.Namespace) -> None:
+def run_preferences(options: argparse.Namespace) -> None:
     runs.run(options, _check, _end_of_preferences)
 
 
@@ -100,13 +111,16 @@ def _end(trainer: Trainer) -> None:
 
 
 def _end_of_preferences(trainer: Trainer) -> None:
-    """How often the chosen answer is preferred now, and what is often asked of the rewards."""
+    """How much better the good answers have become, and what is often asked of the rewards."""
     reports = [r for r in trainer.log.records if "rewards/margins" in r]
     if reports:
         last = reports[-1]
+        how_often = ""
+        if "rewards/accuracies" in last:
+            how_often = f"; {last['rewards/accuracies']:.0%} of them have the higher one"
         tell(
-            f"step {last['step']}: of the chosen answers {last['rewards/accuracies']:.0%} have the"
-            f" higher reward, by {last['rewards/margins']:.3f} in the mean"
+            f"step {last['step']}: the reward of chosen answers is {last['rewards/margins']:.3f}"
+            f" above that of rejected ones{how_often}"
         )
         if last["rewards/chosen"] < 0:
             tell(

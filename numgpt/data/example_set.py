@@ -2,7 +2,7 @@
 
 All examples lie one after another in one file of uint32, memory-mapped, so that a set may be larger
 than memory. The highest bits of a token say whether the loss counts it, whether it begins an
-example, and whether that is held out.
+example, whether that is held out, and whether it was judged undesirable.
 
 Padding is told by its position: it comes after the end of an example, whatever its id, and is
 neither counted nor, attention being causal, seen by anything that is.
@@ -27,7 +27,8 @@ from numgpt.options import OptionError
 
 DTYPE = np.dtype("<u4")
 IN_LOSS, BEGINS, HELD_OUT = np.uint32(1 << 31), np.uint32(1 << 30), np.uint32(1 << 29)
-IDS = np.uint32((1 << 29) - 1)
+UNDESIRABLE = np.uint32(1 << 28)
+IDS = np.uint32((1 << 28) - 1)
 WINDOW = 32  # batches whose examples are sorted by length together
 JITTER = 1.25  # … by a length that is up to so many times the true one
 SCANNED_AT_ONCE = 1 << 22  # tokens
@@ -74,7 +75,7 @@ def encode_examples(
     """
     counts, digest, written = Counts(), hashlib.sha256(), 0
     with replacing(Path(directory) / TOKENS_FILE) as file:
-        for record, is_held_out in records:
+        for record, is_held_out in encoder.arranged(records):
             counts.kind = record.kind
             if record.origin:
                 counts.origins.add(record.origin)
@@ -90,6 +91,8 @@ def encode_examples(
                 show(example)
                 packed = example.ids.astype(DTYPE) | example.loss_mask * IN_LOSS
                 packed[0] |= BEGINS
+                if not example.desirable:
+                    packed |= UNDESIRABLE
                 if is_held_out:
                     packed |= HELD_OUT
                 else:
@@ -139,7 +142,8 @@ class ExampleSet:
         """That at a place of a group."""
         index = number * self.group + place
         packed = self._tokens[self._starts[index] : self._starts[index + 1]]
-        return Example((packed & IDS).astype(np.int64), (packed & IN_LOSS) > 0)
+        desirable = not packed[0] & UNDESIRABLE
+        return Example((packed & IDS).astype(np.int64), (packed & IN_LOSS) > 0, desirable)
 
     def batches_in_epoch(self, batch_size: int) -> int:
         """How many batches take each example to train on once."""

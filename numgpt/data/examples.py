@@ -7,7 +7,7 @@ is, and the token that ends its turn (tokenizer/chat_template.py); of a text alo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ class Example(NamedTuple):
 
     ids: np.ndarray  # (n,) int64
     loss_mask: np.ndarray  # (n,) bool: these are targets, the others only read
+    desirable: bool = True  # what a completion was judged to be
 
 
 class ExampleEncoder:
@@ -49,6 +50,10 @@ class ExampleEncoder:
                     "{chat_var}: the chat template does not use it", chat_var=unused[0]
                 )
         return self._template
+
+    def arranged(self, records: Iterable[tuple[Record, bool]]) -> Iterable[tuple[Record, bool]]:
+        """The records as `examples` wants them, each with whether it is held out."""
+        return records
 
     def examples(self, record: Record) -> tuple[Example, ...]:
         """What is made of a record: one example, or several that belong together."""
@@ -138,7 +143,7 @@ def fit(examples: tuple[Example, ...], most: int) -> tuple[Example, ...] | None:
     first = min(int(np.argmax(example.loss_mask)) for example in examples)
     if surplus > first - 1:  # something has to predict the first target
         return None
-    return tuple(Example(e.ids[surplus:], e.loss_mask[surplus:]) for e in examples)
+    return tuple(Example(e.ids[surplus:], e.loss_mask[surplus:], e.desirable) for e in examples)
 
 
 def last_answer(example: Example, ends: Collection[int]) -> tuple[np.ndarray, np.ndarray] | None:

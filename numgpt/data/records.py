@@ -3,6 +3,7 @@
     {"text": …}                                        text
     {"prompt": …, "completion": …}                     texts, or lists of messages
     {"messages": [{"role": …, "content": …}, …]}       a conversation
+    {"prompt": …, "completion": …, "label": true}      a completion that was judged, good or not
     {"prompt": …, "chosen": …, "rejected": …}          a preference; the prompt may be missing
     {"prompt": …, …}                                   a prompt, with fields that judge an answer
 
@@ -35,6 +36,7 @@ GZIP = b"\x1f\x8b"  # begins such a file
 ROLES = ("system", "user", "assistant", "tool")
 TEXT, COMPLETION, MESSAGES = "text", "prompt and completion", "messages"
 PREFERENCE, PROMPT = "prompt, chosen and rejected", "prompt and answer fields"
+JUDGED = "prompt, completion and label"
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,8 @@ def _kind(fields: dict[str, Any], place: str) -> str:
     elif "messages" in fields:
         kind, required = MESSAGES, ("messages",)
     elif "completion" in fields:
-        kind, required = COMPLETION, ("prompt", "completion")
+        kind = JUDGED if isinstance(fields.get("label"), bool) else COMPLETION
+        required = "prompt", "completion"
     elif "text" in fields:
         kind, required = TEXT, ("text",)
     elif "prompt" in fields:
@@ -222,7 +225,7 @@ def _kind(fields: dict[str, Any], place: str) -> str:
     else:
         raise ValueError(
             f"{place} has the keys {shown(list(fields))}: expected {TEXT}; {COMPLETION};"
-            f" {MESSAGES}; {PREFERENCE}; or {PROMPT}"
+            f" {MESSAGES}; {JUDGED}; {PREFERENCE}; or {PROMPT}"
         )
     for name in required:
         if name not in fields:

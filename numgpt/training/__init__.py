@@ -6,6 +6,7 @@ _MODULES = {
     "AdamW": "adamw",
     "TrainConfig": "config",
     "DPOConfig": "tune_config",
+    "KTOConfig": "tune_config",
     "TuneConfig": "tune_config",
     "Trainer": "loop",
     "TrainingError": "loop",

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 from numgpt.training import pretraining, tuning
 from numgpt.training.config import RunConfig, TrainConfig
+from numgpt.training.judgements import Judgements
 from numgpt.training.preferences import Preferences
 from numgpt.training.starting import Prepare
 from numgpt.training.tasks import RunTask
-from numgpt.training.tune_config import DPOConfig, TuneConfig
+from numgpt.training.tune_config import DPOConfig, KTOConfig, TuneConfig
 
 
 class Kind(NamedTuple):
@@ -22,4 +23,5 @@ KINDS: dict[type[RunConfig], Kind] = {
     TrainConfig: Kind(pretraining.prepare, pretraining.Text),
     TuneConfig: Kind(partial(tuning.prepare, tuning.Examples), tuning.Examples),
     DPOConfig: Kind(partial(tuning.prepare, Preferences), Preferences),
+    KTOConfig: Kind(partial(tuning.prepare, Judgements), Judgements),
 }

@@ -19,42 +19,36 @@ from numgpt.data.finding import REFERENCE_FILE
 from numgpt.data.preferences import PairEncoder
 from numgpt.models import LanguageModel
 from numgpt.models.parameters import Gradients
-from numgpt.objectives.dpo import WITHOUT_REFERENCE, dpo
+from numgpt.objectives import dpo
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.training.checkpoint import RunState
 from numgpt.training.records import Callback, Note
 from numgpt.training.step import Sums
-from numgpt.training.tune_config import DPOConfig
+from numgpt.training.tune_config import DPOConfig, ReferenceConfig
 from numgpt.training.tuning import FIXED, Tuning
 
 PAIRS = "pairs"  # the name of their number among the sums
 
 
-class Preferences(Tuning):
-    """Pairs, chosen and rejected, of nearly equal length."""
+class Referenced(Tuning):
+    """Groups of two completions, whose log-probabilities by the reference are known."""
 
-    fixed = FIXED | {"beta", "loss_type", "label_smoothing", "gamma"}
-    encoder = PairEncoder
     group = 2
 
     def __init__(self, state: RunState, out: Path, tokenizer: BaseTokenizer):
         super().__init__(state, out, tokenizer)
-        assert isinstance(state.config, DPOConfig)
-        self.dpo = state.config
-        self.reference = None if _needs_none(self.dpo) else read_reference(out, state)
+        self.reference = read_reference(out, state) if _has_reference(state) else None
 
     @classmethod
     def stage(cls, state: RunState, staged: Path, report: Callback) -> None:
-        assert isinstance(state.config, DPOConfig)
-        if not _needs_none(state.config):
+        if _has_reference(state):
             report(Note("computing what the reference makes of each completion"))
             write_reference(staged, state)
 
     @classmethod
     def restore(cls, state: RunState, out: Path, tokenizer: BaseTokenizer) -> None:
         super().restore(state, out, tokenizer)
-        assert isinstance(state.config, DPOConfig)
-        if _needs_none(state.config) or (out / REFERENCE_FILE).exists():
+        if not _has_reference(state) or (out / REFERENCE_FILE).exists():
             return
         if state.model.adapter is None:
             raise FileNotFoundError(
@@ -63,6 +57,19 @@ class Preferences(Tuning):
             )
         with state.model.without_adapter():
             write_reference(out, state)
+
+
+class Preferences(Referenced):
+    """Pairs, chosen and rejected, of nearly equal length."""
+
+    fixed = FIXED | {"beta", "loss_type", "label_smoothing", "gamma"}
+    encoder = PairEncoder
+    unit = "preference"
+
+    @property
+    def dpo(self) -> DPOConfig:
+        assert isinstance(self.config, DPOConfig)
+        return self.config
 
     def totals(self, model: LanguageModel, batches: Sequence[NumberedBatch]) -> Sums:
         return {PAIRS: sum(len(batch.ids) // 2 for batch in batches)}
@@ -115,8 +122,9 @@ class Preferences(Tuning):
         )
 
 
-def _needs_none(config: DPOConfig) -> bool:
-    return config.loss_type in WITHOUT_REFERENCE
+def _has_reference(state: RunState) -> bool:
+    assert isinstance(state.config, ReferenceConfig)
+    return state.config.has_reference
 
 
 def write_reference(directory: Path, state: RunState) -> None:

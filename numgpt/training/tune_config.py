@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from numgpt.models.lora import ALL_LINEAR, LoRAConfig
-from numgpt.objectives.dpo import LOSSES, SMOOTHED
+from numgpt.objectives.dpo import LOSSES, SMOOTHED, WITHOUT_REFERENCE
 from numgpt.options import OptionError, number, one_of, text, texts, truth, whole
 from numgpt.runtime import DTYPES
 from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES
@@ -171,15 +171,27 @@ class TuneConfig(TuningConfig):
 
 
 @dataclass
-class DPOConfig(TuningConfig):
-    """The options of direct preference optimisation (objectives/dpo.py)."""
+class ReferenceConfig(TuningConfig):
+    """The options of objectives that compare the policy with the model that it began as."""
 
-    kind, command = "dpo", "tune dpo"
     many, lora_lr = defaults.PREFERENCES, defaults.PREFERENCES_LORA_LR
 
     beta: float = option(
         0.1, "how dearly leaving the reference is paid for", "objective", number(above=0)
     )
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the objective needs its log-probabilities."""
+        return True
+
+
+@dataclass
+class DPOConfig(ReferenceConfig):
+    """The options of direct preference optimisation (objectives/dpo.py)."""
+
+    kind, command = "dpo", "tune dpo"
+
     loss_type: str = option(
         "sigmoid", f"the objective: {', '.join(LOSSES)}", "objective", one_of(LOSSES)
     )
@@ -197,3 +209,17 @@ class DPOConfig(TuningConfig):
             raise OptionError.of(
                 self, "{label_smoothing} is not for {loss_type}: leave it out, or choose sigmoid"
             )
+
+    @property
+    def has_reference(self) -> bool:
+        return self.loss_type not in WITHOUT_REFERENCE
+
+
+@dataclass
+class KTOConfig(ReferenceConfig):
+    """The options of KTO (objectives/kto.py)."""
+
+    kind, command = "kto", "tune kto"
+
+    desirable_weight: float = option(1.0, "of good completions", "objective", number(above=0))
+    undesirable_weight: float = option(1.0, "of bad completions", "objective", number(above=0))

@@ -188,6 +188,7 @@ class Tuning(RunTask):
     fixed = FIXED
     encoder: ClassVar[type[ExampleEncoder]] = ExampleEncoder
     group: ClassVar[int] = 1  # examples that are made of a record
+    unit: ClassVar[str] = "example"
 
     def __init__(self, state: RunState, out: Path, tokenizer: BaseTokenizer):
         super().__init__(state, out, tokenizer)
@@ -210,7 +211,7 @@ class Tuning(RunTask):
     def __str__(self) -> str:
         held_out = f", {len(self.examples.val):,} held out" if self.validates else ""
         count = len(self.examples.train)
-        unit = "example" if self.group == 1 else "preference"
+        unit = self.unit
         return f"{count:,} {unit}{'s' * (count != 1)} to train on{held_out}"
 
     def next_step(self) -> list[NumberedBatch]:

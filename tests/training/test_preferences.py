@@ -272,7 +272,7 @@ def test_the_command_line(data, tmp_path, capsys):
     err = capsys.readouterr().err
     assert "6 preferences to train on" in err
     assert "computing what the reference makes of each completion" in err
-    assert "of the chosen answers" in err
+    assert "step 8: the reward of chosen answers is " in err
     assert cli.main(["tune", "dpo", "--resume", out, "--steps", "9"]) == 0
     assert cli.main(["tune", "dpo", "--resume", out, "--steps", "10", "--beta", "0.2"]) == 2
     assert "--beta 0.2: the run in" in capsys.readouterr().err

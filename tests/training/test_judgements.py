@@ -1,0 +1,156 @@
+"""KTO as a run: judged completions, what they are compared with, and what is logged."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from support import refused
+from training.test_preferences import PAIRS, logged, write
+
+import numgpt
+from numgpt import objectives
+from numgpt.training import KTOConfig, Trainer
+from numgpt.training.checkpoint import load_checkpoint
+
+JUDGED = [
+    {"prompt": pair["prompt"], "completion": pair[name], "label": name == "chosen"}
+    for pair in PAIRS
+    for name in ("chosen", "rejected")
+]
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write(tmp_path / "judged.jsonl", *JUDGED)
+
+
+def start(data, out, **options):
+    usual = {"model": "shakespeare", "data": data, "steps": 6, "batch_size": 4, "log_every": 1}
+    return Trainer.start(KTOConfig(**usual | {"sample_every": 0} | options), out)
+
+
+def test_good_completions_become_likelier_and_bad_ones_less_likely(data, tmp_path):
+    trainer = start(data, tmp_path / "run", steps=40, lr=1e-3)
+    assert str(trainer.task) == "12 judged completions to train on"
+    trainer.run()
+    first, *_, last = logged(tmp_path / "run")
+    assert first["loss"] == pytest.approx(0.5, rel=1e-5)  # the policy is the reference, and z 0
+    assert first["kl"] == pytest.approx(0, abs=1e-5)
+    assert last["loss"] < 0.4
+    assert last["rewards/margins"] > 0.5
+    assert last["rewards/chosen"] > last["rewards/rejected"]
+    assert last["kl"] >= 0
+    assert numgpt.load(tmp_path / "run")[0].adapter is not None
+
+
+def test_each_stands_beside_the_completion_of_another(data, tmp_path):
+    trainer = start(data, tmp_path / "run")
+    examples, decode = trainer.task.examples, trainer.tokenizer.decode
+    for number, line in enumerate(JUDGED):
+        other = JUDGED[number - 1 if number else 1]
+        for place, said in enumerate((line["completion"], other["completion"])):
+            example = examples.example(number, place)
+            text = decode(example.ids, skip_special_tokens=True)
+            assert text == line["prompt"] + said
+        assert examples.example(number).desirable is line["label"]
+
+
+def test_a_step_is_that_of_the_objective_however_it_is_cut(data, tmp_path):
+    trainer = start(data, tmp_path / "run", desirable_weight=1.5, beta=0.3)
+    task, model = trainer.task, trainer.model
+    for array in model.adapter.parameters.values():
+        array += np.random.default_rng(0).normal(0, 0.05, array.shape).astype(np.float32)
+    batch = task.examples.padded(np.arange(12))
+    logps = model.log_probs(batch.ids, batch.targets).sum(axis=1).astype(float)
+    z = objectives.mismatched_kl(logps[12:], task.reference[:, 1])
+    labels = np.array([line["label"] for line in JUDGED])
+    expected, _, _ = objectives.kto(logps[:12], task.reference[:, 0], labels, z, 0.3, 1.5)
+    results = []
+    for edges in ([12], [5, 12], [1, 2, 7, 12]):
+        batches = [
+            task.examples.padded(np.arange(a, b)) for a, b in zip([0, *edges], edges, strict=False)
+        ]
+        totals = task.totals(model, batches)
+        gradients, sums = None, {}
+        for one in batches:
+            part, gradients = task.gradients(model, one, totals, gradients)
+            sums = {name: sums.get(name, 0) + value for name, value in part.items()}
+        results.append((gradients.flat.copy(), task.metrics(sums)))
+        assert sums["loss"] == pytest.approx(expected, rel=1e-5)
+    for gradients, metrics in results[1:]:
+        assert np.abs(gradients - results[0][0]).max() < 1e-5 * np.abs(results[0][0]).max()
+        assert metrics == pytest.approx(results[0][1], rel=1e-4, abs=1e-5)
+    good = labels & True
+    gained = 0.3 * (logps[:12] - task.reference[:, 0])
+    assert results[0][1]["rewards/chosen"] == pytest.approx(gained[good].mean(), rel=1e-4)
+    assert results[0][1]["rewards/rejected"] == pytest.approx(gained[~good].mean(), rel=1e-4)
+    assert results[0][1]["kl"] == pytest.approx(z, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("lora_r", [4, 0])
+def test_a_run_that_was_interrupted_ends_bit_for_bit(data, tmp_path, lora_r):
+    options = {"lora_r": lora_r, "grad_accum": 2, "val_fraction": 0.25, "eval_every": 2}
+    start(data, tmp_path / "whole", **options).run()
+    start(data, tmp_path / "parts", **options | {"steps": 3}).run()
+    # (A shorter run has another schedule: only its pairs and reference are compared.)
+    whole, parts = (load_checkpoint(tmp_path / run) for run in ("whole", "parts"))
+    assert whole.tokens == parts.tokens
+    resumed = start(data, tmp_path / "resumed", **options)
+    step = resumed.step
+
+    def stopping():
+        result = step()
+        resumed.stop_requested = resumed.optimizer.steps == 2
+        return result
+
+    resumed.step = stopping
+    resumed.run()
+    Trainer.resume(tmp_path / "resumed").run()
+    ends = [load_checkpoint(tmp_path / run) for run in ("whole", "resumed")]
+    np.testing.assert_array_equal(ends[0].optimizer.m, ends[1].optimizer.m)
+    for one, other in zip(*(logged(tmp_path / run) for run in ("whole", "resumed")), strict=True):
+        assert [one[k] for k in ("loss", "val_loss", "kl")] == [
+            other[k] for k in ("loss", "val_loss", "kl")
+        ]
+
+
+WRONG = [
+    ([PAIRS[0]], "line 1: it has prompt, chosen and rejected: completions that were judged"),
+    ([JUDGED[0]], "data has one completion: KTO compares each with others"),
+    (
+        [JUDGED[0], {"prompt": "a", "completion": "b"}],
+        "line 2 has prompt and completion, the",
+    ),
+    (
+        [JUDGED[0], JUDGED[1] | {"completion": ""}],
+        "line 2: the completion is empty",
+    ),
+]
+
+
+@pytest.mark.parametrize(("lines", "message"), WRONG, ids=[message for _, message in WRONG])
+def test_what_was_not_judged_is_named(tmp_path, lines, message):
+    data = write(tmp_path / "a.jsonl", *lines)
+    refused(lambda: start(data, tmp_path / "run"), message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_supervised_tuning_does_not_learn_what_was_judged_bad(data, tmp_path):
+    from numgpt.training import TuneConfig
+
+    config = TuneConfig(model="shakespeare", data=data)
+    refused(lambda: Trainer.start(config, tmp_path / "run"), "it has prompt, completion and label")
+
+
+def test_the_command_line(data, tmp_path, capsys):
+    from numgpt import cli
+
+    out = str(tmp_path / "run")
+    base = ["tune", "kto", "--data", data, "--out", out, "--steps", "4", "--batch-size", "4"]
+    assert cli.main([*base, "--model", "shakespeare"]) == 0
+    assert "the reward of chosen answers is" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run/adapter_config.json").read_text())["r"] == 8
+    assert cli.main([*base, "--model", "shakespeare", "--desirable-weight", "0"]) == 2
+    assert "--desirable-weight 0.0: expected a number above 0" in capsys.readouterr().err
