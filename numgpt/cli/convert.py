@@ -75,6 +75,11 @@ def run(options: argparse.Namespace) -> None:
             finish_replacing(target)
             _check_empty(target)
             source, name, adapter = _named(options)
+            if adapter is not None and kind in NUMGPTS:
+                raise ValueError(
+                    f"--dtype {kind} can't be made of a model and an adapter at once: convert both"
+                    f" without --dtype first, then the result with --dtype {kind}"
+                )
             with replacing_together(target, check=lambda: _check_empty(target)) as staged:
                 kept, stored = (kind, None) if kind in NUMGPTS else ("float32", kind)
                 model, tokenizer = _read(source, name, adapter, kept)

@@ -17,6 +17,7 @@ from numgpt.training import DPOConfig, KTOConfig, Trainer, TuneConfig
 from numgpt.training.tuning import Examples
 
 SHOWN = 100  # characters of a prompt
+OF_MARGINS = frozenset(("sigmoid", "hinge", "robust", "ipo"))  # objectives that see nothing else
 
 
 def register(subparsers: Any) -> None:
@@ -122,7 +123,8 @@ def _end_of_preferences(trainer: Trainer) -> None:
             f"step {last['step']}: the reward of chosen answers is {last['rewards/margins']:.3f}"
             f" above that of rejected ones{how_often}"
         )
-        if last["rewards/chosen"] < 0:
+        only_margins = getattr(trainer.config, "loss_type", None) in OF_MARGINS
+        if only_margins and last["rewards/chosen"] < 0:
             tell(
                 "numgpt: note: the reward of chosen answers fell, as it may: only the margin to the"
                 " rejected ones is optimised (numgpt/training/README.md)"

@@ -20,7 +20,7 @@ import numpy as np
 
 from numgpt.data.batch import IGNORED, NumberedBatch
 from numgpt.data.corpus import TOKENS_FILE, TokensFile, hash_tokenizer, open_tokens
-from numgpt.data.examples import Example, ExampleEncoder, fit
+from numgpt.data.examples import Example, ExampleEncoder, Undesirable
 from numgpt.data.records import Record
 from numgpt.files import replacing
 from numgpt.options import OptionError
@@ -65,10 +65,10 @@ def encode_examples(
     encoder: ExampleEncoder,
     most: int,
     directory: str | os.PathLike,
-    show: Callable[[Example], None] = lambda example: None,
+    show: Callable[[Example, str], None] = lambda example, name: None,
 ) -> tuple[TokensFile, Counts]:
     """Write directory/tokens.bin.  records: each with whether it is held out; most: tokens of an
-    example; `show` is called with each example as it was made.
+    example; `show` is called with each example that is trained on, as it was made, and its name.
 
     Raises ValueError for a record that is wrong, by file and line, and where there is nothing to
     train on.
@@ -80,22 +80,24 @@ def encode_examples(
             if record.origin:
                 counts.origins.add(record.origin)
             whole = encoder.examples(record)
-            examples = fit(whole, most)
+            examples = encoder.fit(whole, most)
             if examples is None:
                 counts.dropped += 1
                 continue
             counts.cut += len(examples[0].ids) < len(whole[0].ids)
             counts.held_out += is_held_out
             counts.trained += not is_held_out
-            for example in examples:
-                show(example)
+            for place, example in enumerate(examples):
+                learnt = place < len(encoder.learnt)
+                if learnt:
+                    show(example, encoder.learnt[place])
                 packed = example.ids.astype(DTYPE) | example.loss_mask * IN_LOSS
                 packed[0] |= BEGINS
                 if not example.desirable:
                     packed |= UNDESIRABLE
                 if is_held_out:
                     packed |= HELD_OUT
-                else:
+                elif learnt:
                     counts.tokens += len(packed)
                     counts.counted += int(np.count_nonzero(example.loss_mask[1:]))
                 written += len(packed)
@@ -142,8 +144,8 @@ class ExampleSet:
         """That at a place of a group."""
         index = number * self.group + place
         packed = self._tokens[self._starts[index] : self._starts[index + 1]]
-        desirable = not packed[0] & UNDESIRABLE
-        return Example((packed & IDS).astype(np.int64), (packed & IN_LOSS) > 0, desirable)
+        kind = Undesirable if packed[0] & UNDESIRABLE else Example
+        return kind((packed & IDS).astype(np.int64), (packed & IN_LOSS) > 0)
 
     def batches_in_epoch(self, batch_size: int) -> int:
         """How many batches take each example to train on once."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -25,11 +25,26 @@ class Example(NamedTuple):
 
     ids: np.ndarray  # (n,) int64
     loss_mask: np.ndarray  # (n,) bool: these are targets, the others only read
-    desirable: bool = True  # what a completion was judged to be
+
+    @property
+    def desirable(self) -> bool:
+        """What a completion was judged to be."""
+        return True
+
+
+class Undesirable(Example):
+    """A completion that was judged bad."""
+
+    @property
+    def desirable(self) -> bool:
+        return False
 
 
 class ExampleEncoder:
     """Records -> examples, by one tokenizer and its chat format."""
+
+    # What of a record is trained on, by names where these tell something.
+    learnt: ClassVar[tuple[str, ...]] = ("",)
 
     def __init__(self, tokenizer: BaseTokenizer, variables: Mapping[str, Any] | None = None):
         """variables are handed to the chat template."""
@@ -54,6 +69,10 @@ class ExampleEncoder:
     def arranged(self, records: Iterable[tuple[Record, bool]]) -> Iterable[tuple[Record, bool]]:
         """The records as `examples` wants them, each with whether it is held out."""
         return records
+
+    def fit(self, examples: tuple[Example, ...], most: int) -> tuple[Example, ...] | None:
+        """What is made of a record, of at most so many tokens each; None where it can't be."""
+        return fit(examples, most)
 
     def examples(self, record: Record) -> tuple[Example, ...]:
         """What is made of a record: one example, or several that belong together."""
@@ -143,7 +162,7 @@ def fit(examples: tuple[Example, ...], most: int) -> tuple[Example, ...] | None:
     first = min(int(np.argmax(example.loss_mask)) for example in examples)
     if surplus > first - 1:  # something has to predict the first target
         return None
-    return tuple(Example(e.ids[surplus:], e.loss_mask[surplus:], e.desirable) for e in examples)
+    return tuple(type(e)(e.ids[surplus:], e.loss_mask[surplus:]) for e in examples)
 
 
 def last_answer(example: Example, ends: Collection[int]) -> tuple[np.ndarray, np.ndarray] | None:

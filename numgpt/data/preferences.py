@@ -1,7 +1,7 @@
 """Preferences -> pairs of examples: a prompt with the chosen completion, and with the rejected one.
 
-Where no prompt is given, what both begin with is it: of messages those that are the same, of texts
-what is the same up to a border of words.
+Where no prompt is given, or both completions are whole conversations, what both begin with is the
+prompt: of messages those that are the same, of texts what is the same up to the end of a word.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import numpy as np
-
 from numgpt.data.examples import Example, ExampleEncoder
 from numgpt.data.records import COMPLETION, PREFERENCE, Record
 
 
 class PairEncoder(ExampleEncoder):
     """Records of preferences -> (chosen, rejected)."""
+
+    learnt = ("chosen", "rejected")
 
     def examples(self, record: Record) -> tuple[Example, ...]:
         """Raises ValueError naming file and line for a record that is no preference, or whose two
@@ -27,38 +27,48 @@ class PairEncoder(ExampleEncoder):
                 " and rejected"
             )
         fields = dict(record.fields)
-        prompt, chosen, rejected = _parts(fields, record.place)
-        pair = [
-            self.encode(_completion(record, fields, prompt, said, name))
-            for name, said in (("chosen", chosen), ("rejected", rejected))
-        ]
-        if np.array_equal(pair[0].ids, pair[1].ids):
-            raise ValueError(
-                f"{record.place}: chosen and rejected are the same: a preference needs two answers"
+        said = {name: fields.pop(name) for name in self.learnt}
+        prompt = _prompt(fields.pop("prompt", None), said, record.place)
+        return tuple(
+            self.encode(
+                dataclasses.replace(
+                    record,
+                    kind=COMPLETION,
+                    fields=fields | {"prompt": prompt, "completion": completion},
+                )
             )
-        return tuple(pair)
+            for completion in said.values()
+        )
 
 
-def _completion(
-    record: Record, fields: dict[str, Any], prompt: Any, said: Any, name: str
-) -> Record:
-    others = {n: v for n, v in fields.items() if n not in ("prompt", "chosen", "rejected")}
-    return dataclasses.replace(
-        record, kind=COMPLETION, fields=others | {"prompt": prompt, "completion": said}
-    )
-
-
-def _parts(fields: dict[str, Any], place: str) -> tuple[Any, Any, Any]:
-    """Prompt, chosen, rejected; each a text, or a list of messages."""
-    chosen, rejected = fields["chosen"], fields["rejected"]
+def _prompt(given: Any, said: dict[str, Any], place: str) -> Any:
+    """The prompt; what is said gets what follows it.  Raises ValueError for what is no pair."""
+    chosen, rejected = said.values()
     if isinstance(chosen, str) is not isinstance(rejected, str):
         raise ValueError(f"{place}: of chosen and rejected one is a text, the other messages")
-    if "prompt" in fields:
-        return fields["prompt"], chosen, rejected
-    same = 0
-    while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
-        same += 1
-    if isinstance(chosen, str):
-        while same and not chosen[same - 1].isspace():
-            same -= 1
-    return chosen[:same], chosen[same:], rejected[same:]
+    if chosen == rejected:
+        raise ValueError(
+            f"{place}: chosen and rejected are the same: a preference needs two answers"
+        )
+    conversations = not isinstance(chosen, str) and chosen[0]["role"] != "assistant"
+    if given is None or conversations:
+        same = 0
+        while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
+            same += 1
+        if isinstance(chosen, str):  # the space before a word is the word's, as tokens have it
+            while same and not (chosen[same : same + 1].isspace()):
+                same -= 1
+        given = chosen[:same]
+        said |= {name: completion[same:] for name, completion in said.items()}
+        if conversations and any(c and c[0]["role"] != "assistant" for c in said.values()):
+            raise ValueError(
+                f"{place}: chosen and rejected are not two answers to the same messages: they"
+                " differ before the assistant's"
+            )
+    for name, completion in said.items():
+        if not completion:
+            raise ValueError(
+                f"{place}: {name} is empty, or says no more than the other: a preference needs two"
+                " answers"
+            )
+    return given

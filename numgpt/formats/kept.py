@@ -1,4 +1,4 @@
-"""Models that were saved as they are kept in memory, in fewer bits: loading maps them, no more.
+"""Models that were saved as they are kept in memory, in fewer bits: loading them so maps them.
 
 save_pretrained of a model in bfloat16 or int8 writes model.safetensors with
 
@@ -9,7 +9,8 @@ save_pretrained of a model in bfloat16 or int8 writes model.safetensors with
 
 and everything else in float32 under its own name. config.json says "quantization_config":
 {"quant_method": "numgpt", "kind": …}, by which other programs know that it is nothing for them.
-The matrices come first, then their vectors, so that what is one product lies side by side.
+Matrices that end at a multiple of 64 bytes come first, then what is in float32, then the others; in
+the order of the passes, so that what is one product lies side by side.
 """
 
 from __future__ import annotations
@@ -56,21 +57,35 @@ def as_kept(model: LanguageModel, family: Family) -> tuple[dict[str, np.ndarray]
 class KeptTensor(StoredTensor):
     """A matrix that is kept in fewer bits, mapped."""
 
-    def __init__(self, stored: StoredTensor, rows: FewerBits, transposed: bool):
-        shape = rows.shape[::-1] if transposed else rows.shape
-        super().__init__(stored.path, stored.name, rows.kind, shape, stored.offset)
-        self.matrix = rows.T if transposed else rows
-        self.kept = rows
+    def __init__(
+        self,
+        stored: StoredTensor,
+        kind: type[FewerBits],
+        arrays: dict[str, np.ndarray],
+        shape: tuple[int, int],  # of the rows
+        transposed: bool,
+    ):
+        whole = shape[::-1] if transposed else shape
+        super().__init__(stored.path, stored.name, kind.kind, whole, stored.offset)
+        self.kind, self.arrays, self.of_rows, self.transposed = kind, arrays, shape, transposed
+
+    def kept(self, multiplied: bool = True) -> FewerBits:
+        """The rows, packed where this machine's library multiplies them, which may be a copy."""
+        return self.kind.of_arrays(self.arrays, self.of_rows, multiplied)
 
     @property
     def is_float(self) -> bool:
         return True
 
+    def _plain(self) -> Weight:
+        rows = self.kept(multiplied=False)
+        return rows.T if self.transposed else rows
+
     def rows(self, first: int, stop: int) -> np.ndarray:
-        return np.asarray(self.matrix[slice(first, stop)])  # type: ignore[index]
+        return np.asarray(self._plain()[slice(first, stop)])  # type: ignore[index]
 
     def read_into(self, target: np.ndarray) -> None:
-        target[...] = np.asarray(self.matrix).reshape(target.shape)
+        target[...] = np.asarray(self._plain()).reshape(target.shape)
 
 
 def read_kept(
@@ -110,7 +125,7 @@ def read_kept(
                 )
             arrays[part] = _array(vector, files)
             parts.add(vector.name)
-        found[name] = KeptTensor(tensor, kind.of_arrays(arrays, shape), family.is_transposed(ours))
+        found[name] = KeptTensor(tensor, kind, arrays, shape, family.is_transposed(ours))
     if not found:
         raise OptionError("{kind}: no matrix is stored so", kind=kind.kind)
     return [(name, found.get(name, tensor)) for name, tensor in tensors if name not in parts]

@@ -186,9 +186,10 @@ def _in_fewer_bits(
     for name, shape in family.model.shapes(source.config).items():
         report(name)
         tensor = found.get(name)
-        if isinstance(tensor, KeptTensor) and isinstance(tensor.kept, kind):
-            _check_finite({name: tensor.kept}, found)
-            parameters[name] = tensor.matrix if mmap else copy.deepcopy(tensor.matrix)
+        if isinstance(tensor, KeptTensor) and tensor.kind is kind:
+            rows = tensor.kept() if mmap else copy.deepcopy(tensor.kept())
+            _check_finite({name: rows}, found)
+            parameters[name] = rows.T if tensor.transposed else rows
             continue
         array = np.empty(shape, np.float32)
         with np.errstate(over="ignore", invalid="ignore"):

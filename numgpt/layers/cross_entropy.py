@@ -149,6 +149,8 @@ def linear_log_probs_forward(
     """log p_n[target_n] of the logits x weightᵀ / temperature.  x (N, C), weight (V, C), targets
     (N,) -> logp (N,), cache, which has the rows' entropies where they are asked for."""
     _check(x, weight, targets)
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: expected a number above 0")
     counted = _counted(targets)
     x_counted, targets_counted = read_by(weight, x[counted]), targets[counted]
     logp_counted = empty(len(x_counted), x.dtype)

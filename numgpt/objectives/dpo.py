@@ -23,7 +23,8 @@ The kin, each of a pair, with l' its derivative by Δ:
                a label is wrong with probability ε (cDPO); ε = 0 is DPO
     robust     (-(1-ε) log σ(βΔ) + ε log σ(-βΔ)) / (1-2ε)   unbiased under such labels
                (Chowdhury et al. 2024, arXiv:2403.00409)   l' = -β ((1-ε) σ(-βΔ) + ε σ(βΔ)) / (1-2ε)
-    hinge      max(0, 1 - βΔ)  (Zhao et al. 2023, arXiv:2305.10425)      l' = -β where βΔ < 1
+    hinge      max(0, 1 - βΔ)  (Liu et al. 2023, arXiv:2309.06657, after Zhao et al. 2023,
+               arXiv:2305.10425, who have no reference)               l' = -β where βΔ < 1
     ipo        (Δ̄ - 1/2β)²  (Azar et al. 2023, arXiv:2310.12036)    l' = 2 (Δ̄ - 1/2β)
                a margin that is large enough grows no further; Δ̄ of the means s/n of n tokens each
 
@@ -31,7 +32,8 @@ and those in which s⁺ and s⁻ do not come as their difference, with σ' = σ(
 
     apo_zero   1 - σ(βs⁺) + σ(βs⁻)  (D'Oosterlinck et al. 2024, arXiv:2408.06266)
                by s⁺  -β σ'(βs⁺)        by s⁻  β σ'(βs⁻)
-    bco_pair   -log σ(βs⁺) - log σ(-βs⁻)  (Jung et al. 2024, arXiv:2404.04656)
+    bco_pair   -log σ(βs⁺) - log σ(-βs⁻)  (Jung et al. 2024, arXiv:2404.04656, without their δ, a
+               running mean of rewards)
                by s⁺  -β σ(-βs⁺)        by s⁻  β σ(βs⁻)
 
 and those without a reference, of the mean log-probabilities s̄ = log π / n:
@@ -98,7 +100,8 @@ def _bco_pair(chosen: np.ndarray, rejected: np.ndarray, o: Options) -> Pair:
 
 
 def _orpo(chosen: np.ndarray, rejected: np.ndarray, o: Options) -> Pair:
-    others = [-np.expm1(logp) for logp in (chosen, rejected)]  # 1 - p
+    smallest = np.finfo(chosen.dtype).eps  # of 1 - p, which has to be above 0
+    others = [np.maximum(-np.expm1(logp), smallest) for logp in (chosen, rejected)]
     log_odds = (chosen - np.log(others[0])) - (rejected - np.log(others[1]))
     d = o.beta * sigmoid(-log_odds)
     return -chosen - o.beta * log_sigmoid(log_odds), -1 - d / others[0], d / others[1]
@@ -156,27 +159,31 @@ def dpo(
             f" {' or '.join(sorted(SMOOTHED))}"
         )
     logps = [chosen_logps, rejected_logps]
-    references = [ref_chosen_logps, ref_rejected_logps]
-    same_shapes(chosen_logps=logps[0], rejected_logps=logps[1])
-    compared = logps
-    if loss_type not in WITHOUT_REFERENCE:
-        if references[0] is None or references[1] is None:
+    same_shapes(chosen_logps=chosen_logps, rejected_logps=rejected_logps)
+    if loss_type in WITHOUT_REFERENCE:
+        ratios = logps
+    else:
+        if ref_chosen_logps is None or ref_rejected_logps is None:
             raise ValueError(f"loss_type={loss_type!r} needs the reference's log-probabilities")
-        names = dict(zip(("ref_chosen_logps", "ref_rejected_logps"), references, strict=True))
-        same_shapes(chosen_logps=logps[0], **names)
-        compared = [logp - ref for logp, ref in zip(logps, references, strict=True)]
+        same_shapes(
+            chosen_logps=chosen_logps,
+            ref_chosen_logps=ref_chosen_logps,
+            ref_rejected_logps=ref_rejected_logps,
+        )
+        ratios = [chosen_logps - ref_chosen_logps, rejected_logps - ref_rejected_logps]
     per = [np.ones_like(logp) for logp in logps]
     if loss_type in PER_TOKEN:
-        if lengths is None or any(n.shape != logps[0].shape or (n < 1).any() for n in lengths):
+        counts = [np.asarray(n) for n in lengths or ()]
+        if len(counts) != 2 or any(n.shape != per[0].shape or (n < 1).any() for n in counts):
             raise ValueError(
                 f"loss_type={loss_type!r} needs the completions' lengths, 1 or more each: those"
                 " that have no tokens are no completions"
             )
-        per = [1 / n.astype(logps[0].dtype) for n in lengths]
-    ratios, compared = compared, [s * each for s, each in zip(compared, per, strict=True)]
+        per = [1 / n.astype(logps[0].dtype) for n in counts]
+    compared = [s * each for s, each in zip(ratios, per, strict=True)]
     options = Options(beta, label_smoothing, gamma if loss_type == "simpo" else 0.0)
     losses, dchosen, drejected = LOSSES[loss_type](compared[0], compared[1], options)
-    share = 1 / (len(losses) if count is None else count)
+    share = 1 / (max(1, len(losses)) if count is None else count)
     chosen, rejected = (beta * s for s in (compared if loss_type in WITHOUT_REFERENCE else ratios))
     parts = {
         "rewards/chosen": chosen,

@@ -22,8 +22,8 @@ def sigmoid(a: np.ndarray) -> np.ndarray:
 
 
 def same_shapes(**arrays: np.ndarray | None) -> None:
-    """Raises ValueError where arrays of other shapes than the first are among them, or of no
-    floating-point numbers, or a number is not finite."""
+    """Raises ValueError where arrays of other shapes than the first are among them, or a number is
+    not finite; TypeError for what are no floating-point numbers."""
     expected = None
     for name, array in arrays.items():
         if array is None:
@@ -56,11 +56,21 @@ def positive(**numbers: float) -> None:
 
 def masked(mask: np.ndarray, **arrays: np.ndarray | None) -> tuple[np.ndarray, ...]:
     """A mask (B, T) of what counts, as numbers of the arrays' dtype, and the arrays with 0 for what
-    does not, whatever stands there.  Raises ValueError as `same_shapes`."""
-    first = next(array for array in arrays.values() if array is not None)
-    if mask.shape != first.shape:
-        raise ValueError(f"mask has shape {mask.shape}, the log-probabilities {first.shape}")
-    counts = mask.astype(bool)
+    does not, whatever stands there.  Raises as `same_shapes`."""
+    for name, array in arrays.items():
+        if array is not None and np.shape(array) != np.shape(mask):
+            raise ValueError(f"{name} has shape {np.shape(array)}, mask {np.shape(mask)}")
+    counts = np.asarray(mask, bool)
     kept = {name: a if a is None else np.where(counts, a, 0) for name, a in arrays.items()}
     same_shapes(**kept)
+    first = next(array for array in kept.values() if array is not None)
     return counts.astype(first.dtype), *kept.values()  # type: ignore[arg-type]
+
+
+def of_completions(advantages: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Advantages (B,) themselves.  Raises ValueError for another number of them than the mask (B,
+    T) has completions, or where one is not finite."""
+    same_shapes(advantages=advantages)
+    if advantages.shape != mask.shape[:1]:
+        raise ValueError(f"advantages have shape {advantages.shape}: expected {mask.shape[:1]}")
+    return advantages

@@ -8,7 +8,9 @@ arXiv:1707.06347).
 
 No value model is needed: the group is the baseline. Why that is allowed: the policy gradient is
 E[r ∇log π], and for any b that does not depend on the completion E[b ∇log π] = b ∇ Σ π = 0, so b
-changes the noise of an estimate and not its mean.
+changes the noise of an estimate and not its mean. The mean of all G rewards holds r_i itself: with
+it the gradient is (G-1)/G of that, which is but another learning rate (leave_one_out is exact). The
+division is a choice: a prompt whose rewards hardly differ counts as much as another.
 
 Backward. dρ/dlog π = ρ, so the first term has the derivative -ρA, and none where the clipped one is
 the smaller: where ρ > 1+ε_high and A > 0, or ρ < 1-ε and A < 0, as the policy has gone far enough
@@ -26,16 +28,19 @@ i:
                                                    al. 2025, arXiv:2503.20783)
     bnpo       Σ_t l_t / tokens of the batch       over a whole step that is dapo, and so it is here
 
+KL_t is k3, or ρ_t k3 (kl.py), each token's with what came before it held fixed.
+
 level="sequence" (GSPO, Zheng et al. 2025, arXiv:2507.18071) has one ratio for a completion,
 ρ = exp(Σ_t (log π - log π_old) / n): rewards are of completions, and so is what is clipped. Each
-token then has a part 1/n in dlog ρ.
+token then has a part 1/n in dlog ρ. (ρ k3 with that ρ is what trl computes; what kl.py derives is
+of ratios of tokens.)
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from numgpt.objectives.functions import Metrics, masked, one_of, positive
+from numgpt.objectives.functions import Metrics, masked, of_completions, one_of, positive
 from numgpt.objectives.kl import kl
 
 LOSS_TYPES = ("dapo", "grpo", "dr_grpo", "bnpo")
@@ -81,6 +86,7 @@ def clipped(
     log_ratio: np.ndarray, advantages: np.ndarray, low: float, high: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """-min(ρA, clip(ρ, 1-low, 1+high) A) and its derivative by log ρ."""
+    log_ratio = np.where(advantages == 0, 0, log_ratio)  # which may be too large for a number
     ratio = np.exp(log_ratio)
     free, held = ratio * advantages, np.clip(ratio, 1 - low, 1 + high) * advantages
     return -np.minimum(free, held), np.where(free <= held, -free, 0)
@@ -125,8 +131,7 @@ def grpo(
     high = epsilon if epsilon_high is None else epsilon_high
     if beta and ref_logps is None:
         raise ValueError(f"beta={beta} needs ref_logps, the reference's log-probabilities")
-    if advantages.shape != logps.shape[:1]:
-        raise ValueError(f"advantages have shape {advantages.shape}: expected {logps.shape[:1]}")
+    of_completions(advantages, mask)
     m, logps, old_logps, ref_logps = masked(
         mask, logps=logps, old_logps=old_logps, ref_logps=ref_logps
     )
@@ -138,9 +143,12 @@ def grpo(
     if level == "sequence":
         log_ratio = np.broadcast_to(log_ratio.sum(axis=1, keepdims=True) / n, m.shape)
     losses, dlog_ratio = clipped(log_ratio, a, epsilon, high)
-    dlogps, distance = np.zeros_like(losses), np.zeros_like(losses)
-    if beta and ref_logps is not None:
+    dlogps, metrics = np.zeros_like(losses), {}
+    share = m / ((m.sum() if tokens is None else tokens) or 1)
+    if ref_logps is not None:
         distance, dkl = kl(logps, ref_logps)
+        metrics["kl"] = float((share * distance).sum())
+    if beta and ref_logps is not None:
         ratio = np.exp(log_ratio) if corrected_kl else np.ones_like(losses)
         losses = losses + beta * ratio * distance
         dlogps = dlogps + beta * ratio * dkl
@@ -152,9 +160,8 @@ def grpo(
     else:  # a completion's tokens have parts 1/n in the one ratio
         dlogps += (weights * dlog_ratio).sum(axis=1, keepdims=True) * m / n
 
-    ratio, share = np.exp(log_ratio), m / ((m.sum() if tokens is None else tokens) or 1)
-    metrics = {
-        "kl": float((share * distance).sum()),
+    ratio = np.exp(log_ratio)
+    metrics |= {
         "clip_ratio/low_mean": float((share * ((ratio < 1 - epsilon) & (a < 0))).sum()),
         "clip_ratio/high_mean": float((share * ((ratio > 1 + high) & (a > 0))).sum()),
     }

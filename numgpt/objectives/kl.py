@@ -23,6 +23,10 @@ samples' own movement is in the loss, as ∇ρ = ρ ∇log π:
 
 whose mean over samples of π_old is the gradient of KL(π ‖ π_ref) itself, also where ρ = 1. k1 in
 the *reward* gives the same: the policy gradient brings E_π[k1 ∇log π], and the second part is 0.
+
+All of that is of one choice: a token, with what came before it held fixed, or a whole completion.
+Of a completion's tokens, ρ_t k3 leaves out that an early token changes what later ones cost; k1 in
+the reward has it, where the rewards of later tokens are summed up.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def mismatched_kl(logps: np.ndarray, ref_logps: np.ndarray, count: float | None 
     """Log-probabilities of completions after the prompts of others, (B,) each, all of a step -> z.
     With `count` a part of the mean: add the parts, then z = max(0, sum)."""
     same_shapes(logps=logps, ref_logps=ref_logps)
-    mean = float((logps - ref_logps).sum() / (len(logps) if count is None else count))
+    mean = float((logps - ref_logps).sum() / (max(1, len(logps)) if count is None else count))
     return max(0.0, mean) if count is None else mean
 
 
@@ -38,7 +38,8 @@ def kto(
     count: float | None = None,
 ) -> tuple[float, np.ndarray, Metrics]:
     """Log-probabilities of whole completions (B,), and which are good (B,) -> loss, dlogps (B,),
-    metrics.  z is `mismatched_kl` of the step.
+    metrics.  z is `mismatched_kl` of the step. Metrics are sums over the good completions, or over
+    the bad ones, divided by the count of all; "chosen" is the part of them that is good.
 
     >>> logps, ref = np.array([-3.0, -9.0]), np.array([-4.0, -8.5])
     >>> loss, dlogps, metrics = kto(logps, ref, np.array([True, False]), z=0.25, beta=0.5)
@@ -50,6 +51,7 @@ def kto(
     """
     same_shapes(logps=logps, ref_logps=ref_logps)
     positive(beta=beta)
+    desirable = np.asarray(desirable)
     if desirable.shape != logps.shape:
         raise ValueError(f"desirable has shape {desirable.shape}, logps {logps.shape}")
     if not z >= 0:
@@ -59,7 +61,7 @@ def kto(
     weight = np.where(good, desirable_weight, undesirable_weight).astype(logps.dtype)
     gained = logps - ref_logps
     p = sigmoid(beta * sign * (gained - z))
-    share = 1 / (len(logps) if count is None else count)
+    share = 1 / (max(1, len(logps)) if count is None else count)
     parts = {
         "rewards/chosen": np.where(good, beta * gained, 0),
         "rewards/rejected": np.where(good, 0, beta * gained),

@@ -9,7 +9,7 @@ the completion also the score of a reward model:
 The value V_t is what is still to come, as predicted before y_t. What came better than predicted is
 the advantage (Schulman et al. 2015, arXiv:1506.02438):
 
-    δ_t = r_t + γ V_{t+1} - V_t             with V = 0 behind the end
+    δ_t = r_t + γ V_{t+1} - V_t             with V = 0 after the end
     A_t = δ_t + γλ A_{t+1}                  so A_t = Σ_k (γλ)ᵏ δ_{t+k}
     R_t = A_t + V_t                         what V_t should have been
 
@@ -58,7 +58,7 @@ def gae(
     lam: float = 0.95,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rewards and values of the completions' tokens (B, T) -> advantages and returns (B, T), 0
-    where nothing counts.
+    where nothing counts, which is passed over.
 
     >>> rewards, values = np.array([[0.0, 1.0]]), np.array([[0.5, 0.25]])
     >>> advantages, returns = gae(rewards, values, np.ones((1, 2)), gamma=1.0, lam=0.5)
@@ -69,12 +69,14 @@ def gae(
     """
     m, rewards, values = masked(mask, rewards=rewards, values=values)
     advantages = np.zeros_like(values)
-    later = np.zeros(len(values), values.dtype)  # A_{t+1}
+    later, following = np.zeros((2, len(values)), values.dtype)  # A and V of the next that counts
     for t in reversed(range(values.shape[1])):
-        following = values[:, t + 1] if t + 1 < values.shape[1] else 0
+        counts = m[:, t] > 0
         delta = rewards[:, t] + gamma * following - values[:, t]
-        advantages[:, t] = later = (delta + gamma * lam * later) * m[:, t]
-    return advantages, (advantages + values) * m
+        advantages[:, t] = np.where(counts, delta + gamma * lam * later, 0)
+        later = np.where(counts, advantages[:, t], later)
+        following = np.where(counts, values[:, t], following)
+    return advantages, advantages + values
 
 
 def whitened(

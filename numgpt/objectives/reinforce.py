@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from numgpt.objectives.functions import Metrics, masked, positive
+from numgpt.objectives.functions import Metrics, masked, of_completions, positive
 from numgpt.objectives.grpo import clipped, group_advantages
 
 
@@ -46,9 +46,10 @@ def reinforce(
     (1.5, [[-0.5, -0.5]])
     """
     m, logps = masked(mask, logps=logps)
-    if advantages.shape != logps.shape[:1]:
-        raise ValueError(f"advantages have shape {advantages.shape}: expected {logps.shape[:1]}")
-    weights = -advantages[:, None].astype(logps.dtype) * m / (len(m) if count is None else count)
+    of_completions(advantages, mask)
+    weights = (
+        -advantages[:, None].astype(logps.dtype) * m / (max(1, len(m)) if count is None else count)
+    )
     return float((weights * logps).sum()), weights, {}
 
 
@@ -69,9 +70,8 @@ def rloo(
     """
     positive(epsilon=epsilon)
     m, logps, old_logps = masked(mask, logps=logps, old_logps=old_logps)
-    if advantages.shape != logps.shape[:1]:
-        raise ValueError(f"advantages have shape {advantages.shape}: expected {logps.shape[:1]}")
-    share = 1 / (len(m) if count is None else count)
+    of_completions(advantages, mask)
+    share = 1 / (max(1, len(m)) if count is None else count)
     log_ratio, a = (logps - old_logps).sum(axis=1), advantages.astype(logps.dtype)
     losses, d = clipped(log_ratio, a, epsilon, epsilon)
     ratio = np.exp(log_ratio)

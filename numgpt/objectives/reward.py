@@ -37,7 +37,7 @@ def reward(
     same_shapes(chosen_scores=chosen_scores, rejected_scores=rejected_scores, margin=margin)
     difference, both = chosen_scores - rejected_scores, chosen_scores + rejected_scores
     logit = difference if margin is None else difference - margin
-    share = 1 / (len(logit) if count is None else count)
+    share = 1 / (max(1, len(logit)) if count is None else count)
     losses = -log_sigmoid(logit) + center_coefficient * both**2
     apart, centre = sigmoid(-logit), 2 * center_coefficient * both
     parts = {

@@ -80,9 +80,12 @@ class FewerBits(Weight):
         self.library = None if packed is None else library
 
     @classmethod
-    def of_arrays(cls, arrays: Mapping[str, np.ndarray], shape: tuple[int, int]) -> FewerBits:
-        """What `data`, in rows or packed, and `vectors` were of a matrix of this shape."""
-        weight, library = object.__new__(cls), cls.multiplier()
+    def of_arrays(
+        cls, arrays: Mapping[str, np.ndarray], shape: tuple[int, int], multiplied: bool = True
+    ) -> FewerBits:
+        """What `data`, in rows or packed, and `vectors` were of a matrix of this shape; in rows
+        where it is not to be multiplied."""
+        weight, library = object.__new__(cls), cls.multiplier() if multiplied else None
         weight.__dict__.update(arrays, shape=shape)
         if weight.data.shape == shape:
             weight._pack(weight.data, library)

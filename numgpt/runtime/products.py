@@ -59,6 +59,8 @@ def matmul(
     neither."""
     if not isinstance(b, np.ndarray):
         return b.product(a, out)
+    if not isinstance(a, np.ndarray):  # a b = (bᵀ aᵀ)ᵀ
+        return a.T.product(b.T, None if out is None else out.T).T
     if out is None:
         out = empty((a.shape[0], b.shape[1]), a.dtype)
     if a.dtype == np.float32 and len(a) * b.size >= LEAST_FOR_ONEDNN and _by_onednn(a, b, out):

@@ -35,7 +35,7 @@ from numgpt.models.config import Config
 from numgpt.models.lora import Adapter, LoRAConfig, adapter_shapes
 from numgpt.models.parameters import Layout, Parameters
 from numgpt.options import OptionError
-from numgpt.runtime import DTYPES, physical_memory
+from numgpt.runtime import DTYPES, multiplies_rounded, physical_memory
 from numgpt.training.adamw import AdamW
 from numgpt.training.config import RunConfig, options_of
 from numgpt.training.step import Sums
@@ -283,8 +283,8 @@ def check_memory(config: RunConfig, model_config: Config, trained: int | None = 
     vectors = 12 * layers * width + model_config.vocab_size + model_config.context_length
     weights = vectors * width  # about
     trained = weights if trained is None else trained
-    batch = config.batch_size * config.longest * layers * width
-    rounded = 2 * weights if config.products != DTYPES[0] else 0
+    batch = config.batch_size * config.sequences * config.longest * layers * width
+    rounded = (2 if multiplies_rounded() else 4) * weights * (config.products != DTYPES[0])
     if (needed := 4 * (weights + 3 * trained + batch) + rounded) > physical_memory():
         longest = config.length_option
         raise OptionError(

@@ -49,9 +49,10 @@ class RunConfig:
     kind: ClassVar[str]  # by which a checkpoint is known
     command: ClassVar[str]  # of numgpt, which makes such runs
     length_option: ClassVar[str]  # the most tokens that a sequence of a batch has
+    sequences: ClassVar[int] = 1  # that one of a batch stands for
 
     steps: int = option(None, "optimizer steps", "schedule", whole(1))
-    batch_size: int = option(None, "sequences in a batch", "schedule", whole(1))
+    batch_size: int = option(None, "sequences, or groups of them, in a batch", "schedule", whole(1))
     grad_accum: int = option(
         1, "batches whose gradients make one step", "schedule", whole(1, MOST_ACCUMULATED)
     )

@@ -12,7 +12,7 @@ from numgpt.data.batch import NumberedBatch
 from numgpt.data.judgements import JudgedEncoder
 from numgpt.models import LanguageModel
 from numgpt.models.parameters import Gradients
-from numgpt.objectives import kto, mismatched_kl
+from numgpt.objectives import kto
 from numgpt.training.preferences import Referenced
 from numgpt.training.step import Sums
 from numgpt.training.tune_config import KTOConfig
@@ -38,7 +38,7 @@ class Judgements(Referenced):
         assert self.reference is not None
         half = len(batch.ids) // 2
         logps = model.log_probs(batch.ids[half:], batch.targets[half:]).sum(axis=1, dtype=float)
-        return mismatched_kl(logps, self.reference[batch.numbers, 1], count=1)
+        return float((logps - self.reference[batch.numbers, 1]).sum())
 
     def gradients(
         self, model: LanguageModel, batch: NumberedBatch, totals: Sums, add_to: Gradients | None
@@ -46,6 +46,8 @@ class Judgements(Referenced):
         count, half = totals[COMPLETIONS], len(batch.ids) // 2
 
         def objective(logp: np.ndarray) -> tuple[float, np.ndarray, dict[str, float]]:
+            if not np.isfinite(logp).all() or not np.isfinite(totals[KL]):
+                return np.nan, np.zeros_like(logp), {}  # which the loop tells
             loss, dlogps, metrics = self._kto(batch, logp.sum(axis=1), totals)
             return loss, dlogps[:, None] * np.ones_like(logp), metrics
 
@@ -97,5 +99,6 @@ class Judgements(Referenced):
         for batch in batches:
             half = len(batch.ids) // 2
             logps = model.log_probs(batch.ids[:half], batch.targets[:half]).sum(axis=1)
-            loss += self._kto(batch, logps, totals)[0]
+            finite = np.isfinite(logps).all() and np.isfinite(totals[KL])
+            loss += self._kto(batch, logps, totals)[0] if finite else np.nan
         return loss

@@ -7,7 +7,7 @@ once, before the first step, and kept in the run's directory: there is no second
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from numgpt.data.batch import IGNORED, NumberedBatch
 from numgpt.data.example_set import ExampleSet
 from numgpt.data.finding import REFERENCE_FILE
 from numgpt.data.preferences import PairEncoder
+from numgpt.files import replacing
 from numgpt.models import LanguageModel
 from numgpt.models.parameters import Gradients
 from numgpt.objectives import dpo
@@ -48,15 +49,15 @@ class Referenced(Tuning):
     @classmethod
     def restore(cls, state: RunState, out: Path, tokenizer: BaseTokenizer) -> None:
         super().restore(state, out, tokenizer)
-        if not _has_reference(state) or (out / REFERENCE_FILE).exists():
+        if not _has_reference(state):
             return
-        if state.model.adapter is None:
-            raise FileNotFoundError(
-                f"{out / REFERENCE_FILE} is missing, and the model that it was made by has been"
-                " trained on: put a copy of it back, or start a new run"
-            )
-        with state.model.without_adapter():
-            write_reference(out, state)
+        try:
+            read_reference(out, state)
+        except (ValueError, FileNotFoundError):
+            if state.model.adapter is None:
+                raise  # the model that it was made by has been trained on
+            with state.model.without_adapter():
+                write_reference(out, state)
 
 
 class Preferences(Referenced):
@@ -78,6 +79,8 @@ class Preferences(Referenced):
         self, model: LanguageModel, batch: NumberedBatch, totals: Sums, add_to: Gradients | None
     ) -> tuple[Sums, Gradients]:
         def objective(logp: np.ndarray) -> tuple[float, np.ndarray, dict[str, float]]:
+            if not np.isfinite(logp).all():
+                return np.nan, np.zeros_like(logp), {}  # which the loop tells
             loss, derivatives, metrics = self._dpo(batch, logp, totals[PAIRS])
             return loss, np.concatenate(derivatives)[:, None] * np.ones_like(logp), metrics
 
@@ -115,11 +118,11 @@ class Preferences(Referenced):
         return {name: sums[name] / sums[PAIRS] for name in own}
 
     def held_out_loss(self, model: LanguageModel) -> float:
-        count = len(self.examples.val)
-        return sum(
-            self._dpo(batch, model.log_probs(batch.ids, batch.targets), count)[0]
-            for batch in self.held_out()
-        )
+        count, loss = len(self.examples.val), 0.0
+        for batch in self.held_out():
+            logp = model.log_probs(batch.ids, batch.targets)
+            loss += self._dpo(batch, logp, count)[0] if np.isfinite(logp).all() else np.nan
+        return loss
 
 
 def _has_reference(state: RunState) -> bool:
@@ -132,25 +135,30 @@ def write_reference(directory: Path, state: RunState) -> None:
     as it is."""
     examples = ExampleSet(directory, state.tokens, 2)
     logps = np.empty((len(examples), 2), np.float64)
-    for batch in _batches(examples, state.config.batch_size):
-        logp = state.model.log_probs(batch.ids, batch.targets).sum(axis=1, dtype=np.float64)
-        logps[batch.numbers] = logp.reshape(2, -1).T
-    np.savez(directory / REFERENCE_FILE, logps=logps, tokens=state.tokens.sha256)
+    numbers = np.arange(len(examples))
+    with state.model.autocast(state.config.products):  # as the policy will be
+        for batch in examples.in_order(numbers, state.config.batch_size):
+            logp = state.model.log_probs(batch.ids, batch.targets).sum(axis=1, dtype=np.float64)
+            logps[batch.numbers] = logp.reshape(2, -1).T
+    with replacing(directory / REFERENCE_FILE) as file:
+        np.savez(file, logps=logps, tokens=state.tokens.sha256)  # type: ignore[arg-type]
 
 
 def read_reference(directory: Path, state: RunState) -> np.ndarray:
-    """(pairs, 2).  Raises ValueError where the file is damaged, or of other tokens."""
+    """(pairs, 2).  Raises FileNotFoundError or ValueError where the file is missing, damaged, or of
+    other tokens."""
     path = directory / REFERENCE_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing, which holds what the model that the run began as makes of the"
+            " data: put a copy of it back, or start a new run"
+        )
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as saved:
-            logps, tokens = saved["logps"], str(saved["tokens"])
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+            logps, tokens = saved["logps"].astype(np.float64), str(saved["tokens"])
+    except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is damaged ({error}): put a copy of it back") from None
     pairs = len(ExampleSet(directory, state.tokens, 2))
     if tokens != state.tokens.sha256 or logps.shape != (pairs, 2) or not np.isfinite(logps).all():
         raise ValueError(f"{path} is not of the pairs that the run began with: put that one back")
     return logps
-
-
-def _batches(examples: ExampleSet, batch_size: int) -> Iterator[NumberedBatch]:
-    return examples.in_order(np.arange(len(examples)), batch_size)

@@ -15,7 +15,7 @@ from numgpt.runtime import DTYPES
 from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES
 from numgpt.tokenizer.conversation import template_variables
 from numgpt.training import defaults
-from numgpt.training.config import RunConfig, option
+from numgpt.training.config import RunConfig, option, options_of
 
 MOST_EPOCHS = 1_000_000
 
@@ -175,9 +175,13 @@ class ReferenceConfig(TuningConfig):
     """The options of objectives that compare the policy with the model that it began as."""
 
     many, lora_lr = defaults.PREFERENCES, defaults.PREFERENCES_LORA_LR
+    sequences = 2
 
     beta: float = option(
-        0.1, "how dearly leaving the reference is paid for", "objective", number(above=0)
+        0.1,
+        "how dearly leaving the reference is paid for; of simpo and orpo the margin's weight",
+        "objective",
+        number(above=0),
     )
 
     @property
@@ -205,6 +209,8 @@ class DPOConfig(ReferenceConfig):
 
     def validate(self) -> None:
         super().validate()
+        if self.gamma != options_of(DPOConfig)["gamma"].default and self.loss_type != "simpo":
+            raise OptionError.of(self, "{gamma} is not for {loss_type}: it is the margin of simpo")
         if self.label_smoothing and self.loss_type not in SMOOTHED:
             raise OptionError.of(
                 self, "{label_smoothing} is not for {loss_type}: leave it out, or choose sigmoid"

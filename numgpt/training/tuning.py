@@ -175,11 +175,12 @@ class _Shown:
     def __init__(self, count: int, tokenizer: BaseTokenizer, report: Callback):
         self.left, self.tokenizer, self.report = count, tokenizer, report
 
-    def __call__(self, example: Example) -> None:
+    def __call__(self, example: Example, name: str) -> None:
         if self.left:
             self.left -= 1
             text = printable(marked(example, self.tokenizer))
-            self.report(Note(f"--- trained on: the text between « and » ---\n{text}"))
+            what = f"{name}, " if name else ""
+            self.report(Note(f"--- {what}trained on: the text between « and » ---\n{text}"))
 
 
 class Tuning(RunTask):

@@ -236,3 +236,10 @@ def test_lora_takes_any_leading_axes_as_rows():
 def test_lora_says_which_ranks_differ(a, b, message):
     with pytest.raises(ValueError, match=message):
         layers.lora_forward(np.ones((4, 6)), np.ones(a), np.ones(b), 1.0)
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, np.nan])
+def test_a_temperature_is_above_0(temperature):
+    x, weight = np.ones((2, 3)), np.ones((4, 3))
+    with pytest.raises(ValueError, match=f"temperature={temperature}: expected a number above 0"):
+        layers.linear_log_probs_forward(x, weight, np.array([0, 1]), temperature)

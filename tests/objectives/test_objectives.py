@@ -243,6 +243,45 @@ def test_advantages_are_whitened_over_the_whole_step():
         np.testing.assert_allclose(part[0], white[row], atol=1e-12)
 
 
+def test_what_does_not_count_within_a_completion_is_passed_over():
+    """As what a tool wrote, between two parts of an answer."""
+    rewards, values, mask = (
+        np.array([[0.0, 0, 7, 1]]),
+        np.array([[0.5, 0.25, 9, 2]]),
+        [[1, 1, 0, 1]],
+    )
+    mask = np.array(mask)
+    advantages, returns = objectives.gae(rewards, values, mask, gamma=0.5, lam=0.5)
+    without = mask[0] == 1
+    expected = objectives.gae(rewards[:, without], values[:, without], mask[:, without], 0.5, 0.5)
+    np.testing.assert_array_equal(advantages[:, without], expected[0])
+    np.testing.assert_array_equal(returns[:, without], expected[1])
+    assert advantages[0, 2] == returns[0, 2] == 0
+
+
+def test_what_a_model_knows_by_heart_is_no_nan():
+    """A mean log-probability of 0, as float32 has it, or a little above."""
+    for value in (0.0, 1e-7, -1e-9):
+        logps = np.array([value, -2.0], np.float32), np.array([-3.0, -1.0], np.float32)
+        lengths = np.array([1, 4]), np.array([2, 3])
+        loss, by, _ = objectives.dpo(*logps, loss_type="orpo", lengths=lengths)
+        assert np.isfinite(loss)
+        assert all(np.isfinite(d).all() for d in by)
+
+
+def test_an_advantage_of_0_is_no_nan_however_far_the_policy_went():
+    logps, old = np.full((1, 9), -1.0), np.full((1, 9), -200.0)
+    loss, dlogps, _ = objectives.rloo(logps, old, np.zeros(1), np.ones((1, 9)))
+    assert loss == 0
+    assert (dlogps == 0).all()
+
+
+def test_the_kl_is_told_wherever_there_is_a_reference():
+    assert "kl" not in objectives.grpo(BT, BT, B2, ONES)[2]
+    told = objectives.grpo(BT, BT, B2, ONES, BT - 1)[2]["kl"]
+    assert told == pytest.approx(np.exp(-1) + 1 - 1)
+
+
 def test_the_reward_of_a_token():
     logps, ref = np.array([[-1.0, -3.0, 0.0]]), np.array([[-2.0, -1.0, 0.0]])
     for length, expected in ((3, [-0.5, 1, 4]), (2, [-0.5, 5, 0]), (1, [3.5, 0, 0]), (0, [0] * 3)):
@@ -285,7 +324,7 @@ BAD = [
     (lambda: objectives.grpo(BT, BT, B2, ONES, level="x"), "level='x': expected token or"),
     (lambda: objectives.grpo(BT, BT, B2, ONES, beta=0.1), "beta=0.1 needs ref_logps"),
     (lambda: objectives.grpo(BT, BT, B2[:1], ONES), r"advantages have shape \(1,\): expected \(2,"),
-    (lambda: objectives.grpo(BT, BT, B2, ONES[:1]), r"mask has shape \(1, 3\), the log-prob"),
+    (lambda: objectives.grpo(BT, BT, B2, ONES[:1]), r"advantages have shape \(2,\): expected \(1,"),
     (lambda: objectives.grpo(BT, BT, B2, ONES, loss_type="dr_grpo"), "dr_grpo' needs max_length"),
     (lambda: objectives.grpo(BT, BT, B2, ONES, epsilon=0.0), "epsilon=0.0: expected a number"),
     (lambda: objectives.grpo(BT * np.nan, BT, B2, ONES), "logps holds nan: expected numbers"),
@@ -294,6 +333,9 @@ BAD = [
     (lambda: objectives.group_advantages(B2, 2, "all"), "scale='all': expected group or batch"),
     (lambda: objectives.kl(B2, B2, "k2"), "estimator='k2': expected k1 or k3"),
     (lambda: objectives.reinforce(BT, B2[:1], ONES), r"advantages have shape \(1,\)"),
+    (lambda: objectives.ppo(BT, BT, BT[0], ONES), r"advantages has shape \(3,\), mask \(2, 3\)"),
+    (lambda: objectives.ppo(BT, BT[:1], BT, ONES), r"old_logps has shape \(1, 3\), mask \(2, 3\)"),
+    (lambda: objectives.grpo(BT, BT, B2 * np.nan, ONES), "advantages holds nan: expected numbers"),
     (lambda: objectives.rloo(BT, BT, B2[:1], ONES), r"advantages have shape \(1,\)"),
 ]  # fmt: skip
 

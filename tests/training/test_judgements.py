@@ -49,7 +49,7 @@ def test_each_stands_beside_the_completion_of_another(data, tmp_path):
     trainer = start(data, tmp_path / "run")
     examples, decode = trainer.task.examples, trainer.tokenizer.decode
     for number, line in enumerate(JUDGED):
-        other = JUDGED[number - 1 if number else 1]
+        other = JUDGED[2 if number < 2 else number - number % 2 - 1]  # of another prompt
         for place, said in enumerate((line["completion"], other["completion"])):
             example = examples.example(number, place)
             text = decode(example.ids, skip_special_tokens=True)
@@ -118,13 +118,13 @@ def test_a_run_that_was_interrupted_ends_bit_for_bit(data, tmp_path, lora_r):
 
 WRONG = [
     ([PAIRS[0]], "line 1: it has prompt, chosen and rejected: completions that were judged"),
-    ([JUDGED[0]], "data has one completion: KTO compares each with others"),
+    ([JUDGED[0]], "data has completions of one prompt alone: KTO compares each"),
     (
         [JUDGED[0], {"prompt": "a", "completion": "b"}],
         "line 2 has prompt and completion, the",
     ),
     (
-        [JUDGED[0], JUDGED[1] | {"completion": ""}],
+        [JUDGED[0], JUDGED[2] | {"completion": ""}],
         "line 2: the completion is empty",
     ),
 ]
@@ -135,6 +135,16 @@ def test_what_was_not_judged_is_named(tmp_path, lines, message):
     data = write(tmp_path / "a.jsonl", *lines)
     refused(lambda: start(data, tmp_path / "run"), message)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_long_completion_takes_no_other_with_it(tmp_path):
+    long = {"completion": " and" * 90}
+    lines = [JUDGED[0], JUDGED[2] | long, JUDGED[4], JUDGED[6]]
+    trainer = start(write(tmp_path / "a.jsonl", *lines), tmp_path / "run", max_length=20)
+    examples = trainer.task.examples
+    assert len(examples) == 3  # the long one alone is left out
+    assert len(examples.example(0, 1).ids) == 20  # beside others it is cut
+    assert examples.example(0, 1).loss_mask.any()
 
 
 def test_supervised_tuning_does_not_learn_what_was_judged_bad(data, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 
@@ -13,7 +14,7 @@ import numgpt
 from numgpt import objectives
 from numgpt.data.finding import REFERENCE_FILE
 from numgpt.formats import read_safetensors
-from numgpt.training import DPOConfig, Trainer
+from numgpt.training import DPOConfig, Trainer, TrainingError
 from numgpt.training.checkpoint import load_checkpoint
 
 PAIRS = [
@@ -149,10 +150,11 @@ def test_a_reference_that_is_gone_is_made_again_from_the_base(data, tmp_path):
     path = tmp_path / "run" / REFERENCE_FILE
     with np.load(path) as saved:
         before = saved["logps"]
-    path.unlink()
-    again = Trainer.resume(tmp_path / "run", {"steps": 5})
-    np.testing.assert_array_equal(again.task.reference, before)
-    again.run()
+    for steps, damage in ((5, path.unlink), (6, lambda: path.write_bytes(b"PK half"))):
+        damage()
+        again = Trainer.resume(tmp_path / "run", {"steps": steps})
+        np.testing.assert_array_equal(again.task.reference, before)
+        again.run()
 
 
 def test_what_the_reference_file_can_not_be(data, tmp_path):
@@ -163,14 +165,17 @@ def test_what_the_reference_file_can_not_be(data, tmp_path):
     def resume():
         return Trainer.resume(tmp_path / "whole", {"steps": 2})
 
-    for damaged in (good[:50], b"", b"x" * 99):
+    plain, text = io.BytesIO(), io.BytesIO()
+    np.save(plain, np.zeros((6, 2)))
+    np.savez(text, logps=np.full((6, 2), "a"), tokens="b")
+    for damaged in (good[:50], b"", b"x" * 99, plain.getvalue(), text.getvalue()):
         path.write_bytes(damaged)
         refused(resume, "is damaged .*put a copy of it back", path)
     with np.load(__file__.replace("test_preferences.py", "../goldens/adamw.npz")) as other:
         np.savez(path, logps=np.zeros((2, 2)), tokens=next(iter(other)))
     refused(resume, "is not of the pairs that the run began with", path)
     path.unlink()
-    refused(resume, "is missing, and the model that it was made by has been trained on", path)
+    refused(resume, "is missing, which holds what the model that the run began as", path)
 
 
 def test_held_out_pairs_decide_and_need_no_gradients(data, tmp_path):
@@ -191,16 +196,37 @@ def test_a_prompt_that_is_missing_is_what_both_begin_with(tmp_path):
         name: [*talk, {"role": "assistant", "content": said}]
         for name, said in (("chosen", "I."), ("rejected", "Nobody."))
     }
-    for fields, prompt in ((texts, "To be, or "), (messages, None)):
+    for fields, prompt in ((texts, "To be, or"), (messages, None)):
         trainer = start(write(tmp_path / "a.jsonl", fields), tmp_path / f"run {prompt}")
         chosen, rejected = (trainer.task.examples.example(0, place) for place in (0, 1))
         split = int(np.argmax(chosen.loss_mask))
         np.testing.assert_array_equal(chosen.ids[:split], rejected.ids[:split])
         if prompt is not None:
             assert trainer.tokenizer.decode(chosen.ids[:split]) == prompt
+            whole = trainer.tokenizer.encode(texts["chosen"])
+            assert chosen.ids.tolist()[: len(whole)] == whole  # cut where a token ends
         trainer.lock.release()
 
 
+def test_a_prompt_beside_whole_conversations_is_not_said_twice(tmp_path):
+    """As ultrafeedback_binarized has it."""
+    said = {
+        name: [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": answer}]
+        for name, answer in (("chosen", "I."), ("rejected", "Nobody."))
+    }
+    trainer = start(write(tmp_path / "a.jsonl", {"prompt": "Who?"} | said), tmp_path / "run")
+    text = trainer.tokenizer.decode(trainer.task.examples.example(0).ids)
+    assert text.count("Who?") == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_reference_is_computed_as_the_policy_is(data, tmp_path, dtype):
+    start(data, tmp_path / "run", steps=1, lora_r=0, dtype=dtype).run()
+    (first,) = logged(tmp_path / "run")
+    assert first["loss"] == pytest.approx(math.log(2), rel=1e-6)
+
+
+ANSWER = {"role": "assistant", "content": "k"}
 WRONG = [
     (
         [{"prompt": "a", "completion": "b"}],
@@ -208,10 +234,17 @@ WRONG = [
     ),
     ([{"prompt": "a", "chosen": "b", "rejected": "b"}], "line 1: chosen and rejected are the same"),
     ([{"prompt": "a", "chosen": "b"}], "line 1 lacks 'rejected'"),
-    ([{"prompt": "a", "chosen": "", "rejected": "b"}], "line 1: the completion is empty"),
+    (
+        [{"prompt": "a", "chosen": "", "rejected": "b"}],
+        "line 1: chosen is empty, or says no more than the other",
+    ),
     (
         [{"prompt": "a", "chosen": "b", "rejected": [{"role": "assistant", "content": "c"}]}],
         "line 1: of chosen and rejected one is a text, the other messages",
+    ),
+    (
+        [{n: [{"role": "user", "content": n}, ANSWER] for n in ("chosen", "rejected")}],
+        "line 1: chosen and rejected are not two answers to the same messages",
     ),
     ([PAIRS[0], {"prompt": "a", "chosen": 5, "rejected": "b"}], "line 2: chosen is 5, expected"),
 ]
@@ -263,6 +296,13 @@ def test_dpo_reaches_the_optimum_that_its_derivation_claims():
     assert np.exp(log_ref) @ (log_ref - log_p) > 0.05  # it has gone somewhere
 
 
+def test_a_run_that_diverges_says_so_and_keeps_its_checkpoint(data, tmp_path):
+    trainer = start(data, tmp_path / "run", lr=1e30, save_every=1)
+    with pytest.raises(TrainingError, match=r"at step \d the loss is nan|weights are not finite"):
+        trainer.run()
+    assert load_checkpoint(tmp_path / "run").optimizer.steps < 6
+
+
 def test_the_command_line(data, tmp_path, capsys):
     from numgpt import cli
 
@@ -281,6 +321,8 @@ def test_the_command_line(data, tmp_path, capsys):
     assert cli.main([*base, "--model", "shakespeare", "--label-smoothing", "0.1"]) == 2
     assert "holds a checkpoint" in capsys.readouterr().err
     base[base.index(out)] = str(tmp_path / "other")
+    assert cli.main([*base, "--model", "shakespeare", "--gamma", "1"]) == 2
+    assert "--gamma 1.0 is not for --loss-type 'sigmoid'" in capsys.readouterr().err
     wrong = [*base, "--model", "shakespeare", "--label-smoothing", "0.1", "--loss-type", "ipo"]
     assert cli.main(wrong) == 2
     assert "--label-smoothing 0.1 is not for --loss-type 'ipo'" in capsys.readouterr().err
