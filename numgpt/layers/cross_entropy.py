@@ -62,8 +62,9 @@ class TokenStatistics:
     @classmethod
     def of(cls, z: np.ndarray, targets: np.ndarray) -> TokenStatistics:
         """Of logits z (N, V) and targets (N,), which all count."""
-        correct = z[np.arange(len(z)), targets] >= z.max(axis=1)
-        return cls(len(z), int(np.count_nonzero(correct)), float(_entropies(z).sum()))
+        entropies, highest = _entropies(z)
+        correct = z[np.arange(len(z)), targets] >= highest
+        return cls(len(z), int(np.count_nonzero(correct)), float(entropies.sum()))
 
     def add(self, other: TokenStatistics) -> None:
         self.tokens += other.tokens
@@ -160,7 +161,7 @@ def linear_log_probs_forward(
     def on_rows(z: np.ndarray, *of_rows: np.ndarray) -> None:
         targets, logp, highest, total, entropies = of_rows
         if entropy:
-            entropies[:] = _entropies(z)
+            entropies[:], _ = _entropies(z)
         logp[:], _, highest[:], total[:] = _log_probs(z, targets)
 
     of_rows = targets_counted, logp_counted, highest, total, entropies
@@ -216,11 +217,12 @@ def _log_probs(
     return z_target - highest[:, 0] - np.log(total[:, 0]), p_z, highest, total
 
 
-def _entropies(z: np.ndarray) -> np.ndarray:
-    """H = -Σ p log p = log Z - Σ p (z - M) of each row, as log p = z - M - log Z and Σ p = 1.
-    z (n, V) -> (n,)."""
+def _entropies(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """H = -Σ p log p = log Z - Σ p (z - M) of each row, as log p = z - M - log Z and Σ p = 1, and
+    M.  z (n, V) -> (n,), (n,)."""
     p_z, highest, total = exponentials(z.copy())
-    return (np.log(total) - np.vecdot(p_z, z - highest)[:, None] / total)[:, 0]
+    entropies = np.log(total) - np.vecdot(p_z, z - highest)[:, None] / total
+    return entropies[:, 0], highest[:, 0]
 
 
 def _dz_of_entropy(
