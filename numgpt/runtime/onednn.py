@@ -11,10 +11,9 @@ instruction takes v inputs of 16 outputs, and a product walks through W once, so
 take hardly longer than one. That of int8, vpdpbusd, multiplies an unsigned x by a signed W: x comes
 as x + 128, and `shift` takes 128 Σ_i W_oi off.
 
-Threads. oneDNN has OpenMP's, which wait for work by spinning, as OpenBLAS's do. On two cores those
-that spin for one library push a thread of the other onto the main thread's core, where it stays for
-milliseconds: of products by both in turn some took twenty times as long. So where oneDNN is used,
-OpenBLAS is held to one thread, and large products of float32 are oneDNN's, but for a single row
+Threads. oneDNN's, OpenMP's, spin while they wait, as OpenBLAS's do, and on two cores push these
+aside: products by both in turn took up to twenty times as long. So where oneDNN is used, OpenBLAS
+is held to one thread, and large products of float32, but for a single row, are oneDNN's
 (products.py). In numgpt's own threads, and in a forked child, a product keeps to its thread.
 """
 
@@ -37,12 +36,10 @@ DISTRIBUTION = "onednn-cpu-gomp"  # what the extra installs
 # As it is loaded, unless they are set: a thread spins for some 0.3 ms, and nothing is printed.
 SETTINGS = {"GOMP_SPINCOUNT": "20000", "ONEDNN_VERBOSE": "none"}
 INPUTS, OUTPUTS = 16, 64  # of a block of packed weights
-# dnnl_types.h, the same in all of oneDNN 3.
-CODES = {"float32": 3, "bfloat16": 2, "int8": 5, "uint8": 6}
+CODES = {"float32": 3, "bfloat16": 2, "int8": 5, "uint8": 6}  # dnnl_types.h of all oneDNN 3
 CPU, IN_ORDER, AS_IT_LIKES, BY_OUTPUT = 1, 1, 1, 1 << 1
 WEIGHTS_LIE, COUNT, SIZES = 131, 263, 264  # what is asked; the last two of blocks
-WEIGHTS = 33
-ARGUMENTS = 1, 17, WEIGHTS, 4096 | WEIGHTS, 41  # a primitive's: source, target, W, scales, shift
+ARGUMENTS = 1, 17, (WEIGHTS := 33), 4096 | WEIGHTS, 41  # source, target, W, scales, shift
 GEMMS = {"float32": "sgemm", "uint16": "gemm_bf16bf16f32"}  # which no manual has: on trial
 OF_X = {"bfloat16": "bfloat16", "int8": "uint8"}  # by the kind of W
 
@@ -101,13 +98,17 @@ class OneDNN:
         self._call(GEMMS[a.dtype.name], *sizes, 1.0, *of_a[1:], *of_b[1:], 0.0, *of_out[1:])
         return True
 
+    def round(self, x: np.ndarray, out: np.ndarray) -> None:
+        """x, float32 in C order -> out, bfloat16 as uint16; what is below 2⁻¹²⁶ becomes 0."""
+        exact, rounded = (self._array(kind, x.size) for kind in ("float32", "bfloat16"))
+        self._reorder(exact, x, rounded, out)
+
     def pack(self, kind: str, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
         """W (O, I) of a kind, in C order -> packed, of this shape; None where it is not to be."""
         if (order := self.order(kind, *rows.shape)) is None:
             return None
-        outputs, width = rows.shape
-        packed = own_pages(shape, rows.dtype)
-        self._reorder(self._array(kind, width, outputs, strides=(1, width)), rows, order, packed)
+        lies = self._array(kind, *rows.T.shape, strides=(1, rows.shape[1]))
+        self._reorder(lies, rows, order, packed := own_pages(shape, rows.dtype))
         return packed
 
     def unpack(self, kind: str, packed: np.ndarray, width: int) -> np.ndarray:
@@ -182,9 +183,9 @@ class OneDNN:
         self._choose_threads()
         how = lies, self._engine, to, self._engine, None
         described = self._make("reorder_primitive_desc_create", *how)
-        primitive = self._make("primitive_create", described)
         memories = [self._memory(lies, address(source)), self._memory(to, address(target))]
-        self._call("primitive_execute", primitive, self._stream, 2, _arguments(memories))
+        reorder = self._make("primitive_create", described), self._stream
+        self._call("primitive_execute", *reorder, 2, _arguments(memories))
 
     def _make(self, name: str, *arguments: Any) -> _Object:
         made, (what, _) = _Object(), name.removeprefix("matmul_").split("_create")

@@ -51,8 +51,9 @@ class Rounded(Weight):
         """matrix (M, N) in float32; one that lies in columns stays so."""
         if matrix.strides[0] < matrix.strides[1]:
             return cls.of(matrix.T).T
-        bits = to_bfloat16(np.ascontiguousarray(matrix))
-        if multiplier() is None:
+        library = multiplier()
+        bits = to_bfloat16(np.ascontiguousarray(matrix), library)
+        if library is None:
             return cls(from_bfloat16(bits, np.empty_like(bits, np.float32)))
         return cls(bits)
 
