@@ -12,6 +12,7 @@ import io
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -101,6 +102,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     except MemoryError as error:
         return _fail(f"out of memory ({error}): use a smaller model, batch or context", 1)
     except (OSError, ArithmeticError, HubError, TrainingError) as error:
+        if isinstance(error, TrainingError) and error.__cause__ is not None:  # of a user's function
+            tell("".join(traceback.format_exception(error.__cause__)).rstrip())
         too_long = getattr(error, "errno", None) == errno.ENAMETOOLONG
         return _fail(in_flags(error, options), 2 if too_long else 1)
     return 0

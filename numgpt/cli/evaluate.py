@@ -1,4 +1,5 @@
-"""numgpt eval: loss, perplexity and bits per byte of a text."""
+"""numgpt eval: loss, perplexity and bits per byte of a text; or how often a reward model prefers
+what people preferred."""
 
 from __future__ import annotations
 
@@ -21,8 +22,12 @@ from numgpt.cli.common import (
 from numgpt.data.corpus import find_texts
 from numgpt.data.records import ENDINGS
 from numgpt.evaluation.perplexity import Evaluation, sliding_window_loss
+from numgpt.evaluation.preferences import preference_accuracy
 from numgpt.formats import load
 from numgpt.messages import tell
+from numgpt.models import LanguageModel
+from numgpt.options import OptionError
+from numgpt.tokenizer import BaseTokenizer
 from numgpt.tokenizer.reading import read_text
 
 
@@ -30,14 +35,22 @@ def register(subparsers: Any) -> None:
     parser = add_command(
         subparsers,
         "eval",
-        "measure how well a model predicts a text",
-        "numgpt eval --model runs/first --data book.txt",
+        "measure how well a model predicts a text, or judges answers",
+        "numgpt eval --model runs/first --data book.txt\n"
+        "numgpt eval --model runs/judge --preferences held-out.jsonl",
         run,
     )
     add_model(parser)
     add_dtype(parser)
-    parser.add_argument(
-        "--data", required=True, nargs="+", metavar="FILE", help="text: files, directories or globs"
+    measured = parser.add_mutually_exclusive_group(required=True)
+    measured.add_argument(
+        "--data", nargs="+", metavar="FILE", help="text: files, directories or globs"
+    )
+    measured.add_argument(
+        "--preferences",
+        nargs="+",
+        metavar="FILE",
+        help="JSON lines of prompt, chosen and rejected, for a reward model",
     )
     parser.add_argument(
         "--context", type=whole, metavar="N", help="tokens in a window (default: the model's most)"
@@ -51,6 +64,8 @@ def register(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     model, tokenizer = load(options.model, adapter=options.adapter, dtype=options.dtype)
+    if options.preferences is not None:
+        return _judge(model, tokenizer, options)
     files = find_texts(options.data)
     if lines := [file for file in files if str(file).endswith(ENDINGS)]:
         tell(f"numgpt: note: {lines[0]} is JSON: measured as the text it is, keys and all")
@@ -78,3 +93,16 @@ def run(options: argparse.Namespace) -> None:
         f"{result.tokens:,} tokens, {result.bytes:,} bytes, in {seconds:.1f} s"
         f" ({result.tokens / seconds:,.0f} tokens/s)",
     )
+
+
+def _judge(model: LanguageModel, tokenizer: BaseTokenizer, options: argparse.Namespace) -> None:
+    for name in ("context", "stride"):
+        if getattr(options, name) is not None:
+            raise OptionError(f"{{{name}:name}} is for {{data:name}}: pairs are read whole")
+    result = preference_accuracy(
+        model, tokenizer, options.preferences, lambda done: show_progress(f"{done:,} pairs")
+    )
+    print(f"accuracy       {result.accuracy:.4f}")
+    print(f"margin         {result.margin:.4f}")
+    left_out = f"; {result.left_out:,} left out, too long for the model" if result.left_out else ""
+    tell(f"{result.pairs:,} pairs{left_out}")

@@ -20,7 +20,7 @@ from numgpt.training.checkpoint import checkpoint_bytes
 from numgpt.training.config import GROUPS, RunConfig, TrainConfig, options_of
 from numgpt.training.log import CURVE_FILE, can_plot, plot_curve
 from numgpt.training.records import Record
-from numgpt.training.tune_config import ReferenceConfig, TuningConfig
+from numgpt.training.tune_config import TuningConfig
 
 # What a file of options may have beside those of a run.
 OF_COMMAND: dict[str, type] = {"out": str, "resume": str, "overwrite": bool, "threads": int}
@@ -44,11 +44,12 @@ TUNED = {
     "save_every": "an epoch, up to 50",
 }
 
-PREFERRED = {
-    "batch_size": f"{defaults.PREFERENCES[1]}",
-    "epochs": f"{defaults.PREFERENCES[0]}",
-    "lr": f"{defaults.PREFERENCES_LORA_LR:g}; of the whole model {defaults.PREFERENCES[2]:g}",
-}
+
+def _fixed_defaults(config_class: type[TuningConfig]) -> dict[str, str]:
+    """Of kinds whose defaults are the same however many examples there are."""
+    epochs, batch_size, lr = config_class.many
+    rates = f"{config_class.lora_lr:g}; of the whole model {lr:g}"
+    return {"batch_size": f"{batch_size:g}", "epochs": f"{epochs:g}", "lr": rates}
 
 
 def add_run_options(parser: argparse.ArgumentParser, config_class: type[RunConfig]) -> None:
@@ -86,7 +87,7 @@ def add_run_options(parser: argparse.ArgumentParser, config_class: type[RunConfi
 def _default_of(name: str, config_class: type[RunConfig]) -> str:
     """What --help says of an option's default."""
     if issubclass(config_class, TuningConfig) and name in TUNED:
-        of_kind = TUNED | (PREFERRED if issubclass(config_class, ReferenceConfig) else {})
+        of_kind = TUNED | (_fixed_defaults(config_class) if not config_class.few else {})
         return f" (default {of_kind[name]})"
     if config_class is TrainConfig and name in defaults.FROM_NOTHING:
         tuned = defaults.FROM_A_MODEL.get(

@@ -13,7 +13,14 @@ from numgpt.cli.common import add_command, show_progress
 from numgpt.evaluation.exact import MOST_TOKENS, ExactMatch, exact_match, questions
 from numgpt.messages import quoted, tell
 from numgpt.options import OptionError
-from numgpt.training import DPOConfig, KTOConfig, Trainer, TuneConfig
+from numgpt.training import (
+    DPOConfig,
+    GRPOConfig,
+    KTOConfig,
+    RewardConfig,
+    Trainer,
+    TuneConfig,
+)
 from numgpt.training.tuning import Examples
 
 SHOWN = 100  # characters of a prompt
@@ -66,6 +73,31 @@ def register(subparsers: Any) -> None:
         run_preferences,
     )
     runs.add_run_options(kto, KTOConfig)
+    reward = add_command(
+        methods,
+        "reward",
+        "a reward model: score the answers that were chosen above those that were rejected",
+        "numgpt tune reward --model smollm2 --data preferences.jsonl --out runs/judge\n"
+        "numgpt eval --model runs/judge --preferences held-out.jsonl\n"
+        "where a line of the file is\n"
+        '{"prompt": "…", "chosen": "…", "rejected": "…"}  of texts, or of lists of messages',
+        run_reward,
+    )
+    runs.add_run_options(reward, RewardConfig)
+    grpo = add_command(
+        methods,
+        "grpo",
+        "rewards: make those of the model's own answers likelier that are better than the others",
+        "numgpt tune grpo --model smollm2 --data questions.jsonl --reward exact --out runs/grpo\n"
+        "numgpt tune grpo --model smollm2 --data q.jsonl --reward mine.py:score length:40"
+        " --reward-weights 1 0.2 --out runs/both\n"
+        "numgpt tune grpo --model smollm2 --task reasoning_gym:chain_sum --out runs/sums\n"
+        "where a line of the file is\n"
+        '{"prompt": "…", "answer": "…"}  the prompt a text, or a list of messages; all else is for'
+        " the reward",
+        run_rollouts,
+    )
+    runs.add_run_options(grpo, GRPOConfig)
 
 
 def run_sft(options: argparse.Namespace) -> None:
@@ -74,6 +106,20 @@ def run_sft(options: argparse.Namespace) -> None:
 
 def run_preferences(options: argparse.Namespace) -> None:
     runs.run(options, _check, _end_of_preferences)
+
+
+def run_reward(options: argparse.Namespace) -> None:
+    runs.run(options, _check, _end_of_reward)
+
+
+def run_rollouts(options: argparse.Namespace) -> None:
+    runs.run(options, _check_rollouts, _end_of_rollouts)
+
+
+def _check_rollouts(chosen: dict[str, Any]) -> None:
+    if "task" not in chosen or "data" in chosen:
+        return _check(chosen)
+    _check(chosen | {"data": ""})
 
 
 def _check(chosen: dict[str, Any]) -> None:
@@ -132,6 +178,29 @@ def _end_of_preferences(trainer: Trainer) -> None:
     chat = trainer.task.state.tokens.conversations
     out = quoted(trainer.out)
     tell(f"try: numgpt {f'chat --model {out}' if chat else f'generate --model {out} …'} --greedy")
+
+
+def _end_of_reward(trainer: Trainer) -> None:
+    reports = [r for r in trainer.log.records if "accuracy" in r]
+    if reports:
+        last = reports[-1]
+        tell(f"step {last['step']}: {last['accuracy']:.0%} of the chosen answers score higher")
+    out = quoted(trainer.out)
+    tell(f"try: numgpt eval --model {out} --preferences …  or: numgpt tune grpo --reward {out} …")
+
+
+def _end_of_rollouts(trainer: Trainer) -> None:
+    """How the reward has changed."""
+    reports = [r for r in trainer.log.records if "reward" in r]
+    if reports:
+        first, last = reports[0], reports[-1]
+        tell(
+            f"mean reward {first['reward']:.3f} at step {first['step']}, {last['reward']:.3f} at"
+            f" step {last['step']}"
+        )
+    chat = trainer.task.state.tokens.conversations
+    out = quoted(trainer.out)
+    tell(f"try: numgpt {f'chat --model {out}' if chat else f'generate --model {out} …'}")
 
 
 def _answers(trainer: Trainer, task: Examples) -> dict[Path, tuple[int, dict[str, ExactMatch]]]:

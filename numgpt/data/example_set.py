@@ -51,7 +51,8 @@ class Counts:
         kept = f"{self.trained:,} example{'s' * (self.trained != 1)} of {self.kind}"
         if self.origins:
             kept += f" (made of {'; '.join(sorted(self.origins))})"
-        kept += f"; {self.counted:,} of {self.tokens:,} tokens are trained on"
+        if self.counted:  # of prompts alone, none are
+            kept += f"; {self.counted:,} of {self.tokens:,} tokens are trained on"
         kept += f"; {self.held_out:,} more held out" if self.held_out else ""
         if self.cut:
             kept += f"; {self.cut:,} too long, cut from the left of the prompt"
@@ -152,7 +153,11 @@ class ExampleSet:
         return -(-len(self.train) // batch_size)
 
     def batch(self, number: int, batch_size: int, seed: int) -> NumberedBatch:
-        """The batch of this number, from the beginning of the first epoch.
+        """The batch of this number, from the beginning of the first epoch."""
+        return self.padded(self.numbers(number, batch_size, seed))
+
+    def numbers(self, number: int, batch_size: int, seed: int) -> np.ndarray:
+        """Those of the groups in a batch.
 
         Each epoch goes through all examples in an order of its own. Within WINDOW batches examples
         are sorted by length, nearly, so that little is padded and yet no two epochs make the same
@@ -167,7 +172,7 @@ class ExampleSet:
         lengths = self._lengths[chosen]
         nearly = np.argsort(lengths * rng.uniform(1, JITTER, len(lengths)), kind="stable")
         batches = np.split(chosen[nearly], range(batch_size, len(chosen), batch_size))
-        return self.padded(batches[rng.permutation(len(batches))[place % WINDOW]])
+        return batches[rng.permutation(len(batches))[place % WINDOW]]
 
     def validation_batches(self, batch_size: int) -> Iterator[NumberedBatch]:
         """All that is held out, the shortest first."""

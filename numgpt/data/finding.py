@@ -12,6 +12,7 @@ from pathlib import Path
 from numgpt.options import OptionError, OptionFileError
 
 CHECKPOINT_FILE = "checkpoint.safetensors"  # by which a run is known
+PROMPTS_FILE = "prompts.jsonl"  # of a run that continues them: with what it is rewarded for
 REFERENCE_FILE = "reference.npz"  # what the model that a run began as makes of each completion
 STANDARD_INPUT = "-"
 OTHER_WEIGHTS = ("best", "last")  # directories in that of a run: the weights that it does not hold

@@ -8,13 +8,21 @@ loading        which of them it is; source brings the tensors into a model
 """
 
 from numgpt.formats.huggingface import save_model
-from numgpt.formats.loading import load, load_model, load_tokenizer, open_model, read_model
+from numgpt.formats.loading import (
+    is_reward_model,
+    load,
+    load_model,
+    load_tokenizer,
+    open_model,
+    read_model,
+)
 from numgpt.formats.names import SHIPPED, resolve
 from numgpt.formats.peft import load_adapter, save_adapter
 from numgpt.formats.safetensors import read_safetensors, write_safetensors
 
 __all__ = [
     "SHIPPED",
+    "is_reward_model",
     "load",
     "load_adapter",
     "load_model",

@@ -146,7 +146,14 @@ def save_model(
             if name in parameters:
                 told(name)
 
-    for name, array in model.parameters.items():
+    if model.head_parameters is not None:  # a reward model: its last token's score counts
+        tensors.pop(family.stored_name("lm_head.weight"), None)
+        tensors.pop(family.stored_name("lm_head"), None)
+        tensors |= model.head_parameters
+        kind = re.sub("LMHeadModel|ForCausalLM", "", fields["architectures"][0])
+        fields["architectures"] = [f"{kind}ForSequenceClassification"]
+        fields |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    for name, array in model.all_parameters.items():
         if not is_finite(array):
             raise ValueError(f"{name} holds NaN or infinity: such weights are not saved")
     with replacing_together(directory) as staged:

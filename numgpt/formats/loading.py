@@ -12,7 +12,7 @@ from numgpt.formats import huggingface, llamacpp, llmc, nanogpt, openai, peft
 from numgpt.formats.gguf import is_gguf
 from numgpt.formats.names import resolve
 from numgpt.formats.pytorch import is_pytorch
-from numgpt.formats.source import Source, read_parameters
+from numgpt.formats.source import Source, read_parameters, score_head
 from numgpt.formats.tensorflow import find_bundle
 from numgpt.messages import quoted, shown
 from numgpt.models.language_model import LanguageModel
@@ -69,6 +69,14 @@ def load(
     if adapter is not None:
         peft.load_adapter(model, adapter)
     return model, tokenizer
+
+
+def is_reward_model(directory: str | os.PathLike) -> bool:
+    """Whether a directory holds a model with a score head, or an adapter with one."""
+    path = Path(directory)
+    if peft.is_adapter(path) and not huggingface.is_model(path):
+        return peft.has_score_head(path)
+    return score_head(open_model(path)) is not None
 
 
 def check_belongs(tokenizer: BaseTokenizer, vocab_size: int, path: str | os.PathLike) -> None:
@@ -129,6 +137,8 @@ def read_model(
     parameters = read_parameters(source, report, mmap, dtype)
     model = source.family.model(source.config, parameters=parameters)
     model.generation_config = dict(source.generation)
+    if (head := score_head(source)) is not None:
+        model.add_score_head(head.finite())
     return model
 
 

@@ -32,6 +32,7 @@ from numgpt.formats.tensors import StoredTensor, read_json
 from numgpt.messages import quoted, shown
 from numgpt.models import LanguageModel
 from numgpt.models.lora import Adapter, LoRAConfig, adapter_shapes, fitting
+from numgpt.models.modules import SCORE
 from numgpt.models.parameters import Parameters
 from numgpt.options import OptionError
 
@@ -41,6 +42,7 @@ ADAPTER_FILE = "adapter_model.safetensors"
 PICKLED_ADAPTER_FILE = "adapter_model.bin"
 ADAPTER_FILES = (ADAPTER_CONFIG_FILE, ADAPTER_FILE, PICKLED_ADAPTER_FILE)
 _PREFIX = "base_model.model."
+_SAVED_MODULES = ["classifier", "score"]  # as PEFT names what may be a head
 FINGERPRINTED = 1 << 10  # values of each parameter
 _NEEDED = {"r": 8, "lora_alpha": 8}  # are not None; PEFT's defaults where they are left out
 _TENSOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_(A|B)\.weight")
@@ -52,14 +54,13 @@ _HARMLESS = frozenset(
     "peft_type base_model_name_or_path init_lora_weights task_type auto_mapping"  # noqa: SIM905
     " peft_version revision inference_mode fan_in_fan_out megatron_config megatron_core"
     " loftq_config eva_config corda_config lora_ga_config velora_config runtime_config"
-    " qalora_group_size ensure_weight_tying".split()
+    " qalora_group_size ensure_weight_tying modules_to_save".split()
 )
 # … and what it may say only if it says nothing by it: the field -> values that are none.
 _NOTHING: dict[str, tuple[Any, ...]] = {
     "use_dora": (False, None),
     "lora_bias": (False, None),
     "bias": ("none", None),
-    "modules_to_save": (None, []),
     "layer_replication": (None, []),
     "trainable_token_indices": (None, [], {}),
     "use_qalora": (False, None),
@@ -81,6 +82,11 @@ def is_adapter(directory: Path) -> bool:
     return (directory / ADAPTER_CONFIG_FILE).is_file()
 
 
+def has_score_head(directory: Path) -> bool:
+    """Whether an adapter's file has a score head beside A and B."""
+    return any(without_wrappers(n).removeprefix(_PREFIX) == SCORE for n, _ in _read(directory)[0])
+
+
 def save_adapter(
     model: LanguageModel, directory: str | os.PathLike, name: str | None = None
 ) -> None:
@@ -93,16 +99,21 @@ def save_adapter(
         raise ValueError('directory="": name a directory')
     adapter, family = model.adapters[name], family_of(model)
     tensors = {}
-    for ours, array in adapter.parameters.items():
+    for ours, array in {**adapter.parameters, **(model.head_parameters or {})}.items():
         if not is_finite(array):
             raise ValueError(f"{ours} holds NaN or infinity: such weights are not saved")
+    for ours, array in adapter.parameters.items():
         projection, _, part = ours.rpartition(".lora_")
         tensors[f"{_PREFIX}{_module(family, projection)}.lora_{part}"] = array
+    head = model.head_parameters
+    if head is not None:
+        tensors[f"{_PREFIX}{SCORE}"] = head[SCORE]
     alpha = adapter.config.lora_alpha
     modules = {name: _module(family, name) for name in adapter.names()}
     fields = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "CAUSAL_LM" if head is None else "SEQ_CLS",
+        "modules_to_save": None if head is None else _SAVED_MODULES,
         "base_model_name_or_path": model.name_or_path,
         "r": adapter.config.r,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
@@ -172,7 +183,7 @@ def load_adapter(
         raise ValueError(f"{path}: {error}") from None
     if unknown := sorted(fields.keys() - _HARMLESS - {*_USED} - _NOTHING.keys()):
         warnings.warn(f"{path}: {', '.join(unknown)}: not known here, left out", stacklevel=2)
-    parameters, metadata = _parameters(directory, model, config, targeted)
+    parameters, head, metadata = _parameters(directory, model, config, targeted)
     adapter = Adapter(config, parameters)
     config.target_modules = _local_targets(adapter, model)
     config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
@@ -180,7 +191,10 @@ def load_adapter(
     tuned = None if model.in_fewer_bits else tuned
     if tuned is None or tuned != fingerprint(model):
         _warn_of_base(directory, model, base, tuned is not None)
-    return model.attach_adapter(adapter, name)
+    model.attach_adapter(adapter, name)
+    if head is not None:
+        model.add_score_head(head.finite())
+    return adapter
 
 
 def fingerprint(model: LanguageModel) -> str:
@@ -252,6 +266,9 @@ def _config(fields: Mapping[str, Any], model: LanguageModel) -> tuple[LoRAConfig
     kind = fields.get("peft_type")
     if kind != "LORA":
         raise ValueError(f"peft_type={shown(kind)} is not supported, only LORA")
+    if not {*(fields.get("modules_to_save") or ())} <= {*_SAVED_MODULES}:
+        what = f"modules_to_save={shown(fields['modules_to_save'])}"
+        raise ValueError(f"{what} is not supported: only plain LoRA, and a score head, are")
     for name, nothing in _NOTHING.items():
         if fields.get(name) not in nothing:
             what = "DoRA" if name == "use_dora" else f"{name}={shown(fields[name])}"
@@ -280,13 +297,23 @@ def _config(fields: Mapping[str, Any], model: LanguageModel) -> tuple[LoRAConfig
 
 def _parameters(
     directory: Path, model: LanguageModel, config: LoRAConfig, targeted: list[str]
-) -> tuple[Parameters, dict[str, str]]:
-    """All A and B, checked and in the model's layout, and the file's metadata."""
+) -> tuple[Parameters, StoredTensor | None, dict[str, str]]:
+    """All A and B, checked and in the model's layout; a score head, if there is one; and the file's
+    metadata."""
     family, shapes = family_of(model), model.projection_shapes()
     found: dict[str, StoredTensor] = {}
     stored_tensors, metadata = _read(directory)
+    head = None
     for stored, tensor in stored_tensors:
         what = f"{tensor.path}: tensor {shown(stored)}"
+        if without_wrappers(stored).removeprefix(_PREFIX) == SCORE:
+            head = tensor
+            if tensor.shape != (1, model.config.width):
+                raise ValueError(
+                    f"{what} has shape {list(tensor.shape)}: only a head of one output is read,"
+                    f" [1, {model.config.width}]"
+                )
+            continue
         match = _TENSOR.fullmatch(without_wrappers(stored))
         if match is None:
             kinds = {"lora_magnitude_vector": " (DoRA)", "lora_embedding": " (of an embedding)"}
@@ -336,7 +363,7 @@ def _parameters(
     parameters = Parameters.empty(Parameters.separate(arrays).layout, model.parameters.dtype)
     for name, array in parameters.items():
         array[...] = arrays[name]
-    return parameters, metadata
+    return parameters, head, metadata
 
 
 def _compare(directory: Path, adapted: list[str], targeted: list[str]) -> None:

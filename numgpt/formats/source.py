@@ -22,6 +22,7 @@ from numgpt.formats.kept import KeptTensor
 from numgpt.formats.tensors import StoredTensor
 from numgpt.messages import shown
 from numgpt.models.config import Config
+from numgpt.models.modules import SCORE
 from numgpt.models.parameters import Parameters
 from numgpt.options import OptionError
 from numgpt.runtime import DTYPES, FewerBits, Weight
@@ -81,6 +82,14 @@ class Source:
     generation: dict[str, Any] = field(default_factory=dict)  # of generation_config.json
 
 
+def score_head(source: Source) -> StoredTensor | None:
+    """The head of a reward model: that of a classifier of one class (…ForSequenceClassification),
+    which has no unembedding of its own."""
+    shape = 1, source.config.width
+    heads = (tensor for name, tensor in source.tensors if without_wrappers(name) == SCORE)
+    return next((tensor for tensor in heads if tensor.shape == shape), None)
+
+
 def without_wrappers(stored: str) -> str:
     """The name of a tensor without what DataParallel and torch.compile put before it."""
     while stored.startswith(_WRAPPERS):
@@ -90,11 +99,13 @@ def without_wrappers(stored: str) -> str:
 
 def _untie(source: Source) -> None:
     """Give the model an unembedding of its own where its config says that it has none, and the file
-    has one that is not the embedding's table."""
+    has one that is not the embedding's table; and none to a reward model without one."""
     config = source.config
+    unembedding, table = _tables(source)
+    if unembedding is None and score_head(source) is not None:
+        config.tie_word_embeddings = True  # a reward model predicts no tokens
     if not config.tie_word_embeddings:
         return
-    unembedding, table = _tables(source)
     if unembedding is None or table is None or _equal(unembedding, table):
         return
     warnings.warn(
@@ -215,8 +226,10 @@ def _find(source: Source) -> dict[str, StoredTensor]:
         )
     shapes = source.family.model.shapes(source.config)
     found: dict[str, StoredTensor] = {}
-    unused = []
+    unused, head = [], score_head(source)
     for stored_name, tensor in stored:
+        if tensor is head:
+            continue
         name = mapping.our_name(without_wrappers(stored_name))
         if name is None:
             continue

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from numgpt.files import LFS_POINTER, check_no_pointer
-from numgpt.messages import wrong_json
+from numgpt.messages import shown, wrong_json
 
 # By the names that safetensors gives them.
 DTYPES: dict[str, np.dtype] = {
@@ -53,6 +53,16 @@ class StoredTensor:
         self.shape = shape
         self.offset = offset  # bytes from the start of the file
         self.strides = strides  # in elements; None: C order
+
+    def finite(self) -> np.ndarray:
+        """In float32.  Raises ValueError where a number is not finite."""
+        array = np.empty(self.shape, np.float32)
+        self.read_into(array)
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"{self.path}: tensor {shown(self.name)} holds NaN or infinity; download it again"
+            )
+        return array
 
     @property
     def raw(self) -> np.ndarray:

@@ -21,7 +21,7 @@ from numgpt.models.blocks import Block
 from numgpt.models.config import Config
 from numgpt.models.context import Context
 from numgpt.models.lora import Adapter, LoRAConfig
-from numgpt.models.modules import Linear, Norm, Unembedding
+from numgpt.models.modules import SCORE, Linear, Norm, ScoreHead, Unembedding
 from numgpt.models.parameters import (
     Gradients,
     Layout,
@@ -67,6 +67,7 @@ class BaseModel(Generic[ConfigT, CacheT]):
         config.validate()
         self.config = config
         self.adapters = Adapters()
+        self.head_parameters: Parameters | None = None  # of a score head
         self.name_or_path: str | None = None  # where it was loaded from
         # What its files say of how to generate: options of `generate` where nothing is given.
         self.generation_config: dict[str, object] = {}
@@ -215,7 +216,7 @@ class BaseModel(Generic[ConfigT, CacheT]):
 
     @property
     def all_parameters(self) -> dict[str, np.ndarray]:
-        """The weights by name, and with them those of an adapter beside them."""
+        """The weights by name, and with them those of an adapter and a head beside them."""
         return {name: array for owner in self._owners() for name, array in owner.items()}
 
     def pieces(self, layout: Layout) -> Iterator[tuple[slice, np.ndarray, int]]:
@@ -224,9 +225,10 @@ class BaseModel(Generic[ConfigT, CacheT]):
             yield from owner.pieces({n: place for n, place in layout.items() if n in owner})
 
     def _owners(self) -> list[Parameters]:
-        """The model's parameters, and those of an adapter beside them."""
+        """The model's parameters, and beside them those of an adapter and of a score head."""
         adapter = self.adapters.unmerged
-        return [self.parameters] + ([] if adapter is None else [adapter.parameters])
+        beside = (None if adapter is None else adapter.parameters, self.head_parameters)
+        return [self.parameters, *(owner for owner in beside if owner is not None)]
 
     def freeze(self, *patterns: str) -> None:
         """Leave parameters as they are from now on: those of these names or patterns ("wte",
@@ -273,6 +275,28 @@ class BaseModel(Generic[ConfigT, CacheT]):
             if any(name.startswith(f"{block.name}.") for name in trained):
                 return block.layer
         return len(self.blocks)
+
+    # --- a score head ---
+
+    @property
+    def score_head(self) -> ScoreHead | None:
+        """What makes of a hidden state one number, where the model has it."""
+        return None if self.head_parameters is None else ScoreHead(self.head_parameters)
+
+    def add_score_head(self, weight: np.ndarray | None = None, seed: int = 0) -> ScoreHead:
+        """Give the model a head of one output a position, which trains with what trains already;
+        weight (1, C), by default random.  Make the optimizer afterwards."""
+        shape = (1, self.config.width)
+        if weight is not None and weight.shape != shape:
+            raise ValueError(f"a score head's weight has shape {weight.shape}: expected {shape}")
+        head = Parameters.empty(layout_of({SCORE: shape}), self.parameters.dtype)
+        if weight is None:
+            rng = np.random.default_rng(seed)
+            weight = self.config.initializer_range * rng.standard_normal(shape)
+        head[SCORE][...] = weight
+        self.head_parameters = head
+        self.train_only([*self.trained, SCORE])
+        return ScoreHead(head)
 
     # --- adapters ---
 

@@ -26,6 +26,7 @@ import numpy as np
 from numgpt.layers import TokenStatistics
 from numgpt.messages import shown
 from numgpt.models import hooks as hook_runs
+from numgpt.models import scores as score_runs
 from numgpt.models.base import BaseModel, CacheT, ConfigT
 from numgpt.models.context import Context
 from numgpt.models.data_parallel import Part, add_gradients, cut_batch
@@ -34,12 +35,12 @@ from numgpt.models.inputs import Ids, ids_array, targets_array, weights_array
 from numgpt.models.kv_cache import KVView
 from numgpt.models.lora import Adapter
 from numgpt.models.parameters import Gradients
-from numgpt.runtime import parallel_for
+from numgpt.runtime import add_into, parallel_for
 
 if TYPE_CHECKING:
     from numgpt.generation import GenerateOutput, Score
 
-# logp (B, T) -> loss, dlogp (B, T), metrics; with entropies as value_and_grads says
+# logp (B, T) -> loss, dlogp (B, T), metrics; with entropies, values as value_and_grads says
 Objective = Callable[..., tuple[float, object, dict[str, float]]]
 Back = Callable[[np.ndarray, Gradients], None]  # dhidden (N, C), gradients that are added to
 
@@ -196,7 +197,7 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
         statistics are added to: how many targets count, how many are the likeliest token, and the
         entropy of the predictions.
         """
-        sums = self._sums(add_to)
+        sums = self.sums(add_to)
         ids, targets = self._check(ids, targets)
         w = weights_array(weights, targets, self.parameters.dtype).ravel()
         seen = None if statistics is None else TokenStatistics()
@@ -218,26 +219,34 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
         *,
         temperature: float = 1.0,
         entropy: bool = False,
+        values: bool = False,
         add_to: Gradients | None = None,
     ) -> tuple[float, Gradients, dict[str, float]]:
         """Value, gradients and metrics of an objective that sees all log-probabilities before it
         knows their gradients (numgpt.objectives).
 
         objective(logp (B, T)) -> loss, dlogp (B, T), metrics, with logp as `log_probs` gives it;
-        with entropy=True objective(logp, entropies) -> loss, (dlogp, dentropies), metrics. The rest
-        is as in `loss_and_grads`.
+        with entropy=True objective(logp, entropies) -> loss, (dlogp, dentropies), metrics, and with
+        values=True the score head's values (B, T) come last. The rest is as in `loss_and_grads`.
         """
-        sums = self._sums(add_to)
+        sums = self.sums(add_to)
         ids, targets = self._check(ids, targets)
+        head = score_runs.head_of(self) if values else None
         with sums as g:
             hidden, back = self.run(ids, rng)
             logp, cache = self.unembedding.log_probs(hidden, targets.ravel(), temperature, entropy)
-            seen = [logp] if cache.entropy is None else [logp, cache.entropy]
-            told = objective(*(values.reshape(ids.shape).copy() for values in seen))
-            loss, derivatives, metrics = _checked(told, ids.shape, len(seen))
-            by = [d.astype(logp.dtype, copy=False).ravel() for d in derivatives]
-            dlogp, dentropy = by[0], (by[1] if entropy else None)
-            back(self.unembedding.log_probs_backward(dlogp, cache, g, dentropy), g)
+            seen = {"dlogp": logp}
+            if cache.entropy is not None:
+                seen["dentropies"] = cache.entropy
+            if head is not None:
+                seen["dvalues"] = head.scores(hidden)
+            told = objective(*(array.reshape(ids.shape).copy() for array in seen.values()))
+            loss, by, metrics = _checked(told, ids.shape, list(seen), logp.dtype)
+            entropies = by.get("dentropies")
+            dhidden = self.unembedding.log_probs_backward(by["dlogp"], cache, g, entropies)
+            if head is not None:
+                add_into(dhidden, head.backward(by["dvalues"], hidden, g))
+            back(dhidden, g)
         self.gradients = g
         return loss, g, metrics
 
@@ -246,7 +255,7 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
         ids = self.check_ids(ids)
         return ids, targets_array(targets, ids, self.config)
 
-    def _sums(self, add_to: Gradients | None) -> Gradients:
+    def sums(self, add_to: Gradients | None) -> Gradients:
         """What a call adds its gradients to. The last ones are forgotten, so that the new ones can
         take their memory."""
         self.adapters.check_not_merged()
@@ -267,6 +276,9 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
         of_blocks = [name for block in self.blocks for name in block.hook_names]
         return [*self.embedding_hooks, *of_blocks, "ln_final.hook_normalized"]
 
+    values = score_runs.values
+    scores = score_runs.scores
+    scores_and_grads = score_runs.scores_and_grads
     run_with_hooks = hook_runs.run_with_hooks
     run_with_cache = hook_runs.run_with_cache
     run_with_gradients = hook_runs.run_with_gradients
@@ -351,21 +363,23 @@ def _prompt(ids: Ids | None, options: dict[str, object]) -> Ids:
 
 
 def _checked(
-    result: object, shape: tuple[int, ...], count: int
-) -> tuple[float, list[np.ndarray], dict[str, float]]:
-    """Raises ValueError for what is not an objective's loss, derivatives by `count` arrays (B, T),
-    and metrics."""
-    names = "dlogp" if count == 1 else "(dlogp, dentropies)"
+    result: object, shape: tuple[int, ...], names: Sequence[str], dtype: np.dtype
+) -> tuple[float, dict[str, np.ndarray], dict[str, float]]:
+    """An objective's loss, its derivatives (N,) by their names, and metrics.  Raises ValueError for
+    what is none of that."""
+    expected = names[0] if len(names) == 1 else f"({', '.join(names)})"
     if not isinstance(result, tuple) or len(result) != 3:
-        raise ValueError(f"the objective returned {shown(result)}: expected loss, {names}, metrics")
+        what = f"the objective returned {shown(result)}: expected loss, {expected}, metrics"
+        raise ValueError(what)
     loss, derivatives, metrics = result
-    several = list(derivatives) if count > 1 and isinstance(derivatives, tuple) else [derivatives]
-    arrays = [np.asarray(derivative) for derivative in several]
-    for name, array in zip(("dlogp", "dentropies"), arrays, strict=False):
+    several = len(names) > 1 and isinstance(derivatives, tuple)
+    arrays = [*map(np.asarray, derivatives if several else [derivatives])]
+    for name, array in zip(names, arrays, strict=False):
         if array.shape != shape:
             raise ValueError(
                 f"the objective's {name} has shape {array.shape}, logp {shape}: they must be equal"
             )
-    if len(arrays) != count:
-        raise ValueError(f"the objective returned {shown(derivatives)}: expected {names}")
-    return float(loss), arrays, metrics
+    if len(arrays) != len(names):
+        raise ValueError(f"the objective returned {shown(derivatives)}: expected {expected}")
+    flat = (array.astype(dtype, copy=False).ravel() for array in arrays)
+    return float(loss), dict(zip(names, flat, strict=True)), metrics

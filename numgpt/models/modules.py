@@ -1,4 +1,4 @@
-"""What has parameters: Linear, Embedding, LayerNorm, RMSNorm, Unembedding.
+"""What has parameters: Linear, Embedding, LayerNorm, RMSNorm, Unembedding, ScoreHead.
 
 A module knows the names of its parameters and calls the functions of layers on them:
 
@@ -45,6 +45,7 @@ from numgpt.models.lora import Adapter, LoRA
 from numgpt.models.parameters import Gradients, Parameters
 from numgpt.runtime import NOWHERE, add_into, matmul
 
+SCORE = "score.weight"  # the one parameter of a score head
 Saved = Callable[[], np.ndarray]  # gives what a layer has read: kept, or recomputed
 
 
@@ -203,6 +204,26 @@ class Unembedding:
         """dlogp and dentropy (N,) -> dhidden (N, C)."""
         dweight = g.accumulator(self.name)
         return linear_log_probs_backward(dlogp, cache, dweight, dentropy)[0]
+
+
+class ScoreHead:
+    """s_n = w · hidden_n: one number a position, a reward or a value.  w (1, C).
+
+    ds by the two: dhidden_n = ds_n w, dw = Σ_n ds_n hidden_n.
+    """
+
+    def __init__(self, parameters: Parameters):
+        self.name = SCORE
+        self.weight = parameters[self.name]
+
+    def scores(self, hidden: np.ndarray) -> np.ndarray:
+        """hidden (…, C) -> (…)."""
+        return hidden @ self.weight[0]
+
+    def backward(self, dscores: np.ndarray, hidden: np.ndarray, g: Gradients) -> np.ndarray:
+        """dscores (N,), hidden (N, C) -> dhidden (N, C)."""
+        g.accumulator(self.name).add_outer(dscores[:, None], hidden)
+        return dscores[:, None] * self.weight
 
 
 class NormCache(NamedTuple):

@@ -33,6 +33,7 @@ from numgpt.messages import one_line, shown
 from numgpt.models import LanguageModel
 from numgpt.models.config import Config
 from numgpt.models.lora import Adapter, LoRAConfig, adapter_shapes
+from numgpt.models.modules import SCORE
 from numgpt.models.parameters import Layout, Parameters
 from numgpt.options import OptionError
 from numgpt.runtime import DTYPES, multiplies_rounded, physical_memory
@@ -42,6 +43,8 @@ from numgpt.training.step import Sums
 from numgpt.training.tune_config import TuningConfig
 
 ARRAYS = ("weights", "m", "v")
+HEAD = "head"  # where a score head trains too
+MADE = "made."  # begins the name of an array that a task has made
 SEEN = {"tokens": "targets"}  # what a sum was called in version 0.1.0
 
 
@@ -64,6 +67,8 @@ class RunState:
     unreported_steps: int = 0
     batches: int = 0  # that were drawn since the beginning
     tokens_seen: int = 0
+    # What a task has made that later steps need, by name: float32, or float64.
+    made: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def new(cls, config: RunConfig, model: LanguageModel, tokens: TokensFile) -> RunState:
@@ -85,10 +90,14 @@ def save_checkpoint(directory: Path, state: RunState) -> None:
     """Replace directory/checkpoint.safetensors.  Raises ValueError for a model of which parts are
     frozen, or that has no common buffer: it would not be restored."""
     model, optimizer = state.model, state.optimizer
-    parameters = tuned_parameters(model)
-    if parameters.flat is None or model.trained != parameters.layout:
+    parameters, head = tuned_parameters(model), model.head_parameters
+    trained = parameters.layout.keys() | (() if head is None else head.layout.keys())
+    if parameters.flat is None or model.trained.keys() != trained:
         raise ValueError("a checkpoint holds a model that trains as a whole: unfreeze() it first")
     tensors = {"weights": parameters.flat, "m": optimizer.m, "v": optimizer.v}
+    if head is not None:
+        tensors[HEAD] = head[SCORE]
+    tensors |= {MADE + name: array for name, array in state.made.items()}
     saved = {
         "step": optimizer.steps,
         "best_loss": None if math.isinf(state.best_loss) else state.best_loss,
@@ -171,7 +180,8 @@ def _restore(saved: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> RunS
     config = config_class(**{n: v for n, v in saved["options"].items() if n in known})
     config.validate()
     flat, m, v = (_vector(name, tensors) for name in ARRAYS)
-    if not len(flat) == len(m) == len(v):
+    head = tensors.get(HEAD)
+    if not len(flat) + (0 if head is None else head.raw.size) == len(m) == len(v):
         raise ValueError("weights and moments have different sizes")
     kind = saved["model"]["model_type"]
     family = FAMILIES.get(str(kind))
@@ -189,6 +199,8 @@ def _restore(saved: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> RunS
             raise ValueError(f"{model_config.layers_field} is more than the layout has names")
         _check_layout(layout, family.model.shapes(model_config), len(flat))
         model = family.model(model_config, parameters=Parameters(np.array(flat), layout))
+    if head is not None:
+        model.add_score_head(head.finite())
     state = RunState.new(config, model, tokens_file_from(saved["tokens"]))
     state.optimizer.m[:], state.optimizer.v[:] = m, v
     state.optimizer.steps = _count("step", saved["step"])
@@ -201,6 +213,8 @@ def _restore(saved: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> RunS
         loss, steps = sums
         seen = saved["statistics"]
         sums = {"loss": loss} | {SEEN.get(name, name): value for name, value in seen.items()}
+    made = {n.removeprefix(MADE): tensor for n, tensor in tensors.items() if n.startswith(MADE)}
+    state.made = {name: np.array(tensor.raw).reshape(tensor.shape) for name, tensor in made.items()}
     state.unreported = {str(name): _number("unreported", value) for name, value in sums.items()}
     state.unreported_steps = _count("unreported_steps", steps)
     state.batches = _count("batches", saved["batches"])

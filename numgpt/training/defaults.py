@@ -23,6 +23,9 @@ MANY = (3, 8, 2e-5)
 LORA_LR, WARMUP = 1e-3, 0.03
 # Of preferences, whatever their number: on SmolLM2 a LoRA at 1e-3 had a loss of 0 after six steps.
 PREFERENCES, PREFERENCES_LORA_LR = (2, 4, 2e-6), 1e-4
+REWARD, REWARD_LORA_LR = (2, 4, 2e-5), 1e-3  # whose head begins at nothing
+# Of rollouts; a batch is of prompts, each with all its completions.
+ROLLOUTS, ROLLOUTS_LORA_LR = (1, 1, 2e-6), 1e-4
 MOST_LENGTH = 1024  # tokens of an example, without max_length
 
 

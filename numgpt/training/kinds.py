@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 from numgpt.training import pretraining, tuning
 from numgpt.training.config import RunConfig, TrainConfig
+from numgpt.training.grpo import Groups
 from numgpt.training.judgements import Judgements
 from numgpt.training.preferences import Preferences
+from numgpt.training.reward_model import RewardModel
 from numgpt.training.starting import Prepare
 from numgpt.training.tasks import RunTask
-from numgpt.training.tune_config import DPOConfig, KTOConfig, TuneConfig
+from numgpt.training.tune_config import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, TuneConfig
 
 
 class Kind(NamedTuple):
@@ -24,4 +26,6 @@ KINDS: dict[type[RunConfig], Kind] = {
     TuneConfig: Kind(partial(tuning.prepare, tuning.Examples), tuning.Examples),
     DPOConfig: Kind(partial(tuning.prepare, Preferences), Preferences),
     KTOConfig: Kind(partial(tuning.prepare, Judgements), Judgements),
+    RewardConfig: Kind(partial(tuning.prepare, RewardModel), RewardModel),
+    GRPOConfig: Kind(partial(tuning.prepare, Groups), Groups),
 }

@@ -25,7 +25,7 @@ from numgpt.data.finding import CHECKPOINT_FILE, OTHER_WEIGHTS
 from numgpt.files import DirectoryLock, sweep
 from numgpt.formats.source import is_finite
 from numgpt.models import LanguageModel
-from numgpt.options import AboutOptions, OptionError
+from numgpt.options import OptionError
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.training.adamw import AdamW
 from numgpt.training.checkpoint import (
@@ -39,14 +39,11 @@ from numgpt.training.checkpoint import (
 from numgpt.training.config import RunConfig
 from numgpt.training.kinds import KINDS
 from numgpt.training.log import Log
-from numgpt.training.records import Callback, Record, Report, Sample, Saved, warnings_as_notes
+from numgpt.training.records import Callback, Note, Record, Report, Sample, Saved, warnings_as_notes
+from numgpt.training.rewards import RewardError
 from numgpt.training.starting import change_options, remove_other_weights, start_run
 from numgpt.training.step import add_sums, learning_rate, step
-from numgpt.training.tasks import RunTask
-
-
-class TrainingError(AboutOptions, RuntimeError):
-    """Training can't go on: the loss is not finite."""
+from numgpt.training.tasks import RunTask, TrainingError
 
 
 class Trainer:
@@ -190,7 +187,11 @@ class Trainer:
         config, state = self.config, self.state
         clock = _Clock(self.optimizer.steps, state.tokens_seen)
         while self.optimizer.steps < config.steps and not self.stop_requested:
-            norm = self.step()
+            try:
+                norm = self.step()
+            except RewardError:  # of somebody's function: what was learnt before it is kept
+                self.save(ends=True)
+                raise
             done = self.optimizer.steps
             last = done == config.steps
             with clock.stopped():
@@ -202,6 +203,8 @@ class Trainer:
                     self.save(ends=last)
                 if config.sample_every and (last or done % config.sample_every == 0):
                     self.tell(Sample(done, state.best_step, *self.task.sample()))
+                for remark in self.task.remarks():
+                    self.tell(Note(remark))
         stopped = self.optimizer.steps < config.steps
         if stopped or self.saved_step != self.optimizer.steps:  # as a callback's error was between
             self.save(ends=True)

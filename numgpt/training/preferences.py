@@ -15,6 +15,7 @@ import numpy as np
 
 from numgpt.data.batch import IGNORED, NumberedBatch
 from numgpt.data.example_set import ExampleSet
+from numgpt.data.examples import ExampleEncoder
 from numgpt.data.finding import REFERENCE_FILE
 from numgpt.data.preferences import PairEncoder
 from numgpt.files import replacing
@@ -41,7 +42,9 @@ class Referenced(Tuning):
         self.reference = read_reference(out, state) if _has_reference(state) else None
 
     @classmethod
-    def stage(cls, state: RunState, staged: Path, report: Callback) -> None:
+    def stage(
+        cls, state: RunState, staged: Path, report: Callback, encoder: ExampleEncoder
+    ) -> None:
         if _has_reference(state):
             report(Note("computing what the reference makes of each completion"))
             write_reference(staged, state)

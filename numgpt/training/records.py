@@ -24,6 +24,11 @@ class Note:
         return str(self.message)
 
 
+# Of the metrics, the first that is there is shown beside the loss, and called so.
+SHOWN = {"mean_token_accuracy": "accuracy", "accuracy": "accuracy", "rewards/margins": "margin"}
+SHOWN |= {"reward": "reward"}
+
+
 @dataclass(frozen=True)
 class Report:
     """How it goes; one is a line of log.jsonl."""
@@ -48,8 +53,8 @@ class Report:
         minutes, seconds = divmod(round(self.seconds_left), 60)
         hours, minutes = divmod(minutes, 60)
         eta = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-        accuracy = self.metrics.get("mean_token_accuracy")
-        right = "" if accuracy is None else f"accuracy {accuracy:.3f}  "
+        told = next((name for name in SHOWN if name in self.metrics), None)
+        right = "" if told is None else f"{SHOWN[told]} {self.metrics[told]:.3f}  "
         validation = "          " if self.val_loss is None else f"val {self.val_loss:.4f}"
         return (
             f"step {self.step:{len(str(self.steps))}}/{self.steps}  loss {self.loss:.4f}  {right}"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from numgpt.data.corpus import TOKENS_FILE
-from numgpt.data.finding import OTHER_WEIGHTS, REFERENCE_FILE, absolute
+from numgpt.data.finding import OTHER_WEIGHTS, PROMPTS_FILE, REFERENCE_FILE, absolute
 from numgpt.files import finish_replacing, replacing_together
 from numgpt.formats.huggingface import WEIGHTS_FILE, model_files
 from numgpt.formats.peft import ADAPTER_FILES
@@ -27,8 +27,8 @@ from numgpt.training.records import Callback
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 RUN_FILES = (
-    *(CHECKPOINT_FILE, TOKENS_FILE, REFERENCE_FILE, LOG_FILE, DAMAGED_LOG_FILE, CURVE_FILE),
-    *ADAPTER_FILES,
+    *(CHECKPOINT_FILE, TOKENS_FILE, PROMPTS_FILE, REFERENCE_FILE),
+    *(LOG_FILE, DAMAGED_LOG_FILE, CURVE_FILE, *ADAPTER_FILES),
 )
 
 

@@ -11,9 +11,14 @@ from numgpt.data.batch import Batch
 from numgpt.layers import TokenStatistics
 from numgpt.models import LanguageModel
 from numgpt.models.parameters import Gradients
+from numgpt.options import AboutOptions
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.training.checkpoint import RunState
 from numgpt.training.step import Sums, Task
+
+
+class TrainingError(AboutOptions, RuntimeError):
+    """Training can't go on: the loss is not finite, or there is no reward."""
 
 
 class RunTask(Task[Any], ABC):
@@ -51,6 +56,10 @@ class RunTask(Task[Any], ABC):
     @abstractmethod
     def sample(self) -> tuple[str, str]:
         """A prompt, and how the model goes on."""
+
+    def remarks(self) -> Iterable[str]:
+        """What a person should know of the steps so far; each is told once."""
+        return ()
 
 
 class NextTokens(RunTask):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +11,13 @@ from typing import ClassVar
 
 from numgpt.models.lora import ALL_LINEAR, LoRAConfig
 from numgpt.objectives.dpo import LOSSES, SMOOTHED, WITHOUT_REFERENCE
+from numgpt.objectives.grpo import LEVELS, LOSS_TYPES, SCALES
 from numgpt.options import OptionError, number, one_of, text, texts, truth, whole
 from numgpt.runtime import DTYPES
 from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES
 from numgpt.tokenizer.conversation import template_variables
 from numgpt.training import defaults
-from numgpt.training.config import RunConfig, option, options_of
+from numgpt.training.config import MOST_ACCUMULATED, RunConfig, option, options_of
 
 MOST_EPOCHS = 1_000_000
 
@@ -30,6 +32,7 @@ class TuningConfig(RunConfig):
     few: ClassVar[tuple[tuple[float, ...], ...]] = ()
     many: ClassVar[tuple[float, ...]]
     lora_lr: ClassVar[float]
+    needed: ClassVar[tuple[str, ...]] = ("model", "data")
 
     model: str = option(None, "the model to tune: a directory or a name", "model", text())
     dtype: str = option(
@@ -111,6 +114,11 @@ class TuningConfig(RunConfig):
         return self.max_length
 
     @property
+    def example_length(self) -> int:
+        """The most tokens of what is made of a record."""
+        return self.longest
+
+    @property
     def chat_vars(self) -> list[str]:
         return [self.chat_var] if isinstance(self.chat_var, str) else self.chat_var or []
 
@@ -125,7 +133,7 @@ class TuningConfig(RunConfig):
     def validate(self) -> None:
         """Raises OptionError naming the option that is invalid."""
         super().validate()
-        for name in ("model", "data"):
+        for name in self.needed:
             if not getattr(self, name):
                 raise OptionError.of(self, f"{{{name}}}: name one")
         if self.val_data is not None and self.val_fraction:
@@ -229,3 +237,136 @@ class KTOConfig(ReferenceConfig):
 
     desirable_weight: float = option(1.0, "of good completions", "objective", number(above=0))
     undesirable_weight: float = option(1.0, "of bad completions", "objective", number(above=0))
+
+
+@dataclass
+class RewardConfig(TuningConfig):
+    """The options of a reward model (objectives/reward.py)."""
+
+    kind, command = "reward", "tune reward"
+    many, lora_lr = defaults.REWARD, defaults.REWARD_LORA_LR
+    sequences = 2
+
+    center_coefficient: float = option(
+        0.0,
+        "weight of (s⁺ + s⁻)², which keeps scores around 0; 0.01 is usual",
+        "objective",
+        number(0),
+    )
+
+
+@dataclass
+class RolloutConfig(TuningConfig):
+    """The options of objectives that reward what the policy itself has written."""
+
+    many, lora_lr = defaults.ROLLOUTS, defaults.ROLLOUTS_LORA_LR
+    needed = ("model",)
+
+    grad_accum: int = option(
+        4, "batches whose gradients make one step", "schedule", whole(1, MOST_ACCUMULATED)
+    )
+    task: str | None = option(
+        None, "reasoning_gym:NAME, in place of files: its questions, and its reward", "data", text()
+    )
+    task_size: int = option(1000, "questions of it", "data", whole(1))
+    reward: str | list[str] | None = option(
+        None,
+        "exact, number, json, regex:PATTERN, length:N, FILE.py:FUNCTION, or the directory of a"
+        " reward model; several are added up",
+        "objective",
+        texts(),
+    )
+    reward_weights: str | list[str] | None = option(
+        None, "a number for each reward (default: 1)", "objective", texts()
+    )
+    max_completion_length: int = option(64, "tokens of a completion", "objective", whole(1))
+    temperature: float = option(
+        1.0, "of the sampling, and of the policy that is trained", "objective", number(above=0)
+    )
+    iterations: int = option(1, "steps that learn from the same completions", "objective", whole(1))
+    epsilon: float = option(
+        0.2, "how far from 1 a ratio of probabilities may go", "objective", number(above=0)
+    )
+    mask_truncated: bool = option(
+        False, "completions that were cut off teach nothing", "objective", truth()
+    )
+
+    @property
+    def rewards(self) -> list[str]:
+        return [self.reward] if isinstance(self.reward, str) else self.reward or []
+
+    @property
+    def weights(self) -> list[float]:
+        """A weight for each reward, and for the task's."""
+        given = self.reward_weights
+        count = len(self.rewards) + (self.task is not None)
+        return (
+            [1.0] * count
+            if given is None
+            else [*map(float, [given] if isinstance(given, str) else given)]
+        )
+
+    @property
+    def example_length(self) -> int:
+        """The most tokens of a prompt."""
+        return self.longest - self.max_completion_length
+
+    def validate(self) -> None:
+        super().validate()
+        if not self.data and self.task is None:
+            raise OptionError("give {data:name}, the prompts, or {task:name} reasoning_gym:NAME")
+        if self.data and self.task is not None:
+            raise OptionError.of(self, "{task} cannot be combined with {data:name}: choose one")
+        if self.task is None and not self.rewards:
+            raise OptionError("give {reward:name}, what completions are rewarded for")
+        expected = len(self.rewards) + (self.task is not None)
+        try:
+            weights = self.weights
+        except ValueError:
+            weights = []
+        if len(weights) != expected or not all(map(math.isfinite, weights)):
+            raise OptionError.of(
+                self, "{reward_weights}: expected a number for each of the {0} rewards", expected
+            )
+        if self.max_length is not None and self.max_completion_length >= self.max_length:
+            raise OptionError.of(
+                self, "{max_completion_length} leaves no room for a prompt in {max_length}"
+            )
+
+
+@dataclass
+class GRPOConfig(RolloutConfig):
+    """The options of group-relative policy optimisation (objectives/grpo.py)."""
+
+    kind, command = "grpo", "tune grpo"
+
+    group_size: int = option(8, "completions of a prompt", "objective", whole(2))
+    loss_type: str = option(
+        "dapo", f"what the sum is over: {', '.join(LOSS_TYPES)}", "objective", one_of(LOSS_TYPES)
+    )
+    level: str = option(
+        "token", f"what has a ratio: {' or '.join(LEVELS)} (GSPO)", "objective", one_of(LEVELS)
+    )
+    epsilon_high: float | None = option(
+        None, "… above 1 (default: as below)", "objective", number(above=0)
+    )
+    scale_rewards: str = option(
+        "group",
+        f"whose standard deviation divides an advantage: {', '.join(SCALES)}",
+        "objective",
+        one_of(SCALES),
+    )
+    beta: float = option(
+        0.0, "how dearly leaving the reference is paid for", "objective", number(0)
+    )
+    kl: str = option(
+        "corrected",
+        "how: corrected (ρ·k3) or k3, in the loss; reward (k1)",
+        "objective",
+        one_of(("corrected", "k3", "reward")),
+    )
+    entropy_coef: float = option(0.0, "weight of a bonus for entropy", "objective", number())
+
+    @property
+    def sequences(self) -> int:  # type: ignore[override]
+        return self.group_size

@@ -23,6 +23,7 @@ from numgpt.data.finding import OTHER_WEIGHTS, STANDARD_INPUT, absolute
 from numgpt.data.records import Record, find_record_files, read_records
 from numgpt.formats.huggingface import CONFIG_FILE
 from numgpt.messages import printable
+from numgpt.models import LanguageModel
 from numgpt.options import AboutOptions, OptionError, OptionWarning
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.tokenizer.chat_formats import name_of
@@ -87,10 +88,12 @@ def prepare(
         config.lora_alpha = config.lora().lora_alpha
         with config.naming_adapter_options():
             model.add_adapter(config.lora(), seed=config.seed)
+    task.fit_model(model, tokenizer, config)
+    config.validate()  # what was chosen beside what the model has decided
     shown = _Shown(config.show, tokenizer, report)
     encoder = task.encoder(tokenizer, template_variables(config.chat_vars))
-    records = _records(config, files, held_out)
-    tokens, counts = encode_examples(records, encoder, config.longest, staged, shown)
+    records = task.records(config, files, held_out)
+    tokens, counts = encode_examples(records, encoder, config.example_length, staged, shown)
     report(Note(str(counts)))
     if not tokens.conversations:
         answer_prompts_alone(tokenizer)
@@ -109,7 +112,7 @@ def prepare(
     check_memory(config, model.config, model.num_parameters(trainable=True))
     check_disk(out, model)
     state = RunState.new(config, model, tokens)
-    task.stage(state, staged, report)
+    task.stage(state, staged, report, encoder)
     if model.adapter is None:
         model.save_pretrained(staged)
     else:
@@ -128,6 +131,8 @@ def answer_prompts_alone(tokenizer: BaseTokenizer) -> None:
 def _files(config: TuningConfig) -> tuple[list[str], list[str]]:
     """The files to train on, and those that are held out."""
     held_out: list[str] = []
+    if not config.data:  # a task makes them
+        return [], held_out
     if config.val_data is not None:
         try:
             held_out = find_record_files(config.val_data)
@@ -153,7 +158,9 @@ def _records(
         yield record, True
 
 
-def _encode_again(encoder: ExampleEncoder, config: TuningConfig, out: Path) -> TokensFile:
+def _encode_again(
+    task: type[Tuning], config: TuningConfig, out: Path, encoder: ExampleEncoder
+) -> TokensFile:
     try:
         files, held_out = _files(config)
     except FileNotFoundError as error:
@@ -165,8 +172,8 @@ def _encode_again(encoder: ExampleEncoder, config: TuningConfig, out: Path) -> T
             f"{out / TOKENS_FILE} is missing, and the data came by standard input: put the"
             " file back"
         )
-    records = _records(config, files, held_out)
-    return encode_examples(records, encoder, config.longest, out)[0]
+    records = task.records(config, files, held_out)
+    return encode_examples(records, encoder, config.example_length, out)[0]
 
 
 class _Shown:
@@ -199,15 +206,32 @@ class Tuning(RunTask):
         self.validates = len(self.examples.val) > 0
 
     @classmethod
-    def stage(cls, state: RunState, staged: Path, report: Callback) -> None:
-        """Write what else belongs to a new run."""
+    def fit_model(
+        cls, model: LanguageModel, tokenizer: BaseTokenizer, config: TuningConfig
+    ) -> None:
+        """Give the model what it needs.  Raises OptionError for one that is not for this."""
+        if model.score_head is not None:
+            raise OptionError.of(config, "{model} is a reward model: it is not tuned to answer")
+
+    @classmethod
+    def records(
+        cls, config: TuningConfig, files: list[str], held_out: list[str]
+    ) -> Iterator[tuple[Record, bool]]:
+        """What there is to learn from, each with whether it is held out."""
+        return _records(config, files, held_out)
+
+    @classmethod
+    def stage(
+        cls, state: RunState, staged: Path, report: Callback, encoder: ExampleEncoder
+    ) -> None:
+        """Write what else belongs to a new run; the encoder has encoded its records."""
 
     @classmethod
     def restore(cls, state: RunState, out: Path, tokenizer: BaseTokenizer) -> None:
         config = state.config
         assert isinstance(config, TuningConfig)
         encoder = cls.encoder(tokenizer, template_variables(config.chat_vars))
-        check_tokens(out, state.tokens, lambda: _encode_again(encoder, config, out))
+        check_tokens(out, state.tokens, lambda: _encode_again(cls, config, out, encoder))
 
     def __str__(self) -> str:
         held_out = f", {len(self.examples.val):,} held out" if self.validates else ""
@@ -227,10 +251,7 @@ class Tuning(RunTask):
 
     def sample(self) -> tuple[str, str]:
         """A prompt, held out if any is, and the model's answer: another one each time."""
-        numbers = self.examples.val if self.validates else self.examples.train
-        every = max(1, self.config.sample_every)
-        turn = self.state.optimizer.steps // every
-        example = self.examples.example(int(numbers[turn % len(numbers)]))
+        example = self.examples.example(self.shown_number())
         prompt = example.ids[: max(1, int(np.argmax(example.loss_mask)))]
         room = self.state.model.context_length - len(prompt)
         ids = self.state.model.generate(
@@ -243,6 +264,12 @@ class Tuning(RunTask):
         )[0]
         answer = self.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
         return self.tokenizer.decode(prompt, skip_special_tokens=True)[-200:], answer
+
+    def shown_number(self) -> int:
+        """That of the example to show, held out if any is; another one each time."""
+        numbers = self.examples.val if self.validates else self.examples.train
+        turn = self.state.optimizer.steps // max(1, self.config.sample_every)
+        return int(numbers[turn % len(numbers)])
 
     def first_prompt(self) -> str | None:
         """That of the first example to train on, where it has one, as it was written."""

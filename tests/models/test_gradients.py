@@ -28,14 +28,14 @@ def numerical(model, value, names=None, step=1e-6):
     """The derivative of value() along a random direction of the parameters, and the direction."""
     rng = np.random.default_rng(8)
     names = list(model.parameters) if names is None else names
-    direction = {name: rng.normal(size=model.parameters[name].shape) for name in names}
+    direction = {name: rng.normal(size=model.all_parameters[name].shape) for name in names}
     values = []
     for sign in (1, -1):
         for name, d in direction.items():
-            model.parameters[name][...] += sign * step * d
+            model.all_parameters[name][...] += sign * step * d
         values.append(value())
         for name, d in direction.items():
-            model.parameters[name][...] -= sign * step * d
+            model.all_parameters[name][...] -= sign * step * d
     return (values[0] - values[1]) / (2 * step), direction
 
 

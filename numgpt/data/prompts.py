@@ -1,0 +1,94 @@
+"""Prompts -> examples without an answer: what a policy continues, and is then rewarded for.
+
+What a line has beside its prompt ("answer", …) is for the reward: all of it is kept beside the
+tokens, one JSON object a prompt.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from numgpt.data.corpus import TokensFile
+from numgpt.data.examples import Example, ExampleEncoder
+from numgpt.data.finding import PROMPTS_FILE
+from numgpt.data.records import COMPLETION, PROMPT, Record
+from numgpt.files import naming, replacing
+from numgpt.options import AboutOptions
+from numgpt.tokenizer import BaseTokenizer
+
+
+class PromptEncoder(ExampleEncoder):
+    """Records with a prompt -> its tokens, none of them trained on."""
+
+    def __init__(self, tokenizer: BaseTokenizer, variables: Mapping[str, Any] | None = None):
+        super().__init__(tokenizer, variables)
+        self.kept: list[dict[str, Any]] = []  # the fields of those that were encoded
+        self._fields: dict[str, Any] = {}
+
+    def examples(self, record: Record) -> tuple[Example, ...]:
+        """Raises ValueError naming file and line for a record without a prompt to continue."""
+        if record.kind not in (PROMPT, COMPLETION):
+            raise ValueError(
+                f"{record.place}: it has {record.kind}: what is to be continued has the key prompt,"
+                " and others for the reward"
+            )
+        try:
+            ids = self.ids(record.fields["prompt"])
+        except AboutOptions as error:
+            raise error.after(record.place) from None
+        except ValueError as error:
+            raise ValueError(f"{record.place}: {error}") from None
+        self._fields = record.fields
+        return (Example(np.array(ids, np.int64), np.zeros(len(ids), bool)),)
+
+    def ids(self, prompt: str | list[dict[str, Any]]) -> list[int]:
+        """The tokens of a prompt: a text, or messages, after which an answer begins.  Raises
+        ValueError for one that is empty, or that the chat format can't express."""
+        if isinstance(prompt, str):
+            ids = list(self.tokenizer.encode(prompt, add_special_tokens=True))
+        else:
+            if prompt[-1]["role"] == "assistant":
+                raise ValueError("its prompt ends with the assistant's message: leave that out")
+            self.conversations = True
+            ids = self.template.ids(prompt, add_generation_prompt=True)
+        if not ids:
+            raise ValueError("its prompt is empty: there is nothing to continue")
+        return ids
+
+    def fit(self, examples: tuple[Example, ...], most: int) -> tuple[Example, ...]:
+        """What is too long is cut from the left."""
+        self.kept.append(self._fields)
+        return tuple(type(e)(e.ids[-most:], e.loss_mask[-most:]) for e in examples)
+
+
+def write_prompts(directory: Path, prompts: list[dict[str, Any]], tokens: TokensFile) -> None:
+    """directory/prompts.jsonl: of which tokens they are, then a prompt with its fields a line."""
+    with replacing(directory / PROMPTS_FILE) as file:
+        for line in ({"tokens": tokens.sha256}, *prompts):
+            file.write(json.dumps(line).encode() + b"\n")
+
+
+def read_prompts(directory: Path, count: int, tokens: TokensFile) -> list[dict[str, Any]]:
+    """Raises FileNotFoundError or ValueError where the file is missing, damaged, or of other
+    tokens."""
+    path = directory / PROMPTS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing, which holds what the run is rewarded for: put a copy of it back,"
+            " or start a new run"
+        )
+    try:
+        with naming(path):
+            head, *prompts = map(json.loads, path.read_bytes().splitlines())
+        right = head["tokens"] == tokens.sha256 and len(prompts) == count
+        right &= all(isinstance(prompt, dict) and "prompt" in prompt for prompt in prompts)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): put a copy of it back") from None
+    if not right:
+        raise ValueError(f"{path} is not of the prompts that the run began with: put that one back")
+    return prompts

@@ -1,0 +1,61 @@
+"""How often a reward model prefers what people preferred."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from numgpt.data.preferences import PairEncoder
+from numgpt.data.records import find_record_files, read_records
+from numgpt.models.language_model import LanguageModel
+from numgpt.options import OptionError
+from numgpt.tokenizer import BaseTokenizer
+
+AT_ONCE = 8  # pairs
+
+
+@dataclass(frozen=True)
+class PreferenceAccuracy:
+    """What a reward model makes of pairs."""
+
+    pairs: int
+    accuracy: float  # of those where the chosen completion scores higher
+    margin: float  # mean score of the chosen completions above that of the rejected ones
+    left_out: int = 0  # pairs that are too long for the model
+
+
+def preference_accuracy(
+    model: LanguageModel,
+    tokenizer: BaseTokenizer,
+    data: str | list[str],
+    progress: Callable[[int], object] = lambda done: None,
+) -> PreferenceAccuracy:
+    """Score the pairs in files of JSON lines.  A tie is not right.  Raises OptionError for a model
+    without a score head, ValueError for records that are no preferences."""
+    if model.score_head is None:
+        raise OptionError("{model:name} is no reward model: numgpt tune reward makes one")
+    encoder, differences, left_out = PairEncoder(tokenizer), list[float](), 0
+    waiting: list[np.ndarray] = []
+
+    def score() -> None:
+        scores = model.scores(waiting).astype(np.float64)
+        differences.extend(scores[::2] - scores[1::2])
+        waiting.clear()
+        progress(len(differences))
+
+    for record in read_records(find_record_files(data)):
+        pair = encoder.fit(encoder.examples(record), model.context_length)
+        if pair is None:
+            left_out += 1
+            continue
+        waiting += [example.ids for example in pair]
+        if len(waiting) == 2 * AT_ONCE:
+            score()
+    if waiting:
+        score()
+    if not differences:
+        raise OptionError("{preferences:name}: no pair is short enough for the model")
+    apart = np.array(differences)
+    return PreferenceAccuracy(len(apart), float((apart > 0).mean()), float(apart.mean()), left_out)

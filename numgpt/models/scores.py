@@ -1,0 +1,76 @@
+"""Scores: what the score head makes of hidden states, one number a position.
+
+Of a reward model the last token's is what a text is worth; of a value model each is what it expects
+of what follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from numgpt.models.inputs import Ids
+from numgpt.models.modules import ScoreHead
+from numgpt.models.parameters import Gradients
+
+if TYPE_CHECKING:
+    from numgpt.models.language_model import LanguageModel
+
+# scores (B,) -> loss, dscores (B,), metrics
+ScoreObjective = Callable[[np.ndarray], tuple[float, np.ndarray, dict[str, float]]]
+
+
+def head_of(model: LanguageModel) -> ScoreHead:
+    """Raises ValueError for a model without one."""
+    if model.score_head is None:
+        raise ValueError("the model has no score head: add_score_head, or load a reward model")
+    return model.score_head
+
+
+def values(model: LanguageModel, ids: Ids) -> np.ndarray:
+    """The score at every position.  ids (T,) or (B, T) -> (B, T)."""
+    head, ids = head_of(model), model.check_ids(ids)
+    return head.scores(model.hidden(ids)).reshape(ids.shape)
+
+
+def scores(model: LanguageModel, texts: Sequence[Ids]) -> np.ndarray:
+    """The score of each text (n,), which may have unequal lengths, at its last token; padding by
+    the config's pad_token_id is none, as for transformers.  -> (B,)"""
+    head, each = head_of(model), [model.check_ids(text)[0] for text in texts]
+    ids = np.zeros((len(each), max(map(len, each))), np.int64)
+    for row, text in zip(ids, each, strict=True):
+        row[: len(text)] = text
+    last = np.array([last_of(text, model.config.pad_token_id) for text in each])
+    hidden = model.hidden(ids).reshape(*ids.shape, -1)
+    return head.scores(hidden[np.arange(len(each)), last])
+
+
+def last_of(text: np.ndarray, pad_token_id: int | None) -> int:
+    """The place of the last token that is no padding; 0 where all are."""
+    kept = np.flatnonzero(text != pad_token_id) if pad_token_id is not None else [len(text) - 1]
+    return int(kept[-1]) if len(kept) else 0
+
+
+def scores_and_grads(
+    model: LanguageModel,
+    ids: Ids,
+    last: np.ndarray,
+    objective: ScoreObjective,
+    rng: np.random.Generator | None = None,
+    *,
+    add_to: Gradients | None = None,
+) -> tuple[float, Gradients, dict[str, float]]:
+    """Value, gradients and metrics of an objective of scores, each at the place `last` (B,) of its
+    text.  ids (B, T), padded on the right; the rest is as in `value_and_grads`."""
+    head, ids = head_of(model), model.check_ids(ids)
+    with model.sums(add_to) as g:
+        hidden, back = model.run(ids, rng)
+        rows = np.arange(len(ids)) * ids.shape[1] + last
+        loss, dscores, metrics = objective(head.scores(hidden[rows]))
+        dhidden = np.zeros_like(hidden)
+        dhidden[rows] = head.backward(dscores.astype(hidden.dtype), hidden[rows], g)
+        back(dhidden, g)
+    model.gradients = g
+    return float(loss), g, metrics

@@ -1,0 +1,105 @@
+"""A reward model as a task: of two completions, the chosen one is to score higher
+(objectives/reward.py).
+
+It is the language model with a score head in place of its unembedding; what a text is worth is the
+score at its last token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from numgpt.data.batch import NumberedBatch
+from numgpt.data.preferences import PairEncoder
+from numgpt.models import LanguageModel
+from numgpt.models.parameters import Gradients
+from numgpt.models.scores import last_of
+from numgpt.objectives import reward
+from numgpt.tokenizer import BaseTokenizer
+from numgpt.training.step import Sums
+from numgpt.training.tune_config import RewardConfig, TuningConfig
+from numgpt.training.tuning import FIXED, Tuning
+
+PAIRS = "pairs"  # the name of their number among the sums
+
+
+class RewardModel(Tuning):
+    """Pairs, chosen and rejected, of nearly equal length."""
+
+    fixed = FIXED | {"center_coefficient"}
+    encoder = PairEncoder
+    group = 2
+    unit = "preference"
+
+    @classmethod
+    def fit_model(
+        cls, model: LanguageModel, tokenizer: BaseTokenizer, config: TuningConfig
+    ) -> None:
+        """Give it a head; a new one's scores are near 0."""
+        if model.score_head is None:
+            model.add_score_head(seed=config.seed)
+        if model.config.pad_token_id is None and model.adapter is None:  # transformers wants one
+            model.config.pad_token_id = tokenizer.eos_token_id
+
+    def totals(self, model: LanguageModel, batches: Sequence[NumberedBatch]) -> Sums:
+        return {PAIRS: sum(len(batch.numbers) for batch in batches)}
+
+    def gradients(
+        self, model: LanguageModel, batch: NumberedBatch, totals: Sums, add_to: Gradients | None
+    ) -> tuple[Sums, Gradients]:
+        def objective(scores: np.ndarray) -> tuple[float, np.ndarray, dict[str, float]]:
+            if not np.isfinite(scores).all():
+                return np.nan, np.zeros_like(scores), {}  # which the loop tells
+            loss, derivatives, metrics = self._reward(scores, totals[PAIRS])
+            return loss, np.concatenate(derivatives), metrics
+
+        rng = self.state.rng if self.config.has_dropout else None
+        ids, last = self._texts(batch.numbers)
+        loss, gradients, metrics = model.scores_and_grads(ids, last, objective, rng, add_to=add_to)
+        sums = {name: value * totals[PAIRS] for name, value in metrics.items()}
+        sums |= {"loss": loss, "tokens": batch.tokens + len(ids), PAIRS: len(batch.numbers)}
+        return sums, gradients
+
+    def _texts(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Prompts with their completions, first the chosen ones (2B, T); and where each ends."""
+        texts = [self.examples.example(int(n), place).ids for place in (0, 1) for n in numbers]
+        ids = np.zeros((len(texts), max(map(len, texts))), np.int64)
+        for row, text in zip(ids, texts, strict=True):
+            row[: len(text)] = text
+        pad = self.state.model.config.pad_token_id
+        return ids, np.array([last_of(text, pad) for text in texts])
+
+    def _reward(self, scores: np.ndarray, count: float) -> Any:
+        assert isinstance(self.config, RewardConfig)
+        chosen, rejected = np.split(scores, 2)
+        return reward(
+            chosen,
+            rejected,
+            center_coefficient=self.config.center_coefficient,
+            count=count,
+        )
+
+    def metrics(self, sums: Sums) -> dict[str, float]:
+        own = sums.keys() - {"loss", "tokens", PAIRS}
+        return {name: sums[name] / sums[PAIRS] for name in sorted(own)} if sums.get(PAIRS) else {}
+
+    def held_out_loss(self, model: LanguageModel) -> float:
+        count, loss = len(self.examples.val), 0.0
+        for batch in self.held_out():
+            texts = [self.examples.example(int(n), p).ids for p in (0, 1) for n in batch.numbers]
+            scores = model.scores(texts)
+            loss += self._reward(scores, count)[0] if np.isfinite(scores).all() else np.nan
+        return loss
+
+    def sample(self) -> tuple[str, str]:
+        """A prompt, and its two completions with their scores."""
+        number = self.shown_number()
+        pair = [self.examples.example(number, place) for place in (0, 1)]
+        said = [self.tokenizer.decode(e.ids[e.loss_mask], skip_special_tokens=True) for e in pair]
+        scores = self.state.model.scores([example.ids for example in pair])
+        prompt = self.tokenizer.decode(pair[0].ids[~pair[0].loss_mask], skip_special_tokens=True)
+        kinds = zip(PairEncoder.learnt, scores, said, strict=True)
+        return prompt[-200:], "\n".join(f"[{kind}: {score:.3f}] {s}" for kind, score, s in kinds)

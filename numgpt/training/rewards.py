@@ -1,0 +1,251 @@
+"""Rewards: what a completion is worth, so that a policy can learn from what it wrote itself.
+
+By name, several of them with weights:
+
+    exact              1 where the completion is the line's "answer", but for space around it
+    number             1 where the last number in it is the one in "answer"
+    regex:PATTERN      1 where the pattern (of Python) is found in it
+    length:N           1 - |n - N| / N of n characters, 0 at least: has degrees, so teaches early
+    json               1 where it is JSON
+    FILE.py:FUNCTION   a function of prompt, completion and the line's fields -> a number, or None
+                       where it does not apply
+    DIRECTORY          the score of a reward model (numgpt tune reward)
+
+A reward of None is left out: of a completion's rewards the others count, and one without any has no
+part in the step.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import math
+import os
+import re
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from numgpt import formats
+from numgpt.data.prompts import PromptEncoder
+from numgpt.messages import one_line, shown
+from numgpt.models import LanguageModel
+from numgpt.options import OptionError
+from numgpt.training.tasks import TrainingError
+
+GYM = "reasoning_gym"
+FIELDS = {"exact": "answer", "number": "answer"}  # that a line needs
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
+# prompt, completion, the line's fields -> a number, or None
+Function = Callable[[Any, str, dict[str, Any]], Any]
+
+
+class RewardError(TrainingError):
+    """A reward could not be given: the run is saved, and stopped.  What a function has raised is
+    its __cause__."""
+
+
+class Completion(NamedTuple):
+    """What is rewarded."""
+
+    prompt: Any  # a text, or messages
+    text: str
+    example: dict[str, Any]  # the fields of its line, the prompt among them
+
+
+class Reward(Protocol):
+    name: str
+
+    def __call__(self, completions: Sequence[Completion]) -> np.ndarray:
+        """(B,) float64, NaN where it does not apply.  Raises RewardError."""
+
+
+class FunctionReward:
+    """A function that is asked one completion at a time."""
+
+    def __init__(self, name: str, function: Function, needs: str | None = None):
+        self.name, self.function, self.needs = name, function, needs
+
+    def __call__(self, completions: Sequence[Completion]) -> np.ndarray:
+        return np.array([self._of(completion) for completion in completions], np.float64)
+
+    def _of(self, completion: Completion) -> float:
+        if self.needs is not None and self.needs not in completion.example:
+            return math.nan
+        try:
+            given = self.function(*completion)
+        except Exception as error:
+            what = "the reward {0} raised {1}, for the completion {2}: {3}"
+            kind, said = type(error).__name__, one_line(error)
+            raise RewardError(what, self.name, kind, shown(completion.text), said) from error
+        if given is None:
+            return math.nan
+        if isinstance(given, (bool, int, float, np.number)) and math.isfinite(given):
+            return float(given)
+        what = (
+            "the reward {0} is {1}, for the completion {2}: expected a number, or None where it"
+            " does not apply"
+        )
+        raise RewardError(what, self.name, shown(given), shown(completion.text))
+
+
+class ModelReward:
+    """The score that a reward model gives to prompt and completion, as its own tokenizer and chat
+    format write them."""
+
+    def __init__(self, name: str, directory: str):
+        """Raises OptionError for what is no reward model."""
+        self.name, self.directory = name, directory
+        if not formats.is_reward_model(directory):
+            raise OptionError(
+                "{reward} holds no reward model: numgpt tune reward makes one", reward=directory
+            )
+
+    @functools.cached_property
+    def loaded(self) -> tuple[LanguageModel, PromptEncoder]:
+        model, tokenizer = formats.load(self.directory)
+        return model, PromptEncoder(tokenizer)
+
+    def __call__(self, completions: Sequence[Completion]) -> np.ndarray:
+        return np.array([self._of(completion) for completion in completions], np.float64)
+
+    def _of(self, completion: Completion) -> float:
+        model, encoder = self.loaded
+        said = [{"role": "assistant", "content": completion.text}]
+        try:
+            if isinstance(completion.prompt, str):
+                end = encoder.tokenizer.eos_token_id
+                ids = encoder.ids(completion.prompt)
+                ids += encoder.tokenizer.encode(completion.text, continues=True)
+                ids += [] if end is None else [end]
+            else:
+                ids = encoder.template.ids([*completion.prompt, *said])
+            return float(model.scores([ids])[0])
+        except ValueError as error:
+            what = "the reward model {0} does not read the completion {1}: {2}"
+            text = shown(completion.text)
+            raise RewardError(what, self.name, text, one_line(error)) from None
+
+
+class GymReward:
+    """What a task of reasoning-gym makes of an answer: of what stands between <answer> tags, or of
+    all that was said."""
+
+    def __init__(self, task: str, size: int, seed: int):
+        self.name, self.dataset = task, gym_dataset(task, size, seed)
+
+    def __call__(self, completions: Sequence[Completion]) -> np.ndarray:
+        return np.array([self._of(completion) for completion in completions], np.float64)
+
+    def _of(self, completion: Completion) -> float:
+        tagged = re.findall(r"<answer>(.*?)</answer>", completion.text, re.DOTALL)
+        answer = (tagged[-1] if tagged else completion.text).strip()
+        entry = self.dataset[completion.example["index"]]
+        try:
+            return float(self.dataset.score_answer(answer, entry))
+        except Exception:  # some checkers raise where an answer is of another form
+            return 0.0
+
+
+def gym_dataset(task: str, size: int, seed: int) -> Any:
+    """The questions of reasoning_gym:NAME.  Raises OptionError where there is no such task, or the
+    package is missing."""
+    package, _, name = task.partition(":")
+    if package != GYM or not name:
+        raise OptionError(f"{{task}}: expected {GYM}:NAME, such as {GYM}:chain_sum", task=task)
+    try:
+        import reasoning_gym  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise OptionError(
+            f"{{task}} needs the package reasoning-gym: pip install 'numgpt[gym]' ({error})",
+            task=task,
+        ) from None
+    try:
+        return reasoning_gym.create_dataset(name, size=size, seed=seed)
+    except ValueError as error:
+        raise OptionError("{task}: {0}", one_line(error), task=task) from None
+
+
+def named_reward(name: str) -> Reward:
+    """The reward of a name.  Raises OptionError for one that there is not."""
+    kind, _, value = name.partition(":")
+    if kind in ("exact", "number", "json") and not value:
+        return FunctionReward(
+            name, {"exact": _exact, "number": _number, "json": _json}[kind], FIELDS.get(kind)
+        )
+    if kind == "regex" and value:
+        try:
+            pattern = re.compile(value, re.DOTALL)
+        except re.error as error:
+            raise OptionError("{reward}: no regular expression ({0})", error, reward=name) from None
+        return FunctionReward(name, lambda prompt, text, example: pattern.search(text) is not None)
+    if kind == "length" and value.isdecimal() and int(value):
+        wanted = int(value)
+        return FunctionReward(
+            name, lambda prompt, text, example: max(0.0, 1 - abs(len(text) - wanted) / wanted)
+        )
+    path, colon, function = name.rpartition(":")
+    if colon and path.endswith(".py"):
+        return FunctionReward(name, _imported(path, function, name))
+    if os.path.isdir(name):
+        return ModelReward(name, name)
+    raise OptionError(
+        "{reward}: there is no such reward: expected exact, number, json, regex:PATTERN, length:N,"
+        " FILE.py:FUNCTION or the directory of a reward model",
+        reward=name,
+    )
+
+
+def _imported(path: str, name: str, reward: str) -> Function:
+    if not os.path.isfile(path):
+        raise OptionError("{reward}: there is no file {0}", path, reward=reward)
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None
+    assert spec.loader is not None  # of a .py file
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{last.filename}, line {last.lineno}"
+        raise OptionError(
+            "{reward}: {0} fails to import ({1}: {2}, in {3})",
+            path,
+            type(error).__name__,
+            one_line(error),
+            place,
+            reward=reward,
+        ) from None
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise OptionError("{reward}: {0} has no function {1}", path, name, reward=reward)
+    return function  # type: ignore[no-any-return]
+
+
+# --- the built-in ones ---
+
+
+def _exact(prompt: Any, text: str, example: dict[str, Any]) -> bool:
+    return text.strip() == str(example["answer"]).strip()
+
+
+def _number(prompt: Any, text: str, example: dict[str, Any]) -> bool | None:
+    expected, said = _last_number(str(example["answer"])), _last_number(text)
+    return None if expected is None else said == expected
+
+
+def _last_number(text: str) -> float | None:
+    found = _NUMBER.findall(text)
+    return float(found[-1].replace(",", "")) if found else None
+
+
+def _json(prompt: Any, text: str, example: dict[str, Any]) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True

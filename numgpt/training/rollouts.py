@@ -1,0 +1,335 @@
+"""Rollouts: a policy continues prompts, and what it wrote is rewarded.  grpo.py and ppo.py beside
+this file say what is learnt from that.
+
+    prompts → completions, each token with its log π_old   the batcher, by the weights that train
+            → rewards                                      rewards.py
+            → batches                                      prompts with their completions, padded
+
+log π_old is that of the very distribution that was sampled, at the temperature that the policy is
+trained at too; no token is cut out of it. A completion has a generator of its own, made of the seed
+and its number, so that a run that goes on samples what it would have sampled; completions that are
+used for several steps are in the checkpoint.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from numgpt import formats
+from numgpt.data.batch import IGNORED
+from numgpt.data.examples import ExampleEncoder
+from numgpt.data.prompts import PromptEncoder, read_prompts, write_prompts
+from numgpt.data.records import PROMPT, Record
+from numgpt.generation.batcher import Batcher
+from numgpt.generation.batcher import Sequence as Decoded
+from numgpt.generation.options import GenerationOptions
+from numgpt.models import LanguageModel
+from numgpt.tokenizer import BaseTokenizer
+from numgpt.training.checkpoint import RunState
+from numgpt.training.records import Callback
+from numgpt.training.rewards import Completion, GymReward, Reward, gym_dataset, named_reward
+from numgpt.training.step import Sums
+from numgpt.training.tune_config import RolloutConfig
+from numgpt.training.tuning import FIXED, Tuning
+
+DECODED_AT_ONCE = 32  # completions
+UNCHANGED = 10  # steps without a difference among rewards, after which that is told
+COMPLETIONS, TOKENS, GROUPS, SCORED = "completions", "counted", "groups", "scored"  # among the sums
+
+
+@dataclass
+class RolledBatch:
+    """Completions with their prompts, padded on the right; those of a prompt one after another."""
+
+    ids: np.ndarray  # (n, T)
+    targets: np.ndarray  # (n, T), IGNORED but for the completions' tokens
+    old_logps: np.ndarray  # (n, T), 0 where nothing counts
+    rewards: np.ndarray  # (n,), NaN where none applies
+    told: Sums = field(default_factory=dict)  # sums that are reported
+    # What an objective makes of them:
+    advantages: np.ndarray | None = None  # (n,) of completions, or (n, T) of tokens
+    ref_logps: np.ndarray | None = None  # (n, T), by the reference
+    old_values: np.ndarray | None = None  # (n, T), of the value head
+    returns: np.ndarray | None = None  # (n, T)
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(n, T)."""
+        return self.targets != IGNORED
+
+    @property
+    def tokens(self) -> int:
+        """Ids that are no padding: those up to a completion's end."""
+        counted = self.mask
+        return int((counted.shape[1] - np.argmax(counted[:, ::-1], axis=1)).sum())
+
+
+class Rollouts(Tuning):
+    """Prompts to continue, and what their completions are worth."""
+
+    fixed = FIXED | {"task", "task_size", "reward", "reward_weights", "max_completion_length"}
+    fixed |= {"temperature", "iterations", "epsilon", "mask_truncated", "grad_accum"}
+    encoder = PromptEncoder
+    unit = "prompt"
+    of_tokens: ClassVar[frozenset[str]]  # of the sums, those over tokens
+
+    def __init__(self, state: RunState, out: Path, tokenizer: BaseTokenizer):
+        """Raises OptionError for a reward that there is not."""
+        super().__init__(state, out, tokenizer)
+        config = self.rolled
+        self.prompts = read_prompts(out, len(self.examples), state.tokens)
+        self.rewards: list[Reward] = [*map(named_reward, config.rewards)]
+        if config.task is not None:
+            self.rewards.append(GymReward(config.task, config.task_size, config.seed))
+        self.batches = self._restored()
+        self.without_spread, self.remarked = 0, False  # rollouts, one after another
+
+    @property
+    def rolled(self) -> RolloutConfig:
+        assert isinstance(self.config, RolloutConfig)
+        return self.config
+
+    # --- the prompts ---
+
+    @classmethod
+    def records(
+        cls, config: Any, files: list[str], held_out: list[str]
+    ) -> Iterator[tuple[Record, bool]]:
+        if config.task is None:
+            return super().records(config, files, held_out)
+        return _of_task(config)
+
+    @classmethod
+    def stage(
+        cls, state: RunState, staged: Path, report: Callback, encoder: ExampleEncoder
+    ) -> None:
+        assert isinstance(encoder, PromptEncoder)
+        assert isinstance(state.config, RolloutConfig)
+        for name in state.config.rewards:  # before anything is written
+            named_reward(name)
+        write_prompts(staged, encoder.kept, state.tokens)
+
+    # --- completions, rewards, batches ---
+
+    def next_step(self) -> list[Any]:
+        """Those of a new rollout; or, for `iterations` steps, of the one before."""
+        config = self.rolled
+        number, turn = divmod(self.state.optimizer.steps, config.iterations)
+        if turn == 0 or not self.batches:
+            self.batches = self.roll_out(number)
+            self.state.made = self._as_arrays() if config.iterations > 1 else {}
+            told = [batch.told for batch in self.batches]
+            alike = all(sums["frac_reward_zero_std"] == sums[GROUPS] for sums in told)
+            self.without_spread = self.without_spread + 1 if alike else 0
+            return self.batches
+        return [replace(batch, told={}) for batch in self.batches]
+
+    def roll_out(self, number: int) -> list[RolledBatch]:
+        """The batches of the rollout of this number.  Raises RewardError."""
+        config, first = self.rolled, number * self.rolled.grad_accum
+        each = [
+            self.examples.numbers(first + place, config.batch_size, config.seed)
+            for place in range(config.grad_accum)
+        ]
+        prompts = np.concatenate(each).repeat(config.sequences)
+        rngs = [
+            np.random.default_rng([config.seed, number, place]) for place in range(len(prompts))
+        ]
+        made = self.complete(prompts, rngs)
+        by_reward = self.rewarded(prompts, made)
+        edges = np.cumsum([len(numbers) * config.sequences for numbers in each])[:-1]
+        parts = zip(
+            np.split(np.arange(len(made)), edges), np.split(by_reward, edges, axis=1), strict=True
+        )
+        return self.prepared([self._batch([made[n] for n in rows], some) for rows, some in parts])
+
+    def complete(
+        self, prompts: np.ndarray, rngs: Sequence[np.random.Generator | None]
+    ) -> list[Decoded]:
+        """A completion of each prompt, by its number; without a generator the likeliest one."""
+        config, model = self.rolled, self.state.model
+        known = model.config.vocab_size <= self.tokenizer.vocab_size
+        batcher, made = Batcher(model, min(DECODED_AT_ONCE, len(prompts))), []
+        for number, rng in zip(prompts.tolist(), rngs, strict=True):
+            options = GenerationOptions(
+                max_new_tokens=config.max_completion_length,
+                do_sample=rng is not None,
+                temperature=config.temperature if rng is not None else 1.0,
+                top_k=None,
+                eos_token_id=self.end_ids(),
+                tokenizer=None if known else self.tokenizer,
+                return_dict_in_generate=True,
+            )
+            made.append(batcher.add(self.examples.example(number).ids, options, rng))
+        while batcher.busy:
+            batcher.step()
+        return made
+
+    def rewarded(self, prompts: np.ndarray, made: Sequence[Decoded]) -> np.ndarray:
+        """What each reward makes of each completion -> (R, B), NaN where it does not apply."""
+        completions = [
+            Completion(
+                self.prompts[number]["prompt"],
+                self.tokenizer.decode(list(one.made), skip_special_tokens=True),
+                self.prompts[number],
+            )
+            for number, one in zip(prompts.tolist(), made, strict=True)
+        ]
+        return np.stack([reward(completions) for reward in self.rewards])
+
+    def total(self, by_reward: np.ndarray) -> np.ndarray:
+        """(R, B) -> (B,), the weighted sum of those that apply; NaN where none does."""
+        weights = np.array(self.rolled.weights)[:, None]
+        total = np.where(np.isnan(by_reward), 0, weights * by_reward).sum(axis=0)
+        return np.where(np.isnan(by_reward).all(axis=0), np.nan, total)
+
+    def _batch(self, made: list[Decoded], by_reward: np.ndarray) -> RolledBatch:
+        longest = max(len(one.prompt) + len(one.made) for one in made) - 1
+        ids, targets = (
+            np.zeros((len(made), longest), np.int64),
+            np.full((len(made), longest), IGNORED),
+        )
+        old_logps = np.zeros(ids.shape, np.float32)
+        for row, one in enumerate(made):
+            start, whole = len(one.prompt) - 1, np.append(one.prompt, one.made)
+            completion = slice(start, start + len(one.made))
+            ids[row, : len(whole) - 1] = whole[:-1]
+            old_logps[row, completion] = one.sampled_logprobs
+            if not (self.rolled.mask_truncated and one.finish_reason != "stop"):
+                targets[row, completion] = one.made
+        old_logps[targets == IGNORED] = 0
+        rewards = self.total(by_reward)
+        return RolledBatch(ids, targets, old_logps, rewards, self._told(made, rewards, by_reward))
+
+    def _told(self, made: list[Decoded], rewards: np.ndarray, by_reward: np.ndarray) -> Sums:
+        """Sums over completions and groups, for the metrics."""
+        groups = rewards.reshape(-1, self.rolled.sequences)
+        scored = ~np.isnan(groups)
+        means = np.where(scored, groups, 0).sum(axis=1, keepdims=True) / np.maximum(
+            1, scored.sum(axis=1, keepdims=True)
+        )
+        apart = np.where(scored, groups - means, 0)
+        stds = np.sqrt((apart**2).sum(axis=1) / np.maximum(1, scored.sum(axis=1) - 1))
+        told: Sums = {
+            COMPLETIONS: len(made),
+            GROUPS: len(groups),
+            SCORED: int(scored.sum()),
+            "reward": float(np.nansum(rewards)),
+            "reward_std": float(stds.sum()),
+            "frac_reward_zero_std": int((stds == 0).sum()),
+            "completions/mean_length": sum(len(one.made) for one in made),
+            "completions/clipped_ratio": sum(one.finish_reason != "stop" for one in made),
+        }
+        for reward, values in zip(self.rewards, by_reward, strict=True):
+            told[f"rewards/{reward.name}/mean"] = float(np.nansum(values))
+            told[f"rewards/{reward.name}/{SCORED}"] = int((~np.isnan(values)).sum())
+        return told
+
+    @abstractmethod
+    def prepared(self, batches: list[RolledBatch]) -> list[RolledBatch]:
+        """The batches of a rollout, with what has to be known of all of it."""
+
+    # --- what is told ---
+
+    def metrics(self, sums: Sums) -> dict[str, float]:
+        """Means over completions, groups or tokens, named as trl names them."""
+        told: dict[str, float] = {}
+        for name, value in sums.items():
+            if name == "reward":
+                told[name] = value / max(1, sums[SCORED])
+            elif name.startswith("rewards/") and name.endswith("/mean"):
+                count = sums[f"{name.removesuffix('mean')}{SCORED}"]
+                if count:
+                    told[name] = value / count
+            elif name.startswith("completions/"):
+                told[name] = value / sums[COMPLETIONS]
+            elif name in ("reward_std", "frac_reward_zero_std"):
+                told[name] = value / sums[GROUPS]
+            elif name in self.of_tokens and sums[TOKENS]:
+                told[name] = value / sums[TOKENS]
+        return told
+
+    def remarks(self) -> Iterable[str]:
+        if self.without_spread == UNCHANGED and not self.remarked:
+            self.remarked = True
+            yield (
+                f"for {UNCHANGED} rollouts all completions of a prompt had the same reward: nothing"
+                " is learnt from them; an easier or harder task, a reward with degrees or a higher"
+                " temperature gives some that differ"
+            )
+
+    def held_out_loss(self, model: LanguageModel) -> float:
+        """Minus the mean reward of the likeliest completions of what is held out."""
+        numbers = self.examples.val
+        made = self.complete(numbers, [None] * len(numbers))
+        rewards = self.total(self.rewarded(numbers, made))
+        return -float(np.nanmean(rewards)) if not np.isnan(rewards).all() else 0.0
+
+    def sample(self) -> tuple[str, str]:
+        """A prompt, and its likeliest completion, with what that is worth."""
+        number = self.shown_number()
+        (one,) = self.complete(np.array([number]), [None])
+        by_reward = self.rewarded(np.array([number]), [one])
+        each = (f"{r.name} {v[0]:g}" for r, v in zip(self.rewards, by_reward, strict=True))
+        reward = f"reward {self.total(by_reward)[0]:g}"
+        reward += f" ({', '.join(each)})" if len(self.rewards) > 1 else ""
+        text = self.tokenizer.decode(list(one.made), skip_special_tokens=True)
+        prompt = self.tokenizer.decode(one.prompt, skip_special_tokens=True)
+        return prompt[-200:], f"{text}\n[{reward}]"
+
+    # --- the checkpoint ---
+
+    def _as_arrays(self) -> dict[str, np.ndarray]:
+        return {
+            f"{place}.{name}": array
+            for place, batch in enumerate(self.batches)
+            for name, array in vars(batch).items()
+            if isinstance(array, np.ndarray)
+        }
+
+    def _restored(self) -> list[RolledBatch]:
+        places = {name.partition(".")[0] for name in self.state.made}
+        return [
+            RolledBatch(
+                **{  # type: ignore[arg-type]
+                    name.partition(".")[2]: array
+                    for name, array in self.state.made.items()
+                    if name.startswith(f"{place}.")
+                }
+            )
+            for place in range(len(places))
+        ]
+
+
+@contextmanager
+def the_reference(state: RunState) -> Iterator[LanguageModel]:
+    """The model that the run began as: the frozen base below the adapter, or the files again."""
+    if state.model.adapter is not None:
+        with state.model.without_adapter():
+            yield state.model
+        return
+    assert isinstance(state.config, RolloutConfig)
+    yield formats.load_model(state.config.model)
+
+
+def _of_task(config: RolloutConfig) -> Iterator[tuple[Record, bool]]:
+    """The questions of a task, each once; of every 1 / val_fraction of them one is held out."""
+    assert config.task is not None
+    seen, rng = set[str](), np.random.default_rng([config.seed, 1])
+    dataset = gym_dataset(config.task, config.task_size, config.seed)
+    for index in range(config.task_size):
+        entry = dataset[index]
+        if entry["question"] in seen:
+            continue  # else one that is held out could be trained on
+        seen.add(entry["question"])
+        prompt = [{"role": "user", "content": entry["question"]}]
+        fields = {"prompt": prompt, "answer": str(entry["answer"]), "index": index}
+        record = Record(config.task, index + 1, PROMPT, fields, "question")
+        yield record, bool(rng.random() < config.val_fraction)

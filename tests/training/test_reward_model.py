@@ -1,0 +1,300 @@
+"""A reward model: its head and gradients, a run that learns to rank, its files, its accuracy."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from models.references import small_model
+from models.test_gradients import along, numerical
+from support import assert_close, refused
+from training.test_preferences import PAIRS, logged, write
+
+import numgpt
+from numgpt import evaluation, formats, objectives
+from numgpt.formats.gguf_writing import save_gguf
+from numgpt.training import DPOConfig, RewardConfig, Trainer, TuneConfig
+from numgpt.training.checkpoint import load_checkpoint
+
+GOOD, BAD = ["love", "king", "sweet", "fair", "lord"], ["death", "blood", "woe", "grave", "hate"]
+
+
+def pairs(count, seed):
+    rng = random.Random(seed)
+
+    def said(words):
+        return " " + " ".join(rng.choice(words) for _ in range(rng.randint(3, 8)))
+
+    prompts = ["My lord,", "What news", "Good", "The king is"]
+    return [
+        {"prompt": rng.choice(prompts), "chosen": said(GOOD), "rejected": said(BAD)}
+        for _ in range(count)
+    ]
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write(tmp_path / "pairs.jsonl", *PAIRS)
+
+
+def start(data, out, **options):
+    usual = {"model": "shakespeare", "data": data, "steps": 6, "batch_size": 3, "log_every": 1}
+    return Trainer.start(RewardConfig(**usual | {"sample_every": 0} | options), out)
+
+
+# --- the head ---
+
+
+@pytest.mark.parametrize("family", ["default", "llama_grouped"])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_gradients_of_scores_and_of_values(family, adapted):
+    model, rng = small_model(family, np.float64), np.random.default_rng(0)
+    if adapted:
+        model.add_adapter(numgpt.LoRAConfig(r=2, target_modules="all-linear"))
+        for array in model.adapter.parameters.values():
+            array[...] = rng.normal(0, 0.1, array.shape)
+    model.add_score_head(rng.normal(size=(1, model.config.width)))
+    ids = rng.integers(model.config.vocab_size, size=(4, 7))
+    last, wanted = np.array([6, 3, 0, 5]), rng.normal(size=4)
+
+    def squares(scores):
+        return float(((scores - wanted) ** 2).sum() / 2), scores - wanted, {"n": len(scores)}
+
+    def scored():
+        return squares(model.values(ids)[np.arange(4), last])[0]
+
+    loss, gradients, metrics = model.scores_and_grads(ids, last, squares)
+    assert (loss, metrics) == (pytest.approx(scored(), rel=1e-12), {"n": 4})
+    assert "score.weight" in gradients
+    slope, direction = numerical(model, scored, list(gradients))
+    assert along(gradients, direction) == pytest.approx(slope, rel=1e-6)
+
+    targets = rng.integers(model.config.vocab_size, size=ids.shape)
+    weights = rng.normal(size=(2, *ids.shape))
+
+    def both(logp, entropies, values):
+        assert entropies.shape == ids.shape
+        value = (weights[0] * logp + weights[1] * values**2 / 2).sum()
+        return float(value), (weights[0], 0 * logp, weights[1] * values), {}
+
+    def together():
+        logp = model.log_probs(ids, targets)
+        return both(logp, logp, model.values(ids))[0]
+
+    loss, gradients, _ = model.value_and_grads(ids, targets, both, entropy=True, values=True)
+    assert loss == pytest.approx(together(), rel=1e-12)
+    slope, direction = numerical(model, together, list(gradients))
+    assert along(gradients, direction) == pytest.approx(slope, rel=1e-6)
+
+
+def test_scores_are_those_at_the_last_token_that_is_no_padding():
+    model = small_model("default", np.float64)
+    head = model.add_score_head(seed=3)
+    texts = [[1, 2, 3], [4, 5], [6]]
+    expected = [head.scores(model.hidden(np.array([text])))[-1] for text in texts]
+    np.testing.assert_allclose(model.scores(texts), expected, rtol=1e-12)
+    model.config.pad_token_id = 5
+    assert model.scores([[4, 5]])[0] == pytest.approx(model.values([4])[0, -1], rel=1e-12)
+    assert model.scores([[5, 5]])[0] == pytest.approx(model.values([5])[0, 0], rel=1e-12)
+
+
+def test_a_head_trains_with_what_trains_already():
+    model = small_model("default", np.float32)
+    model.freeze()
+    model.add_score_head()
+    assert model.trained.keys() == {"score.weight"}
+    ids = np.ones((2, 3), np.int64)
+    before = {name: array.copy() for name, array in model.parameters.items()}
+    model.scores_and_grads(ids, np.array([2, 2]), lambda s: (0.0, np.ones_like(s), {}))
+    optimizer = numgpt.AdamW(model, lr=0.1, weight_decay=0.0)
+    optimizer.step()
+    for name, array in model.parameters.items():
+        np.testing.assert_array_equal(array, before[name])
+    assert model.scores(ids).mean() < 0 or model.scores(ids).std() == 0
+    for wrong, message in (
+        (lambda: small_model("default").scores([[1]]), "no score head"),
+        (lambda: small_model("default").add_score_head(np.ones((2, 3))), r"shape \(2, 3\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrong()
+
+
+# --- a run ---
+
+
+def test_it_ranks_pairs_that_it_has_not_seen(tmp_path):
+    data = write(tmp_path / "pairs.jsonl", *pairs(160, 0))
+    held_out = write(tmp_path / "held_out.jsonl", *pairs(60, 1))
+    trainer = start(
+        data, tmp_path / "run", steps=30, batch_size=4, val_data=held_out, eval_every=30
+    )
+    said = []
+    trainer.run(report=lambda record: said.append(str(record)))
+    assert any("accuracy 1.000" in line for line in said)
+    last = logged(tmp_path / "run")[-1]
+    assert last["accuracy"] == 1
+    assert last["margin"] > 1
+    assert last["val_loss"] < 0.1
+    model, tokenizer = numgpt.load(tmp_path / "run")
+    result = evaluation.preference_accuracy(model, tokenizer, held_out)
+    assert result.pairs == 60
+    assert result.accuracy >= 0.95
+    assert result.margin > 1
+    prompt, text = trainer.task.sample()
+    assert prompt
+    assert text.startswith("[chosen: ")
+    assert "\n[rejected: " in text
+
+
+@pytest.mark.parametrize("lora_r", [4, 0])
+def test_a_step_is_that_of_the_objective_however_it_is_cut(data, tmp_path, lora_r):
+    trainer = start(data, tmp_path / "run", center_coefficient=0.1, lora_r=lora_r)
+    task, model = trainer.task, trainer.model
+    encode = trainer.tokenizer.encode
+    texts = [
+        encode(pair["prompt"])
+        + encode(pair[name], continues=True)
+        + [trainer.tokenizer.eos_token_id]
+        for name in ("chosen", "rejected")
+        for pair in PAIRS
+    ]
+    scores = model.scores(texts).astype(float)
+    expected, _, metrics = objectives.reward(scores[:6], scores[6:], None, 0.1)
+    results = []
+    for edges in ([6], [2, 6], [1, 2, 3, 4, 5, 6]):
+        starts = zip([0, *edges], edges, strict=False)
+        batches = [task.examples.padded(np.arange(a, b)) for a, b in starts]
+        totals, gradients, sums = task.totals(model, batches), None, {}
+        for batch in batches:
+            part, gradients = task.gradients(model, batch, totals, gradients)
+            sums = {name: sums.get(name, 0) + value for name, value in part.items()}
+        assert sums["loss"] == pytest.approx(expected, rel=1e-4)
+        assert task.metrics(sums) == pytest.approx(metrics, rel=1e-4, abs=1e-5)
+        results.append(gradients.flat.copy())
+    for gradients in results[1:]:
+        assert np.abs(gradients - results[0]).max() < 1e-5 * np.abs(results[0]).max()
+
+
+@pytest.mark.parametrize("lora_r", [4, 0])
+def test_a_run_that_was_interrupted_ends_bit_for_bit(data, tmp_path, lora_r):
+    options = {"lora_r": lora_r, "grad_accum": 2, "val_fraction": 0.3, "eval_every": 2}
+    start(data, tmp_path / "whole", **options).run()
+    resumed = start(data, tmp_path / "resumed", **options)
+    step = resumed.step
+
+    def stopping():
+        result = step()
+        resumed.stop_requested = resumed.optimizer.steps == 2
+        return result
+
+    resumed.step = stopping
+    resumed.run()
+    Trainer.resume(tmp_path / "resumed").run()
+    ends = [load_checkpoint(tmp_path / run) for run in ("whole", "resumed")]
+    np.testing.assert_array_equal(ends[0].optimizer.m, ends[1].optimizer.m)
+    heads = [end.model.score_head.weight for end in ends]
+    np.testing.assert_array_equal(*heads)
+    name = "adapter_model.safetensors" if lora_r else "model.safetensors"
+    whole, parts = ((tmp_path / run / name).read_bytes() for run in ("whole", "resumed"))
+    assert whole == parts
+    # What is trained again from there has its head already.
+    if not lora_r:
+        again = start(data, tmp_path / "again", model=str(tmp_path / "whole"), **options)
+        np.testing.assert_array_equal(again.model.score_head.weight, heads[0])
+
+
+# --- files ---
+
+
+def saved(family, directory, adapted):
+    model = small_model(family, np.float32)
+    if adapted:
+        base = directory / "base"
+        model.save_pretrained(base)
+        model = formats.load_model(base)
+        model.add_adapter(numgpt.LoRAConfig(r=2, target_modules="all-linear"))
+        rng = np.random.default_rng(1)
+        for array in model.adapter.parameters.values():
+            array[...] = rng.normal(0, 0.1, array.shape)
+    model.config.pad_token_id = 0
+    model.add_score_head(seed=2)
+    if adapted:
+        model.save_adapter(directory / "head")
+    else:
+        model.save_pretrained(directory / "head")
+    return model
+
+
+@pytest.mark.parametrize("family", ["default", "untied", "llama_grouped", "llama_qwen2"])
+@pytest.mark.parametrize("adapted", [False, True])
+def test_it_comes_back_from_its_files(family, adapted, tmp_path):
+    model = saved(family, tmp_path, adapted)
+    assert formats.is_reward_model(tmp_path / "head")
+    if adapted:
+        back = formats.load_model(tmp_path / "base")
+        assert not formats.is_reward_model(tmp_path / "base")
+        back.load_adapter(tmp_path / "head")
+        back.config.pad_token_id = 0
+    else:
+        back = formats.load_model(tmp_path / "head")
+    texts = [[1, 2, 3], [4, 5]]
+    np.testing.assert_array_equal(back.scores(texts), model.scores(texts))
+    assert back.trained.keys() == model.trained.keys() - {"lm_head", "lm_head.weight"}
+
+
+@pytest.mark.live("transformers", "torch")
+@pytest.mark.parametrize("family", ["default", "untied", "llama_grouped", "llama_qwen2"])
+def test_transformers_gives_the_same_scores(family, tmp_path):
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    model = saved(family, tmp_path, adapted=False)
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "head").eval()
+    assert theirs.config.num_labels == 1
+    texts = [[1, 2, 3], [4, 5, 0]]  # the last is padded
+    with torch.no_grad():
+        scores = theirs(torch.tensor(texts)).logits[:, 0].numpy()
+    assert_close(model.scores(texts), scores)
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert_close(formats.load_model(tmp_path / "theirs").scores(texts), scores)
+
+
+@pytest.mark.live("transformers", "torch", "peft")
+@pytest.mark.parametrize("family", ["default", "llama_grouped"])
+def test_peft_gives_the_same_scores(family, tmp_path):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    model = saved(family, tmp_path, adapted=True)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "base", num_labels=1, pad_token_id=0
+    )
+    theirs = PeftModel.from_pretrained(base, tmp_path / "head").eval()
+    texts = [[1, 2, 3], [4, 5, 0]]
+    with torch.no_grad():
+        scores = theirs(torch.tensor(texts)).logits[:, 0].numpy()
+    assert_close(model.scores(texts), scores)
+    theirs.save_pretrained(tmp_path / "theirs")
+    back = formats.load_model(tmp_path / "base")
+    back.load_adapter(tmp_path / "theirs")
+    back.config.pad_token_id = 0
+    assert_close(back.scores(texts), scores)
+
+
+def test_what_is_refused(data, tmp_path):
+    start(data, tmp_path / "judge", lora_r=0, steps=1).run()
+    judge = str(tmp_path / "judge")
+    for config in (TuneConfig, DPOConfig):
+        options = config(model=judge, data=data)
+        refused(lambda o=options: Trainer.start(o, tmp_path / "no"), "is a reward model")
+        assert not (tmp_path / "no").exists()
+    head, tokenizer = numgpt.load(judge)
+    refused(lambda: save_gguf(head, None, tmp_path / "a.gguf"), "has no place in GGUF")
+    model = small_model("default")
+    refused(
+        lambda: evaluation.preference_accuracy(model, tokenizer, data), "model is no reward model"
+    )
+    head.score_head.weight[...] = np.nan
+    refused(lambda: head.save_pretrained(tmp_path / "nan"), "score.weight holds NaN")
