@@ -52,7 +52,8 @@ def prepare(
     files, held_out = _files(config)
     documents = [name for name in (*files, *held_out) if name != STANDARD_INPUT]
     check_not_replaced(documents, replaced_files(out))
-    config.data, config.val_data = absolute(config.data) or [], absolute(config.val_data)
+    config.data = absolute(config.data)  # type: ignore[assignment]
+    config.val_data = absolute(config.val_data)
     config.model = absolute_model(config.model)
     if config.lora_r and os.path.exists(config.model):
         base = Path(config.model)

@@ -1,0 +1,529 @@
+"""Policies that learn from what they wrote themselves: rollouts, rewards, GRPO and PPO as runs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+from support import refused
+from training.test_preferences import logged, write
+
+import numgpt
+from numgpt import objectives
+from numgpt.data.finding import PROMPTS_FILE
+from numgpt.tokenizer import CharTokenizer
+from numgpt.training import GRPOConfig, RewardConfig, RewardError, Trainer
+from numgpt.training.checkpoint import load_checkpoint
+from numgpt.training.rewards import Completion, named_reward
+
+PROMPTS = [
+    {"prompt": "To be", "answer": ", or not to be"},
+    {"prompt": "My lord,", "answer": "12"},
+    {"prompt": "What"},
+    {"prompt": "The king", "answer": "3"},
+    {"prompt": "Good", "answer": "morrow"},
+]
+REWARDS = """
+def few_e(prompt, completion, example):
+    return 1 - 5 * completion.count("e") / max(1, len(completion))
+
+def long_prompts(prompt, completion, example):
+    return float(len(completion)) if len(prompt) > 4 else None
+
+def broken(prompt, completion, example):
+    return {}["key"]
+
+def nothing(prompt, completion, example):
+    return float("nan")
+
+def several(prompt, completion, example):
+    return [1.0, 2.0]
+
+def same(prompt, completion, example):
+    return 1
+
+number = 3
+"""
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write(tmp_path / "prompts.jsonl", *PROMPTS)
+
+
+@pytest.fixture
+def rewards(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(REWARDS)
+    return path
+
+
+@pytest.fixture
+def few_e(rewards):
+    return f"{rewards}:few_e"
+
+
+def start(data, out, reward, kind=GRPOConfig, **options):
+    usual = {"model": "shakespeare", "data": data, "reward": reward, "steps": 4, "log_every": 1}
+    usual |= {"max_completion_length": 8, "sample_every": 0, "grad_accum": 2, "lr": 1e-3}
+    usual |= {"group_size": 4} if kind is GRPOConfig else {}
+    return Trainer.start(kind(**usual | options), out)
+
+
+def moved(trainer, scale=0.05):
+    """Weights that are not those of the reference."""
+    for name, array in trainer.model.adapter.parameters.items():
+        seed = sum(name.encode())
+        array += np.random.default_rng(seed).normal(0, scale, array.shape).astype(np.float32)
+
+
+def stopped_at(trainer, stop):
+    """Run to a step, and no further."""
+    step = trainer.step
+
+    def stopping():
+        result = step()
+        trainer.stop_requested = trainer.optimizer.steps == stop
+        return result
+
+    trainer.step = stopping
+    trainer.run()
+
+
+# --- rollouts ---
+
+
+def test_the_reward_of_what_is_written_rises(data, tmp_path, few_e):
+    trainer = start(data, tmp_path / "run", few_e, steps=40, val_fraction=0.3, eval_every=40)
+    assert str(trainer.task) == "4 prompts to train on, 1 held out"
+    said = []
+    trainer.run(report=lambda record: said.append(str(record)))
+    records = logged(tmp_path / "run")
+    first, last = (np.mean([r["reward"] for r in part]) for part in (records[:4], records[-4:]))
+    assert last > first + 0.15
+    assert any("reward 0." in line for line in said)
+    assert records[-1]["val_loss"] < -0.6
+    names = {"reward", "reward_std", "frac_reward_zero_std", "entropy", "clip_ratio/low_mean"}
+    names |= {"completions/mean_length", "completions/clipped_ratio", f"rewards/{few_e}/mean"}
+    assert names <= records[-1].keys()
+    assert abs(records[0]["loss"]) < 1e-6  # with ρ = 1 it is the mean advantage
+    assert numgpt.load(tmp_path / "run")[0].adapter is not None
+    prompt, text = trainer.task.sample()
+    assert prompt in {line["prompt"] for line in PROMPTS}
+    assert "\n[reward " in text
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_policy_that_was_sampled_is_the_one_that_trains(data, tmp_path, few_e, temperature):
+    trainer = start(data, tmp_path / "run", few_e, temperature=temperature)
+    task, model = trainer.task, trainer.model
+    moved(trainer)
+    batches = task.next_step()
+    assert len(batches) == 2
+    for batch in batches:
+        assert batch.ids.shape[0] == 4  # one prompt, four completions
+        logps = model.log_probs(batch.ids, batch.targets, temperature)
+        np.testing.assert_allclose(batch.old_logps, logps, atol=2e-5)
+        assert (batch.ids[:, 0] == batch.ids[0, 0]).all()
+        texts = [trainer.tokenizer.decode(row[row >= 0]) for row in batch.targets]
+        expected = [1 - 5 * text.count("e") / max(1, len(text)) for text in texts]
+        assert batch.rewards == pytest.approx(expected)
+        advantages = objectives.group_advantages(batch.rewards, 4)
+        np.testing.assert_allclose(batch.advantages, advantages, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"loss_type": "grpo", "beta": 0.2},
+        {"loss_type": "dr_grpo", "beta": 0.2, "kl": "k3", "scale_rewards": "none"},
+        {"loss_type": "bnpo", "level": "sequence", "epsilon_high": 0.5},
+        {"beta": 0.2, "kl": "reward", "scale_rewards": "batch"},
+        {"entropy_coef": 0.1},
+    ],
+    ids=lambda options: ",".join(map(str, options.values())) or "default",
+)
+def test_a_step_is_that_of_the_objective_however_it_is_cut(data, tmp_path, few_e, options):
+    trainer = start(data, tmp_path / "run", few_e, batch_size=2, **options)
+    task, model, config = trainer.task, trainer.model, trainer.config
+    moved(trainer)
+    batches = task.next_step()
+    moved(trainer, 0.01)  # so that ratios are not 1
+    parts = [(batch, row) for batch in batches for row in range(len(batch.ids))]
+    logps = [model.log_probs(b.ids[row : row + 1], b.targets[row : row + 1])[0] for b, row in parts]
+    width = max(map(len, logps))
+
+    def wide(rows):
+        return np.stack([np.pad(row, (0, width - len(row))) for row in rows]).astype(np.float64)
+
+    mask = wide([b.mask[row] for b, row in parts]) > 0
+    old = wide([b.old_logps[row] for b, row in parts])
+    reference, rewards = None, np.concatenate([b.rewards for b in batches])
+    if config.beta:
+        base, _ = numgpt.load("shakespeare")
+        reference = wide(
+            [base.log_probs(b.ids[r : r + 1], b.targets[r : r + 1])[0] for b, r in parts]
+        )
+        if config.kl == "reward":
+            rewards = rewards - config.beta * ((old - reference) * mask).sum(axis=1)
+    advantages = objectives.group_advantages(rewards, 4, config.scale_rewards)
+    expected, _, metrics = objectives.grpo(
+        wide(logps),
+        old,
+        advantages,
+        mask,
+        reference,
+        0.0 if config.kl == "reward" else config.beta,
+        epsilon_high=config.epsilon_high,
+        loss_type=config.loss_type,
+        level=config.level,
+        corrected_kl=config.kl == "corrected",
+        max_length=8,
+    )
+    results = []
+    for cut in (batches, [rows_of(b, [row]) for b, row in parts]):
+        totals, gradients, sums = task.totals(model, cut), None, {}
+        for batch in cut:
+            part, gradients = task.gradients(model, batch, totals, gradients)
+            sums = {name: sums.get(name, 0) + value for name, value in part.items()}
+        results.append((sums["loss"], gradients.flat.copy(), task.metrics(sums)))
+    for loss, gradients, told in results:
+        bonus = config.entropy_coef * told.get("entropy", 0)
+        assert loss + bonus == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        assert np.abs(gradients - results[0][1]).max() < 2e-5 * np.abs(results[0][1]).max()
+        for name, value in metrics.items() if mask.any() else ():
+            assert told[name] == pytest.approx(value, rel=1e-3, abs=1e-6)
+    mean = np.concatenate([b.rewards for b in batches]).mean()
+    assert results[0][2]["reward"] == pytest.approx(mean)
+
+
+def rows_of(batch, rows):
+    """Some of a batch's completions, by themselves."""
+    arrays = {
+        name: array[rows] for name, array in vars(batch).items() if isinstance(array, np.ndarray)
+    }
+    told = batch.told if rows == [0] else {}  # which is told once
+    return type(batch)(**arrays, told=told)
+
+
+def test_cut_off_completions_can_be_left_out(data, tmp_path, few_e):
+    trainer = start(data, tmp_path / "run", few_e, mask_truncated=True)
+    batches = trainer.task.next_step()
+    lengths = [batch.mask.sum(axis=1) for batch in batches]
+    assert (np.concatenate(lengths) < 8).all()  # none has come to the end of its own accord, or did
+    totals = trainer.task.totals(trainer.model, batches)
+    sums, gradients = trainer.task.gradients(trainer.model, batches[0], totals, None)
+    assert math.isfinite(sums["loss"])
+    if not lengths[0].any():  # every token of a micro-batch is masked
+        assert not gradients.flat.any()
+
+
+@pytest.mark.parametrize("options", [{}, {"lora_r": 0, "lr": 1e-4}, {"iterations": 3, "beta": 0.1}])
+def test_a_run_that_was_interrupted_ends_bit_for_bit(data, tmp_path, few_e, options):
+    options = {"steps": 6, "val_fraction": 0.3, "eval_every": 3} | options
+    start(data, tmp_path / "whole", few_e, **options).run()
+    trainer = start(data, tmp_path / "parts", few_e, **options)
+    for stop in (1, 4):  # of three steps with the same completions, after the first
+        stopped_at(trainer, stop)
+        trainer = Trainer.resume(tmp_path / "parts")
+        assert bool(trainer.state.made) == ("iterations" in options)
+    trainer.run()
+    ends = [load_checkpoint(tmp_path / run) for run in ("whole", "parts")]
+    np.testing.assert_array_equal(ends[0].optimizer.m, ends[1].optimizer.m)
+    for one, other in zip(*(logged(tmp_path / run) for run in ("whole", "parts")), strict=True):
+        del one["tokens_per_second"], other["tokens_per_second"]
+        assert one == other
+
+
+def test_a_kill_in_the_middle_of_a_rollout_costs_nothing(data, tmp_path, few_e, monkeypatch):
+    start(data, tmp_path / "whole", few_e, save_every=1).run()
+    trainer = start(data, tmp_path / "killed", few_e, save_every=1)
+    rewarded, count = trainer.task.rewarded, itertools.count()
+
+    def killed(*arguments):
+        if next(count) == 2:
+            raise KeyboardInterrupt
+        return rewarded(*arguments)
+
+    monkeypatch.setattr(trainer.task, "rewarded", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    trainer.lock.release()
+    trainer = Trainer.resume(tmp_path / "killed", {"steps": 4})
+    assert trainer.optimizer.steps == 2
+    trainer.run()
+    ends = [load_checkpoint(tmp_path / run) for run in ("whole", "killed")]
+    np.testing.assert_array_equal(ends[0].optimizer.m, ends[1].optimizer.m)
+
+
+def test_a_run_goes_on_with_more_steps(data, tmp_path, few_e):
+    start(data, tmp_path / "run", few_e, steps=2).run()
+    trainer = Trainer.resume(tmp_path / "run", {"steps": 3})
+    trainer.run()
+    assert [record["step"] for record in logged(tmp_path / "run")] == [1, 2, 3]
+    refused(lambda: Trainer.resume(tmp_path / "run", {"group_size": 2}), "cannot change")
+    path = tmp_path / "run" / PROMPTS_FILE
+    whole = path.read_bytes()
+    for content, message in (
+        (None, "is missing, which holds what the run is rewarded for"),
+        (b"{", "is damaged"),
+        (whole[: whole.rindex(b"{")], "is not of the prompts that the run began with"),
+        (whole.replace(b'"tokens"', b'"token"'), "is damaged"),
+    ):
+        path.unlink() if content is None else path.write_bytes(content)
+        refused(lambda: Trainer.resume(tmp_path / "run", {"steps": 4}), message, path)
+        path.write_bytes(whole)
+
+
+# --- the optimum ---
+
+LETTERS = "abcdef"
+
+
+@pytest.fixture
+def letters(tmp_path):
+    """A model of six letters, and what each completion of two is worth."""
+    tokenizer = CharTokenizer.train([LETTERS])
+    config = numgpt.GPTConfig(
+        n_layer=1, n_head=2, n_embd=16, n_positions=8, vocab_size=tokenizer.vocab_size
+    )
+    model = numgpt.GPT(config, seed=3)
+    for array in model.parameters.values():
+        array *= 6 if array.ndim == 2 else 1  # so that it has preferences of its own
+    model.save_pretrained(tmp_path / "letters")
+    tokenizer.save_pretrained(tmp_path / "letters")
+    path = tmp_path / "letters.py"
+    path.write_text(
+        "def worth(prompt, completion, example):\n"
+        "    return completion.count('b') + 0.5 * (completion == 'ca')\n"
+    )
+    return str(tmp_path / "letters"), f"{path}:worth"
+
+
+def distribution(model, tokenizer):
+    """log π of each completion of two letters after "a", and its worth."""
+    texts = ["".join(two) for two in itertools.product(LETTERS, repeat=2)]
+    ids = np.array([tokenizer.encode("a" + text) for text in texts])
+    logps = model.log_probs(ids[:, :-1], ids[:, 1:]).sum(axis=1, dtype=float)
+    worth = np.array([text.count("b") + 0.5 * (text == "ca") for text in texts])
+    return logps - np.logaddexp.reduce(logps), worth
+
+
+@pytest.mark.parametrize("kl", ["reward", "corrected"])
+def test_the_reward_rises_within_the_divergence_that_beta_implies(tmp_path, letters, kl):
+    """π* ∝ π_ref exp(r / β) has the highest mean reward less β KL: nobody gets more."""
+    directory, worth = letters
+    data, beta = write(tmp_path / "a.jsonl", {"prompt": "a"}), 0.5
+    options = {"beta": beta, "kl": kl, "group_size": 32, "grad_accum": 4, "scale_rewards": "none"}
+    options |= {"steps": 60, "lr": 5e-3, "lora_r": 0, "max_completion_length": 2, "warmup": 3}
+    trainer = start(data, tmp_path / "run", worth, model=directory, **options)
+    reference, r = distribution(*numgpt.load(directory))
+    trainer.run()
+    policy, _ = distribution(trainer.model, trainer.tokenizer)
+    best = reference + r / beta
+    best -= np.logaddexp.reduce(best)
+
+    def value(logps):
+        p = np.exp(logps)
+        return (p * r).sum(), (p * (logps - reference)).sum()
+
+    reward_best, kl_best = value(best)
+    reward, divergence = value(policy)
+    reward_before, _ = value(reference)
+    optimum = reward_best - beta * kl_best
+    assert reward - beta * divergence <= optimum + 1e-9
+    assert reward - beta * divergence > reward_before + 0.8 * (optimum - reward_before)
+    assert divergence < 1.3 * kl_best
+
+
+# --- rewards ---
+
+
+def worth(name, text, prompt="p", **example):
+    return named_reward(name)([Completion(prompt, text, {"prompt": prompt} | example)])[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "answer", "expected"),
+    [
+        ("exact", " yes\n", "yes", 1),
+        ("exact", "yes.", "yes", 0),
+        ("exact", "7", 7, 1),
+        ("number", "It is 1,234.50.", "1234.5", 1),
+        ("number", "3 + 4 = 7", "7", 1),
+        ("number", "7 or 8", "7", 0),
+        ("number", "-3", 3, 0),
+        ("number", "none", "7", 0),
+        ("number", "7", "seven", math.nan),
+        ("regex:^a.*b$", "a\nb", None, 1),
+        ("regex:^a", "ba", None, 0),
+        ("length:4", "abc", None, 0.75),
+        ("length:4", "abcdefghij", None, 0),
+        ("json", '{"a": [1]}', None, 1),
+        ("json", "{a}", None, 0),
+        ("exact", "yes", None, math.nan),
+    ],
+)
+def test_built_in_rewards(name, text, answer, expected):
+    example = {} if answer is None else {"answer": answer}
+    np.testing.assert_equal(worth(name, text, **example), expected)
+
+
+def test_rewards_of_several_are_added_and_one_that_does_not_apply_is_left_out(
+    data, tmp_path, rewards
+):
+    names = [f"{rewards}:long_prompts", "exact", "length:20"]
+    trainer = start(data, tmp_path / "run", names, reward_weights=["1", "2", "-0.5"], steps=1)
+    task = trainer.task
+    values = np.array([[1.0, np.nan, np.nan], [0.0, 1.0, np.nan], [0.5, 1.0, np.nan]])
+    np.testing.assert_allclose(task.total(values), [0.75, 1.5, np.nan])
+    trainer.run()
+    (record,) = logged(tmp_path / "run")
+    assert record["rewards/length:20/mean"] >= 0
+    mine = [task.prompts[n]["prompt"] for n in range(5)]
+    assert mine == [line["prompt"] for line in PROMPTS]
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("broken", "broken raised KeyError, for the completion .*: 'key'"),
+        ("nothing", "nothing is nan, for the completion"),
+        ("several", r"several is \[1.0, 2.0\], for the completion"),
+    ],
+)
+def test_a_reward_that_fails_stops_the_run_after_saving(data, tmp_path, rewards, function, message):
+    trainer = start(data, tmp_path / "run", f"{rewards}:few_e", steps=3, save_every=3)
+    right, count = trainer.task.rewards, itertools.count()
+    wrong = [named_reward(f"{rewards}:{function}")]
+    rewarded = trainer.task.rewarded
+
+    def failing(*arguments):
+        trainer.task.rewards = wrong if next(count) == 1 else right
+        return rewarded(*arguments)
+
+    trainer.task.rewarded = failing
+    with pytest.raises(RewardError, match=message) as error:
+        trainer.run()
+    assert len(str(error.value).splitlines()) == 1
+    assert (error.value.__cause__ is not None) == (function == "broken")
+    state = load_checkpoint(tmp_path / "run")
+    assert state.optimizer.steps == 1
+    trainer = Trainer.resume(tmp_path / "run")
+    trainer.run()
+    assert trainer.optimizer.steps == 3
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ("exactly", "there is no such reward: expected exact, number"),
+        ("regex:(", "no regular expression"),
+        ("length:0", "there is no such reward"),
+        ("missing.py:f", r"there is no file missing\.py"),
+        ("{mine}:other", "has no function other"),
+        ("{mine}:number", "has no function number"),
+        ("{wrong}:f", r"wrong\.py fails to import \(ModuleNotFoundError: No module named 'abcde'"),
+        ("{model}", "holds no reward model"),
+    ],
+)
+def test_a_reward_that_there_is_not_is_refused_before_anything_is_written(
+    data, tmp_path, rewards, reward, message
+):
+    (tmp_path / "wrong.py").write_text("import abcde\n")
+    numgpt.load("shakespeare")[0].save_pretrained(tmp_path / "model")
+    places = {"mine": rewards, "wrong": tmp_path / "wrong.py", "model": tmp_path / "model"}
+    name = reward.format(**places) if "(" not in reward else reward
+    refused(lambda: start(data, tmp_path / "run", name), message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reward_model_rewards(data, tmp_path):
+    pairs = [{"prompt": "My lord,", "chosen": " I come", "rejected": " no"}]
+    options = {"model": "shakespeare", "data": write(tmp_path / "pairs.jsonl", *pairs)}
+    judge = str(tmp_path / "judge")
+    Trainer.start(RewardConfig(**options, steps=1, sample_every=0), judge).run()
+    trainer = start(data, tmp_path / "run", judge, steps=1)
+    batch = trainer.task.next_step()[0]
+    model, tokenizer = numgpt.load(judge)
+    row, target = batch.ids[0], batch.targets[0]
+    asked = row[: int(np.argmax(target >= 0)) + 1].tolist()
+    said = tokenizer.decode(target[target >= 0], skip_special_tokens=True)
+    whole = asked + tokenizer.encode(said, continues=True) + [tokenizer.eos_token_id]
+    assert batch.rewards[0] == pytest.approx(model.scores([whole])[0], rel=1e-5)
+    trainer.run()
+    asked = [{"role": "user", "content": "My lord,"}]
+    assert math.isfinite(worth(judge, "yes", asked))
+    with pytest.raises(RewardError, match="does not read the completion"):
+        worth(judge, "yes " * 300)
+
+
+def test_rewards_that_never_differ_are_told_of(data, tmp_path, rewards):
+    said = []
+    trainer = start(data, tmp_path / "run", f"{rewards}:same", steps=12, max_completion_length=1)
+    trainer.run(report=lambda record: said.append(str(record)))
+    assert sum("had the same reward" in line for line in said) == 1
+    assert logged(tmp_path / "run")[-1]["frac_reward_zero_std"] == 1
+
+
+@pytest.mark.live("reasoning_gym")
+def test_a_task_of_reasoning_gym_brings_prompts_and_reward(tmp_path):
+    options = {"task": "reasoning_gym:chain_sum", "task_size": 20, "val_fraction": 0.2}
+    trainer = start(None, tmp_path / "run", None, **options, steps=1)
+    task = trainer.task
+    questions = [prompt["prompt"][0]["content"] for prompt in task.prompts]
+    assert len(set(questions)) == len(questions)
+    asked = task.prompts[0]
+    right = Completion(asked["prompt"], f"So <answer>{asked['answer']}</answer>.", asked)
+    wrong = right._replace(text="no")
+    np.testing.assert_array_equal(task.rewards[0]([right, wrong]) == 1, [True, False])
+    trainer.run()
+    assert "rewards/reasoning_gym:chain_sum/mean" in logged(tmp_path / "run")[0]
+    for name, message in (
+        ("chain_sum", "expected reasoning_gym:NAME"),
+        ("reasoning_gym:nosuch", "nosuch"),
+    ):
+        config = GRPOConfig(model="shakespeare", task=name)
+        refused(lambda c=config: Trainer.start(c, tmp_path / "no"), message)
+
+
+OPTIONS = [
+    ({"reward": None}, "give reward, what completions are rewarded for"),
+    ({"data": None}, "give data, the prompts, or task reasoning_gym:NAME"),
+    ({"task": "reasoning_gym:chain_sum"}, "task='reasoning_gym:chain_sum' cannot be combined"),
+    ({"group_size": 1}, "group_size=1: expected a whole number from 2"),
+    ({"reward_weights": "a"}, "reward_weights='a': expected a number for each of the 1 rewards"),
+    ({"reward_weights": ["1", "2"]}, "expected a number for each of the 1 rewards"),
+    ({"max_completion_length": 256}, "max_completion_length=256 leaves no room for a prompt"),
+    ({"temperature": 0.0}, "temperature=0.0: expected a number above 0"),
+    ({"loss_type": "ppo"}, "loss_type='ppo': expected dapo or grpo"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), OPTIONS)
+def test_options_that_cannot_be(data, tmp_path, few_e, options, message):
+    refused(
+        lambda: start(**{"data": data, "out": tmp_path / "r", "reward": few_e} | options), message
+    )
+    assert not (tmp_path / "r").exists()
+
+
+PROMPT_LINES = [
+    ({"prompt": ""}, "line 1: its prompt is empty: there is nothing to continue"),
+    ({"text": "a"}, "line 1: it has text: what is to be continued has the key prompt"),
+    (
+        {"prompt": [{"role": "assistant", "content": "a"}]},
+        "line 1: its prompt ends with the assistant's message",
+    ),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), PROMPT_LINES)
+def test_prompts_that_cannot_be(tmp_path, few_e, line, message):
+    data = write(tmp_path / "wrong.jsonl", line)
+    refused(lambda: start(data, tmp_path / "run", few_e), message)
+    assert json.loads((tmp_path / "wrong.jsonl").read_text()) == line
