@@ -17,6 +17,7 @@ from numgpt.training import (
     DPOConfig,
     GRPOConfig,
     KTOConfig,
+    PPOConfig,
     RewardConfig,
     Trainer,
     TuneConfig,
@@ -98,6 +99,17 @@ def register(subparsers: Any) -> None:
         run_rollouts,
     )
     runs.add_run_options(grpo, GRPOConfig)
+    ppo = add_command(
+        methods,
+        "ppo",
+        "rewards, with a value head: make the tokens likelier that led to more than was expected",
+        "numgpt tune ppo --model smollm2 --data q.jsonl --reward runs/judge --out runs/ppo\n"
+        "numgpt tune ppo --resume runs/ppo --steps 400\n"
+        "where a line of the file is\n"
+        '{"prompt": "…"}  a text, or a list of messages; all else is for the reward',
+        run_rollouts,
+    )
+    runs.add_run_options(ppo, PPOConfig)
 
 
 def run_sft(options: argparse.Namespace) -> None:

@@ -298,6 +298,15 @@ class BaseModel(Generic[ConfigT, CacheT]):
         self.train_only([*self.trained, SCORE])
         return ScoreHead(head)
 
+    @contextmanager
+    def without_score_head(self) -> Iterator[None]:
+        """Within it, the model is without its head."""
+        head, self.head_parameters = self.head_parameters, None
+        try:
+            yield
+        finally:
+            self.head_parameters = head
+
     # --- adapters ---
 
     @property

@@ -12,6 +12,7 @@ _MODULES = {
     "TrainingError": "tasks",
     "RewardError": "rewards",
     "GRPOConfig": "tune_config",
+    "PPOConfig": "tune_config",
     "RewardConfig": "tune_config",
     "learning_rate": "step",
     "Note": "records",

@@ -15,6 +15,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +288,15 @@ def checkpoint_bytes(model: LanguageModel) -> int:
 def tuned_parameters(model: LanguageModel) -> Parameters:
     """What a run changes: the active adapter, or else the model's own weights."""
     return model.parameters if model.adapter is None else model.adapter.parameters
+
+
+def save_tuned(model: LanguageModel, directory: Path, with_head: bool = True) -> None:
+    """Write the adapter in PEFT's layout, or the whole model in Hugging Face's."""
+    with nullcontext() if with_head else model.without_score_head():
+        if model.adapter is None:
+            model.save_pretrained(directory)
+        else:
+            model.save_adapter(directory)
 
 
 def check_memory(config: RunConfig, model_config: Config, trained: int | None = None) -> None:

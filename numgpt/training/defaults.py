@@ -26,6 +26,7 @@ PREFERENCES, PREFERENCES_LORA_LR = (2, 4, 2e-6), 1e-4
 REWARD, REWARD_LORA_LR = (2, 4, 2e-5), 1e-3  # whose head begins at nothing
 # Of rollouts; a batch is of prompts, each with all its completions.
 ROLLOUTS, ROLLOUTS_LORA_LR = (1, 1, 2e-6), 1e-4
+PPO = (1, 8, 2e-6)  # of one completion a prompt
 MOST_LENGTH = 1024  # tokens of an example, without max_length
 
 

@@ -9,11 +9,19 @@ from numgpt.training import pretraining, tuning
 from numgpt.training.config import RunConfig, TrainConfig
 from numgpt.training.grpo import Groups
 from numgpt.training.judgements import Judgements
+from numgpt.training.ppo import ActorCritic
 from numgpt.training.preferences import Preferences
 from numgpt.training.reward_model import RewardModel
 from numgpt.training.starting import Prepare
 from numgpt.training.tasks import RunTask
-from numgpt.training.tune_config import DPOConfig, GRPOConfig, KTOConfig, RewardConfig, TuneConfig
+from numgpt.training.tune_config import (
+    DPOConfig,
+    GRPOConfig,
+    KTOConfig,
+    PPOConfig,
+    RewardConfig,
+    TuneConfig,
+)
 
 
 class Kind(NamedTuple):
@@ -28,4 +36,5 @@ KINDS: dict[type[RunConfig], Kind] = {
     KTOConfig: Kind(partial(tuning.prepare, Judgements), Judgements),
     RewardConfig: Kind(partial(tuning.prepare, RewardModel), RewardModel),
     GRPOConfig: Kind(partial(tuning.prepare, Groups), Groups),
+    PPOConfig: Kind(partial(tuning.prepare, ActorCritic), ActorCritic),
 }

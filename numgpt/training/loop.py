@@ -34,6 +34,7 @@ from numgpt.training.checkpoint import (
     check_memory,
     load_checkpoint,
     save_checkpoint,
+    save_tuned,
     tuned_parameters,
 )
 from numgpt.training.config import RunConfig
@@ -248,10 +249,7 @@ class Trainer:
         if directory != self.out:
             directory.mkdir(exist_ok=True)
             self.tokenizer.save_pretrained(directory)
-        if self.model.adapter is None:
-            self.model.save_pretrained(directory)
-        else:
-            self.model.save_adapter(directory)
+        save_tuned(self.model, directory, self.task.keeps_head)
 
     def weights_in(self, directory: Path) -> LanguageModel:
         """A model with the weights that were kept there; the run's own, if it has an adapter, which

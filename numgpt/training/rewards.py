@@ -158,7 +158,7 @@ def gym_dataset(task: str, size: int, seed: int) -> Any:
     if package != GYM or not name:
         raise OptionError(f"{{task}}: expected {GYM}:NAME, such as {GYM}:chain_sum", task=task)
     try:
-        import reasoning_gym  # type: ignore[import-not-found]
+        import reasoning_gym
     except ImportError as error:
         raise OptionError(
             f"{{task}} needs the package reasoning-gym: pip install 'numgpt[gym]' ({error})",

@@ -78,7 +78,8 @@ class Rollouts(Tuning):
     fixed |= {"temperature", "iterations", "epsilon", "mask_truncated", "grad_accum"}
     encoder = PromptEncoder
     unit = "prompt"
-    of_tokens: ClassVar[frozenset[str]]  # of the sums, those over tokens
+    of_tokens: ClassVar[frozenset[str]]  # of the sums, those over tokens, …
+    of_completions: ClassVar[frozenset[str]] = frozenset()  # … and over completions
 
     def __init__(self, state: RunState, out: Path, tokenizer: BaseTokenizer):
         """Raises OptionError for a reward that there is not."""
@@ -126,7 +127,7 @@ class Rollouts(Tuning):
             self.batches = self.roll_out(number)
             self.state.made = self._as_arrays() if config.iterations > 1 else {}
             told = [batch.told for batch in self.batches]
-            alike = all(sums["frac_reward_zero_std"] == sums[GROUPS] for sums in told)
+            alike = all(sums.get("frac_reward_zero_std") == sums.get(GROUPS, -1) for sums in told)
             self.without_spread = self.without_spread + 1 if alike else 0
             return self.batches
         return [replace(batch, told={}) for batch in self.batches]
@@ -209,7 +210,7 @@ class Rollouts(Tuning):
         return RolledBatch(ids, targets, old_logps, rewards, self._told(made, rewards, by_reward))
 
     def _told(self, made: list[Decoded], rewards: np.ndarray, by_reward: np.ndarray) -> Sums:
-        """Sums over completions and groups, for the metrics."""
+        """Sums over completions, and over groups of several, for the metrics."""
         groups = rewards.reshape(-1, self.rolled.sequences)
         scored = ~np.isnan(groups)
         means = np.where(scored, groups, 0).sum(axis=1, keepdims=True) / np.maximum(
@@ -219,14 +220,14 @@ class Rollouts(Tuning):
         stds = np.sqrt((apart**2).sum(axis=1) / np.maximum(1, scored.sum(axis=1) - 1))
         told: Sums = {
             COMPLETIONS: len(made),
-            GROUPS: len(groups),
             SCORED: int(scored.sum()),
             "reward": float(np.nansum(rewards)),
-            "reward_std": float(stds.sum()),
-            "frac_reward_zero_std": int((stds == 0).sum()),
             "completions/mean_length": sum(len(one.made) for one in made),
             "completions/clipped_ratio": sum(one.finish_reason != "stop" for one in made),
         }
+        if self.rolled.sequences > 1:
+            told |= {GROUPS: len(groups), "reward_std": float(stds.sum())}
+            told["frac_reward_zero_std"] = int((stds == 0).sum())
         for reward, values in zip(self.rewards, by_reward, strict=True):
             told[f"rewards/{reward.name}/mean"] = float(np.nansum(values))
             told[f"rewards/{reward.name}/{SCORED}"] = int((~np.isnan(values)).sum())
@@ -248,7 +249,7 @@ class Rollouts(Tuning):
                 count = sums[f"{name.removesuffix('mean')}{SCORED}"]
                 if count:
                     told[name] = value / count
-            elif name.startswith("completions/"):
+            elif name.startswith("completions/") or name in self.of_completions:
                 told[name] = value / sums[COMPLETIONS]
             elif name in ("reward_std", "frac_reward_zero_std"):
                 told[name] = value / sums[GROUPS]

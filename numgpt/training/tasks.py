@@ -27,6 +27,7 @@ class RunTask(Task[Any], ABC):
 
     fixed: ClassVar[frozenset[str]]  # options that cannot change any more when a run goes on
     validates: bool = True  # whether anything is held out
+    keeps_head: ClassVar[bool] = True  # whether a score head belongs to what the run makes
 
     def __init__(self, state: RunState, out: Path, tokenizer: BaseTokenizer):
         """The tokens of the run are in `out`, and have been checked."""

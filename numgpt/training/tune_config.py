@@ -287,6 +287,7 @@ class RolloutConfig(TuningConfig):
     epsilon: float = option(
         0.2, "how far from 1 a ratio of probabilities may go", "objective", number(above=0)
     )
+    entropy_coef: float = option(0.0, "weight of a bonus for entropy", "objective", number())
     mask_truncated: bool = option(
         False, "completions that were cut off teach nothing", "objective", truth()
     )
@@ -365,8 +366,30 @@ class GRPOConfig(RolloutConfig):
         "objective",
         one_of(("corrected", "k3", "reward")),
     )
-    entropy_coef: float = option(0.0, "weight of a bonus for entropy", "objective", number())
 
     @property
     def sequences(self) -> int:  # type: ignore[override]
         return self.group_size
+
+
+@dataclass
+class PPOConfig(RolloutConfig):
+    """The options of proximal policy optimisation (objectives/ppo.py)."""
+
+    kind, command = "ppo", "tune ppo"
+    many = defaults.PPO
+
+    iterations: int = option(4, "steps that learn from the same completions", "objective", whole(1))
+    kl_coef: float = option(
+        0.05, "what a token pays for leaving the reference", "objective", number(0)
+    )
+    gamma: float = option(
+        1.0, "what a reward a token later is worth", "objective", number(0, most=1)
+    )
+    lam: float = option(
+        0.95, "λ of the advantages: 0 trusts values, 1 rewards", "objective", number(0, most=1)
+    )
+    vf_coef: float = option(0.1, "weight of the values' loss", "objective", number(0))
+    cliprange_value: float = option(
+        0.2, "how far from what it was a value may go", "objective", number(above=0)
+    )

@@ -31,7 +31,7 @@ from numgpt.tokenizer.chat_programs import CHAT_TEMPLATES, PROMPT_TEMPLATES
 from numgpt.tokenizer.chat_template import ChatTemplate
 from numgpt.tokenizer.conversation import template_variables
 from numgpt.tokenizer.sections import NAMED_TEMPLATES
-from numgpt.training.checkpoint import RunState, check_disk, check_memory
+from numgpt.training.checkpoint import RunState, check_disk, check_memory, save_tuned
 from numgpt.training.defaults import MOST_LENGTH
 from numgpt.training.records import Callback, Note
 from numgpt.training.starting import absolute_model, check_not_replaced, replaced_files
@@ -114,10 +114,7 @@ def prepare(
     check_disk(out, model)
     state = RunState.new(config, model, tokens)
     task.stage(state, staged, report, encoder)
-    if model.adapter is None:
-        model.save_pretrained(staged)
-    else:
-        model.save_adapter(staged)
+    save_tuned(model, staged, task.keeps_head)
     return state, tokenizer
 
 
