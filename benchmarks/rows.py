@@ -17,6 +17,7 @@ from benchmarks import (
     generating,
     llama_cpp_llama,
     loading,
+    preferring,
     starting,
     tokenizing,
     training,
@@ -167,6 +168,10 @@ def encoding(title: str, other: Side, **options: Any) -> Row:
     )
 
 
+def preferring_row(title: str, ours: Side, theirs: Side, **options: Any) -> Row:
+    return Row(f"{title}, 124M, whole model", ours, theirs, runs=5, target=1.3, **options)
+
+
 ROWS = {
     "train-64": step("124M", GPT2, 4, 64, runs=7, target=3.0),
     "train-256": step("124M", GPT2, 4, 256, target=2.6),
@@ -270,6 +275,23 @@ ROWS = {
         runs=3,
     ),
     # Fewer bits beside float32, both numgpt's.
+    "tune-dpo": preferring_row(
+        f"DPO step, {preferring.PAIRS} pairs of 64 + 64 tokens (trl)",
+        preferring.numgpt_dpo,
+        preferring.trl_dpo,
+    ),
+    "tune-grpo": preferring_row(
+        f"GRPO step, {preferring.COMPLETIONS} completions of {preferring.NEW_TOKENS} tokens (trl)",
+        preferring.numgpt_grpo,
+        preferring.trl_grpo,
+    ),
+    "rollouts": preferring_row(
+        f"rollouts, {preferring.COMPLETIONS} completions of a prompt (transformers' generate)",
+        preferring.numgpt_rollouts,
+        preferring.transformers_rollouts,
+        unit="tokens/s",
+        amount=preferring.COMPLETIONS * preferring.NEW_TOKENS,
+    ),
     "decode-1-bf16": fewer_bits("bfloat16", 1, 128),
     "decode-5-bf16": fewer_bits("bfloat16", 5, 64),
     "decode-1-int8": fewer_bits("int8", 1, 128),
