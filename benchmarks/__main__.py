@@ -15,6 +15,8 @@ time (below 1 this code is faster). In place of rows:
     induction train two layers until heads copy what repeats, and take the heads out (minutes)
     desk      tune SmolLM2-135M on the facts of an invented shop, and ask before and after; --out
               DIR keeps data and models, --whole also tunes all parameters
+    grpo      SmolLM2-135M learns two tasks of reasoning-gym by their rewards alone (half an hour);
+              --out DIR keeps the runs
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from pathlib import Path
 
 from benchmarks import harness
 
-STUDIES = ("recipe", "growth", "plot", "flat", "sizes", "lora_memory", "induction", "desk")
+STUDIES = ("recipe", "growth", "plot", "flat", "sizes", "lora_memory", "induction", "desk", "grpo")
 
 
 def main() -> None:
@@ -50,7 +52,9 @@ def main() -> None:
     )
     parser.add_argument("--against", metavar="CHECKOUT", help="compare with numgpt there")
     parser.add_argument("--pairs", type=int, default=20, help="runs of each, with --against (20)")
-    parser.add_argument("--out", metavar="DIR", help="what desk makes, kept; some may be there")
+    parser.add_argument(
+        "--out", metavar="DIR", help="what desk or grpo makes, kept; of desk some may be there"
+    )
     parser.add_argument("--whole", action="store_true", help="desk also tunes the whole model")
     parser.add_argument("--worker", nargs=2, metavar=("SIDE", "ROW"), help=argparse.SUPPRESS)
     parser.add_argument("--point", nargs=3, help=argparse.SUPPRESS)
@@ -64,13 +68,13 @@ def main() -> None:
     elif options.rows and options.rows[0] in STUDIES:
         if options.kernels or len(options.rows) > 1:
             parser.error(f"{options.rows[0]} stands alone, and takes no --kernels")
-        of_desk = {"out": options.out, "whole": options.whole}
-        if options.rows[0] != "desk" and any(of_desk.values()):
-            parser.error("--out and --whole go with desk")
+        takes = {"desk": ("out", "whole"), "grpo": ("out",)}.get(options.rows[0], ())
+        if any(getattr(options, name) for name in ("out", "whole") if name not in takes):
+            parser.error("--out goes with desk and grpo, --whole with desk")
         import numgpt  # noqa: F401  (first: it chooses NumPy's kernels)
 
         study = importlib.import_module(f"benchmarks.{options.rows[0]}")
-        study.main(options.threads, **(of_desk if options.rows[0] == "desk" else {}))
+        study.main(options.threads, **{name: getattr(options, name) for name in takes})
     elif options.against:
         compare(parser, options)
     else:

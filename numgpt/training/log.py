@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import warnings
 from pathlib import Path
@@ -16,6 +17,9 @@ LOG_FILE = "log.jsonl"
 DAMAGED_LOG_FILE = "log.damaged.jsonl"
 CURVE_FILE = "loss.png"
 CURVES = (("loss", "training"), ("val_loss", "validation"))
+# What else a record has that is no metric, or grows by itself.
+NO_METRICS = {"step", "loss", "val_loss", "lr", "grad_norm", "tokens_per_second", "num_tokens"}
+NOT_OF_TOKENS = ("rewards/margins", "accuracy", "reward")  # metrics of losses of other things
 
 
 class Log:
@@ -44,26 +48,52 @@ class Log:
 
 
 def plot_curve(records: list[dict[str, Any]], path: Path) -> None:
-    """Draw training and validation loss over the steps.  Needs matplotlib."""
+    """Draw training and validation loss over the steps, and beside it a panel for each metric, or
+    for those that begin alike (rewards/chosen, rewards/rejected).  Needs matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4.5))
-    for key, label in CURVES:
-        points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
-        if points:
-            marker = "." if key == "val_loss" else None
-            axes.plot(*zip(*points, strict=True), label=label, marker=marker)
-    axes.set(xlabel="step", ylabel="loss (nats per token)")
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend()
+    panels = _panels(records)
+    across = min(3, len(panels))
+    down = -(-len(panels) // across)
+    size = (7, 4.5) if len(panels) == 1 else (4.5 * across, 3 * down)
+    figure, grid = plt.subplots(down, across, figsize=size, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.axis("off")
+    for axes, (title, curves) in zip(grid.flat, panels.items(), strict=False):
+        for key, label in curves.items():
+            points = [(r["step"], r[key]) for r in records if _is_number(r.get(key))]
+            if points:
+                marker = "." if key == "val_loss" else None
+                axes.plot(*zip(*points, strict=True), label=label, marker=marker)
+        name = next(iter(curves)) if len(curves) == 1 else title  # of one curve, its whole name
+        axes.set(xlabel="step", ylabel=name)
+        axes.grid(alpha=0.3)
+        if len(axes.lines) > 1 or (axes.lines and len(panels) == 1):
+            axes.legend(fontsize="small")
     figure.tight_layout()
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=120)
     plt.close(figure)
+
+
+def _panels(records: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """By its title what a panel shows: the names of numbers, and what they are called there."""
+    panels = {"loss (nats per token)": dict(CURVES)}
+    names = dict.fromkeys(name for record in records for name in record)
+    if any(name in names for name in NOT_OF_TOKENS):
+        panels = {"loss": dict(CURVES)}
+    for name in names:
+        group, _, rest = name.partition("/")
+        if name not in NO_METRICS and any(_is_number(r.get(name)) for r in records):
+            panels.setdefault(group, {})[name] = rest or name
+    return panels
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def can_plot() -> bool:

@@ -152,11 +152,15 @@ class GymReward:
 
 
 def gym_dataset(task: str, size: int, seed: int) -> Any:
-    """The questions of reasoning_gym:NAME.  Raises OptionError where there is no such task, or the
-    package is missing."""
-    package, _, name = task.partition(":")
-    if package != GYM or not name:
-        raise OptionError(f"{{task}}: expected {GYM}:NAME, such as {GYM}:chain_sum", task=task)
+    """The questions of reasoning_gym:NAME, or with options of its generator, of
+    reasoning_gym:NAME,option=value,….  Raises OptionError where there is no such task or option, or
+    the package is missing."""
+    package, _, named = task.partition(":")
+    name, *given = named.split(",")
+    pairs = [option.partition("=") for option in given]
+    if package != GYM or not name or not all(value for _, _, value in pairs):
+        what = f"{{task}}: expected {GYM}:NAME or {GYM}:NAME,option=value, such as {GYM}:chain_sum"
+        raise OptionError(what, task=task)
     try:
         import reasoning_gym
     except ImportError as error:
@@ -165,9 +169,18 @@ def gym_dataset(task: str, size: int, seed: int) -> Any:
             task=task,
         ) from None
     try:
-        return reasoning_gym.create_dataset(name, size=size, seed=seed)
-    except ValueError as error:
+        options = {option: _value(value) for option, _, value in pairs}
+        return reasoning_gym.create_dataset(name, size=size, seed=seed, **options)
+    except (ValueError, TypeError, AssertionError) as error:
         raise OptionError("{task}: {0}", one_line(error), task=task) from None
+
+
+def _value(text: str) -> Any:
+    """A number, truth or list, where it is one in JSON; else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def named_reward(name: str) -> Reward:
@@ -190,9 +203,9 @@ def named_reward(name: str) -> Reward:
         )
     path, colon, function = name.rpartition(":")
     if colon and path.endswith(".py"):
-        return FunctionReward(name, _imported(path, function, name))
+        return FunctionReward(function, _imported(path, function, name))
     if os.path.isdir(name):
-        return ModelReward(name, name)
+        return ModelReward(Path(name).resolve().name, name)
     raise OptionError(
         "{reward}: there is no such reward: expected exact, number, json, regex:PATTERN, length:N,"
         " FILE.py:FUNCTION or the directory of a reward model",

@@ -89,6 +89,11 @@ class Rollouts(Tuning):
         self.rewards: list[Reward] = [*map(named_reward, config.rewards)]
         if config.task is not None:
             self.rewards.append(GymReward(config.task, config.task_size, config.seed))
+        names = [reward.name for reward in self.rewards]
+        self.reward_names = [  # those that are called alike are numbered
+            name if names.count(name) == 1 else f"{name}-{place}"
+            for place, name in enumerate(names, 1)
+        ]
         self.batches = self._restored()
         self.without_spread, self.remarked = 0, False  # rollouts, one after another
 
@@ -228,9 +233,9 @@ class Rollouts(Tuning):
         if self.rolled.sequences > 1:
             told |= {GROUPS: len(groups), "reward_std": float(stds.sum())}
             told["frac_reward_zero_std"] = int((stds == 0).sum())
-        for reward, values in zip(self.rewards, by_reward, strict=True):
-            told[f"rewards/{reward.name}/mean"] = float(np.nansum(values))
-            told[f"rewards/{reward.name}/{SCORED}"] = int((~np.isnan(values)).sum())
+        for name, values in zip(self.reward_names, by_reward, strict=True):
+            told[f"rewards/{name}/mean"] = float(np.nansum(values))
+            told[f"rewards/{name}/{SCORED}"] = int((~np.isnan(values)).sum())
         return told
 
     @abstractmethod
@@ -278,7 +283,7 @@ class Rollouts(Tuning):
         number = self.shown_number()
         (one,) = self.complete(np.array([number]), [None])
         by_reward = self.rewarded(np.array([number]), [one])
-        each = (f"{r.name} {v[0]:g}" for r, v in zip(self.rewards, by_reward, strict=True))
+        each = (f"{n} {v[0]:g}" for n, v in zip(self.reward_names, by_reward, strict=True))
         reward = f"reward {self.total(by_reward)[0]:g}"
         reward += f" ({', '.join(each)})" if len(self.rewards) > 1 else ""
         text = self.tokenizer.decode(list(one.made), skip_special_tokens=True)

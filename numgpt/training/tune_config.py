@@ -266,7 +266,11 @@ class RolloutConfig(TuningConfig):
         4, "batches whose gradients make one step", "schedule", whole(1, MOST_ACCUMULATED)
     )
     task: str | None = option(
-        None, "reasoning_gym:NAME, in place of files: its questions, and its reward", "data", text()
+        None,
+        "reasoning_gym:NAME or reasoning_gym:NAME,option=value, in place of files: its questions,"
+        " and its reward",
+        "data",
+        text(),
     )
     task_size: int = option(1000, "questions of it", "data", whole(1))
     reward: str | list[str] | None = option(

@@ -345,3 +345,46 @@ def test_bad_input(call, message):
     with pytest.raises((TypeError, ValueError), match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_ppo_is_what_trl_computed_in_its_own_loop():
+    """goldens/record_ppo.py says how; in float32."""
+    with np.load(GOLDENS / "ppo.npz") as recorded:
+        of = dict(recorded.items())
+
+    def near(actual, expected):
+        assert np.abs(actual - expected).max() <= 2e-6 * max(1, np.abs(expected).max())
+
+    rolled = {name: of[f"0/{name}"] for name in ("logprobs", "ref_logprobs", "values", "scores")}
+    counts, valued = ~of["0/padding_mask"], ~of["0/padding_mask_p1"]
+    paid = objectives.token_rewards(
+        np.zeros(4, np.float32), rolled["logprobs"], rolled["ref_logprobs"], counts, 0.2
+    )
+    rewards = of["0/rewards"]
+    assert (rewards != paid).sum() == 4  # trl gives the score to the place after the end
+    near(np.where(rewards == paid, 0, rewards - paid).sum(axis=1), rolled["scores"])
+    advantages, returns = objectives.gae(rewards, rolled["values"], valued, 0.9, 0.8)
+    near(returns * valued, of["0/returns"] * valued)
+    near(objectives.whitened(advantages, counts), of["0/advantages"])
+    for epoch in (0, 1):
+        order = of[f"{epoch}/order"]
+        loss, dlogps, _ = objectives.ppo(
+            of[f"{epoch}/new_logprobs"],
+            rolled["logprobs"][order],
+            of["0/advantages"][order],
+            counts[order],
+        )
+        near(loss, of[f"{epoch}/pg_loss"])
+        near(dlogps, of[f"{epoch}/dlogps"])
+        value_loss, dvalues, told = objectives.value(
+            of[f"{epoch}/vpred"],
+            rolled["values"][order],
+            of["0/returns"][order],
+            valued[order],
+            cliprange=0.1,
+        )
+        near(value_loss, of[f"{epoch}/vf_loss"])
+        near(0.1 * dvalues, of[f"{epoch}/dvalues"])
+        near(loss + 0.1 * value_loss, of[f"{epoch}/loss"])
+    assert told["clipfrac_value"] > 0  # in the second the policy and the values have moved
+    assert np.abs(of["1/new_logprobs"] - rolled["logprobs"][of["1/order"]]).max() > 0.2

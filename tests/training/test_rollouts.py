@@ -17,6 +17,7 @@ from numgpt.data.finding import PROMPTS_FILE
 from numgpt.tokenizer import CharTokenizer
 from numgpt.training import GRPOConfig, PPOConfig, RewardConfig, RewardError, Trainer
 from numgpt.training.checkpoint import load_checkpoint
+from numgpt.training.log import _panels, plot_curve
 from numgpt.training.rewards import Completion, named_reward
 
 PROMPTS = [
@@ -107,7 +108,7 @@ def test_the_reward_of_what_is_written_rises(data, tmp_path, few_e):
     assert any("reward 0." in line for line in said)
     assert records[-1]["val_loss"] < -0.6
     names = {"reward", "reward_std", "frac_reward_zero_std", "entropy", "clip_ratio/low_mean"}
-    names |= {"completions/mean_length", "completions/clipped_ratio", f"rewards/{few_e}/mean"}
+    names |= {"completions/mean_length", "completions/clipped_ratio", "rewards/few_e/mean"}
     assert names <= records[-1].keys()
     assert abs(records[0]["loss"]) < 1e-6  # with ρ = 1 it is the mean advantage
     assert numgpt.load(tmp_path / "run")[0].adapter is not None
@@ -453,6 +454,7 @@ def test_rewards_of_several_are_added_and_one_that_does_not_apply_is_left_out(
     trainer.run()
     (record,) = logged(tmp_path / "run")
     assert record["rewards/length:20/mean"] >= 0
+    assert record["rewards/long_prompts/mean"] > 0
     mine = [task.prompts[n]["prompt"] for n in range(5)]
     assert mine == [line["prompt"] for line in PROMPTS]
 
@@ -541,7 +543,7 @@ def test_rewards_that_never_differ_are_told_of(data, tmp_path, rewards):
 
 @pytest.mark.live("reasoning_gym")
 def test_a_task_of_reasoning_gym_brings_prompts_and_reward(tmp_path):
-    options = {"task": "reasoning_gym:chain_sum", "task_size": 20, "val_fraction": 0.2}
+    options = {"task": "reasoning_gym:chain_sum,max_digits=1", "task_size": 20, "val_fraction": 0.2}
     trainer = start(None, tmp_path / "run", None, **options, steps=1)
     task = trainer.task
     questions = [prompt["prompt"][0]["content"] for prompt in task.prompts]
@@ -551,10 +553,12 @@ def test_a_task_of_reasoning_gym_brings_prompts_and_reward(tmp_path):
     wrong = right._replace(text="no")
     np.testing.assert_array_equal(task.rewards[0]([right, wrong]) == 1, [True, False])
     trainer.run()
-    assert "rewards/reasoning_gym:chain_sum/mean" in logged(tmp_path / "run")[0]
+    assert "rewards/reasoning_gym:chain_sum,max_digits=1/mean" in logged(tmp_path / "run")[0]
     for name, message in (
-        ("chain_sum", "expected reasoning_gym:NAME"),
+        ("chain_sum", "expected reasoning_gym:NAME or"),
         ("reasoning_gym:nosuch", "nosuch"),
+        ("reasoning_gym:chain_sum,terms=2", "unexpected keyword argument 'terms'"),
+        ("reasoning_gym:chain_sum,min_terms", "expected reasoning_gym:NAME or"),
     ):
         config = GRPOConfig(model="shakespeare", task=name)
         refused(lambda c=config: Trainer.start(c, tmp_path / "no"), message)
@@ -596,3 +600,26 @@ def test_prompts_that_cannot_be(tmp_path, few_e, line, message):
     data = write(tmp_path / "wrong.jsonl", line)
     refused(lambda: start(data, tmp_path / "run", few_e), message)
     assert json.loads((tmp_path / "wrong.jsonl").read_text()) == line
+
+
+def test_rewards_that_are_called_alike_are_told_apart(data, tmp_path, rewards):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine.py").write_text(REWARDS)
+    trainer = start(data, tmp_path / "run", [f"{rewards}:few_e", f"{other}/mine.py:few_e"])
+    assert trainer.task.reward_names == ["few_e-1", "few_e-2"]
+
+
+@pytest.mark.live("matplotlib")
+def test_the_curve_has_a_panel_for_what_is_measured(data, tmp_path, few_e):
+    from matplotlib import image
+
+    start(data, tmp_path / "run", few_e, steps=2).run()
+    records = logged(tmp_path / "run")
+    panels = _panels(records)
+    assert next(iter(panels)) == "loss"
+    assert set(panels["clip_ratio"].values()) == {"low_mean", "high_mean"}
+    assert {"reward", "reward_std", "rewards", "completions", "entropy"} <= panels.keys()
+    assert _panels([{"step": 1, "loss": 2.0, "lr": 0.1}]).keys() == {"loss (nats per token)"}
+    plot_curve(records, tmp_path / "loss.png")
+    assert image.imread(tmp_path / "loss.png").shape[1] > 1200
