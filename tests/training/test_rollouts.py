@@ -217,10 +217,27 @@ def test_cut_off_completions_can_be_left_out(data, tmp_path, few_e):
     lengths = [batch.mask.sum(axis=1) for batch in batches]
     assert (np.concatenate(lengths) < 8).all()  # none has come to the end of its own accord, or did
     totals = trainer.task.totals(trainer.model, batches)
-    sums, gradients = trainer.task.gradients(trainer.model, batches[0], totals, None)
+    sums, _ = trainer.task.gradients(trainer.model, batches[0], totals, None)
     assert math.isfinite(sums["loss"])
-    if not lengths[0].any():  # every token of a micro-batch is masked
-        assert not gradients.flat.any()
+
+
+@pytest.mark.parametrize("kind", [GRPOConfig, PPOConfig])
+@pytest.mark.parametrize("batches_masked", [1, 2])
+def test_a_batch_of_which_nothing_counts(data, tmp_path, few_e, kind, batches_masked):
+    trainer = start(data, tmp_path / "run", few_e, kind, batch_size=2)
+    task, model = trainer.task, trainer.model
+    batches = task.next_step()
+    for batch in batches[:batches_masked]:
+        batch.targets[...] = -100
+    totals, gradients, sums = task.totals(model, batches), None, {}
+    for place, batch in enumerate(batches):
+        part, gradients = task.gradients(model, batch, totals, gradients)
+        if place < batches_masked:
+            assert part["loss"] == 0
+            assert not gradients.flat.any()
+        sums = {name: sums.get(name, 0) + value for name, value in part.items()}
+    assert all(math.isfinite(value) for value in task.metrics(sums).values())
+    assert bool(gradients.flat.any()) == (batches_masked == 1)
 
 
 @pytest.mark.parametrize(
