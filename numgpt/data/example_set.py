@@ -180,9 +180,13 @@ class ExampleSet:
 
     def in_order(self, numbers: np.ndarray, batch_size: int) -> Iterator[NumberedBatch]:
         """These groups once, the shortest first."""
+        return map(self.padded, self.numbers_in_order(numbers, batch_size))
+
+    def numbers_in_order(self, numbers: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+        """Those of the groups in each batch."""
         order = numbers[np.argsort(self._lengths[numbers], kind="stable")]
         for start in range(0, len(order), batch_size):
-            yield self.padded(order[start : start + batch_size])
+            yield order[start : start + batch_size]
 
     def padded(self, numbers: np.ndarray) -> NumberedBatch:
         """Groups side by side, first all their first examples, then all their second ones, …;

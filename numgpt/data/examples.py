@@ -94,6 +94,19 @@ class ExampleEncoder:
             )
         return Example(np.array(ids, np.int64), np.array(loss_mask, bool))
 
+    def answered(self, prompt: str | list[dict[str, Any]], answer: str) -> list[int]:
+        """The tokens of a prompt and an answer to it, which may be empty, as `encode` has them.
+        Raises ValueError for what the chat format can't express."""
+        if isinstance(prompt, str):
+            return self._continued(prompt, answer)[0]
+        said = [{"role": "assistant", "content": answer}]
+        return self._conversation(prompt, said, None, may_be_empty=True)[0]
+
+    def _continued(self, prompt: str, completion: str) -> tuple[list[int], list[bool]]:
+        given = list(self.tokenizer.encode(prompt, add_special_tokens=True))
+        answer = list(self.tokenizer.encode(completion, continues=bool(given))) + self._end()
+        return given + answer, [False] * len(given) + [True] * len(answer)
+
     def _tokens(self, record: Record) -> tuple[list[int], list[bool]]:
         fields = record.fields
         if record.kind == MESSAGES:
@@ -107,9 +120,7 @@ class ExampleEncoder:
                 raise ValueError(
                     "the completion is empty: write the answer there, or take the line out"
                 )
-            given = list(self.tokenizer.encode(prompt, add_special_tokens=True))
-            answer = list(self.tokenizer.encode(completion, continues=bool(given))) + self._end()
-            return given + answer, [False] * len(given) + [True] * len(answer)
+            return self._continued(prompt, completion)
         if record.kind == TEXT:
             text = list(self.tokenizer.encode(fields["text"], add_special_tokens=True))
             text += self._end()
@@ -128,10 +139,11 @@ class ExampleEncoder:
         asked: list[dict[str, Any]],
         said: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None,
+        may_be_empty: bool = False,
     ) -> tuple[list[int], list[bool]]:
         """Of the messages that were said, the assistant's are trained on, but for those of weight
         0; of those asked, none."""
-        for message in said:
+        for message in () if may_be_empty else said:
             calls = message.get("tool_calls")
             if message["role"] == "assistant" and not (calls or message["content"].strip()):
                 raise ValueError(
@@ -140,7 +152,7 @@ class ExampleEncoder:
         self.conversations = True
         trained = [False] * len(asked)
         trained += [m["role"] == "assistant" and m.get("weight") != 0 for m in said]
-        messages = [{n: v for n, v in m.items() if n != "weight"} for m in (*asked, *said)]
+        messages = without_weights([*asked, *said])
         try:
             return self.template.examples(messages, trained, tools)
         except ValueError as error:
@@ -151,6 +163,11 @@ class ExampleEncoder:
     def _end(self) -> list[int]:
         end = self.tokenizer.eos_token_id
         return [] if end is None else [end]
+
+
+def without_weights(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Messages as a chat template has them."""
+    return [{n: v for n, v in message.items() if n != "weight"} for message in messages]
 
 
 def fit(examples: tuple[Example, ...], most: int) -> tuple[Example, ...] | None:

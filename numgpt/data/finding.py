@@ -81,6 +81,14 @@ def _counted(reason: str, paths: list[Path]) -> str:
     return f"{len(paths):,} {reason} ({names}{more})"
 
 
+def absolute_reward(name: str) -> str:
+    """The same reward from anywhere: FILE.py:FUNCTION, or a directory, by its whole path."""
+    path, colon, function = name.rpartition(":")
+    if colon and path.endswith(".py"):
+        return f"{os.path.abspath(path)}:{function}"
+    return os.path.abspath(name) if os.path.isdir(name) else name
+
+
 def absolute(data: str | list[str] | None) -> str | list[str] | None:
     """The same data from whatever working directory a run is resumed."""
     if isinstance(data, list):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from numgpt.data.corpus import TokensFile
-from numgpt.data.examples import Example, ExampleEncoder
+from numgpt.data.examples import Example, ExampleEncoder, without_weights
 from numgpt.data.finding import PROMPTS_FILE
 from numgpt.data.records import COMPLETION, PROMPT, Record
 from numgpt.files import naming, replacing
@@ -38,7 +38,7 @@ class PromptEncoder(ExampleEncoder):
                 " and others for the reward"
             )
         try:
-            ids = self.ids(record.fields["prompt"])
+            ids = self.ids(record.fields["prompt"], record.fields.get("tools"))
         except AboutOptions as error:
             raise error.after(record.place) from None
         except ValueError as error:
@@ -46,7 +46,9 @@ class PromptEncoder(ExampleEncoder):
         self._fields = record.fields
         return (Example(np.array(ids, np.int64), np.zeros(len(ids), bool)),)
 
-    def ids(self, prompt: str | list[dict[str, Any]]) -> list[int]:
+    def ids(
+        self, prompt: str | list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+    ) -> list[int]:
         """The tokens of a prompt: a text, or messages, after which an answer begins.  Raises
         ValueError for one that is empty, or that the chat format can't express."""
         if isinstance(prompt, str):
@@ -55,7 +57,7 @@ class PromptEncoder(ExampleEncoder):
             if prompt[-1]["role"] == "assistant":
                 raise ValueError("its prompt ends with the assistant's message: leave that out")
             self.conversations = True
-            ids = self.template.ids(prompt, add_generation_prompt=True)
+            ids = self.template.ids(without_weights(prompt), True, tools)
         if not ids:
             raise ValueError("its prompt is empty: there is nothing to continue")
         return ids
@@ -66,16 +68,21 @@ class PromptEncoder(ExampleEncoder):
         return tuple(type(e)(e.ids[-most:], e.loss_mask[-most:]) for e in examples)
 
 
-def write_prompts(directory: Path, prompts: list[dict[str, Any]], tokens: TokensFile) -> None:
-    """directory/prompts.jsonl: of which tokens they are, then a prompt with its fields a line."""
+def write_prompts(
+    directory: Path, prompts: list[dict[str, Any]], tokens: TokensFile, base: str
+) -> None:
+    """directory/prompts.jsonl: of which tokens they are, and of which model; then a prompt with its
+    fields a line."""
     with replacing(directory / PROMPTS_FILE) as file:
-        for line in ({"tokens": tokens.sha256}, *prompts):
+        for line in ({"tokens": tokens.sha256, "base": base}, *prompts):
             file.write(json.dumps(line).encode() + b"\n")
 
 
-def read_prompts(directory: Path, count: int, tokens: TokensFile) -> list[dict[str, Any]]:
-    """Raises FileNotFoundError or ValueError where the file is missing, damaged, or of other
-    tokens."""
+def read_prompts(
+    directory: Path, count: int, tokens: TokensFile
+) -> tuple[list[dict[str, Any]], str]:
+    """The prompts, and which model the run began with.  Raises FileNotFoundError or ValueError
+    where the file is missing, damaged, or of other tokens."""
     path = directory / PROMPTS_FILE
     if not path.is_file():
         raise FileNotFoundError(
@@ -85,10 +92,11 @@ def read_prompts(directory: Path, count: int, tokens: TokensFile) -> list[dict[s
     try:
         with naming(path):
             head, *prompts = map(json.loads, path.read_bytes().splitlines())
+        base = str(head["base"])
         right = head["tokens"] == tokens.sha256 and len(prompts) == count
         right &= all(isinstance(prompt, dict) and "prompt" in prompt for prompt in prompts)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): put a copy of it back") from None
     if not right:
         raise ValueError(f"{path} is not of the prompts that the run began with: put that one back")
-    return prompts
+    return prompts, base

@@ -10,7 +10,7 @@ import numpy as np
 from numgpt.data.preferences import PairEncoder
 from numgpt.data.records import find_record_files, read_records
 from numgpt.models.language_model import LanguageModel
-from numgpt.options import OptionError
+from numgpt.options import AboutOptions, OptionError
 from numgpt.tokenizer import BaseTokenizer
 
 AT_ONCE = 8  # pairs
@@ -45,7 +45,11 @@ def preference_accuracy(
         waiting.clear()
         progress(len(differences))
 
-    for record in read_records(find_record_files(data)):
+    try:
+        files = find_record_files(data)
+    except AboutOptions as error:
+        raise error.renamed({"data": "preferences"}) from None
+    for record in read_records(files):
         pair = encoder.fit(encoder.examples(record), model.context_length)
         if pair is None:
             left_out += 1

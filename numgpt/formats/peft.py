@@ -99,13 +99,13 @@ def save_adapter(
         raise ValueError('directory="": name a directory')
     adapter, family = model.adapters[name], family_of(model)
     tensors = {}
-    for ours, array in {**adapter.parameters, **(model.head_parameters or {})}.items():
+    head = model.head_parameters if model.head_of == name else None
+    for ours, array in {**adapter.parameters, **(head or {})}.items():
         if not is_finite(array):
             raise ValueError(f"{ours} holds NaN or infinity: such weights are not saved")
     for ours, array in adapter.parameters.items():
         projection, _, part = ours.rpartition(".lora_")
         tensors[f"{_PREFIX}{_module(family, projection)}.lora_{part}"] = array
-    head = model.head_parameters
     if head is not None:
         tensors[f"{_PREFIX}{SCORE}"] = head[SCORE]
     alpha = adapter.config.lora_alpha
@@ -191,9 +191,10 @@ def load_adapter(
     tuned = None if model.in_fewer_bits else tuned
     if tuned is None or tuned != fingerprint(model):
         _warn_of_base(directory, model, base, tuned is not None)
+    weight = None if head is None else head.finite()
     model.attach_adapter(adapter, name)
-    if head is not None:
-        model.add_score_head(head.finite())
+    if weight is not None:
+        model.add_score_head(weight)
     return adapter
 
 

@@ -67,7 +67,8 @@ class BaseModel(Generic[ConfigT, CacheT]):
         config.validate()
         self.config = config
         self.adapters = Adapters()
-        self.head_parameters: Parameters | None = None  # of a score head
+        self.head_parameters: Parameters | None = None  # of a score head, …
+        self.head_of: str | None = None  # … which this adapter has brought, or the model itself
         self.name_or_path: str | None = None  # where it was loaded from
         # What its files say of how to generate: options of `generate` where nothing is given.
         self.generation_config: dict[str, object] = {}
@@ -294,7 +295,7 @@ class BaseModel(Generic[ConfigT, CacheT]):
             rng = np.random.default_rng(seed)
             weight = self.config.initializer_range * rng.standard_normal(shape)
         head[SCORE][...] = weight
-        self.head_parameters = head
+        self.head_parameters, self.head_of = head, self.active_adapter
         self.train_only([*self.trained, SCORE])
         return ScoreHead(head)
 
@@ -352,6 +353,8 @@ class BaseModel(Generic[ConfigT, CacheT]):
         """Compute with this adapter, and train it; None: with the model's own weights alone, which
         stay frozen until `unfreeze`."""
         self.adapters.activate(name)
+        if self.head_of not in (None, name):  # it goes with the adapter that has brought it
+            self.head_parameters = self.head_of = None
         self._adapt()
         self.train_only(() if self.adapter is None else self.adapter.parameters)
 

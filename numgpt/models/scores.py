@@ -36,41 +36,46 @@ def values(model: LanguageModel, ids: Ids) -> np.ndarray:
 
 
 def scores(model: LanguageModel, texts: Sequence[Ids]) -> np.ndarray:
-    """The score of each text (n,), which may have unequal lengths, at its last token; padding by
-    the config's pad_token_id is none, as for transformers.  -> (B,)"""
-    head, each = head_of(model), [model.check_ids(text)[0] for text in texts]
-    ids = np.zeros((len(each), max(map(len, each))), np.int64)
-    for row, text in zip(ids, each, strict=True):
-        row[: len(text)] = text
-    last = np.array([last_of(text, model.config.pad_token_id) for text in each])
-    hidden = model.hidden(ids).reshape(*ids.shape, -1)
-    return head.scores(hidden[np.arange(len(each)), last])
-
-
-def last_of(text: np.ndarray, pad_token_id: int | None) -> int:
-    """The place of the last token that is no padding; 0 where all are."""
-    kept = np.flatnonzero(text != pad_token_id) if pad_token_id is not None else [len(text) - 1]
-    return int(kept[-1]) if len(kept) else 0
+    """The score of each text (n,), of which each may have another length, at its last token; the
+    pad_token_id of the config at its end does not count, as in transformers.  -> (B,)"""
+    head = head_of(model)
+    ids, rows = _padded(model, texts)
+    return head.scores(model.hidden(ids)[rows])
 
 
 def scores_and_grads(
     model: LanguageModel,
-    ids: Ids,
-    last: np.ndarray,
+    texts: Sequence[Ids],
     objective: ScoreObjective,
     rng: np.random.Generator | None = None,
     *,
     add_to: Gradients | None = None,
 ) -> tuple[float, Gradients, dict[str, float]]:
-    """Value, gradients and metrics of an objective of scores, each at the place `last` (B,) of its
-    text.  ids (B, T), padded on the right; the rest is as in `value_and_grads`."""
-    head, ids = head_of(model), model.check_ids(ids)
+    """Value, gradients and metrics of an objective of the texts' scores, as `scores` has them; the
+    rest is as in `value_and_grads`."""
+    head = head_of(model)
+    ids, rows = _padded(model, texts)
     with model.sums(add_to) as g:
         hidden, back = model.run(ids, rng)
-        rows = np.arange(len(ids)) * ids.shape[1] + last
         loss, dscores, metrics = objective(head.scores(hidden[rows]))
         dhidden = np.zeros_like(hidden)
         dhidden[rows] = head.backward(dscores.astype(hidden.dtype), hidden[rows], g)
         back(dhidden, g)
     model.gradients = g
     return float(loss), g, metrics
+
+
+def _padded(model: LanguageModel, texts: Sequence[Ids]) -> tuple[np.ndarray, np.ndarray]:
+    """Texts side by side (B, T), and the rows (B,) of the hidden states at their last tokens."""
+    each = [model.check_ids(text)[0] for text in texts]
+    ids = np.zeros((len(each), max(map(len, each))), np.int64)
+    for row, text in zip(ids, each, strict=True):
+        row[: len(text)] = text
+    last = [_last(text, model.config.pad_token_id) for text in each]
+    return ids, np.arange(len(each)) * ids.shape[1] + np.array(last)
+
+
+def _last(text: np.ndarray, pad_token_id: int | None) -> int:
+    """The place of the last token that is no padding; 0 where all are."""
+    kept = np.flatnonzero(text != pad_token_id) if pad_token_id is not None else [len(text) - 1]
+    return int(kept[-1]) if len(kept) else 0

@@ -107,10 +107,13 @@ class ChatTemplate:
         return self._render(messages, add_generation_prompt).plain
 
     def ids(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[int]:
         """The tokens of a conversation."""
-        text = self._render(messages, add_generation_prompt)
+        text = self._render(messages, add_generation_prompt, tools)
         return self._encode(text, messages, GIVEN * len(text))[0]
 
     def examples(

@@ -68,7 +68,7 @@ class RunState:
     unreported_steps: int = 0
     batches: int = 0  # that were drawn since the beginning
     tokens_seen: int = 0
-    # What a task has made that later steps need, by name: float32, or float64.
+    # What a task has made that later steps need, by name: of float32 or whole numbers.
     made: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @classmethod

@@ -23,7 +23,7 @@ MANY = (3, 8, 2e-5)
 LORA_LR, WARMUP = 1e-3, 0.03
 # Of preferences, whatever their number: on SmolLM2 a LoRA at 1e-3 had a loss of 0 after six steps.
 PREFERENCES, PREFERENCES_LORA_LR = (2, 4, 2e-6), 1e-4
-REWARD, REWARD_LORA_LR = (2, 4, 2e-5), 1e-3  # whose head begins at nothing
+REWARD, REWARD_LORA_LR = (2, 4, 2e-5), 1e-3  # whose head is new
 # Of rollouts; a batch is of prompts, each with all its completions.
 ROLLOUTS, ROLLOUTS_LORA_LR = (1, 1, 2e-6), 1e-4
 PPO = (1, 8, 2e-6)  # of one completion a prompt
@@ -37,7 +37,7 @@ def schedule(config: TuningConfig, examples: int) -> Iterator[dict[str, Any]]:
     epochs, batch_size, whole_lr = next(few, config.many)
     lr = config.lora_lr if config.lora_r else whole_lr
     yield {"epochs": float(epochs), "batch_size": batch_size, "lr": lr}
-    batches_in_epoch = -(-examples // config.batch_size)
+    batches_in_epoch = -(-examples // config.batch_size) * config.uses
     steps_in_epoch = max(1, batches_in_epoch // config.grad_accum)
     assert config.epochs is not None
     yield {"steps": max(1, math.ceil(config.epochs * batches_in_epoch / config.grad_accum))}

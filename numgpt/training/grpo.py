@@ -9,7 +9,7 @@ import numpy as np
 from numgpt.models import LanguageModel
 from numgpt.models.parameters import Gradients
 from numgpt.objectives import group_advantages, grpo
-from numgpt.training.rollouts import COMPLETIONS, TOKENS, RolledBatch, Rollouts, the_reference
+from numgpt.training.rollouts import COMPLETIONS, TOKENS, RolledBatch, Rollouts
 from numgpt.training.step import Sums
 from numgpt.training.tune_config import GRPOConfig
 
@@ -18,7 +18,7 @@ class Groups(Rollouts):
     """Prompts, each with a group of completions."""
 
     fixed = Rollouts.fixed | {"group_size", "loss_type", "level", "epsilon_high", "scale_rewards"}
-    fixed |= {"beta", "kl", "entropy_coef"}
+    fixed |= {"beta", "kl"}
     of_tokens = frozenset(("kl", "entropy", "clip_ratio/low_mean", "clip_ratio/high_mean"))
 
     @property
@@ -29,7 +29,7 @@ class Groups(Rollouts):
     def prepared(self, batches: list[RolledBatch]) -> list[RolledBatch]:
         config = self.grpo
         if config.beta:
-            with the_reference(self.state) as reference:
+            with self.the_reference() as reference:
                 for batch in batches:
                     batch.ref_logps = reference.log_probs(
                         batch.ids, batch.targets, config.temperature

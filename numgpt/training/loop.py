@@ -180,7 +180,11 @@ class Trainer:
             while self.notes:  # that nobody has heard yet
                 self.tell(self.notes[0])
                 del self.notes[0]
-            self._run()
+            try:
+                self._run()
+            except RewardError:  # of somebody's function: what was learnt before it is kept
+                self.save(ends=True)
+                raise
         finally:
             self.lock.release()
 
@@ -188,11 +192,7 @@ class Trainer:
         config, state = self.config, self.state
         clock = _Clock(self.optimizer.steps, state.tokens_seen)
         while self.optimizer.steps < config.steps and not self.stop_requested:
-            try:
-                norm = self.step()
-            except RewardError:  # of somebody's function: what was learnt before it is kept
-                self.save(ends=True)
-                raise
+            norm = self.step()
             done = self.optimizer.steps
             last = done == config.steps
             with clock.stopped():

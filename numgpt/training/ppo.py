@@ -10,12 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from numgpt.data.batch import IGNORED
 from numgpt.models import LanguageModel
 from numgpt.models.parameters import Gradients
 from numgpt.objectives import gae, ppo, token_rewards, value, whitened
 from numgpt.tokenizer import BaseTokenizer
-from numgpt.training.rollouts import TOKENS, RolledBatch, Rollouts, the_reference
+from numgpt.training.rollouts import TOKENS, RolledBatch, Rollouts
 from numgpt.training.step import Sums
 from numgpt.training.tune_config import PPOConfig, TuningConfig
 
@@ -25,7 +24,6 @@ class ActorCritic(Rollouts):
 
     keeps_head = False
     fixed = Rollouts.fixed | {"kl_coef", "gamma", "lam", "vf_coef", "cliprange_value"}
-    fixed |= {"entropy_coef"}
     of_completions = frozenset(("objective/kl", "objective/rlhf_reward"))
     of_tokens = frozenset(("objective/entropy", "policy/clipfrac_avg", "policy/approxkl_avg"))
     of_tokens |= {"val/clipfrac_avg", "loss/policy_avg", "loss/value_avg"}
@@ -45,9 +43,8 @@ class ActorCritic(Rollouts):
 
     def prepared(self, batches: list[RolledBatch]) -> list[RolledBatch]:
         config, model = self.ppo, self.state.model
-        with the_reference(self.state) as reference:
+        with self.the_reference() as reference:
             for batch in batches:
-                batch.targets[np.isnan(batch.rewards)] = IGNORED
                 batch.ref_logps = reference.log_probs(batch.ids, batch.targets, config.temperature)
         for batch in batches:
             batch.old_values = model.values(batch.ids)

@@ -50,6 +50,8 @@ def prepare(
     if config.init_from is not None:
         origin = config.init_from = absolute_model(config.init_from)
         model, tokenizer = formats.load(origin, mmap=False)  # all of it trains
+        if model.score_head is not None:
+            raise OptionError.of(config, "{init_from} is a reward model: name a language model")
         if model.adapter is not None:
             model.merge_adapter()
             merged = type(model)(model.config, parameters=model.parameters)

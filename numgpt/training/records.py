@@ -35,7 +35,7 @@ class Report:
 
     step: int
     steps: int  # in all
-    loss: float  # the mean since the last report, in nats per token
+    loss: float  # the mean since the last report; of text and answers in nats per token
     val_loss: float | None
     lr: float
     grad_norm: float  # before clipping

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from numgpt.data.batch import NumberedBatch
 from numgpt.data.preferences import PairEncoder
 from numgpt.models import LanguageModel
+from numgpt.models.modules import SCORE
 from numgpt.models.parameters import Gradients
-from numgpt.models.scores import last_of
 from numgpt.objectives import reward
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.training.step import Sums
@@ -39,16 +38,24 @@ class RewardModel(Tuning):
         cls, model: LanguageModel, tokenizer: BaseTokenizer, config: TuningConfig
     ) -> None:
         """Give it a head; a new one's scores are near 0."""
-        if model.score_head is None:
-            model.add_score_head(seed=config.seed)
+        head = model.head_parameters  # which an adapter has frozen
+        model.add_score_head(None if head is None else head[SCORE].copy(), config.seed)
         if model.config.pad_token_id is None and model.adapter is None:  # transformers wants one
             model.config.pad_token_id = tokenizer.eos_token_id
 
-    def totals(self, model: LanguageModel, batches: Sequence[NumberedBatch]) -> Sums:
-        return {PAIRS: sum(len(batch.numbers) for batch in batches)}
+    def next_step(self) -> list[Any]:
+        """Batches are numbers of pairs: of their texts, no token is a target."""
+        config, drawn = self.config, self.state.batches
+        return [
+            self.examples.numbers(number, config.batch_size, config.seed)
+            for number in range(drawn, drawn + config.grad_accum)
+        ]
+
+    def totals(self, model: LanguageModel, batches: Sequence[np.ndarray]) -> Sums:
+        return {PAIRS: sum(map(len, batches))}
 
     def gradients(
-        self, model: LanguageModel, batch: NumberedBatch, totals: Sums, add_to: Gradients | None
+        self, model: LanguageModel, batch: np.ndarray, totals: Sums, add_to: Gradients | None
     ) -> tuple[Sums, Gradients]:
         def objective(scores: np.ndarray) -> tuple[float, np.ndarray, dict[str, float]]:
             if not np.isfinite(scores).all():
@@ -56,21 +63,15 @@ class RewardModel(Tuning):
             loss, derivatives, metrics = self._reward(scores, totals[PAIRS])
             return loss, np.concatenate(derivatives), metrics
 
-        rng = self.state.rng if self.config.has_dropout else None
-        ids, last = self._texts(batch.numbers)
-        loss, gradients, metrics = model.scores_and_grads(ids, last, objective, rng, add_to=add_to)
+        rng, texts = self.state.rng if self.config.has_dropout else None, self._texts(batch)
+        loss, gradients, metrics = model.scores_and_grads(texts, objective, rng, add_to=add_to)
         sums = {name: value * totals[PAIRS] for name, value in metrics.items()}
-        sums |= {"loss": loss, "tokens": batch.tokens + len(ids), PAIRS: len(batch.numbers)}
+        sums |= {"loss": loss, "tokens": sum(map(len, texts)), PAIRS: len(batch)}
         return sums, gradients
 
-    def _texts(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Prompts with their completions, first the chosen ones (2B, T); and where each ends."""
-        texts = [self.examples.example(int(n), place).ids for place in (0, 1) for n in numbers]
-        ids = np.zeros((len(texts), max(map(len, texts))), np.int64)
-        for row, text in zip(ids, texts, strict=True):
-            row[: len(text)] = text
-        pad = self.state.model.config.pad_token_id
-        return ids, np.array([last_of(text, pad) for text in texts])
+    def _texts(self, numbers: np.ndarray) -> list[np.ndarray]:
+        """Prompts with their completions, first the chosen ones."""
+        return [self.examples.example(int(n), place).ids for place in (0, 1) for n in numbers]
 
     def _reward(self, scores: np.ndarray, count: float) -> Any:
         assert isinstance(self.config, RewardConfig)
@@ -87,11 +88,11 @@ class RewardModel(Tuning):
         return {name: sums[name] / sums[PAIRS] for name in sorted(own)} if sums.get(PAIRS) else {}
 
     def held_out_loss(self, model: LanguageModel) -> float:
-        count, loss = len(self.examples.val), 0.0
-        for batch in self.held_out():
-            texts = [self.examples.example(int(n), p).ids for p in (0, 1) for n in batch.numbers]
-            scores = model.scores(texts)
-            loss += self._reward(scores, count)[0] if np.isfinite(scores).all() else np.nan
+        numbers, loss = self.examples.val, 0.0
+        for batch in self.examples.numbers_in_order(numbers, self.config.batch_size):
+            scores = model.scores(self._texts(batch))
+            finite = np.isfinite(scores).all()
+            loss += self._reward(scores, len(numbers))[0] if finite else np.nan
         return loss
 
     def sample(self) -> tuple[str, str]:

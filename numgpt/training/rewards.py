@@ -23,22 +23,24 @@ import json
 import math
 import os
 import re
+import sys
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from numgpt import formats
-from numgpt.data.prompts import PromptEncoder
+from numgpt.data.examples import ExampleEncoder
 from numgpt.messages import one_line, shown
-from numgpt.models import LanguageModel
 from numgpt.options import OptionError
 from numgpt.training.tasks import TrainingError
 
 GYM = "reasoning_gym"
-FIELDS = {"exact": "answer", "number": "answer"}  # that a line needs
+SCORED_AT_ONCE = 8  # texts, by a reward model
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 # prompt, completion, the line's fields -> a number, or None
 Function = Callable[[Any, str, dict[str, Any]], Any]
@@ -57,23 +59,28 @@ class Completion(NamedTuple):
     example: dict[str, Any]  # the fields of its line, the prompt among them
 
 
-class Reward(Protocol):
+class Reward(ABC):
+    """What makes numbers of completions; one after another, unless it overrides `__call__`."""
+
     name: str
+    needs: str | None = None  # a field of the line
 
     def __call__(self, completions: Sequence[Completion]) -> np.ndarray:
         """(B,) float64, NaN where it does not apply.  Raises RewardError."""
+        return np.array([self.of(completion) for completion in completions], np.float64)
+
+    @abstractmethod
+    def of(self, completion: Completion) -> float:
+        """What one is worth."""
 
 
-class FunctionReward:
-    """A function that is asked one completion at a time."""
+class FunctionReward(Reward):
+    """A function of prompt, completion and the line's fields."""
 
     def __init__(self, name: str, function: Function, needs: str | None = None):
         self.name, self.function, self.needs = name, function, needs
 
-    def __call__(self, completions: Sequence[Completion]) -> np.ndarray:
-        return np.array([self._of(completion) for completion in completions], np.float64)
-
-    def _of(self, completion: Completion) -> float:
+    def of(self, completion: Completion) -> float:
         if self.needs is not None and self.needs not in completion.example:
             return math.nan
         try:
@@ -84,7 +91,7 @@ class FunctionReward:
             raise RewardError(what, self.name, kind, shown(completion.text), said) from error
         if given is None:
             return math.nan
-        if isinstance(given, (bool, int, float, np.number)) and math.isfinite(given):
+        if isinstance(given, (bool, int, float, np.number, np.bool_)) and math.isfinite(given):
             return float(given)
         what = (
             "the reward {0} is {1}, for the completion {2}: expected a number, or None where it"
@@ -93,55 +100,47 @@ class FunctionReward:
         raise RewardError(what, self.name, shown(given), shown(completion.text))
 
 
-class ModelReward:
+class ModelReward(Reward):
     """The score that a reward model gives to prompt and completion, as its own tokenizer and chat
-    format write them."""
+    format write them; what is too long is cut from the left."""
 
     def __init__(self, name: str, directory: str):
-        """Raises OptionError for what is no reward model."""
-        self.name, self.directory = name, directory
-        if not formats.is_reward_model(directory):
-            raise OptionError(
-                "{reward} holds no reward model: numgpt tune reward makes one", reward=directory
-            )
-
-    @functools.cached_property
-    def loaded(self) -> tuple[LanguageModel, PromptEncoder]:
-        model, tokenizer = formats.load(self.directory)
-        return model, PromptEncoder(tokenizer)
+        """Raises OptionError for what is no reward model, or can't be loaded."""
+        self.name = name
+        try:
+            if not formats.is_reward_model(directory):
+                raise ValueError("it holds no reward model: numgpt tune reward makes one")
+            self.model, tokenizer = formats.load(directory)
+        except (ValueError, OSError) as error:
+            raise OptionError("{reward}: {0}", one_line(error), reward=directory) from None
+        self.encoder = ExampleEncoder(tokenizer)
 
     def __call__(self, completions: Sequence[Completion]) -> np.ndarray:
-        return np.array([self._of(completion) for completion in completions], np.float64)
+        texts, step = [self._ids(completion) for completion in completions], SCORED_AT_ONCE
+        parts = (texts[first : first + step] for first in range(0, len(texts), step))
+        return np.concatenate([*map(self.model.scores, parts)]).astype(np.float64)
 
-    def _of(self, completion: Completion) -> float:
-        model, encoder = self.loaded
-        said = [{"role": "assistant", "content": completion.text}]
+    def of(self, completion: Completion) -> float:
+        return float(self([completion])[0])
+
+    def _ids(self, completion: Completion) -> list[int]:
         try:
-            if isinstance(completion.prompt, str):
-                end = encoder.tokenizer.eos_token_id
-                ids = encoder.ids(completion.prompt)
-                ids += encoder.tokenizer.encode(completion.text, continues=True)
-                ids += [] if end is None else [end]
-            else:
-                ids = encoder.template.ids([*completion.prompt, *said])
-            return float(model.scores([ids])[0])
+            ids = self.encoder.answered(completion.prompt, completion.text)
         except ValueError as error:
             what = "the reward model {0} does not read the completion {1}: {2}"
             text = shown(completion.text)
             raise RewardError(what, self.name, text, one_line(error)) from None
+        return ids[-self.model.context_length :]
 
 
-class GymReward:
+class GymReward(Reward):
     """What a task of reasoning-gym makes of an answer: of what stands between <answer> tags, or of
     all that was said."""
 
     def __init__(self, task: str, size: int, seed: int):
         self.name, self.dataset = task, gym_dataset(task, size, seed)
 
-    def __call__(self, completions: Sequence[Completion]) -> np.ndarray:
-        return np.array([self._of(completion) for completion in completions], np.float64)
-
-    def _of(self, completion: Completion) -> float:
+    def of(self, completion: Completion) -> float:
         tagged = re.findall(r"<answer>(.*?)</answer>", completion.text, re.DOTALL)
         answer = (tagged[-1] if tagged else completion.text).strip()
         entry = self.dataset[completion.example["index"]]
@@ -185,11 +184,9 @@ def _value(text: str) -> Any:
 
 def named_reward(name: str) -> Reward:
     """The reward of a name.  Raises OptionError for one that there is not."""
-    kind, _, value = name.partition(":")
-    if kind in ("exact", "number", "json") and not value:
-        return FunctionReward(
-            name, {"exact": _exact, "number": _number, "json": _json}[kind], FIELDS.get(kind)
-        )
+    kind, colon, value = name.partition(":")
+    if kind in BUILT_IN and not colon:
+        return FunctionReward(name, *BUILT_IN[kind])
     if kind == "regex" and value:
         try:
             pattern = re.compile(value, re.DOTALL)
@@ -215,28 +212,31 @@ def named_reward(name: str) -> Reward:
 
 def _imported(path: str, name: str, reward: str) -> Function:
     if not os.path.isfile(path):
-        raise OptionError("{reward}: there is no file {0}", path, reward=reward)
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None
-    assert spec.loader is not None  # of a .py file
-    module = importlib.util.module_from_spec(spec)
+        raise OptionError("{reward}: there is no such file", reward=reward)
     try:
-        spec.loader.exec_module(module)
+        module = _module(path, os.stat(path).st_mtime_ns)
     except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{last.filename}, line {last.lineno}"
-        raise OptionError(
-            "{reward}: {0} fails to import ({1}: {2}, in {3})",
-            path,
-            type(error).__name__,
-            one_line(error),
-            place,
-            reward=reward,
-        ) from None
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+        place = f", in line {frames[-1].lineno}" if frames else ""
+        what = "{reward} fails to import ({0}: {1}{2})"
+        kind, said = type(error).__name__, one_line(error)
+        raise OptionError(what, kind, said, place, reward=reward) from None
     function = getattr(module, name, None)
     if not callable(function):
-        raise OptionError("{reward}: {0} has no function {1}", path, name, reward=reward)
+        raise OptionError("{reward}: the file has no function {0}", name, reward=reward)
     return function  # type: ignore[no-any-return]
+
+
+@functools.lru_cache(maxsize=8)
+def _module(path: str, changed: int) -> ModuleType:
+    """A file as a module of its own; `changed` is when it was."""
+    name = f"numgpt reward {os.path.abspath(path)}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None  # of a .py file
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 # --- the built-in ones ---
@@ -262,3 +262,11 @@ def _json(prompt: Any, text: str, example: dict[str, Any]) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+# By name, and the field that a line needs.
+BUILT_IN: dict[str, tuple[Function, str | None]] = {
+    "exact": (_exact, "answer"),
+    "number": (_number, "answer"),
+    "json": (_json, None),
+}

@@ -6,9 +6,10 @@ this file say what is learnt from that.
             → batches                                      prompts with their completions, padded
 
 log π_old is that of the very distribution that was sampled, at the temperature that the policy is
-trained at too; no token is cut out of it. A completion has a generator of its own, made of the seed
-and its number, so that a run that goes on samples what it would have sampled; completions that are
-used for several steps are in the checkpoint.
+trained at too, with no token cut out of it (but for ids that the tokenizer does not have). A
+completion has a generator of its own, made of the seed and its number, so that a run that goes on
+samples what it would have sampled; completions that are used for several steps are in the
+checkpoint.
 """
 
 from __future__ import annotations
@@ -27,17 +28,20 @@ from numgpt.data.batch import IGNORED
 from numgpt.data.examples import ExampleEncoder
 from numgpt.data.prompts import PromptEncoder, read_prompts, write_prompts
 from numgpt.data.records import PROMPT, Record
+from numgpt.formats.peft import fingerprint
 from numgpt.generation.batcher import Batcher
 from numgpt.generation.batcher import Sequence as Decoded
 from numgpt.generation.options import GenerationOptions
+from numgpt.messages import shown
 from numgpt.models import LanguageModel
+from numgpt.options import OptionError
 from numgpt.tokenizer import BaseTokenizer
-from numgpt.training.checkpoint import RunState
+from numgpt.training.checkpoint import BaseModelError, RunState
 from numgpt.training.records import Callback
 from numgpt.training.rewards import Completion, GymReward, Reward, gym_dataset, named_reward
 from numgpt.training.step import Sums
 from numgpt.training.tune_config import RolloutConfig
-from numgpt.training.tuning import FIXED, Tuning
+from numgpt.training.tuning import FIXED, Tuning, drawn
 
 DECODED_AT_ONCE = 32  # completions
 UNCHANGED = 10  # steps without a difference among rewards, after which that is told
@@ -51,6 +55,7 @@ class RolledBatch:
     ids: np.ndarray  # (n, T)
     targets: np.ndarray  # (n, T), IGNORED but for the completions' tokens
     old_logps: np.ndarray  # (n, T), 0 where nothing counts
+    lengths: np.ndarray  # (n,): ids that are no padding
     rewards: np.ndarray  # (n,), NaN where none applies
     told: Sums = field(default_factory=dict)  # sums that are reported
     # What an objective makes of them:
@@ -66,9 +71,8 @@ class RolledBatch:
 
     @property
     def tokens(self) -> int:
-        """Ids that are no padding: those up to a completion's end."""
-        counted = self.mask
-        return int((counted.shape[1] - np.argmax(counted[:, ::-1], axis=1)).sum())
+        """Ids that are no padding."""
+        return int(self.lengths.sum())
 
 
 class Rollouts(Tuning):
@@ -76,6 +80,7 @@ class Rollouts(Tuning):
 
     fixed = FIXED | {"task", "task_size", "reward", "reward_weights", "max_completion_length"}
     fixed |= {"temperature", "iterations", "epsilon", "mask_truncated", "grad_accum"}
+    fixed |= {"entropy_coef"}
     encoder = PromptEncoder
     unit = "prompt"
     of_tokens: ClassVar[frozenset[str]]  # of the sums, those over tokens, …
@@ -85,7 +90,8 @@ class Rollouts(Tuning):
         """Raises OptionError for a reward that there is not."""
         super().__init__(state, out, tokenizer)
         config = self.rolled
-        self.prompts = read_prompts(out, len(self.examples), state.tokens)
+        self.prompts, self.base = read_prompts(out, len(self.examples), state.tokens)
+        self.reference: LanguageModel | None = None  # in memory of its own
         self.rewards: list[Reward] = [*map(named_reward, config.rewards)]
         if config.task is not None:
             self.rewards.append(GymReward(config.task, config.task_size, config.seed))
@@ -110,7 +116,7 @@ class Rollouts(Tuning):
     ) -> Iterator[tuple[Record, bool]]:
         if config.task is None:
             return super().records(config, files, held_out)
-        return _of_task(config)
+        return drawn(_of_task(config), config)
 
     @classmethod
     def stage(
@@ -119,8 +125,30 @@ class Rollouts(Tuning):
         assert isinstance(encoder, PromptEncoder)
         assert isinstance(state.config, RolloutConfig)
         for name in state.config.rewards:  # before anything is written
-            named_reward(name)
-        write_prompts(staged, encoder.kept, state.tokens)
+            needed = named_reward(name).needs
+            if needed is not None and not any(needed in fields for fields in encoder.kept):
+                missing = "{reward} needs {0}, which no line of the data has"
+                raise OptionError(missing, shown(needed), reward=name)
+        write_prompts(staged, encoder.kept, state.tokens, fingerprint(state.model))
+
+    @contextmanager
+    def the_reference(self) -> Iterator[LanguageModel]:
+        """The model that the run began as: the frozen base below the adapter, or the files again.
+        Raises BaseModelError where those hold another one."""
+        state, config = self.state, self.rolled
+        if state.model.adapter is not None:
+            with state.model.without_adapter():
+                yield state.model
+            return
+        if self.reference is None:
+            self.reference = formats.load_model(config.model)
+            if fingerprint(self.reference) != self.base:
+                raise BaseModelError(
+                    f"{shown(config.model)}, the reference, has other weights than the run began"
+                    " with: put those back"
+                )
+        with self.reference.autocast(config.products):
+            yield self.reference
 
     # --- completions, rewards, batches ---
 
@@ -129,10 +157,12 @@ class Rollouts(Tuning):
         config = self.rolled
         number, turn = divmod(self.state.optimizer.steps, config.iterations)
         if turn == 0 or not self.batches:
-            self.batches = self.roll_out(number)
+            with self.state.model.autocast(config.products):  # as the policy will be
+                self.batches = self.roll_out(number)
             self.state.made = self._as_arrays() if config.iterations > 1 else {}
             told = [batch.told for batch in self.batches]
             alike = all(sums.get("frac_reward_zero_std") == sums.get(GROUPS, -1) for sums in told)
+            alike |= not any(sums[SCORED] for sums in told)
             self.without_spread = self.without_spread + 1 if alike else 0
             return self.batches
         return [replace(batch, told={}) for batch in self.batches]
@@ -197,7 +227,9 @@ class Rollouts(Tuning):
         return np.where(np.isnan(by_reward).all(axis=0), np.nan, total)
 
     def _batch(self, made: list[Decoded], by_reward: np.ndarray) -> RolledBatch:
-        longest = max(len(one.prompt) + len(one.made) for one in made) - 1
+        rewards = self.total(by_reward)
+        lengths = np.array([len(one.prompt) + len(one.made) - 1 for one in made])
+        longest = lengths.max()
         ids, targets = (
             np.zeros((len(made), longest), np.int64),
             np.full((len(made), longest), IGNORED),
@@ -208,11 +240,12 @@ class Rollouts(Tuning):
             completion = slice(start, start + len(one.made))
             ids[row, : len(whole) - 1] = whole[:-1]
             old_logps[row, completion] = one.sampled_logprobs
-            if not (self.rolled.mask_truncated and one.finish_reason != "stop"):
+            is_cut = self.rolled.mask_truncated and one.finish_reason != "stop"
+            if not is_cut and not np.isnan(rewards[row]):
                 targets[row, completion] = one.made
         old_logps[targets == IGNORED] = 0
-        rewards = self.total(by_reward)
-        return RolledBatch(ids, targets, old_logps, rewards, self._told(made, rewards, by_reward))
+        told = self._told(made, rewards, by_reward)
+        return RolledBatch(ids, targets, old_logps, lengths, rewards, told)
 
     def _told(self, made: list[Decoded], rewards: np.ndarray, by_reward: np.ndarray) -> Sums:
         """Sums over completions, and over groups of several, for the metrics."""
@@ -231,8 +264,9 @@ class Rollouts(Tuning):
             "completions/clipped_ratio": sum(one.finish_reason != "stop" for one in made),
         }
         if self.rolled.sequences > 1:
+            without = np.all((groups == groups[:, :1]) | ~scored, axis=1)
             told |= {GROUPS: len(groups), "reward_std": float(stds.sum())}
-            told["frac_reward_zero_std"] = int((stds == 0).sum())
+            told["frac_reward_zero_std"] = int(without.sum())
         for name, values in zip(self.reward_names, by_reward, strict=True):
             told[f"rewards/{name}/mean"] = float(np.nansum(values))
             told[f"rewards/{name}/{SCORED}"] = int((~np.isnan(values)).sum())
@@ -249,7 +283,8 @@ class Rollouts(Tuning):
         told: dict[str, float] = {}
         for name, value in sums.items():
             if name == "reward":
-                told[name] = value / max(1, sums[SCORED])
+                if sums[SCORED]:
+                    told[name] = value / sums[SCORED]
             elif name.startswith("rewards/") and name.endswith("/mean"):
                 count = sums[f"{name.removesuffix('mean')}{SCORED}"]
                 if count:
@@ -266,9 +301,9 @@ class Rollouts(Tuning):
         if self.without_spread == UNCHANGED and not self.remarked:
             self.remarked = True
             yield (
-                f"for {UNCHANGED} rollouts all completions of a prompt had the same reward: nothing"
-                " is learnt from them; an easier or harder task, a reward with degrees or a higher"
-                " temperature gives some that differ"
+                f"for {UNCHANGED} rollouts all completions of a prompt had the same reward, or"
+                " none: nothing is learnt from them; an easier or harder task, a reward with"
+                " degrees or a higher temperature gives some that differ"
             )
 
     def held_out_loss(self, model: LanguageModel) -> float:
@@ -314,28 +349,16 @@ class Rollouts(Tuning):
         ]
 
 
-@contextmanager
-def the_reference(state: RunState) -> Iterator[LanguageModel]:
-    """The model that the run began as: the frozen base below the adapter, or the files again."""
-    if state.model.adapter is not None:
-        with state.model.without_adapter():
-            yield state.model
-        return
-    assert isinstance(state.config, RolloutConfig)
-    yield formats.load_model(state.config.model)
-
-
-def _of_task(config: RolloutConfig) -> Iterator[tuple[Record, bool]]:
-    """The questions of a task, each once; of every 1 / val_fraction of them one is held out."""
+def _of_task(config: RolloutConfig) -> Iterator[Record]:
+    """The questions of a task, each once."""
     assert config.task is not None
-    seen, rng = set[str](), np.random.default_rng([config.seed, 1])
+    seen = set[str]()  # else one that is held out could be trained on
     dataset = gym_dataset(config.task, config.task_size, config.seed)
     for index in range(config.task_size):
         entry = dataset[index]
         if entry["question"] in seen:
-            continue  # else one that is held out could be trained on
+            continue
         seen.add(entry["question"])
         prompt = [{"role": "user", "content": entry["question"]}]
         fields = {"prompt": prompt, "answer": str(entry["answer"]), "index": index}
-        record = Record(config.task, index + 1, PROMPT, fields, "question")
-        yield record, bool(rng.random() < config.val_fraction)
+        yield Record(config.task, index + 1, PROMPT, fields, "question")

@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from numgpt.data.corpus import TOKENS_FILE
-from numgpt.data.finding import OTHER_WEIGHTS, PROMPTS_FILE, REFERENCE_FILE, absolute
+from numgpt.data.finding import (
+    OTHER_WEIGHTS,
+    PROMPTS_FILE,
+    REFERENCE_FILE,
+    absolute,
+    absolute_reward,
+)
 from numgpt.files import finish_replacing, replacing_together
 from numgpt.formats.huggingface import WEIGHTS_FILE, model_files
 from numgpt.formats.peft import ADAPTER_FILES
@@ -79,6 +85,9 @@ def change_options(
             expected = known[name].metadata["rule"].expected
             raise OptionError(f"{{{name}}}: expected {expected}", **{name: value})
         value = absolute(value) if name in PATHS else value
+        if name == "reward":
+            each = value if isinstance(value, list) else [value]
+            value = [*map(absolute_reward, each)]
         if name in ("init_from", "model") and isinstance(value, str):
             value = absolute_model(value)
         began = _listed(getattr(config, name))

@@ -7,12 +7,13 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from numgpt.data.finding import absolute_reward
 from numgpt.models.lora import ALL_LINEAR, LoRAConfig
 from numgpt.objectives.dpo import LOSSES, SMOOTHED, WITHOUT_REFERENCE
 from numgpt.objectives.grpo import LEVELS, LOSS_TYPES, SCALES
-from numgpt.options import OptionError, number, one_of, text, texts, truth, whole
+from numgpt.options import OptionError, Rule, number, one_of, text, texts, truth, whole
 from numgpt.runtime import DTYPES
 from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES
 from numgpt.tokenizer.conversation import template_variables
@@ -112,6 +113,19 @@ class TuningConfig(RunConfig):
     def longest(self) -> int:
         assert self.max_length is not None  # once the model has decided it
         return self.max_length
+
+    @property
+    def reads_base(self) -> bool:
+        """Whether the model's own files are needed once the run has begun."""
+        return self.lora_r > 0
+
+    @property
+    def uses(self) -> int:
+        """Steps that a batch is used for."""
+        return 1
+
+    def make_absolute(self) -> None:
+        """Name files by their whole paths, so that a run can go on from anywhere."""
 
     @property
     def example_length(self) -> int:
@@ -255,6 +269,19 @@ class RewardConfig(TuningConfig):
     )
 
 
+def _numbers() -> Rule:
+    """A number, or several, which a command line has as texts."""
+
+    def fits(value: Any) -> bool:
+        try:
+            each = [*map(float, value if isinstance(value, list) else [value])]
+        except (TypeError, ValueError):
+            return False
+        return len(each) > 0 and all(map(math.isfinite, each))
+
+    return Rule(list, "a number for each reward", fits)
+
+
 @dataclass
 class RolloutConfig(TuningConfig):
     """The options of objectives that reward what the policy itself has written."""
@@ -280,8 +307,8 @@ class RolloutConfig(TuningConfig):
         "objective",
         texts(),
     )
-    reward_weights: str | list[str] | None = option(
-        None, "a number for each reward (default: 1)", "objective", texts()
+    reward_weights: Any = option(
+        None, "a number for each reward (default: 1)", "objective", _numbers()
     )
     max_completion_length: int = option(64, "tokens of a completion", "objective", whole(1))
     temperature: float = option(
@@ -303,13 +330,20 @@ class RolloutConfig(TuningConfig):
     @property
     def weights(self) -> list[float]:
         """A weight for each reward, and for the task's."""
-        given = self.reward_weights
-        count = len(self.rewards) + (self.task is not None)
+        given, count = self.reward_weights, len(self.rewards) + (self.task is not None)
         return (
             [1.0] * count
             if given is None
             else [*map(float, [given] if isinstance(given, str) else given)]
         )
+
+    @property
+    def uses(self) -> int:
+        return self.iterations
+
+    def make_absolute(self) -> None:
+        if self.reward is not None:
+            self.reward = [*map(absolute_reward, self.rewards)]
 
     @property
     def example_length(self) -> int:
@@ -324,12 +358,12 @@ class RolloutConfig(TuningConfig):
             raise OptionError.of(self, "{task} cannot be combined with {data:name}: choose one")
         if self.task is None and not self.rewards:
             raise OptionError("give {reward:name}, what completions are rewarded for")
+        if self.task is not None and self.val_data is not None:
+            raise OptionError.of(
+                self, "{val_data} cannot be combined with {task}: {val_fraction:name} holds out"
+            )
         expected = len(self.rewards) + (self.task is not None)
-        try:
-            weights = self.weights
-        except ValueError:
-            weights = []
-        if len(weights) != expected or not all(map(math.isfinite, weights)):
+        if len(self.weights) != expected:
             raise OptionError.of(
                 self, "{reward_weights}: expected a number for each of the {0} rewards", expected
             )
@@ -375,6 +409,15 @@ class GRPOConfig(RolloutConfig):
     def sequences(self) -> int:  # type: ignore[override]
         return self.group_size
 
+    @property
+    def reads_base(self) -> bool:
+        return self.lora_r > 0 or self.beta > 0
+
+    def validate(self) -> None:
+        super().validate()
+        if self.kl != options_of(GRPOConfig)["kl"].default and not self.beta:
+            raise OptionError.of(self, "{kl} has no effect without {beta:name}: give it, or none")
+
 
 @dataclass
 class PPOConfig(RolloutConfig):
@@ -397,3 +440,7 @@ class PPOConfig(RolloutConfig):
     cliprange_value: float = option(
         0.2, "how far from what it was a value may go", "objective", number(above=0)
     )
+
+    @property
+    def reads_base(self) -> bool:
+        return True

@@ -55,14 +55,15 @@ def prepare(
     config.data = absolute(config.data)  # type: ignore[assignment]
     config.val_data = absolute(config.val_data)
     config.model = absolute_model(config.model)
-    if config.lora_r and os.path.exists(config.model):
+    config.make_absolute()
+    if config.reads_base and os.path.exists(config.model):
         base = Path(config.model)
         base = base if base.is_dir() else base.parent
         for place in (out, *(out / name for name in OTHER_WEIGHTS)):
             if (place / CONFIG_FILE).exists() and os.path.samefile(place, base):
                 raise OptionError.of(
                     config,
-                    "{model} is what would be replaced, and an adapter needs its base: name another"
+                    "{model} is what would be replaced, and the run needs it: name another"
                     " {out:name}",
                 )
     # What trains as a whole is in memory of its own; the base of an adapter stays in its file.
@@ -144,16 +145,22 @@ def _records(
 ) -> Iterator[tuple[Record, bool]]:
     """All records, each with whether it is held out: of every 1 / val_fraction of them one, drawn
     among them."""
-    rng, kind = np.random.default_rng([config.seed, 1]), None
-    drawn, next_held_out = 0, -1
-    for number, record in enumerate(read_records(files)):
+    kind = None
+    for record, is_held_out in drawn(read_records(files), config):
         kind = record.kind
+        yield record, is_held_out
+    for record in read_records(held_out, kind) if held_out else ():
+        yield record, True
+
+
+def drawn(records: Iterable[Record], config: TuningConfig) -> Iterator[tuple[Record, bool]]:
+    """Records, of every 1 / val_fraction of which one is held out, drawn among them."""
+    rng, drawn, next_held_out = np.random.default_rng([config.seed, 1]), 0, -1
+    for number, record in enumerate(records):
         while config.val_fraction and next_held_out < number:
             next_held_out = int((drawn + rng.random()) / config.val_fraction)
             drawn += 1
         yield record, number == next_held_out
-    for record in read_records(held_out, kind) if held_out else ():
-        yield record, True
 
 
 def _encode_again(

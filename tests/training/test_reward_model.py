@@ -14,7 +14,7 @@ from training.test_preferences import PAIRS, logged, write
 import numgpt
 from numgpt import evaluation, formats, objectives
 from numgpt.formats.gguf_writing import save_gguf
-from numgpt.training import DPOConfig, RewardConfig, Trainer, TuneConfig
+from numgpt.training import DPOConfig, RewardConfig, TrainConfig, Trainer, TuneConfig
 from numgpt.training.checkpoint import load_checkpoint
 
 GOOD, BAD = ["love", "king", "sweet", "fair", "lord"], ["death", "blood", "woe", "grave", "hate"]
@@ -64,7 +64,8 @@ def test_gradients_of_scores_and_of_values(family, adapted):
     def scored():
         return squares(model.values(ids)[np.arange(4), last])[0]
 
-    loss, gradients, metrics = model.scores_and_grads(ids, last, squares)
+    texts = [row[: end + 1] for row, end in zip(ids, last, strict=True)]
+    loss, gradients, metrics = model.scores_and_grads(texts, squares)
     assert (loss, metrics) == (pytest.approx(scored(), rel=1e-12), {"n": 4})
     assert "score.weight" in gradients
     slope, direction = numerical(model, scored, list(gradients))
@@ -106,7 +107,7 @@ def test_a_head_trains_with_what_trains_already():
     assert model.trained.keys() == {"score.weight"}
     ids = np.ones((2, 3), np.int64)
     before = {name: array.copy() for name, array in model.parameters.items()}
-    model.scores_and_grads(ids, np.array([2, 2]), lambda s: (0.0, np.ones_like(s), {}))
+    model.scores_and_grads(ids, lambda s: (0.0, np.ones_like(s), {}))
     optimizer = numgpt.AdamW(model, lr=0.1, weight_decay=0.0)
     optimizer.step()
     for name, array in model.parameters.items():
@@ -164,7 +165,7 @@ def test_a_step_is_that_of_the_objective_however_it_is_cut(data, tmp_path, lora_
     results = []
     for edges in ([6], [2, 6], [1, 2, 3, 4, 5, 6]):
         starts = zip([0, *edges], edges, strict=False)
-        batches = [task.examples.padded(np.arange(a, b)) for a, b in starts]
+        batches = [np.arange(a, b) for a, b in starts]
         totals, gradients, sums = task.totals(model, batches), None, {}
         for batch in batches:
             part, gradients = task.gradients(model, batch, totals, gradients)
@@ -298,3 +299,58 @@ def test_what_is_refused(data, tmp_path):
     )
     head.score_head.weight[...] = np.nan
     refused(lambda: head.save_pretrained(tmp_path / "nan"), "score.weight holds NaN")
+
+
+def test_a_reward_model_can_be_tuned_on(data, tmp_path):
+    """… by an adapter, which has a head of its own, that begins as the model's."""
+    start(data, tmp_path / "judge", lora_r=0, steps=2).run()
+    trainer = start(data, tmp_path / "more", model=str(tmp_path / "judge"), steps=2)
+    base, _ = numgpt.load(tmp_path / "judge")
+    np.testing.assert_array_equal(trainer.model.score_head.weight, base.score_head.weight)
+    trainer.run()
+    model, _ = numgpt.load(tmp_path / "more")
+    assert (model.score_head.weight != base.score_head.weight).any()
+
+
+def test_a_head_goes_with_the_adapter_that_brought_it(tmp_path):
+    saved("default", tmp_path, adapted=True)
+    model = formats.load_model(tmp_path / "base")
+    model.load_adapter(tmp_path / "head")
+    model.add_adapter(numgpt.LoRAConfig(r=2, target_modules="all-linear"), name="policy")
+    assert model.score_head is None
+    model.save_adapter(tmp_path / "policy")
+    assert not formats.is_reward_model(tmp_path / "policy")
+    again = formats.load_model(tmp_path / "base")
+    again.load_adapter(tmp_path / "head")
+    again.delete_adapter()
+    again.save_pretrained(tmp_path / "plain")
+    assert not formats.is_reward_model(tmp_path / "plain")
+
+
+def test_an_adapter_with_a_broken_head_is_not_taken(tmp_path):
+    model = saved("default", tmp_path, adapted=True)
+    model.score_head.weight[...] = np.inf
+    with pytest.raises(ValueError, match=r"score\.weight holds NaN"):
+        model.save_adapter(tmp_path / "no")
+    path = tmp_path / "head" / "adapter_model.safetensors"
+    tensors, metadata = formats.read_safetensors(path)
+    arrays = {name: np.array(tensor.raw).reshape(tensor.shape) for name, tensor in tensors.items()}
+    arrays["base_model.model.score.weight"][...] = np.nan
+    formats.write_safetensors(path, arrays, metadata)
+    other = formats.load_model(tmp_path / "base")
+    refused(lambda: other.load_adapter(tmp_path / "head"), "score.weight' holds NaN or infinity")
+    assert other.active_adapter is None
+    arrays["base_model.model.score.weight"] = np.zeros((2, model.config.width), np.float32)
+    formats.write_safetensors(path, arrays, metadata)
+    refused(lambda: other.load_adapter(tmp_path / "head"), "only a head of one output is read")
+
+
+def test_it_is_no_language_model_to_train(tmp_path, data):
+    start(data, tmp_path / "judge", lora_r=0, steps=1).run()
+    config = TrainConfig(init_from=str(tmp_path / "judge"))
+    refused(lambda: Trainer.start(config, tmp_path / "no"), "is a reward model: name a language")
+    judge, tokenizer = numgpt.load(tmp_path / "judge")
+    missing = str(tmp_path / "none.jsonl")
+    refused(
+        lambda: evaluation.preference_accuracy(judge, tokenizer, missing), "^preferences='.*none"
+    )

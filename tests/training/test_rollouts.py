@@ -512,10 +512,13 @@ def test_a_reward_that_fails_stops_the_run_after_saving(data, tmp_path, rewards,
         ("exactly", "there is no such reward: expected exact, number"),
         ("regex:(", "no regular expression"),
         ("length:0", "there is no such reward"),
-        ("missing.py:f", r"there is no file missing\.py"),
+        ("missing.py:f", r"missing\.py:f': there is no such file"),
         ("{mine}:other", "has no function other"),
         ("{mine}:number", "has no function number"),
-        ("{wrong}:f", r"wrong\.py fails to import \(ModuleNotFoundError: No module named 'abcde'"),
+        (
+            "{wrong}:f",
+            r"fails to import \(ModuleNotFoundError: .*'abcde', in line 1\)",
+        ),
         ("{model}", "holds no reward model"),
     ],
 )
@@ -546,8 +549,7 @@ def test_a_reward_model_rewards(data, tmp_path):
     trainer.run()
     asked = [{"role": "user", "content": "My lord,"}]
     assert math.isfinite(worth(judge, "yes", asked))
-    with pytest.raises(RewardError, match="does not read the completion"):
-        worth(judge, "yes " * 300)
+    assert math.isfinite(worth(judge, "yes " * 300))  # cut from the left
 
 
 def test_rewards_that_never_differ_are_told_of(data, tmp_path, rewards):
@@ -582,11 +584,13 @@ def test_a_task_of_reasoning_gym_brings_prompts_and_reward(tmp_path):
 
 
 OPTIONS = [
+    ({"kl": "k3"}, "kl='k3' has no effect without beta"),
+    ({"data": None, "task": "reasoning_gym:chain_sum", "val_data": "a.jsonl"}, "val_data='a.jsonl"),
     ({"reward": None}, "give reward, what completions are rewarded for"),
     ({"data": None}, "give data, the prompts, or task reasoning_gym:NAME"),
     ({"task": "reasoning_gym:chain_sum"}, "task='reasoning_gym:chain_sum' cannot be combined"),
     ({"group_size": 1}, "group_size=1: expected a whole number from 2"),
-    ({"reward_weights": "a"}, "reward_weights='a': expected a number for each of the 1 rewards"),
+    ({"reward_weights": "a"}, "reward_weights='a': expected a number for each reward"),
     ({"reward_weights": ["1", "2"]}, "expected a number for each of the 1 rewards"),
     ({"max_completion_length": 256}, "max_completion_length=256 leaves no room for a prompt"),
     ({"temperature": 0.0}, "temperature=0.0: expected a number above 0"),
@@ -640,3 +644,126 @@ def test_the_curve_has_a_panel_for_what_is_measured(data, tmp_path, few_e):
     assert _panels([{"step": 1, "loss": 2.0, "lr": 0.1}]).keys() == {"loss (nats per token)"}
     plot_curve(records, tmp_path / "loss.png")
     assert image.imread(tmp_path / "loss.png").shape[1] > 1200
+
+
+# --- what reviewers found ---
+
+
+def test_a_judge_reads_what_it_was_trained_on(data, tmp_path):
+    """Of texts and of conversations, the tokens that are scored are those of its training."""
+    chats = [
+        {
+            "prompt": [{"role": "user", "content": "Who comes?"}],
+            "chosen": [{"role": "assistant", "content": "The king"}],
+            "rejected": [{"role": "assistant", "content": "No one"}],
+        }
+    ]
+    texts = [{"prompt": "My lord,", "chosen": " I come", "rejected": " no"}]
+    for name, pairs in (("chats", chats), ("texts", texts)):
+        options = {"model": "shakespeare", "data": write(tmp_path / f"{name}.jsonl", *pairs)}
+        run = Trainer.start(RewardConfig(**options, steps=1, sample_every=0), tmp_path / name)
+        trained = run.task.examples.example(0, 0).ids
+        run.run()
+        judge = named_reward(str(tmp_path / name))
+        said = pairs[0]["chosen"] if name == "texts" else pairs[0]["chosen"][0]["content"]
+        completion = Completion(pairs[0]["prompt"], said, {})
+        assert judge([completion])[0] == pytest.approx(judge.model.scores([trained])[0], rel=1e-6)
+        empty, long = completion._replace(text=""), completion._replace(text=" so" * 400)
+        assert np.isfinite(judge([empty, completion, long])).all()
+
+
+def test_the_reference_is_not_what_the_run_writes(data, tmp_path, few_e):
+    base = tmp_path / "base"
+    for part in numgpt.load("shakespeare"):
+        part.save_pretrained(base)
+    config = GRPOConfig(model=str(base), data=data, reward=few_e, lora_r=0, beta=0.1, steps=2)
+    refused(
+        lambda: Trainer.start(config, base, overwrite=True), "what would be replaced, and the run"
+    )
+    config = GRPOConfig(model=str(base), data=data, reward=few_e, lora_r=0, beta=0.1, steps=2)
+    trainer = Trainer.start(config, tmp_path / "run")
+    stopped_at(trainer, 1)
+    model, _ = numgpt.load(base, mmap=False)
+    model.parameters["wte"][0, 0] += 1
+    model.save_pretrained(base)
+    trainer = Trainer.resume(tmp_path / "run")
+    with pytest.raises(ValueError, match="the reference, has other weights than the run began"):
+        trainer.run()
+
+
+@pytest.mark.parametrize("when", ["validation", "sample"])
+def test_a_reward_that_fails_between_steps_is_saved_too(data, tmp_path, rewards, when):
+    options = {"val_fraction": 0.3, "eval_every": 2} if when == "validation" else {}
+    options |= {"sample_every": 2} if when == "sample" else {}
+    trainer = start(data, tmp_path / "run", f"{rewards}:few_e", save_every=4, **options)
+    right, complete = trainer.task.rewards, trainer.task.complete
+
+    def failing(prompts, rngs):
+        greedy = rngs[0] is None
+        trainer.task.rewards = [named_reward(f"{rewards}:broken")] if greedy else right
+        return complete(prompts, rngs)
+
+    trainer.task.complete = failing
+    with pytest.raises(RewardError):
+        trainer.run()
+    assert load_checkpoint(tmp_path / "run").optimizer.steps == 2
+
+
+def test_each_prompt_is_seen_as_often_as_is_said(data, tmp_path, few_e):
+    options = {"steps": None, "grad_accum": 1, "batch_size": 1, "epochs": 2.0}
+    for iterations in (1, 3):
+        trainer = start(data, tmp_path / f"{iterations}", few_e, iterations=iterations, **options)
+        assert trainer.config.steps == 2 * 5 * iterations
+
+
+def test_a_reward_whose_field_no_line_has_is_refused(tmp_path):
+    data = write(tmp_path / "no.jsonl", {"prompt": "a", "Answer": "b"})
+    refused(lambda: start(data, tmp_path / "run", "exact"), "needs 'answer', which no line")
+
+
+@pytest.mark.parametrize("kind", [GRPOConfig, PPOConfig])
+def test_what_no_reward_applies_to_has_no_part(data, tmp_path, kind):
+    trainer = start(data, tmp_path / "run", "exact", kind, batch_size=2, entropy_coef=0.1)
+    batches = trainer.task.next_step()
+    for batch in batches:
+        asked = {row: np.isnan(reward) for row, reward in enumerate(batch.rewards)}
+        for row, without in asked.items():
+            assert batch.mask[row].any() == (not without)
+            assert batch.old_logps[row].any() == (not without)
+    assert np.isnan(np.concatenate([batch.rewards for batch in batches])).any()
+
+
+def test_groups_of_equal_rewards_are_told_whatever_rounding_does(data, tmp_path, rewards):
+    trainer = start(data, tmp_path / "run", f"{rewards}:same", group_size=6)
+    told = trainer.task._told(*made_up(trainer, np.full(6, 0.1)))
+    assert told["frac_reward_zero_std"] == told["groups"] == 1
+    told = trainer.task._told(*made_up(trainer, np.array([0.1] * 5 + [0.2])))
+    assert told["frac_reward_zero_std"] == 0
+
+
+def made_up(trainer, rewards):
+    numbers = np.zeros(len(rewards), int)
+    made = trainer.task.complete(numbers, [None] * len(rewards))
+    return made, rewards, rewards[None]
+
+
+def test_a_run_goes_on_from_anywhere(data, tmp_path, rewards, monkeypatch):
+    monkeypatch.chdir(rewards.parent)
+    start(data, tmp_path / "run", "mine.py:few_e", steps=1).run()
+    monkeypatch.chdir("/")
+    Trainer.resume(tmp_path / "run", {"steps": 2}).run()
+    monkeypatch.chdir(rewards.parent)
+    Trainer.resume(tmp_path / "run", {"steps": 3, "reward": "mine.py:few_e"})
+
+
+def test_a_reward_may_be_of_any_module_and_number(tmp_path):
+    path = tmp_path / "odd.py"
+    path.write_text(
+        "from __future__ import annotations\nimport dataclasses\nimport numpy as np\n"
+        "@dataclasses.dataclass\nclass Held:\n    value: int\n"
+        "def score(prompt, completion, example):\n    return np.isclose(Held(1).value, 1)\n"
+    )
+    assert worth(f"{path}:score", "x") == 1
+    (tmp_path / "bad.py").write_text("def f(:\n")
+    with pytest.raises(ValueError, match=r"fails to import \(SyntaxError: .*\)$"):
+        named_reward(f"{tmp_path / 'bad.py'}:f")
