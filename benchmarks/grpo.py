@@ -1,5 +1,5 @@
-"""Rewards alone: SmolLM2-135M-Instruct by GRPO with LoRA on two tasks of reasoning-gym, sums and
-products of two numbers of up to two digits.
+"""Rewards alone: SmolLM2-135M-Instruct by GRPO with LoRA on two tasks of reasoning-gym: sums and
+differences of two numbers of up to two digits, and all four operations on numbers of one digit.
 
 A reward that is never given teaches nothing. As the checker wants the answer and nothing else, and
 the model says whole sentences, its reward would be 0 almost always; so the reward here is that the
@@ -23,12 +23,13 @@ from typing import Any
 MODEL = "smollm2"
 TASKS = {
     "sums": "reasoning_gym:chain_sum,min_terms=2,max_terms=2,max_digits=2",
-    "products": "reasoning_gym:products,min_terms=2,max_terms=2,max_digits=2",
+    "calculations": "reasoning_gym:basic_arithmetic,min_terms=2,max_terms=2,max_digits=1,"
+    "allow_parentheses=false,allow_negation=false",
 }
 REWARD = "number"
 # Of the questions that are held out. Question n of a seed is the first of seed + n: so far apart.
 SEEDS = (1_000_000, 2_000_000, 3_000_000)
-HELD_OUT, TRAINED = 64, 600  # questions
+HELD_OUT, TRAINED = 30, 600  # questions
 LONGEST = 24  # tokens of an answer
 OPTIONS = {"steps": 60, "lr": 2e-4, "group_size": 8, "grad_accum": 4, "warmup": 3}
 
@@ -48,8 +49,10 @@ def main(threads: int, out: str | None = None) -> None:
 def study(name: str, directory: Path) -> None:
     import numgpt
 
-    held_out = [questions(name, seed, HELD_OUT) for seed in SEEDS]
-    seen = {entry["question"] for entries in held_out for entry in entries}
+    held_out, seen = [], set()
+    for seed in SEEDS:
+        held_out.append(questions(name, seed, HELD_OUT, seen))
+        seen |= {entry["question"] for entry in held_out[-1]}
     rows = {"as it comes": measure(numgpt.load(MODEL), held_out)}
     began = time.perf_counter()
     learn(name, directory / name, seen)
@@ -59,7 +62,7 @@ def study(name: str, directory: Path) -> None:
     (directory / f"{name}.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def questions(name: str, seed: int, count: int) -> list[dict[str, Any]]:
+def questions(name: str, seed: int, count: int, without: set[str]) -> list[dict[str, Any]]:
     """Questions of a task, each once."""
     from numgpt.training.rewards import gym_dataset
 
@@ -67,7 +70,8 @@ def questions(name: str, seed: int, count: int) -> list[dict[str, Any]]:
     dataset = gym_dataset(TASKS[name], 4 * count, seed)
     for index in range(4 * count):
         entry = dataset[index]
-        found.setdefault(entry["question"], entry)
+        if entry["question"] not in without:
+            found.setdefault(entry["question"], entry)
     return list(found.values())[:count]
 
 
@@ -81,10 +85,9 @@ def learn(name: str, out: Path, without: set[str]) -> None:
 
     data = out.parent / f"{name}.jsonl"
     with open(data, "w", encoding="utf-8") as file:
-        for entry in questions(name, 1, TRAINED):
-            if entry["question"] not in without:
-                line = {"prompt": asked(entry), "answer": entry["answer"]}
-                file.write(json.dumps(line) + "\n")
+        for entry in questions(name, 1, TRAINED, without):
+            line = {"prompt": asked(entry), "answer": entry["answer"]}
+            file.write(json.dumps(line) + "\n")
     config = GRPOConfig(
         model=MODEL,
         data=str(data),
