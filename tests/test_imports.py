@@ -36,7 +36,7 @@ UPWARDS = {
 # Third-party packages that may be imported; all but the first two in functions only.
 DEPENDENCIES = {"numpy", "regex"}
 OPTIONAL = {"huggingface_hub", "matplotlib", "tomli", "readline", "fcntl", "msvcrt", "pydoc_data"}
-OPTIONAL |= {"jinja2", "tqdm"}
+OPTIONAL |= {"reasoning_gym", "jinja2", "tqdm"}
 # Files whose classes are made of an optional package's: they are themselves imported in functions.
 ALONE = {"tokenizer/jinja_template.py"}
 

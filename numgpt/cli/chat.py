@@ -21,13 +21,13 @@ from numgpt.cli.common import (
     add_model,
     add_sampling,
     add_threads,
+    load_language_model,
     read_stdin,
     sampling_options,
     whole,
 )
 from numgpt.cli.keyboard import Interrupts, line_editing
 from numgpt.cli.wrapping import WordWrap
-from numgpt.formats import load
 from numgpt.generation import Chat
 from numgpt.generation.chat import DEFAULTS
 from numgpt.messages import one_line, printable, shown, tell
@@ -89,7 +89,7 @@ def register(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     sampling = sampling_options(options)
-    model, tokenizer = load(options.model, adapter=options.adapter, dtype=options.dtype)
+    model, tokenizer = load_language_model(options)
     sampling["seed"] = options.seed
     if options.max_new_tokens is not None:
         sampling["max_new_tokens"] = options.max_new_tokens

@@ -6,13 +6,26 @@ import argparse
 import sys
 from typing import Any
 
-from numgpt.formats import SHIPPED
+from numgpt.formats import SHIPPED, load
 from numgpt.generation.options import SAMPLING
 from numgpt.messages import shown, tell
-from numgpt.options import AboutOptions, as_argument
+from numgpt.models import LanguageModel
+from numgpt.options import AboutOptions, OptionError, as_argument
 from numgpt.runtime import DTYPES
+from numgpt.tokenizer import BaseTokenizer
 from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES
 from numgpt.training.config import options_of
+
+
+def load_language_model(options: argparse.Namespace) -> tuple[LanguageModel, BaseTokenizer]:
+    """The model that the options name.  Raises OptionError for a reward model, which writes
+    nothing."""
+    dtype = getattr(options, "dtype", DTYPES[0])
+    model, tokenizer = load(options.model, adapter=options.adapter, dtype=dtype)
+    if model.score_head is not None:
+        what = "{model} is a reward model, which scores texts: numgpt eval --preferences asks it"
+        raise OptionError(what, model=options.adapter or options.model)
+    return model, tokenizer
 
 
 def add_command(

@@ -16,6 +16,7 @@ from numgpt.cli.common import (
     add_model,
     add_special_tokens,
     add_threads,
+    load_language_model,
     show_progress,
     whole,
 )
@@ -63,9 +64,10 @@ def register(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    model, tokenizer = load(options.model, adapter=options.adapter, dtype=options.dtype)
     if options.preferences is not None:
-        return _judge(model, tokenizer, options)
+        judge = load(options.model, adapter=options.adapter, dtype=options.dtype)
+        return _judge(*judge, options)
+    model, tokenizer = load_language_model(options)
     files = find_texts(options.data)
     if lines := [file for file in files if str(file).endswith(ENDINGS)]:
         tell(f"numgpt: note: {lines[0]} is JSON: measured as the text it is, keys and all")
@@ -105,4 +107,4 @@ def _judge(model: LanguageModel, tokenizer: BaseTokenizer, options: argparse.Nam
     print(f"accuracy       {result.accuracy:.4f}")
     print(f"margin         {result.margin:.4f}")
     left_out = f"; {result.left_out:,} left out, too long for the model" if result.left_out else ""
-    tell(f"{result.pairs:,} pairs{left_out}")
+    tell(f"{result.pairs:,} pair{'s' * (result.pairs != 1)}{left_out}")

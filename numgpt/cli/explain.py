@@ -12,11 +12,11 @@ from numgpt.cli.common import (
     add_command,
     add_model,
     add_threads,
+    load_language_model,
     show_progress,
     text_argument,
     whole,
 )
-from numgpt.formats import load
 from numgpt.messages import quoted, shown, tell
 
 OUT = "explain.html"
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
 
     text = text_argument(" ".join(options.text) if options.text else None, "text")
     require_place(options.out)
-    model, tokenizer = load(options.model, adapter=options.adapter)
+    model, tokenizer = load_language_model(options)
     made = page(
         model, tokenizer, text, options.token, options.target, options.layers, show_progress
     )

@@ -18,12 +18,12 @@ from numgpt.cli.common import (
     add_sampling,
     add_special_tokens,
     add_threads,
+    load_language_model,
     number,
     sampling_options,
     text_argument,
     whole,
 )
-from numgpt.formats import load
 from numgpt.generation import GenerateOutput, generate, generate_each
 from numgpt.generation.options import defaults_of
 from numgpt.layers.softmax import log_softmax
@@ -124,7 +124,7 @@ def register(subparsers: Any) -> None:
 def run(options: argparse.Namespace) -> None:
     _check(options)
     prompt = text_argument(" ".join(options.prompt) if options.prompt else None, "prompt")
-    model, tokenizer = load(options.model, adapter=options.adapter, dtype=options.dtype)
+    model, tokenizer = load_language_model(options)
     allowed = "all" if options.special_tokens else ()
     ids = tokenizer.encode(prompt, allowed, add_special_tokens=True)
     if not ids:

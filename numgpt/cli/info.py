@@ -15,7 +15,7 @@ import numpy as np
 
 import numgpt
 from numgpt.cli.common import add_command, add_dtype
-from numgpt.formats import SHIPPED, load_adapter, open_model, read_model, resolve
+from numgpt.formats import SHIPPED, is_reward_model, load_adapter, open_model, read_model, resolve
 from numgpt.formats.catalogue import CATALOGUE
 from numgpt.formats.huggingface import is_model
 from numgpt.formats.names import downloaded
@@ -69,6 +69,10 @@ def run(options: argparse.Namespace) -> None:
     sizes = model.config
     kind = f"{type(model).__name__} ({sizes.model_type})"
     print(f"model {options.model}: {kind}, {total:,} parameters")
+    if is_reward_model(path):
+        print(
+            "a reward model: a score head in place of the unembedding (numgpt eval --preferences)"
+        )
     parts: Counter[str] = Counter()
     for name, array in model.parameters.items():
         parts[_part(name)] += array.size

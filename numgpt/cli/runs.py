@@ -72,10 +72,12 @@ def add_run_options(parser: argparse.ArgumentParser, config_class: type[RunConfi
                 group.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
                 continue
             kind, letter = KINDS[field.metadata["rule"].kind]
+            several = field.metadata["rule"].kind is list
             group.add_argument(
                 flag,
                 type=kind,
-                nargs="+" if field.metadata["rule"].kind is list else None,
+                action="extend" if several else "store",
+                nargs="+" if several else None,
                 default=argparse.SUPPRESS,  # so that what was not given can't win over a file
                 metavar=letter,
                 help=text,

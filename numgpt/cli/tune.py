@@ -129,9 +129,9 @@ def run_rollouts(options: argparse.Namespace) -> None:
 
 
 def _check_rollouts(chosen: dict[str, Any]) -> None:
-    if "task" not in chosen or "data" in chosen:
-        return _check(chosen)
-    _check(chosen | {"data": ""})
+    if "task" not in chosen and "data" not in chosen:
+        raise OptionError("give {data:name}, the prompts, or {task:name} reasoning_gym:NAME")
+    _check({"data": ""} | chosen)
 
 
 def _check(chosen: dict[str, Any]) -> None:
@@ -205,11 +205,9 @@ def _end_of_rollouts(trainer: Trainer) -> None:
     """How the reward has changed."""
     reports = [r for r in trainer.log.records if "reward" in r]
     if reports:
-        first, last = reports[0], reports[-1]
-        tell(
-            f"mean reward {first['reward']:.3f} at step {first['step']}, {last['reward']:.3f} at"
-            f" step {last['step']}"
-        )
+        each = dict.fromkeys((report["step"], report["reward"]) for report in reports)
+        ends = [*each][:: max(1, len(each) - 1)]  # the first and the last
+        tell("mean reward " + ", ".join(f"{reward:.3g} at step {step}" for step, reward in ends))
     chat = trainer.task.state.tokens.conversations
     out = quoted(trainer.out)
     tell(f"try: numgpt {f'chat --model {out}' if chat else f'generate --model {out} …'}")

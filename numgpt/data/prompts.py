@@ -6,6 +6,7 @@ tokens, one JSON object a prompt.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ from numgpt.tokenizer import BaseTokenizer
 
 class PromptEncoder(ExampleEncoder):
     """Records with a prompt -> its tokens, none of them trained on."""
+
+    learnt = ()
 
     def __init__(self, tokenizer: BaseTokenizer, variables: Mapping[str, Any] | None = None):
         super().__init__(tokenizer, variables)
@@ -73,9 +76,10 @@ def write_prompts(
 ) -> None:
     """directory/prompts.jsonl: of which tokens they are, and of which model; then a prompt with its
     fields a line."""
+    lines = b"".join(json.dumps(prompt).encode() + b"\n" for prompt in prompts)
+    head = {"tokens": tokens.sha256, "base": base, "sha256": hashlib.sha256(lines).hexdigest()}
     with replacing(directory / PROMPTS_FILE) as file:
-        for line in ({"tokens": tokens.sha256, "base": base}, *prompts):
-            file.write(json.dumps(line).encode() + b"\n")
+        file.write(json.dumps(head).encode() + b"\n" + lines)
 
 
 def read_prompts(
@@ -91,9 +95,11 @@ def read_prompts(
         )
     try:
         with naming(path):
-            head, *prompts = map(json.loads, path.read_bytes().splitlines())
-        base = str(head["base"])
+            first, _, lines = path.read_bytes().partition(b"\n")
+        head = json.loads(first)
+        base, prompts = str(head["base"]), [*map(json.loads, lines.splitlines())]
         right = head["tokens"] == tokens.sha256 and len(prompts) == count
+        right &= head["sha256"] == hashlib.sha256(lines).hexdigest()
         right &= all(isinstance(prompt, dict) and "prompt" in prompt for prompt in prompts)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): put a copy of it back") from None

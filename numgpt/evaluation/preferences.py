@@ -35,7 +35,8 @@ def preference_accuracy(
     """Score the pairs in files of JSON lines.  A tie is not right.  Raises OptionError for a model
     without a score head, ValueError for records that are no preferences."""
     if model.score_head is None:
-        raise OptionError("{model:name} is no reward model: numgpt tune reward makes one")
+        named = model.name_or_path or type(model).__name__
+        raise OptionError("{model} is no reward model: numgpt tune reward makes one", model=named)
     encoder, differences, left_out = PairEncoder(tokenizer), list[float](), 0
     waiting: list[np.ndarray] = []
 

@@ -73,7 +73,7 @@ def save_gguf(
     if model.adapter is not None and not model.is_merged:
         raise ValueError("the model has an adapter: merge_adapter() first makes both one")
     if model.score_head is not None:
-        raise ValueError("it is a reward model: its score head has no place in GGUF")
+        raise ValueError("the model is a reward model: its score head has no place in GGUF")
     metadata = metadata_of(model) | {"general.file_type": FILE_TYPES[kind]}
     if tokenizer is not None:
         metadata |= metadata_of_tokenizer(tokenizer, model)

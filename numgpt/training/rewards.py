@@ -17,6 +17,8 @@ part in the step.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
 import importlib.util
 import json
@@ -40,6 +42,7 @@ from numgpt.options import OptionError
 from numgpt.training.tasks import TrainingError
 
 GYM = "reasoning_gym"
+LARGEST = 1e9
 SCORED_AT_ONCE = 8  # texts, by a reward model
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?|-?\.\d+")
 # prompt, completion, the line's fields -> a number, or None
@@ -69,6 +72,9 @@ class Reward(ABC):
         """(B,) float64, NaN where it does not apply.  Raises RewardError."""
         return np.array([self.of(completion) for completion in completions], np.float64)
 
+    def check(self, prompt: Any) -> None:  # noqa: B027 (most can be asked about any)
+        """Raises OptionError where it can't be asked about such prompts."""
+
     @abstractmethod
     def of(self, completion: Completion) -> float:
         """What one is worth."""
@@ -84,20 +90,23 @@ class FunctionReward(Reward):
         if self.needs is not None and self.needs not in completion.example:
             return math.nan
         try:
-            given = self.function(*completion)
-        except Exception as error:
+            given = self.function(*copy.deepcopy(completion))  # which it may change
+        except BaseException as error:  # SystemExit, too, is an error of its
+            if isinstance(error, KeyboardInterrupt):
+                raise
             what = "the reward {0} raised {1}, for the completion {2}: {3}"
-            kind, said = type(error).__name__, one_line(error)
+            kind, said = type(error).__name__, f"{one_line(error):.300}"
             raise RewardError(what, self.name, kind, shown(completion.text), said) from error
         if given is None:
             return math.nan
-        if isinstance(given, (bool, int, float, np.number, np.bool_)) and math.isfinite(given):
-            return float(given)
+        with contextlib.suppress(TypeError, ValueError, OverflowError, RuntimeError):
+            if not isinstance(given, (str, bytes)) and abs(value := float(given)) <= LARGEST:
+                return value
         what = (
-            "the reward {0} is {1}, for the completion {2}: expected a number, or None where it"
-            " does not apply"
+            "the reward {0} is {1}, for the completion {2}: expected a number up to {3:g}, or None"
+            " where it does not apply"
         )
-        raise RewardError(what, self.name, shown(given), shown(completion.text))
+        raise RewardError(what, self.name, shown(given), shown(completion.text), LARGEST)
 
 
 class ModelReward(Reward):
@@ -106,7 +115,7 @@ class ModelReward(Reward):
 
     def __init__(self, name: str, directory: str):
         """Raises OptionError for what is no reward model, or can't be loaded."""
-        self.name = name
+        self.name, self.directory = name, directory
         try:
             if not formats.is_reward_model(directory):
                 raise ValueError("it holds no reward model: numgpt tune reward makes one")
@@ -122,6 +131,13 @@ class ModelReward(Reward):
 
     def of(self, completion: Completion) -> float:
         return float(self([completion])[0])
+
+    def check(self, prompt: Any) -> None:
+        try:
+            self.encoder.answered(prompt, "")
+        except ValueError as error:
+            what = "{reward} does not read such prompts: {0}"
+            raise OptionError(what, one_line(error), reward=self.directory) from None
 
     def _ids(self, completion: Completion) -> list[int]:
         try:
@@ -157,6 +173,8 @@ def gym_dataset(task: str, size: int, seed: int) -> Any:
     package, _, named = task.partition(":")
     name, *given = named.split(",")
     pairs = [option.partition("=") for option in given]
+    if any(option in ("size", "seed") for option, _, _ in pairs):
+        raise OptionError("{task}: give {task_size:name} and {seed:name} instead", task=task)
     if package != GYM or not name or not all(value for _, _, value in pairs):
         what = f"{{task}}: expected {GYM}:NAME or {GYM}:NAME,option=value, such as {GYM}:chain_sum"
         raise OptionError(what, task=task)
@@ -170,8 +188,8 @@ def gym_dataset(task: str, size: int, seed: int) -> Any:
     try:
         options = {option: _value(value) for option, _, value in pairs}
         return reasoning_gym.create_dataset(name, size=size, seed=seed, **options)
-    except (ValueError, TypeError, AssertionError) as error:
-        raise OptionError("{task}: {0}", one_line(error), task=task) from None
+    except Exception as error:  # whatever it raises of an option
+        raise OptionError("{task} is refused: {0}", one_line(error), task=task) from None
 
 
 def _value(text: str) -> Any:
@@ -215,7 +233,9 @@ def _imported(path: str, name: str, reward: str) -> Function:
         raise OptionError("{reward}: there is no such file", reward=reward)
     try:
         module = _module(path, os.stat(path).st_mtime_ns)
-    except Exception as error:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
         place = f", in line {frames[-1].lineno}" if frames else ""
         what = "{reward} fails to import ({0}: {1}{2})"
@@ -235,7 +255,11 @@ def _module(path: str, changed: int) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None  # of a .py file
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, directory := os.path.dirname(os.path.abspath(path)))  # as Python itself does
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(directory)
     return module
 
 

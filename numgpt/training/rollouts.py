@@ -32,19 +32,26 @@ from numgpt.formats.peft import fingerprint
 from numgpt.generation.batcher import Batcher
 from numgpt.generation.batcher import Sequence as Decoded
 from numgpt.generation.options import GenerationOptions
-from numgpt.messages import shown
+from numgpt.messages import one_line, shown
 from numgpt.models import LanguageModel
 from numgpt.options import OptionError
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.training.checkpoint import BaseModelError, RunState
 from numgpt.training.records import Callback
-from numgpt.training.rewards import Completion, GymReward, Reward, gym_dataset, named_reward
+from numgpt.training.rewards import (
+    Completion,
+    GymReward,
+    Reward,
+    RewardError,
+    gym_dataset,
+    named_reward,
+)
 from numgpt.training.step import Sums
 from numgpt.training.tune_config import RolloutConfig
 from numgpt.training.tuning import FIXED, Tuning, drawn
 
 DECODED_AT_ONCE = 32  # completions
-UNCHANGED = 10  # steps without a difference among rewards, after which that is told
+IN_VAIN = 10  # rollouts that teach nothing, after which that is told
 COMPLETIONS, TOKENS, GROUPS, SCORED = "completions", "counted", "groups", "scored"  # among the sums
 
 
@@ -101,7 +108,7 @@ class Rollouts(Tuning):
             for place, name in enumerate(names, 1)
         ]
         self.batches = self._restored()
-        self.without_spread, self.remarked = 0, False  # rollouts, one after another
+        self.in_vain, self.reason, self.remarked = 0, "", False  # rollouts, one after another
 
     @property
     def rolled(self) -> RolloutConfig:
@@ -125,7 +132,9 @@ class Rollouts(Tuning):
         assert isinstance(encoder, PromptEncoder)
         assert isinstance(state.config, RolloutConfig)
         for name in state.config.rewards:  # before anything is written
-            needed = named_reward(name).needs
+            reward = named_reward(name)
+            reward.check(encoder.kept[0]["prompt"])
+            needed = reward.needs
             if needed is not None and not any(needed in fields for fields in encoder.kept):
                 missing = "{reward} needs {0}, which no line of the data has"
                 raise OptionError(missing, shown(needed), reward=name)
@@ -160,12 +169,25 @@ class Rollouts(Tuning):
             with self.state.model.autocast(config.products):  # as the policy will be
                 self.batches = self.roll_out(number)
             self.state.made = self._as_arrays() if config.iterations > 1 else {}
-            told = [batch.told for batch in self.batches]
-            alike = all(sums.get("frac_reward_zero_std") == sums.get(GROUPS, -1) for sums in told)
-            alike |= not any(sums[SCORED] for sums in told)
-            self.without_spread = self.without_spread + 1 if alike else 0
+            reason = self._nothing_learnt()
+            self.in_vain = self.in_vain + 1 if reason else 0
+            self.reason = reason
             return self.batches
         return [replace(batch, told={}) for batch in self.batches]
+
+    def _nothing_learnt(self) -> str:
+        """Why the rollout teaches nothing, and what may help; "" where it does."""
+        told = [batch.told for batch in self.batches]
+        if not any(sums[SCORED] for sums in told):
+            return "no reward applied to any completion: look at what it asks of a line"
+        if not any(batch.mask.any() for batch in self.batches):
+            return "all completions were cut off: more tokens, or a prompt that asks for less"
+        if all(sums.get("frac_reward_zero_std") == sums.get(GROUPS, -1) for sums in told):
+            return (
+                "all completions of a prompt had the same reward: an easier or harder task, a"
+                " reward with degrees or a higher temperature gives some that differ"
+            )
+        return ""
 
     def roll_out(self, number: int) -> list[RolledBatch]:
         """The batches of the rollout of this number.  Raises RewardError."""
@@ -298,20 +320,18 @@ class Rollouts(Tuning):
         return told
 
     def remarks(self) -> Iterable[str]:
-        if self.without_spread == UNCHANGED and not self.remarked:
+        if self.in_vain == IN_VAIN and not self.remarked:
             self.remarked = True
-            yield (
-                f"for {UNCHANGED} rollouts all completions of a prompt had the same reward, or"
-                " none: nothing is learnt from them; an easier or harder task, a reward with"
-                " degrees or a higher temperature gives some that differ"
-            )
+            yield f"{IN_VAIN} rollouts have taught nothing: {self.reason}"
 
     def held_out_loss(self, model: LanguageModel) -> float:
         """Minus the mean reward of the likeliest completions of what is held out."""
         numbers = self.examples.val
         made = self.complete(numbers, [None] * len(numbers))
         rewards = self.total(self.rewarded(numbers, made))
-        return -float(np.nanmean(rewards)) if not np.isnan(rewards).all() else 0.0
+        if np.isnan(rewards).all():
+            raise RewardError("no reward applies to any of what is held out")
+        return -float(np.nanmean(rewards))
 
     def sample(self) -> tuple[str, str]:
         """A prompt, and its likeliest completion, with what that is worth."""
@@ -319,7 +339,8 @@ class Rollouts(Tuning):
         (one,) = self.complete(np.array([number]), [None])
         by_reward = self.rewarded(np.array([number]), [one])
         each = (f"{n} {v[0]:g}" for n, v in zip(self.reward_names, by_reward, strict=True))
-        reward = f"reward {self.total(by_reward)[0]:g}"
+        total = self.total(by_reward)[0]
+        reward = "no reward applies" if np.isnan(total) else f"reward {total:g}"
         reward += f" ({', '.join(each)})" if len(self.rewards) > 1 else ""
         text = self.tokenizer.decode(list(one.made), skip_special_tokens=True)
         prompt = self.tokenizer.decode(one.prompt, skip_special_tokens=True)
@@ -355,7 +376,11 @@ def _of_task(config: RolloutConfig) -> Iterator[Record]:
     seen = set[str]()  # else one that is held out could be trained on
     dataset = gym_dataset(config.task, config.task_size, config.seed)
     for index in range(config.task_size):
-        entry = dataset[index]
+        try:
+            entry = dataset[index]
+        except Exception as error:  # whatever its generator raises of an option
+            refused = "{task} is refused: {0}"
+            raise OptionError(refused, one_line(error), task=config.task) from None
         if entry["question"] in seen:
             continue
         seen.add(entry["question"])

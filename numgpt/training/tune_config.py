@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -118,6 +119,10 @@ class TuningConfig(RunConfig):
     def reads_base(self) -> bool:
         """Whether the model's own files are needed once the run has begun."""
         return self.lora_r > 0
+
+    def needed_models(self) -> list[tuple[str, str]]:
+        """Names of options, and the files or directories there whose models are read later on."""
+        return [("model", self.model)] if self.reads_base and os.path.exists(self.model) else []
 
     @property
     def uses(self) -> int:
@@ -337,6 +342,10 @@ class RolloutConfig(TuningConfig):
             else [*map(float, [given] if isinstance(given, str) else given)]
         )
 
+    def needed_models(self) -> list[tuple[str, str]]:
+        judges = [("reward", name) for name in self.rewards if os.path.isdir(name)]
+        return super().needed_models() + judges
+
     @property
     def uses(self) -> int:
         return self.iterations
@@ -365,7 +374,9 @@ class RolloutConfig(TuningConfig):
         expected = len(self.rewards) + (self.task is not None)
         if len(self.weights) != expected:
             raise OptionError.of(
-                self, "{reward_weights}: expected a number for each of the {0} rewards", expected
+                self,
+                "{reward_weights}: expected {0}, a number for each reward (the task's is the last)",
+                expected,
             )
         if self.max_length is not None and self.max_completion_length >= self.max_length:
             raise OptionError.of(

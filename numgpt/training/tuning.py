@@ -21,7 +21,6 @@ from numgpt.data.example_set import ExampleSet, encode_examples
 from numgpt.data.examples import Example, ExampleEncoder, last_answer, marked
 from numgpt.data.finding import OTHER_WEIGHTS, STANDARD_INPUT, absolute
 from numgpt.data.records import Record, find_record_files, read_records
-from numgpt.formats.huggingface import CONFIG_FILE
 from numgpt.messages import printable
 from numgpt.models import LanguageModel
 from numgpt.options import AboutOptions, OptionError, OptionWarning
@@ -34,7 +33,12 @@ from numgpt.tokenizer.sections import NAMED_TEMPLATES
 from numgpt.training.checkpoint import RunState, check_disk, check_memory, save_tuned
 from numgpt.training.defaults import MOST_LENGTH
 from numgpt.training.records import Callback, Note
-from numgpt.training.starting import absolute_model, check_not_replaced, replaced_files
+from numgpt.training.starting import (
+    absolute_model,
+    check_not_replaced,
+    replaced_files,
+    run_files,
+)
 from numgpt.training.tasks import NextTokens, RunTask
 from numgpt.training.tune_config import TuningConfig
 
@@ -56,16 +60,11 @@ def prepare(
     config.val_data = absolute(config.val_data)
     config.model = absolute_model(config.model)
     config.make_absolute()
-    if config.reads_base and os.path.exists(config.model):
-        base = Path(config.model)
-        base = base if base.is_dir() else base.parent
-        for place in (out, *(out / name for name in OTHER_WEIGHTS)):
-            if (place / CONFIG_FILE).exists() and os.path.samefile(place, base):
-                raise OptionError.of(
-                    config,
-                    "{model} is what would be replaced, and the run needs it: name another"
-                    " {out:name}",
-                )
+    for name, path in config.needed_models():
+        place = Path(path) if Path(path).is_dir() else Path(path).parent
+        if any(there.exists() and os.path.samefile(there, place) for there in _replaced(out)):
+            needed = "{%s} is what would be replaced, and the run needs it: name another {out:name}"
+            raise OptionError(needed % name, **{name: path})
     # What trains as a whole is in memory of its own; the base of an adapter stays in its file.
     model, tokenizer = formats.load(config.model, mmap=config.lora_r > 0, dtype=config.stored)
     if config.chat_format is not None:
@@ -117,6 +116,11 @@ def prepare(
     task.stage(state, staged, report, encoder)
     save_tuned(model, staged, task.keeps_head)
     return state, tokenizer
+
+
+def _replaced(out: Path) -> list[Path]:
+    """The directories whose model a new run would replace."""
+    return [place for place in (out, *(out / name for name in OTHER_WEIGHTS)) if run_files(place)]
 
 
 def answer_prompts_alone(tokenizer: BaseTokenizer) -> None:

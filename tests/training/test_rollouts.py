@@ -43,6 +43,20 @@ def nothing(prompt, completion, example):
 def several(prompt, completion, example):
     return [1.0, 2.0]
 
+def leaves(prompt, completion, example):
+    raise SystemExit(0)
+
+def large(prompt, completion, example):
+    return 10 ** 400
+
+def changes(prompt, completion, example):
+    example.clear()
+    prompt.append(1)
+    return 1
+
+def never(prompt, completion, example):
+    return None
+
 def same(prompt, completion, example):
     return 1
 
@@ -352,6 +366,8 @@ def test_a_run_goes_on_with_more_steps(data, tmp_path, few_e):
         (b"{", "is damaged"),
         (whole[: whole.rindex(b"{")], "is not of the prompts that the run began with"),
         (whole.replace(b'"tokens"', b'"token"'), "is damaged"),
+        (whole.replace(b"morrow", b"sorrow"), "is not of the prompts that the run began with"),
+        (b"", "is damaged"),
     ):
         path.unlink() if content is None else path.write_bytes(content)
         refused(lambda: Trainer.resume(tmp_path / "run", {"steps": 4}), message, path)
@@ -482,6 +498,8 @@ def test_rewards_of_several_are_added_and_one_that_does_not_apply_is_left_out(
         ("broken", "broken raised KeyError, for the completion .*: 'key'"),
         ("nothing", "nothing is nan, for the completion"),
         ("several", r"several is \[1.0, 2.0\], for the completion"),
+        ("leaves", r"leaves raised SystemExit, for the completion"),
+        ("large", r"large is a number of 1329 bits.*: expected a number up to 1e\+09"),
     ],
 )
 def test_a_reward_that_fails_stops_the_run_after_saving(data, tmp_path, rewards, function, message):
@@ -498,7 +516,7 @@ def test_a_reward_that_fails_stops_the_run_after_saving(data, tmp_path, rewards,
     with pytest.raises(RewardError, match=message) as error:
         trainer.run()
     assert len(str(error.value).splitlines()) == 1
-    assert (error.value.__cause__ is not None) == (function == "broken")
+    assert (error.value.__cause__ is not None) == (function in ("broken", "leaves"))
     state = load_checkpoint(tmp_path / "run")
     assert state.optimizer.steps == 1
     trainer = Trainer.resume(tmp_path / "run")
@@ -556,7 +574,7 @@ def test_rewards_that_never_differ_are_told_of(data, tmp_path, rewards):
     said = []
     trainer = start(data, tmp_path / "run", f"{rewards}:same", steps=12, max_completion_length=1)
     trainer.run(report=lambda record: said.append(str(record)))
-    assert sum("had the same reward" in line for line in said) == 1
+    assert sum("10 rollouts have taught nothing: all completions" in line for line in said) == 1
     assert logged(tmp_path / "run")[-1]["frac_reward_zero_std"] == 1
 
 
@@ -576,7 +594,9 @@ def test_a_task_of_reasoning_gym_brings_prompts_and_reward(tmp_path):
     for name, message in (
         ("chain_sum", "expected reasoning_gym:NAME or"),
         ("reasoning_gym:nosuch", "nosuch"),
-        ("reasoning_gym:chain_sum,terms=2", "unexpected keyword argument 'terms'"),
+        ("reasoning_gym:chain_sum,terms=2", "is refused: .*unexpected keyword argument 'terms'"),
+        ("reasoning_gym:chain_sum,max_terms=a", "is refused: "),
+        ("reasoning_gym:chain_sum,seed=2", "give task_size and seed instead"),
         ("reasoning_gym:chain_sum,min_terms", "expected reasoning_gym:NAME or"),
     ):
         config = GRPOConfig(model="shakespeare", task=name)
@@ -591,7 +611,7 @@ OPTIONS = [
     ({"task": "reasoning_gym:chain_sum"}, "task='reasoning_gym:chain_sum' cannot be combined"),
     ({"group_size": 1}, "group_size=1: expected a whole number from 2"),
     ({"reward_weights": "a"}, "reward_weights='a': expected a number for each reward"),
-    ({"reward_weights": ["1", "2"]}, "expected a number for each of the 1 rewards"),
+    ({"reward_weights": ["1", "2"]}, "expected 1, a number for each reward"),
     ({"max_completion_length": 256}, "max_completion_length=256 leaves no room for a prompt"),
     ({"temperature": 0.0}, "temperature=0.0: expected a number above 0"),
     ({"loss_type": "ppo"}, "loss_type='ppo': expected dapo or grpo"),
@@ -767,3 +787,59 @@ def test_a_reward_may_be_of_any_module_and_number(tmp_path):
     (tmp_path / "bad.py").write_text("def f(:\n")
     with pytest.raises(ValueError, match=r"fails to import \(SyntaxError: .*\)$"):
         named_reward(f"{tmp_path / 'bad.py'}:f")
+
+
+def test_a_reward_cannot_change_what_it_is_given(tmp_path, rewards):
+    asked = [{"role": "user", "content": "a"}]
+    example = {"prompt": asked}
+    named_reward(f"{rewards}:changes")([Completion(asked, "b", example)])
+    assert example == {"prompt": [{"role": "user", "content": "a"}]}
+
+
+def test_a_reward_that_never_applies_is_told_of(data, tmp_path, rewards):
+    said, never = [], f"{rewards}:never"
+    trainer = start(data, tmp_path / "run", never, steps=12, max_completion_length=1)
+    trainer.run(report=lambda record: said.append(str(record)))
+    assert sum("no reward applied to any completion" in line for line in said) == 1
+    assert "reward" not in logged(tmp_path / "run")[-1]
+    assert trainer.task.sample()[1].endswith("[no reward applies]")
+    trainer = start(data, tmp_path / "held", never, steps=1, val_fraction=0.3, eval_every=1)
+    with pytest.raises(RewardError, match="no reward applies to any of what is held out"):
+        trainer.run()
+
+
+def test_completions_that_are_all_cut_off_are_told_of(data, tmp_path, few_e):
+    said = []
+    options = {"steps": 12, "max_completion_length": 1, "mask_truncated": True}
+    trainer = start(data, tmp_path / "run", few_e, **options)
+    trainer.run(report=lambda record: said.append(str(record)))
+    assert sum("all completions were cut off" in line for line in said) == 1
+
+
+def test_a_judge_is_not_replaced_by_what_it_judges(data, tmp_path):
+    pairs = write(tmp_path / "pairs.jsonl", {"prompt": "a", "chosen": " b", "rejected": " c"})
+    options = {"model": "shakespeare", "data": pairs, "steps": 1, "sample_every": 0}
+    judge = tmp_path / "judge"
+    Trainer.start(RewardConfig(**options), judge).run()
+    before = sorted(path.name for path in judge.iterdir())
+    config = GRPOConfig(model="shakespeare", data=data, reward=str(judge), steps=1)
+    refused(lambda: Trainer.start(config, judge, overwrite=True), "is what would be replaced")
+    assert sorted(path.name for path in judge.iterdir()) == before
+
+
+def test_a_judge_that_cannot_read_the_prompts_is_refused_at_once(tmp_path, letters):
+    directory, _ = letters
+    data = write(tmp_path / "pairs.jsonl", {"prompt": "a", "chosen": "b", "rejected": "c"})
+    options = {"model": directory, "data": data, "steps": 1, "sample_every": 0, "lora_r": 0}
+    Trainer.start(RewardConfig(**options), tmp_path / "judge").run()
+    asked = write(tmp_path / "q.jsonl", {"prompt": "What news?"})
+    refused(lambda: start(asked, tmp_path / "run", str(tmp_path / "judge")), "does not read such")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_stands_beside_a_reward_can_be_imported(tmp_path):
+    (tmp_path / "beside_it.py").write_text("worth = 2\n")
+    (tmp_path / "mine.py").write_text(
+        "import beside_it\n\ndef f(prompt, completion, example):\n    return beside_it.worth\n"
+    )
+    assert worth(f"{tmp_path / 'mine.py'}:f", "x") == 2
