@@ -44,6 +44,7 @@ def main(threads: int, out: str | None = None) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         for name in TASKS:
             study(name, directory)
+        draw({name: directory / name / "log.jsonl" for name in TASKS}, directory / "grpo.svg")
 
 
 def study(name: str, directory: Path) -> None:
@@ -145,6 +146,30 @@ def tell(name: str, rows: dict[str, dict[str, Any]]) -> None:
         for question, answer, text in row["answers"][:2]:
             print(f"{title}: {question!r:.100} -> {text!r:.60} (right: {answer!r})")
     sys.stdout.flush()
+
+
+def draw(logs: dict[str, Path], path: Path, smoothed: int = 5) -> None:
+    """The mean reward of what was sampled, over the steps: of each report, and of some together."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "numgpt"  # the same file from the same numbers
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3.2))
+    for number, (name, log) in enumerate(logs.items()):
+        reports = [json.loads(line) for line in log.read_text().splitlines()]
+        steps, rewards = zip(*((r["step"], r["reward"]) for r in reports), strict=True)
+        axes.plot(steps, rewards, ".", color=f"C{number}", alpha=0.4)
+        means = [
+            statistics.mean(rewards[max(0, n - smoothed + 1) : n + 1]) for n in range(len(steps))
+        ]
+        axes.plot(steps, means, color=f"C{number}", label=name)
+    axes.set(xlabel="step", ylabel="share of right completions")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
 
 
 def told(record: object) -> None:
