@@ -259,16 +259,16 @@ def test_a_batch_of_which_nothing_counts(data, tmp_path, few_e, kind, batches_ma
     [
         {},
         {"lora_r": 0, "lr": 1e-4},
-        {"iterations": 3, "beta": 0.1},
-        {"kind": PPOConfig, "iterations": 3},
-        {"kind": PPOConfig, "iterations": 3, "lora_r": 0, "lr": 1e-4},
+        {"iterations": 2, "beta": 0.1},
+        {"kind": PPOConfig, "iterations": 2},
+        {"kind": PPOConfig, "iterations": 2, "lora_r": 0, "lr": 1e-4},
     ],
 )
 def test_a_run_that_was_interrupted_ends_bit_for_bit(data, tmp_path, few_e, options):
-    options = {"steps": 6, "val_fraction": 0.3, "eval_every": 3} | options
+    options = {"steps": 4, "val_fraction": 0.3, "eval_every": 2} | options
     start(data, tmp_path / "whole", few_e, **options).run()
     trainer = start(data, tmp_path / "parts", few_e, **options)
-    for stop in (1, 4):  # of three steps with the same completions, after the first
+    for stop in (1, 3):  # of two steps with the same completions, after the first
         stopped_at(trainer, stop)
         trainer = Trainer.resume(tmp_path / "parts")
         assert bool(trainer.state.made) == ("iterations" in options)
