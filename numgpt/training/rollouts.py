@@ -169,9 +169,8 @@ class Rollouts(Tuning):
             with self.state.model.autocast(config.products):  # as the policy will be
                 self.batches = self.roll_out(number)
             self.state.made = self._as_arrays() if config.iterations > 1 else {}
-            reason = self._nothing_learnt()
-            self.in_vain = self.in_vain + 1 if reason else 0
-            self.reason = reason
+            self.reason = self._nothing_learnt()
+            self.in_vain = self.in_vain + 1 if self.reason else 0
             return self.batches
         return [replace(batch, told={}) for batch in self.batches]
 
