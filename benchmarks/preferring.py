@@ -20,6 +20,8 @@ from benchmarks.process import ROOT, elsewhere
 WORDS = "the of a to in and that it is was he for on his with as at be this had by not but"
 PAIRS, COMPLETIONS, NEW_TOKENS = 4, 8, 64
 LR = 1e-6
+ROLLED = {"batch_size": 1, "group_size": COMPLETIONS, "max_completion_length": NEW_TOKENS}
+ROLLED |= {"reward": "length:100"}
 
 
 def text(rng: random.Random, words: int) -> str:
@@ -75,10 +77,7 @@ def numgpt_dpo() -> Callable[[], Any]:
 
 
 def numgpt_grpo() -> Callable[[], Any]:
-    trainer, directory = numgpt_run(
-        "grpo", batch_size=1, group_size=COMPLETIONS, max_completion_length=NEW_TOKENS,
-        reward="length:100",
-    )  # fmt: skip
+    trainer, directory = numgpt_run("grpo", **ROLLED)
 
     def step() -> float:
         return trainer.step()
@@ -88,10 +87,7 @@ def numgpt_grpo() -> Callable[[], Any]:
 
 
 def numgpt_rollouts() -> Callable[[], Any]:
-    trainer, directory = numgpt_run(
-        "grpo", batch_size=1, group_size=COMPLETIONS, max_completion_length=NEW_TOKENS,
-        reward="length:100",
-    )  # fmt: skip
+    trainer, directory = numgpt_run("grpo", **ROLLED)
 
     def step() -> Any:
         return trainer.task.roll_out(0)

@@ -90,3 +90,16 @@ def clear_model() -> GPT:
     noise = np.random.default_rng(2).normal(scale=0.3, size=model.parameters.flat.size)
     model.parameters.flat += noise.astype(np.float32)
     return model
+
+
+def run_to(trainer, stop: int) -> None:
+    """Train as far as this step, as if Ctrl-C came then."""
+    step = trainer.step
+
+    def stopping():
+        trainer.stop_requested = trainer.optimizer.steps + 1 >= stop
+        return step()
+
+    trainer.step = stopping
+    trainer.run()
+    assert trainer.optimizer.steps == stop

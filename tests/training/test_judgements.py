@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from support import refused
+from support import refused, run_to
 from training.test_preferences import PAIRS, logged, write
 
 import numgpt
@@ -94,15 +94,7 @@ def test_a_run_that_was_interrupted_ends_bit_for_bit(data, tmp_path, lora_r):
     options = {"lora_r": lora_r, "grad_accum": 2, "val_fraction": 0.25, "eval_every": 2}
     start(data, tmp_path / "whole", **options).run()
     resumed = start(data, tmp_path / "resumed", **options)
-    step = resumed.step
-
-    def stopping():
-        result = step()
-        resumed.stop_requested = resumed.optimizer.steps == 2
-        return result
-
-    resumed.step = stopping
-    resumed.run()
+    run_to(resumed, 2)
     Trainer.resume(tmp_path / "resumed").run()
     ends = [load_checkpoint(tmp_path / run) for run in ("whole", "resumed")]
     np.testing.assert_array_equal(ends[0].optimizer.m, ends[1].optimizer.m)

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 import pytest
-from support import refused
+from support import refused, run_to
 
 import numgpt
 from numgpt import objectives
@@ -124,15 +124,7 @@ def test_a_run_that_was_interrupted_ends_bit_for_bit(data, tmp_path, lora_r):
     start(data, tmp_path / "whole", **options).run()
     trainer = start(data, tmp_path / "parts", **options)
     for stop in (1, 4):
-        step = trainer.step
-
-        def stopping(step=step, trainer=trainer, stop=stop):
-            result = step()
-            trainer.stop_requested = trainer.optimizer.steps == stop
-            return result
-
-        trainer.step = stopping
-        trainer.run()
+        run_to(trainer, stop)
         trainer = Trainer.resume(tmp_path / "parts")
     trainer.run()
     name = "adapter_model.safetensors" if lora_r else "model.safetensors"

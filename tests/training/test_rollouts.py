@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 import pytest
-from support import refused
+from support import refused, run_to
 from training.test_preferences import logged, write
 
 import numgpt
@@ -93,19 +93,6 @@ def moved(trainer, scale=0.05):
     for name, array in trainer.model.adapter.parameters.items():
         seed = sum(name.encode())
         array += np.random.default_rng(seed).normal(0, scale, array.shape).astype(np.float32)
-
-
-def stopped_at(trainer, stop):
-    """Run to a step, and no further."""
-    step = trainer.step
-
-    def stopping():
-        result = step()
-        trainer.stop_requested = trainer.optimizer.steps == stop
-        return result
-
-    trainer.step = stopping
-    trainer.run()
 
 
 # --- rollouts ---
@@ -269,7 +256,7 @@ def test_a_run_that_was_interrupted_ends_bit_for_bit(data, tmp_path, few_e, opti
     start(data, tmp_path / "whole", few_e, **options).run()
     trainer = start(data, tmp_path / "parts", few_e, **options)
     for stop in (1, 3):  # of two steps with the same completions, after the first
-        stopped_at(trainer, stop)
+        run_to(trainer, stop)
         trainer = Trainer.resume(tmp_path / "parts")
         assert bool(trainer.state.made) == ("iterations" in options)
     trainer.run()
@@ -702,7 +689,7 @@ def test_the_reference_is_not_what_the_run_writes(data, tmp_path, few_e):
     )
     config = GRPOConfig(model=str(base), data=data, reward=few_e, lora_r=0, beta=0.1, steps=2)
     trainer = Trainer.start(config, tmp_path / "run")
-    stopped_at(trainer, 1)
+    run_to(trainer, 1)
     model, _ = numgpt.load(base, mmap=False)
     model.parameters["wte"][0, 0] += 1
     model.save_pretrained(base)

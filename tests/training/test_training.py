@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 import pytest
-from support import examples
+from support import examples, run_to
 
 from numgpt import GPT, CharTokenizer, GPTConfig, formats
 from numgpt.cli.config_file import read_toml
@@ -143,19 +143,6 @@ def same_state(a, b):
 
 def steps_done(out) -> int:
     return load_checkpoint(out).optimizer.steps
-
-
-def run_to(trainer: Trainer, stop: int) -> None:
-    """Train as far as this step, as if Ctrl-C came then."""
-    step = trainer.step
-
-    def stopping():
-        trainer.stop_requested = trainer.optimizer.steps + 1 >= stop
-        return step()
-
-    trainer.step = stopping
-    trainer.run()
-    assert trainer.optimizer.steps == stop
 
 
 @examples(6, 20)

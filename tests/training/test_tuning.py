@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import is_mapped
+from support import is_mapped, run_to
 
 import numgpt
 from numgpt import cli, formats
@@ -104,16 +104,7 @@ def test_a_run_that_was_interrupted_ends_bit_for_bit(data, tmp_path, lora_r):
     trainer = start(data, tmp_path / "parts", **options)
     for stop in (1, 4, 6):
         trainer.stop_requested = False
-        step = trainer.step
-
-        def stopping(step=step, trainer=trainer, stop=stop):
-            result = step()
-            trainer.stop_requested = trainer.optimizer.steps == stop
-            return result
-
-        trainer.step = stopping
-        trainer.run()
-        assert trainer.optimizer.steps == stop
+        run_to(trainer, stop)
         trainer = Trainer.resume(tmp_path / "parts")
     name = "adapter_model.safetensors" if lora_r else "model.safetensors"
     whole, parts = ((tmp_path / run / name).read_bytes() for run in ("whole", "parts"))
@@ -283,7 +274,7 @@ def test_an_adapter_does_not_replace_its_base(data, tmp_path):
     before = {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()}
     config = TuneConfig(model=str(tmp_path / "base"), data=data)
     for out in ("base", "link"):
-        with pytest.raises(ValueError, match="an adapter needs its base: name another out"):
+        with pytest.raises(ValueError, match="and the run needs it: name another out"):
             Trainer.start(config, tmp_path / out, overwrite=True)
         assert {p.name: p.read_bytes() for p in (tmp_path / "base").iterdir()} == before
 
@@ -608,7 +599,7 @@ def test_a_base_in_the_runs_own_directory_is_not_deleted(data, tmp_path, name):
     base = tmp_path / "run" / name
     before = (base / "model.safetensors").read_bytes()
     config = TuneConfig(model=str(base), data=data, steps=1)
-    with pytest.raises(ValueError, match="an adapter needs its base: name another out"):
+    with pytest.raises(ValueError, match="and the run needs it: name another out"):
         Trainer.start(config, tmp_path / "run", overwrite=True)
     assert (base / "model.safetensors").read_bytes() == before
     shutil.copy(data, base / "vocab.json")
