@@ -159,11 +159,11 @@ def _records(
 
 def drawn(records: Iterable[Record], config: TuningConfig) -> Iterator[tuple[Record, bool]]:
     """Records, of every 1 / val_fraction of which one is held out, drawn among them."""
-    rng, drawn, next_held_out = np.random.default_rng([config.seed, 1]), 0, -1
+    rng, chosen, next_held_out = np.random.default_rng([config.seed, 1]), 0, -1
     for number, record in enumerate(records):
         while config.val_fraction and next_held_out < number:
-            next_held_out = int((drawn + rng.random()) / config.val_fraction)
-            drawn += 1
+            next_held_out = int((chosen + rng.random()) / config.val_fraction)
+            chosen += 1
         yield record, number == next_held_out
 
 
