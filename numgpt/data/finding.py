@@ -81,16 +81,13 @@ def _counted(reason: str, paths: list[Path]) -> str:
     return f"{len(paths):,} {reason} ({names}{more})"
 
 
-def absolute_reward(name: str) -> str:
-    """The same reward from anywhere: FILE.py:FUNCTION, or a directory, by its whole path."""
-    path, colon, function = name.rpartition(":")
-    if colon and path.endswith(".py"):
-        return f"{os.path.abspath(path)}:{function}"
-    return os.path.abspath(name) if os.path.isdir(name) else name
-
-
-def absolute(data: str | list[str] | None) -> str | list[str] | None:
+def absolute(data: str | list[str]) -> str | list[str]:
     """The same data from whatever working directory a run is resumed."""
     if isinstance(data, list):
         return [str(absolute(one)) for one in data]
-    return os.path.abspath(data) if data and data != STANDARD_INPUT else data
+    return os.path.abspath(data) if data != STANDARD_INPUT else data
+
+
+def absolute_model(name: str) -> str:
+    """The same model from whatever working directory a run is resumed."""
+    return os.path.abspath(name) if os.path.exists(name) else name

@@ -35,7 +35,7 @@ LONGEST_LINE, LONGEST_ARRAY = 1 << 26, 1 << 32  # bytes
 GZIP = b"\x1f\x8b"  # begins such a file
 ROLES = ("system", "user", "assistant", "tool")
 TEXT, COMPLETION, MESSAGES = "text", "prompt and completion", "messages"
-PREFERENCE, PROMPT = "prompt, chosen and rejected", "prompt and answer fields"
+PREFERENCE, PROMPT = "prompt, chosen and rejected", "prompt without completion"
 JUDGED = "prompt, completion and label"
 
 

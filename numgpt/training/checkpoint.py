@@ -40,6 +40,7 @@ from numgpt.options import OptionError
 from numgpt.runtime import DTYPES, multiplies_rounded, physical_memory
 from numgpt.training.adamw import AdamW
 from numgpt.training.config import RunConfig, options_of
+from numgpt.training.configs import CONFIGS
 from numgpt.training.step import Sums
 from numgpt.training.tune_config import TuningConfig
 
@@ -174,9 +175,9 @@ def _training_state(metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def _restore(saved: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> RunState:
     """Raises ValueError, KeyError, … for what no checkpoint says."""
-    config_class = RunConfig.kinds.get(str(saved["kind"]))
+    config_class = CONFIGS.get(str(saved["kind"]))
     if config_class is None:
-        raise ValueError(f"kind={shown(saved['kind'])} is not one of {', '.join(RunConfig.kinds)}")
+        raise ValueError(f"kind={shown(saved['kind'])} is not one of {', '.join(CONFIGS)}")
     known = options_of(config_class)
     config = config_class(**{n: v for n, v in saved["options"].items() if n in known})
     config.validate()

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from numgpt.data.finding import OTHER_WEIGHTS
+from numgpt.data.finding import OTHER_WEIGHTS, absolute, absolute_model
 from numgpt.formats.families import FAMILIES
 from numgpt.models.config import Config
 from numgpt.options import (
@@ -34,18 +35,24 @@ MOST_EPOCHS = MOST_ACCUMULATED = 1_000_000
 GROUPS = ("data", "model", "adapter", "objective", "schedule", "intervals")  # of options, in --help
 
 
-def option(default: Any, help: str, group: str, rule: Rule) -> Any:
-    """An option: its default, or None where others decide it, what --help says, and what it may
-    be."""
+def option(
+    default: Any,
+    help: str,
+    group: str,
+    rule: Rule,
+    absolute: Callable[[Any], Any] | None = None,
+) -> Any:
+    """An option: its default, or None where others decide it, what --help says, what it may be, and
+    where it names files, what names the same ones from anywhere."""
     rule = optional(rule) if default is None else rule
-    return dataclasses.field(default=default, metadata={"help": help, "group": group, "rule": rule})
+    metadata = {"help": help, "group": group, "rule": rule, "absolute": absolute}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass
 class RunConfig:
     """The options that all kinds of runs have."""
 
-    kinds: ClassVar[dict[str, type[RunConfig]]] = {}
     kind: ClassVar[str]  # by which a checkpoint is known
     command: ClassVar[str]  # of numgpt, which makes such runs
     length_option: ClassVar[str]  # the most tokens that a sequence of a batch has
@@ -88,10 +95,6 @@ class RunConfig:
         number(0, 1),
     )
 
-    def __init_subclass__(cls) -> None:
-        if "kind" in cls.__dict__:
-            RunConfig.kinds[cls.kind] = cls
-
     @property
     def products(self) -> str:
         """What products with matrices are made in: the dtype of LanguageModel.autocast."""
@@ -118,6 +121,11 @@ class RunConfig:
             require(self, field.metadata["rule"], name)
         if self.lr is not None and self.lowest_lr > self.lr:
             raise OptionError.of(self, "{min_lr} is above {lr}: lower it, 0.1 · {lr:name} is usual")
+
+    def make_absolute(self) -> None:
+        """Name files by their whole paths, so that a run can go on from anywhere."""
+        for name in options_of(type(self)):
+            setattr(self, name, from_anywhere(self, name, getattr(self, name)))
 
     def warn_of_slow_products(self) -> None:
         """Products in bfloat16 may take as long as those in float32, which is no error."""
@@ -155,6 +163,7 @@ class TrainConfig(RunConfig):
         "text: files, directories or globs; none: the Python language reference",
         "data",
         texts(),
+        absolute,
     )
     val_fraction: float = option(
         0.1,
@@ -193,6 +202,7 @@ class TrainConfig(RunConfig):
         "model to fine-tune: a directory or a name; brings tokenizer and sizes",
         "model",
         text(),
+        absolute_model,
     )
     eval_batches: int = option(
         20, "batches of a validation, always the same", "intervals", whole(1)
@@ -235,9 +245,12 @@ SIZES = {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
 SIZES |= {"num_key_value_heads": "n_kv_head", "hidden_size": "n_embd"}
 
 
-PATHS = ("data", "val_data")  # of files
-
-
 def options_of(config_class: type[RunConfig]) -> dict[str, dataclasses.Field]:
     """The options of a kind of run, by name."""
     return {field.name: field for field in dataclasses.fields(config_class)}
+
+
+def from_anywhere(config: RunConfig, name: str, value: Any) -> Any:
+    """The value of an option, its files named by their whole paths."""
+    absolute = options_of(type(config))[name].metadata["absolute"]
+    return value if absolute is None or value is None else absolute(value)

@@ -9,9 +9,9 @@ import numpy as np
 from numgpt.models import LanguageModel
 from numgpt.models.parameters import Gradients
 from numgpt.objectives import group_advantages, grpo
+from numgpt.training.rollout_config import GRPOConfig
 from numgpt.training.rollouts import COMPLETIONS, TOKENS, RolledBatch, Rollouts
 from numgpt.training.step import Sums
-from numgpt.training.tune_config import GRPOConfig
 
 
 class Groups(Rollouts):

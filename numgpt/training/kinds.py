@@ -12,16 +12,10 @@ from numgpt.training.judgements import Judgements
 from numgpt.training.ppo import ActorCritic
 from numgpt.training.preferences import Preferences
 from numgpt.training.reward_model import RewardModel
+from numgpt.training.rollout_config import GRPOConfig, PPOConfig
 from numgpt.training.starting import Prepare
 from numgpt.training.tasks import RunTask
-from numgpt.training.tune_config import (
-    DPOConfig,
-    GRPOConfig,
-    KTOConfig,
-    PPOConfig,
-    RewardConfig,
-    TuneConfig,
-)
+from numgpt.training.tune_config import DPOConfig, KTOConfig, RewardConfig, TuneConfig
 
 
 class Kind(NamedTuple):

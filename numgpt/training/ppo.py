@@ -14,9 +14,10 @@ from numgpt.models import LanguageModel
 from numgpt.models.parameters import Gradients
 from numgpt.objectives import gae, ppo, token_rewards, value, whitened
 from numgpt.tokenizer import BaseTokenizer
+from numgpt.training.rollout_config import PPOConfig
 from numgpt.training.rollouts import TOKENS, RolledBatch, Rollouts
 from numgpt.training.step import Sums
-from numgpt.training.tune_config import PPOConfig, TuningConfig
+from numgpt.training.tune_config import TuningConfig
 
 
 class ActorCritic(Rollouts):

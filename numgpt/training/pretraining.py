@@ -19,7 +19,6 @@ from numgpt.data.corpus import (
     open_corpus,
     read_documents,
 )
-from numgpt.data.finding import absolute
 from numgpt.formats.families import FAMILIES
 from numgpt.models import LanguageModel
 from numgpt.options import OptionError, OptionFileError
@@ -28,7 +27,7 @@ from numgpt.training.checkpoint import RunState, check_disk, check_memory
 from numgpt.training.config import TrainConfig
 from numgpt.training.defaults import MOST_CONTEXT
 from numgpt.training.records import Callback, Note
-from numgpt.training.starting import absolute_model, check_not_replaced, replaced_files
+from numgpt.training.starting import check_not_replaced, replaced_files
 from numgpt.training.tasks import NextTokens
 
 SAMPLE_TOKENS = 200
@@ -46,9 +45,9 @@ def prepare(
     """Everything that a run begins with, its files in the directory `staged`."""
     documents = find_documents(config.data)
     check_not_replaced(documents, replaced_files(out))
-    config.data = absolute(config.data)
+    config.make_absolute()
     if config.init_from is not None:
-        origin = config.init_from = absolute_model(config.init_from)
+        origin = config.init_from
         model, tokenizer = formats.load(origin, mmap=False)  # all of it trains
         if model.score_head is not None:
             raise OptionError.of(config, "{init_from} is a reward model: name a language model")

@@ -46,8 +46,9 @@ from numgpt.training.rewards import (
     gym_dataset,
     named_reward,
 )
+from numgpt.training.rollout_config import RolloutConfig
 from numgpt.training.step import Sums
-from numgpt.training.tune_config import RolloutConfig
+from numgpt.training.tune_config import TuningConfig
 from numgpt.training.tuning import FIXED, Tuning, drawn
 
 DECODED_AT_ONCE = 32  # completions
@@ -118,6 +119,16 @@ class Rollouts(Tuning):
     # --- the prompts ---
 
     @classmethod
+    def fit_model(
+        cls, model: LanguageModel, tokenizer: BaseTokenizer, config: TuningConfig
+    ) -> None:
+        """Raises OptionError for a reward that there is not, before anything is read."""
+        super().fit_model(model, tokenizer, config)
+        assert isinstance(config, RolloutConfig)
+        for name in config.rewards:
+            named_reward(name)
+
+    @classmethod
     def records(
         cls, config: Any, files: list[str], held_out: list[str]
     ) -> Iterator[tuple[Record, bool]]:
@@ -131,7 +142,7 @@ class Rollouts(Tuning):
     ) -> None:
         assert isinstance(encoder, PromptEncoder)
         assert isinstance(state.config, RolloutConfig)
-        for name in state.config.rewards:  # before anything is written
+        for name in state.config.rewards:
             reward = named_reward(name)
             reward.check(encoder.kept[0]["prompt"])
             needed = reward.needs

@@ -12,13 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from numgpt.data.corpus import TOKENS_FILE
-from numgpt.data.finding import (
-    OTHER_WEIGHTS,
-    PROMPTS_FILE,
-    REFERENCE_FILE,
-    absolute,
-    absolute_reward,
-)
+from numgpt.data.finding import OTHER_WEIGHTS, PROMPTS_FILE, REFERENCE_FILE
 from numgpt.files import finish_replacing, replacing_together
 from numgpt.formats.huggingface import WEIGHTS_FILE, model_files
 from numgpt.formats.peft import ADAPTER_FILES
@@ -27,7 +21,7 @@ from numgpt.options import OptionError
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.tokenizer.base import tokenizer_files
 from numgpt.training.checkpoint import CHECKPOINT_FILE, RunState, save_checkpoint
-from numgpt.training.config import PATHS, RunConfig, options_of
+from numgpt.training.config import RunConfig, from_anywhere, options_of
 from numgpt.training.log import CURVE_FILE, DAMAGED_LOG_FILE, LOG_FILE
 from numgpt.training.records import Callback
 
@@ -84,12 +78,7 @@ def change_options(
         if not known[name].metadata["rule"].fits(value):
             expected = known[name].metadata["rule"].expected
             raise OptionError(f"{{{name}}}: expected {expected}", **{name: value})
-        value = absolute(value) if name in PATHS else value
-        if name == "reward":
-            each = value if isinstance(value, list) else [value]
-            value = [*map(absolute_reward, each)]
-        if name in ("init_from", "model") and isinstance(value, str):
-            value = absolute_model(value)
+        value = from_anywhere(config, name, value)
         began = _listed(getattr(config, name))
         if name in fixed and _listed(value) != began:
             mend = (
@@ -173,11 +162,6 @@ def check_not_replaced(
                 "{0} is a file that would be replaced: name another {out:name}, or move the text",
                 path,
             )
-
-
-def absolute_model(name: str) -> str:
-    """The same model from whatever working directory a run is resumed."""
-    return os.path.abspath(name) if os.path.exists(name) else name
 
 
 def run_files(directory: Path) -> list[str]:

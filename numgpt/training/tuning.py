@@ -19,7 +19,7 @@ from numgpt.data.batch import NumberedBatch
 from numgpt.data.corpus import TOKENS_FILE, TokensFile, check_tokens
 from numgpt.data.example_set import ExampleSet, encode_examples
 from numgpt.data.examples import Example, ExampleEncoder, last_answer, marked
-from numgpt.data.finding import OTHER_WEIGHTS, STANDARD_INPUT, absolute
+from numgpt.data.finding import OTHER_WEIGHTS, STANDARD_INPUT
 from numgpt.data.records import Record, find_record_files, read_records
 from numgpt.messages import printable
 from numgpt.models import LanguageModel
@@ -33,12 +33,7 @@ from numgpt.tokenizer.sections import NAMED_TEMPLATES
 from numgpt.training.checkpoint import RunState, check_disk, check_memory, save_tuned
 from numgpt.training.defaults import MOST_LENGTH
 from numgpt.training.records import Callback, Note
-from numgpt.training.starting import (
-    absolute_model,
-    check_not_replaced,
-    replaced_files,
-    run_files,
-)
+from numgpt.training.starting import check_not_replaced, replaced_files, run_files
 from numgpt.training.tasks import NextTokens, RunTask
 from numgpt.training.tune_config import TuningConfig
 
@@ -56,9 +51,6 @@ def prepare(
     files, held_out = _files(config)
     documents = [name for name in (*files, *held_out) if name != STANDARD_INPUT]
     check_not_replaced(documents, replaced_files(out))
-    config.data = absolute(config.data)  # type: ignore[assignment]
-    config.val_data = absolute(config.val_data)
-    config.model = absolute_model(config.model)
     config.make_absolute()
     for name, path in config.needed_models():
         place = Path(path) if Path(path).is_dir() else Path(path).parent

@@ -128,7 +128,7 @@ WRONG = [
         second(b'{"prompt": 1, "completion": "4"}'),
         "line 2: prompt is 1, expected a string or messages",
     ),
-    (second(b'{"prompt": "1"}'), "line 2 has prompt and answer fields, the lines before it text"),
+    (second(b'{"prompt": "1"}'), "line 2 has prompt without completion, the lines before it text"),
     (second(b'{"text": }'), r"line 2 is not JSON \(Expecting value at column 10\)"),
     (b'{"text": "fine"},\n', "a comma or more stands behind the object at column 17"),
     (second(b'{"text": "fine"'), r"line 2 is not JSON \(it ends before .* is closed\)"),

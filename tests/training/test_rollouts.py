@@ -599,6 +599,8 @@ OPTIONS = [
     ({"group_size": 1}, "group_size=1: expected a whole number from 2"),
     ({"reward_weights": "a"}, "reward_weights='a': expected a number for each reward"),
     ({"reward_weights": ["1", "2"]}, "expected 1, a number for each reward"),
+    ({"reward_weights": "0"}, "reward_weights='0': one at least must not be 0"),
+    ({"task_size": 5}, "task_size=5 is of a task, and none is given"),
     ({"max_completion_length": 256}, "max_completion_length=256 leaves no room for a prompt"),
     ({"temperature": 0.0}, "temperature=0.0: expected a number above 0"),
     ({"loss_type": "ppo"}, "loss_type='ppo': expected dapo or grpo"),
@@ -628,6 +630,11 @@ def test_prompts_that_cannot_be(tmp_path, few_e, line, message):
     data = write(tmp_path / "wrong.jsonl", line)
     refused(lambda: start(data, tmp_path / "run", few_e), message)
     assert json.loads((tmp_path / "wrong.jsonl").read_text()) == line
+
+
+def test_a_reward_that_there_is_not_is_told_before_the_data_are_read(tmp_path):
+    data = write(tmp_path / "wrong.jsonl", {"text": "no prompt"})
+    refused(lambda: start(data, tmp_path / "run", "exat"), "reward='exat': there is no such")
 
 
 def test_rewards_that_are_called_alike_are_told_apart(data, tmp_path, rewards):
