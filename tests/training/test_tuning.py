@@ -370,7 +370,7 @@ def learnt(tmp_path_factory):
         for prompt, completion in PAIRS.items():
             file.write(json.dumps({"question": prompt, "answer": completion.strip()}) + "\n")
     for name in ("pairs", "talk"):
-        options = {"lora_r": 0, "lr": 2e-3, "steps": 40, "log_every": 40}
+        options = {"lora_r": 0, "lr": 2e-3, "steps": 24, "log_every": 24}
         start(str(directory / f"{name}.jsonl"), directory / name, **options).run()
     return directory
 
@@ -619,8 +619,8 @@ def test_a_run_that_is_done_counts_again(call, learnt):
     run = learnt / "pairs"
     status, _, err = call("tune", "sft", "--resume", run)
     assert status == 0
-    assert "has done its 40 steps" in err
-    assert f"{run} (step 40): 4 of 4 training answers exact; loss 0." in err
+    assert "has done its 24 steps" in err
+    assert f"{run} (step 24): 4 of 4 training answers exact; loss 0." in err
     last = f"try: numgpt generate --model {run} --greedy 'Where does the fox live?'"
     assert err.splitlines()[-1] == last
 
