@@ -1,0 +1,275 @@
+"""Exercises that check themselves.
+
+A check calls the learner's function and the solution with the same arguments. Where what they
+return differs, so do the typical mistakes, each in its own way: a mistake is the solution with one
+edit, and whoever's result is the mistake's has made it, and gets its hint. What fits no mistake is
+described: a shape, a sign, a factor, a constant a row, the first number that is wrong.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import linecache
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from numgpt.lessons import script
+from numgpt.messages import one_line
+
+Function = Callable[..., Any]
+
+
+class Mistake(NamedTuple):
+    """A typical one: the solution with one edit, and what is said of it."""
+
+    code: str  # of the solution
+    instead: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """What a function is asked with, and what is often wrong."""
+
+    number: str  # lesson.place
+    name: str  # of the function
+    cases: Callable[[np.random.Generator], Sequence[tuple[Any, ...]]]  # arguments
+    mistakes: tuple[Mistake, ...]
+    returns: tuple[str, ...] = ("it",)  # what its values are called
+
+    @property
+    def lesson(self) -> int:
+        return int(self.number.partition(".")[0])
+
+    @property
+    def cell(self) -> script.Cell:
+        (cell,) = (c for c in script.cells_of(self.lesson) if c.exercise == self.number)
+        return cell
+
+    @functools.cached_property
+    def solution(self) -> Function:
+        """The lesson's own."""
+        return self.compiled(self.cell.solved)
+
+    @functools.cached_property
+    def wrong(self) -> tuple[Function, ...]:
+        """A function for each mistake."""
+        code = self.cell.solved
+        return tuple(self.compiled(code.replace(m.code, m.instead)) for m in self.mistakes)
+
+    def compiled(self, code: str) -> Function:
+        """The function of the exercise's cell, among what the lesson defines."""
+        namespace = dict(script.definitions(self.lesson))
+        exec(script.defining(code, f"exercise {self.number}"), namespace)
+        return namespace[self.name]  # type: ignore[no-any-return]
+
+
+class Verdict(NamedTuple):
+    right: bool
+    text: str
+
+
+class _WrongError(Exception):
+    """What is said of a function."""
+
+
+def verdict(exercise: Exercise, function: Function) -> Verdict:
+    """What is said of a learner's function."""
+    cases = exercise.cases(np.random.default_rng(0))
+    label = f"{exercise.number} {exercise.name}"
+    try:
+        for case in cases:
+            _judge(exercise, function, case, cases)
+    except _WrongError as wrong:
+        return Verdict(False, f"✗ {label}: {wrong}")
+    return Verdict(True, f"✓ {label} is right.")
+
+
+Case = tuple[Any, ...]
+
+
+def _judge(exercise: Exercise, function: Function, case: Case, cases: Sequence[Case]) -> None:
+    """Raises _WrongError."""
+    given = _values(_call(exercise, function, case), exercise)
+    right = _values(exercise.solution(*copy.deepcopy(case)), exercise)
+    asked = _asked(exercise.solution, case)
+    if len(given) != len(right):
+        names, count = ", ".join(exercise.returns), len(given)
+        raise _WrongError(f"it returns {count} value{'s' * (count != 1)}, expected {names}.")
+    for place, name in enumerate(exercise.returns):
+        if _equal(given[place], right[place]):
+            continue
+        wanted = "what it returns" if name == "it" else name
+        if hint := _hint(exercise, function, place, case, cases):
+            raise _WrongError(f"{wanted} is not right yet, {asked}.\n  Hint: {hint}")
+        raise _WrongError(f"{wanted} {_difference(given[place], right[place])}, {asked}.")
+
+
+def _hint(
+    exercise: Exercise, function: Function, place: int, case: Case, cases: Sequence[Case]
+) -> str:
+    """That of the mistake that makes the same of this case, and of most others; or ""."""
+    best, hint = 0, ""
+    for mistake, wrong in zip(exercise.mistakes, exercise.wrong, strict=True):
+        if not _agree(exercise, function, wrong, place, case):
+            continue
+        if _agree(exercise, exercise.solution, wrong, place, case):
+            continue  # it makes no difference here
+        every = ((other, one) for other in cases for one in range(len(exercise.returns)))
+        agree = sum(_agree(exercise, function, wrong, one, other) for other, one in every)
+        best, hint = (agree, mistake.hint) if agree > best else (best, hint)
+    return hint
+
+
+def _agree(exercise: Exercise, one: Function, other: Function, place: int, case: Case) -> bool:
+    """Whether one of the values that two functions return is the same."""
+    first, second = (_result_of(exercise, function, case) for function in (one, other))
+    if first is None or second is None:
+        return first is second
+    there = place < min(len(first), len(second))
+    return there and _equal(first[place], second[place])
+
+
+def _call(exercise: Exercise, function: Function, case: Case) -> Any:
+    """What a learner's function returns.  Raises _WrongError where it raises, or
+    changes an argument."""
+    arguments = copy.deepcopy(case)
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            result = function(*arguments)
+    except Exception as error:
+        raise _WrongError(
+            f"it raises {type(error).__name__}: {one_line(error)}{_line(error)},"
+            f" {_asked(exercise.solution, case)}."
+        ) from None
+    for name, before, after in zip(_names(exercise.solution), case, arguments, strict=False):
+        if not _equal(before, after):
+            raise _WrongError(
+                f"it changes its argument {name}: whoever calls still needs it. Copy it."
+            )
+    if result is None or result is Ellipsis:
+        raise _WrongError(
+            "it returns nothing yet: write your code in the place of the dots, and run the cell."
+        )
+    return result
+
+
+def _result_of(exercise: Exercise, function: Function, case: Case) -> tuple | None:
+    """What a function returns; None where it raises."""
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            return _values(function(*copy.deepcopy(case)), exercise)
+    except Exception:
+        return None
+
+
+def _values(result: Any, exercise: Exercise) -> tuple[Any, ...]:
+    several = len(exercise.returns) > 1
+    return tuple(result) if several and isinstance(result, (tuple, list)) else (result,)
+
+
+def _names(function: Function) -> list[str]:
+    return [*inspect.signature(function).parameters]
+
+
+def _asked(function: Function, case: Case) -> str:
+    """With which arguments, in short."""
+    each = [f"{name} {_short(value)}" for name, value in zip(_names(function), case, strict=False)]
+    return f"with {', '.join(each)}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, np.ndarray) and (value.size > 4 or value.ndim > 1):
+        return f"of shape {value.shape}"
+    if isinstance(value, tuple) and any(isinstance(part, np.ndarray) for part in value):
+        shapes = (getattr(part, "shape", part) for part in value)
+        return f"of shapes {', '.join(map(str, shapes))}"
+    text = getattr(value, "__name__", " ".join(repr(value).split()))
+    return f"= {text}" if len(text) <= 60 else f"= {text[:50]}…"
+
+
+def _line(error: Exception) -> str:
+    """The line of the learner's that it was raised in or below."""
+    trace, found = error.__traceback__, ""
+    while trace is not None:
+        path = trace.tb_frame.f_code.co_filename
+        if "ipykernel" in path or path.startswith("<") or "ipython" in path:
+            found = linecache.getline(path, trace.tb_lineno).strip() or found
+        trace = trace.tb_next
+    return f" (in: {found})" if found else ""
+
+
+# --- how two values differ ---
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(other, dict):
+        same = isinstance(one, dict) and one.keys() == other.keys()
+        return same and all(_equal(one[name], other[name]) for name in other)
+    if isinstance(other, (list, tuple)) and isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    if _is_number(one) and _is_number(other):
+        one, other = np.asarray(one), np.asarray(other)
+        return one.shape == other.shape and np.allclose(one, other, 1e-7, 1e-9, equal_nan=True)
+    return type(one) is type(other) and bool(np.all(one == other))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (np.ndarray, np.generic, int, float)) and not isinstance(value, str)
+
+
+def _difference(given: Any, right: Any) -> str:
+    """In words: "has the shape …", "has the wrong sign", …"""
+    if isinstance(right, dict) and isinstance(given, dict):
+        if missing := [name for name in right if name not in given]:
+            return f"lacks {missing[0]!r}"
+        name = next(name for name in right if not _equal(given[name], right[name]))
+        return f"is not right yet: {name!r} {_difference(given[name], right[name])}"
+    if not (_is_number(given) and _is_number(right)):
+        if isinstance(given, np.ndarray) and isinstance(right, list):
+            return "is an array, expected a list"
+        return f"is {_clipped(given)}, expected {_clipped(right)}"
+    given, right = np.asarray(given), np.asarray(right)
+    if given.shape != right.shape:
+        turned = given.ndim == 2 and given.shape == right.shape[::-1]
+        other_way = ": the other way round" if turned else ""
+        return f"has the shape {given.shape}, expected {right.shape}{other_way}"
+    return next(_described(given.astype(float), right.astype(float)))
+
+
+def _described(given: np.ndarray, right: np.ndarray) -> Iterator[str]:
+    bad = ~np.isfinite(given) & np.isfinite(right)
+    if bad.any():
+        yield f"has {np.count_nonzero(bad)} numbers that are NaN or infinite"
+    finite = np.isfinite(right)
+    scale = np.vdot(right[finite], right[finite])
+    if scale > 0 and right.size > 1:
+        factor = float(np.vdot(given[finite], right[finite]) / scale)
+        if abs(factor) > 1e-9 and _equal(given, factor * right):
+            if abs(factor + 1) < 1e-9:
+                yield "has the wrong sign"
+            yield f"is {factor:.6g} times the right one: a sum for a mean, or a factor forgotten?"
+    apart = given - right
+    if right.ndim > 1 and right.shape[-1] > 1 and _equal(apart - apart[..., :1], 0 * apart):
+        yield "agrees but for a constant a row: is one of the paths missing?"
+    wrong = ~np.isclose(given, right, 1e-7, 1e-9, equal_nan=True)
+    place = tuple(int(i) for i in np.argwhere(wrong)[0])
+    index = f" at {list(place)}" if place else ""
+    share = f"{right.size - np.count_nonzero(wrong)} of {right.size} numbers are right; "
+    yield (
+        f"is not right yet: {share if right.size > 1 else ''}it is {given[place]:.6g}{index},"
+        f" expected {right[place]:.6g}"
+    )
+
+
+def _clipped(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:90]}…"

@@ -1,0 +1,171 @@
+"""Lesson 6: a whole GPT."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from numgpt.lessons.checking import Exercise, Mistake
+from numgpt.lessons.script import definitions
+
+N_LAYER, HEADS, WIDTH = 2, 2, 4
+
+
+def _ids(rng):
+    return [
+        (rng.normal(size=(4, 3)), np.array([1, 0, 1, 1]), 5),
+        (rng.normal(size=(2, 3)), np.array([2, 0]), 3),
+    ]
+
+
+def _parameters(rng, n_layer):
+    shapes = {"wte": (7, WIDTH), "wpe": (5, WIDTH), "ln_f.weight": (WIDTH,), "ln_f.bias": (WIDTH,)}
+    for h in [f"h.{layer}" for layer in range(n_layer)]:
+        for name, n, m in (
+            ("attn.c_attn", WIDTH, 3 * WIDTH),
+            ("attn.c_proj", WIDTH, WIDTH),
+            ("mlp.c_fc", WIDTH, 4 * WIDTH),
+            ("mlp.c_proj", 4 * WIDTH, WIDTH),
+        ):
+            shapes |= {f"{h}.{name}.weight": (n, m), f"{h}.{name}.bias": (m,)}
+        for name in ("ln_1", "ln_2"):
+            shapes |= {f"{h}.{name}.weight": (WIDTH,), f"{h}.{name}.bias": (WIDTH,)}
+    return {name: 0.5 * rng.normal(size=shape) for name, shape in shapes.items()}
+
+
+def _block(rng):
+    return [(rng.normal(size=(6, WIDTH)), _parameters(rng, 1), "h.0", 2, HEADS)]
+
+
+def _block_backward(rng):
+    ((x, p, h, texts, heads),) = _block(rng)
+    _, cache = definitions(6)["block_forward"](x, p, h, texts, heads)
+    return [(rng.normal(size=x.shape), cache, p, h, heads)]
+
+
+def _whole(rng):
+    ids, targets = rng.integers(7, size=(2, 2, 4))
+    ids[0, :2] = 3
+    return [(_parameters(rng, N_LAYER), ids, targets, N_LAYER, HEADS)]
+
+
+EXERCISES = (
+    Exercise(
+        "6.1",
+        "embedding_backward",
+        _ids,
+        (
+            Mistake(
+                "np.add.at(gradient, ids, dx)",
+                "gradient[ids] += dx",
+                "an id that stands in the text several times keeps only its last contribution:"
+                " gradient[ids] += dx does not add up. np.add.at does.",
+            ),
+            Mistake(
+                "np.add.at(gradient, ids, dx)",
+                "gradient[: len(dx)] += dx",
+                "what comes back at a position belongs to the row of its id, not to the row of the"
+                " position's number.",
+            ),
+            Mistake(
+                "np.add.at(gradient, ids, dx)",
+                "np.add.at(gradient, ids, dx / len(ids))",
+                "off by a factor of N: sum or mean? Ways add up.",
+            ),
+        ),
+        ("the gradient",),
+    ),
+    Exercise(
+        "6.2",
+        "block_forward",
+        _block,
+        (
+            Mistake(
+                'x = x + step(linear_forward, "attn.c_proj", y)',
+                'x = step(linear_forward, "attn.c_proj", y)',
+                "attention replaces the stream: it is to be added to x.",
+            ),
+            Mistake(
+                'x = x + step(linear_forward, "mlp.c_proj", gelu_forward(y))',
+                'x = step(linear_forward, "mlp.c_proj", gelu_forward(y))',
+                "the MLP replaces the stream: it is to be added to x.",
+            ),
+            Mistake(
+                'step(linear_forward, "mlp.c_proj", gelu_forward(y))',
+                'step(linear_forward, "mlp.c_proj", y)',
+                "the MLP's bend is missing: GELU stands between its two layers.",
+            ),
+            Mistake(
+                'y = step(layernorm_forward, "ln_2", x)',
+                'step(layernorm_forward, "ln_2", x); y = x',
+                "the MLP reads the stream through its norm, ln_2.",
+            ),
+        ),
+        ("y", "cache"),
+    ),
+    Exercise(
+        "6.3",
+        "block_backward",
+        _block_backward,
+        (
+            Mistake(
+                'dx = dx + norm("ln_2", dy)',
+                'dx = norm("ln_2", dy)',
+                "the direct way past the MLP is missing: through x + f(x), dx goes on as it is, and"
+                " the branch's is added.",
+            ),
+            Mistake(
+                'dx = dx + norm("ln_1", dy)',
+                'dx = norm("ln_1", dy)',
+                "the direct way past attention is missing: through x + f(x), dx goes on as it is,"
+                " and the branch's is added.",
+            ),
+            Mistake(
+                'gelu_backward(dy, cache["mlp"])',
+                "dy",
+                "GELU's backward is missing between the MLP's two layers.",
+            ),
+            Mistake(
+                'dx = dx + norm("ln_2", dy)\n    dy = linear("attn.c_proj", dx)',
+                'dy = linear("attn.c_proj", dx + 0 * norm("ln_2", dy))',
+                "what comes out of the MLP's branch also reaches attention: add it to dx first.",
+            ),
+        ),
+        ("dx", "the gradients"),
+    ),
+    Exercise(
+        "6.4",
+        "gpt",
+        _whole,
+        (
+            Mistake(
+                'unembedding + embedding_backward(dx, ids.ravel(), len(p["wte"]))',
+                'embedding_backward(dx, ids.ravel(), len(p["wte"]))',
+                "wte is used twice, as embedding and as unembedding: the second contribution is"
+                " missing.",
+            ),
+            Mistake(
+                'unembedding + embedding_backward(dx, ids.ravel(), len(p["wte"]))',
+                "unembedding",
+                "wte is used twice, as embedding and as unembedding: that of the embedding is"
+                " missing.",
+            ),
+            Mistake(
+                ".sum(axis=0)",
+                ".mean(axis=0)",
+                "off by a factor of B: sum or mean? Each text uses the row of a position, and ways"
+                " add up.",
+            ),
+            Mistake(
+                "reversed(range(n_layer))",
+                "range(n_layer)",
+                "backward goes through the blocks in reverse, the last one first.",
+            ),
+            Mistake(
+                'p["wte"][ids] + p["wpe"][:T]',
+                'p["wte"][ids]',
+                "positions are missing: add wpe's rows to the embeddings.",
+            ),
+        ),
+        ("loss", "the gradients"),
+    ),
+)

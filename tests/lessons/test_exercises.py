@@ -1,0 +1,202 @@
+"""Every exercise: the solution is right, what stands there at first is not, and each typical
+mistake gets its hint."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from numgpt.lessons import check, solution
+from numgpt.lessons.checking import Exercise, Mistake, verdict
+from numgpt.lessons.course import LESSONS
+from numgpt.lessons.exercises import EXERCISES
+from numgpt.lessons.script import cells_of, definitions
+
+ALL = pytest.mark.parametrize("exercise", EXERCISES.values(), ids=lambda e: f"{e.number} {e.name}")
+MISTAKES = [(e, place) for e in EXERCISES.values() for place in range(len(e.mistakes))]
+
+
+def test_every_exercise_of_a_lesson_is_in_the_table():
+    for lesson in LESSONS:
+        numbers = [cell.exercise for cell in cells_of(lesson.number) if cell.exercise]
+        assert 2 <= len(numbers) <= 5 or lesson.number == 12
+        assert numbers == [n for n in EXERCISES if n.startswith(f"{lesson.number}.")]
+    names = [exercise.name for exercise in EXERCISES.values()]
+    assert len(set(names)) == len(names)
+
+
+@ALL
+def test_the_solution_is_right(exercise):
+    assert verdict(exercise, exercise.solution) == (
+        True,
+        f"✓ {exercise.number} {exercise.name} is right.",
+    )
+
+
+@ALL
+def test_what_stands_there_at_first_is_not(exercise):
+    cell = exercise.cell
+    result = verdict(exercise, exercise.compiled(cell.stub))
+    assert not result.right
+    dots = "...  # your code" in cell.stub
+    assert ("returns nothing yet" in result.text) == dots
+    assert "# solution" not in cell.stub
+    assert "#:" not in cell.solved
+
+
+@ALL
+def test_a_right_answer_that_is_computed_otherwise_is_right(exercise):
+    """With other roundings of each step, in numbers of more digits; in lesson 1, which has whole
+    numbers, by other algorithms."""
+    function = OTHERWISE.get(exercise.name) or (
+        lambda *arguments: exercise.solution(*map(_longer, arguments))
+    )
+    function.__name__ = exercise.name
+    assert verdict(exercise, function).right
+
+
+def _longer(value):
+    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+        return value.astype(np.longdouble)
+    if isinstance(value, dict):
+        return {name: _longer(part) for name, part in value.items()}
+    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
+        return type(value)(map(_longer, value))
+    return value
+
+
+def _most_frequent_pair(ids):
+    every = [tuple(ids[place : place + 2]) for place in range(len(ids) - 1)]
+    return max(sorted(set(every)), key=every.count)
+
+
+def _merge(ids, pair, new):
+    if len(ids) < 2:
+        return list(ids)
+    used = 2 if (ids[0], ids[1]) == pair else 1
+    return [new if used == 2 else ids[0], *_merge(ids[used:], pair, new)]
+
+
+def _train(ids, merges):
+    pair = _most_frequent_pair(ids)
+    table = {pair: 256}
+    for step in range(1, merges):
+        ids = _merge(ids, pair, 255 + step)
+        pair = _most_frequent_pair(ids)
+        table[pair] = 256 + step
+    return table
+
+
+def _encode(ids, table):
+    for pair in sorted(table, key=table.get):
+        ids = _merge(ids, pair, table[pair])
+    return ids
+
+
+OTHERWISE = {"most_frequent_pair": _most_frequent_pair, "merge": _merge}
+OTHERWISE |= {"train": _train, "encode": _encode}
+
+
+@pytest.mark.parametrize(
+    ("exercise", "place"), MISTAKES, ids=[f"{e.number} {place}" for e, place in MISTAKES]
+)
+def test_a_typical_mistake_gets_its_hint(exercise, place):
+    mistake = exercise.mistakes[place]
+    assert exercise.cell.solved.count(mistake.code) == 1
+    result = verdict(exercise, exercise.wrong[place])
+    assert not result.right
+    assert result.text.endswith(f"\n  Hint: {mistake.hint}")
+
+
+@ALL
+def test_three_mistakes_at_least_are_known_and_no_hint_gives_the_solution(exercise):
+    assert len(exercise.mistakes) >= 3
+    _, body = exercise.cell.source.split("# solution")
+    lines = [line.strip() for line in body.splitlines() if len(line.strip()) > 12]
+    assert lines
+    for mistake in exercise.mistakes:
+        assert not any(line in mistake.hint for line in lines)
+
+
+LINEAR = definitions(2)
+DIFFERENCES = {
+    "nothing": (lambda dy, cache: None, "it returns nothing yet"),
+    "dots": (lambda dy, cache: ..., "it returns nothing yet"),
+    "few": (lambda dy, cache: (dy, dy), "it returns 2 values, expected dx, dweight, dbias"),
+    "one": (lambda dy, cache: dy, "it returns 1 value, expected dx, dweight, dbias"),
+    "error": (lambda dy, cache: 1 / 0, "it raises ZeroDivisionError: division by zero, with dy"),
+    "shape": (
+        lambda dy, cache: (dy, 0, 0),
+        "dx has the shape (4, 2), expected (4, 3), with dy of shape (4, 2), cache of shapes",
+    ),
+    "turned": (
+        lambda dy, cache: ((dy @ cache[1].T).T, 0, 0),
+        "dx has the shape (3, 4), expected (4, 3): the other way round",
+    ),
+    "sign": (lambda dy, cache: (-dy @ cache[1].T, 0, 0), "dx has the wrong sign"),
+    "factor": (lambda dy, cache: (dy @ cache[1].T / 4, 0, 0), "dx is 0.25 times the right one"),
+    "row": (
+        lambda dy, cache: (dy @ cache[1].T + dy[:, :1], 0, 0),
+        "dx agrees but for a constant a row: is one of the paths missing?",
+    ),
+    "nan": (lambda dy, cache: (dy @ cache[1].T * np.nan, 0, 0), "dx has 12 numbers that are NaN"),
+    "place": (
+        lambda dy, cache: (dy @ cache[1].T + np.eye(4, 3)[:, ::-1], 0, 0),
+        "dx is not right yet: 9 of 12 numbers are right; it is",
+    ),
+    "number": (lambda dy, cache: (*LINEAR["linear_backward"](dy, cache)[:2], 3), "dbias has the"),
+    "text": (lambda dy, cache: ("dx", 0, 0), "dx is 'dx', expected array("),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_what_fits_no_mistake_is_described(name):
+    function, message = DIFFERENCES[name]
+    result = verdict(EXERCISES["2.4"], function)
+    assert not result.right
+    assert result.text.startswith(f"✗ 2.4 linear_backward: {message}"), result.text
+    assert "Hint" not in result.text
+
+
+def test_an_argument_that_is_changed_is_told_of():
+    def changes(dy, cache):
+        gradients = LINEAR["linear_backward"](dy, cache)
+        dy *= 2
+        return gradients
+
+    text = verdict(EXERCISES["2.4"], changes).text
+    assert "it changes its argument dy: whoever calls still needs it" in text
+
+
+def test_of_two_mistakes_that_look_alike_here_the_one_that_fits_all_cases_is_meant():
+    exercise = Exercise(
+        "2.3",
+        "linear_forward",
+        lambda rng: [(np.eye(2), np.eye(2), np.ones(2)), (np.eye(2), np.eye(2), np.arange(2.0))],
+        (
+            Mistake("+ bias", "+ bias.sum() / 2 + 1", "the mean"),
+            Mistake("+ bias", "+ 2 * bias", "twice"),
+        ),
+        ("y", "cache"),
+    )
+    for place, hint in enumerate(("the mean", "twice")):
+        assert verdict(exercise, exercise.wrong[place]).text.endswith(f"Hint: {hint}")
+
+
+def test_check_and_solution(capsys):
+    check(LINEAR["linear_forward"])
+    assert capsys.readouterr().out == "✓ 2.3 linear_forward is right.\n"
+    check(lambda x, weight, bias: None, "2.3")
+    assert capsys.readouterr().out.startswith("✗ 2.3 linear_forward: it returns nothing yet")
+    solution("2.4")
+    printed = capsys.readouterr().out
+    assert printed.startswith("def linear_backward(dy, cache):")
+    assert "return dy @ weight.T, x.T @ dy" in printed
+    for call, message in (
+        (lambda: check(len), "no exercise has a function called 'len': there are 1.1 most_"),
+        (lambda: check(len, "9.99"), "no exercise has number '9.99': there are 1.1"),
+        (lambda: solution("2.44"), "there is no exercise '2.44': there are 1.1"),
+    ):
+        with pytest.raises(ValueError) as error:
+            call()
+        assert str(error.value).startswith(message)
