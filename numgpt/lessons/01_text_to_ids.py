@@ -251,7 +251,6 @@ for size in sizes:
     lengths.append(len(held_out.encode()) / len(trained.encode(held_out)))
 _, axis = figure()
 axis.plot(sizes, lengths, marker="o")
-axis.set_xscale("log")
 axis.set_xlabel("size of the vocabulary")
 axis.set_ylabel("bytes an id")
 axis.set_title("Text that was not trained on");

@@ -139,7 +139,7 @@ _, axis = figure()
 axis.stackplot(range(40), np.array(history).T, labels=[f"id {i}" for i in range(5)])
 axis.set_xlabel("step")
 axis.set_ylabel("probability")
-axis.legend(loc="upper left");
+axis.legend(loc="center left", bbox_to_anchor=(1, 0.5));
 
 # %% [markdown]
 # ## Places that do not count

@@ -71,7 +71,9 @@ q, k, v = np.array([[1.0, 0, 1], [0, 1, np.log(2)], [3, 6, 9]])[..., None]
 y, p = attention(q, k, v)
 print(y.ravel())
 _, axis = figure(width=3)
-image = axis.imshow(p, cmap="Blues", vmin=0, vmax=1)
+axis.imshow(p, cmap="Blues", vmin=0, vmax=1.6)
+axis.set_xticks(range(3))
+axis.set_yticks(range(3))
 axis.set_xlabel("key j")
 axis.set_ylabel("query i")
 for i, j in zip(*np.tril_indices(3), strict=True):
