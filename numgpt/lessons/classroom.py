@@ -12,7 +12,10 @@ from numgpt.lessons.checking import Exercise, verdict
 from numgpt.lessons.exercises import EXERCISES
 from numgpt.messages import shown
 
-GREY, COLOURS = "#8a8a8a", ("#3b82c4", "#d9730d", "#2f9e6e", "#b5558f", "#a08a1f")
+# Readable on light and on dark pages. Two greys, as Jupyter puts a background behind a transparent
+# figure whose ticks are all lighter, or all darker, than the middle.
+GREY, OTHER_GREY = "#828282", "#7c7c7c"
+COLOURS = ("#3b82c4", "#d9730d", "#2f9e6e", "#b5558f", "#a08a1f")
 
 
 def check(function: Callable[..., Any], number: str | None = None) -> None:
@@ -75,7 +78,7 @@ def figure(rows: int = 1, columns: int = 1, width: float = 4.5, height: float = 
         "savefig.facecolor": "none",
     }
     names = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    look |= dict.fromkeys((*names, "axes.titlecolor"), GREY)
+    look |= dict.fromkeys((*names, "axes.titlecolor"), GREY) | {"ytick.color": OTHER_GREY}
     look |= {"axes.prop_cycle": plt.cycler(color=COLOURS), "legend.frameon": False}
     look |= {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10}
     plt.rcParams.update(look)  # type: ignore[arg-type]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -130,6 +133,8 @@ def test_the_policy_that_was_sampled_is_the_one_that_trains(data, tmp_path, few_
         logps = model.log_probs(batch.ids, batch.targets, temperature)
         np.testing.assert_allclose(batch.old_logps, logps, atol=2e-5)
         assert (batch.ids[:, 0] == batch.ids[0, 0]).all()
+        last = [np.flatnonzero(row >= 0)[-1] for row in batch.targets]
+        np.testing.assert_array_equal(batch.lengths, np.array(last) + 1)
         texts = [trainer.tokenizer.decode(row[row >= 0]) for row in batch.targets]
         expected = [1 - 5 * text.count("e") / max(1, len(text)) for text in texts]
         assert batch.rewards == pytest.approx(expected)
@@ -199,8 +204,26 @@ def test_a_step_is_that_of_the_objective_however_it_is_cut(data, tmp_path, few_e
         assert np.abs(gradients - results[0][1]).max() < 2e-5 * np.abs(results[0][1]).max()
         for name, value in metrics.items() if mask.any() else ():
             assert told[name] == pytest.approx(value, rel=1e-3, abs=1e-6)
-    mean = np.concatenate([b.rewards for b in batches]).mean()
-    assert results[0][2]["reward"] == pytest.approx(mean)
+    groups = np.concatenate([b.rewards for b in batches]).reshape(-1, 4)
+    assert results[0][2]["reward"] == pytest.approx(groups.mean())
+    assert results[0][2]["reward_std"] == pytest.approx(groups.std(axis=1, ddof=1).mean())
+
+
+@pytest.mark.parametrize("kind", [GRPOConfig, PPOConfig])
+def test_the_bonus_raises_entropy(data, tmp_path, few_e, kind):
+    trainer = start(data, tmp_path / "run", few_e, kind, batch_size=4, entropy_coef=1.0)
+    task, model = trainer.task, trainer.model
+    moved(trainer)
+    (batch, *_) = task.next_step()
+    batch.advantages[...] = 0  # nothing else is to be learnt of the policy
+    entropies = []
+    for _ in range(3):
+        totals = task.totals(model, [batch])
+        sums, gradients = task.gradients(model, batch, totals, None)
+        entropies.append(sums["entropy" if kind is GRPOConfig else "objective/entropy"])
+        for name, array in model.adapter.parameters.items():
+            array -= 0.02 * gradients[name] / np.abs(gradients[name]).max().clip(1e-9)
+    assert entropies[0] < entropies[1] < entropies[2]
 
 
 def rows_of(batch, rows):
@@ -475,6 +498,11 @@ def test_rewards_of_several_are_added_and_one_that_does_not_apply_is_left_out(
     (record,) = logged(tmp_path / "run")
     assert record["rewards/length:20/mean"] >= 0
     assert record["rewards/long_prompts/mean"] > 0
+    assert task.metrics({"rewards/exact/mean": 6.0, "rewards/exact/scored": 3}) == {
+        "rewards/exact/mean": 2.0
+    }
+    _, text = task.sample()
+    assert re.search(r"\n\[reward \S+ \(long_prompts \S+, exact \S+, length:20 \S+\)\]$", text)
     mine = [task.prompts[n]["prompt"] for n in range(5)]
     assert mine == [line["prompt"] for line in PROMPTS]
 
@@ -538,6 +566,36 @@ def test_a_reward_that_there_is_not_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_reward_sees_no_special_tokens(data, tmp_path, rewards):
+    trainer = start(data, tmp_path / "run", f"{rewards}:few_e")
+    task, seen = trainer.task, []
+    task.rewards = [lambda completions: seen.extend(completions) or np.zeros(len(completions))]
+    ended = SimpleNamespace(made=[*trainer.tokenizer.encode("I come"), *task.end_ids()])
+    assert task.end_ids()
+    task.rewarded(np.array([1]), [ended])
+    assert [completion.text for completion in seen] == ["I come"]
+
+
+def test_a_reward_may_import_what_stands_beside_it_and_be_interrupted(tmp_path):
+    (tmp_path / "beside_it.py").write_text("WORTH = 4\n")
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "from beside_it import WORTH\n\ndef f(prompt, completion, example):\n"
+        "    if completion == 'stop':\n        raise KeyboardInterrupt\n    return WORTH\n"
+    )
+    before = list(sys.path)
+    try:
+        assert worth(f"{mine}:f", "go") == 4
+        with pytest.raises(KeyboardInterrupt):
+            worth(f"{mine}:f", "stop")
+        (tmp_path / "wait.py").write_text("raise KeyboardInterrupt\n")
+        with pytest.raises(KeyboardInterrupt):
+            named_reward(f"{tmp_path}/wait.py:f")
+    finally:
+        sys.modules.pop("beside_it", None)
+    assert sys.path == before
+
+
 def test_a_reward_model_rewards(data, tmp_path):
     pairs = [{"prompt": "My lord,", "chosen": " I come", "rejected": " no"}]
     options = {"model": "shakespeare", "data": write(tmp_path / "pairs.jsonl", *pairs)}
@@ -576,6 +634,9 @@ def test_a_task_of_reasoning_gym_brings_prompts_and_reward(tmp_path):
     right = Completion(asked["prompt"], f"So <answer>{asked['answer']}</answer>.", asked)
     wrong = right._replace(text="no")
     np.testing.assert_array_equal(task.rewards[0]([right, wrong]) == 1, [True, False])
+    task.rewards[0].dataset.score_answer = lambda answer, entry: 1 / 0  # as some do of a bad answer
+    np.testing.assert_array_equal(task.rewards[0]([right]), [0.0])
+    del task.rewards[0].dataset.score_answer
     trainer.run()
     assert "rewards/reasoning_gym:chain_sum,max_digits=1/mean" in logged(tmp_path / "run")[0]
     for name, message in (
