@@ -43,9 +43,12 @@ axis.legend();
 # mean, and divides by their standard deviation. So that nothing is lost that the model would like
 # to have, it then gives each feature a scale and a shift that are learnt:
 #
-# $$ \hat{x} = \frac{x - \mu}{\sqrt{\sigma^2 + \varepsilon}} \qquad
+# $$ \begin{gathered}
+#    \hat{x} = \frac{x - \mu}{\sqrt{\sigma^2 + \varepsilon}} \qquad
 #    y = w \odot \hat{x} + b \qquad
-#    \mu = \frac1C\sum_i x_i, \quad \sigma^2 = \frac1C\sum_i (x_i - \mu)^2 $$
+#    \mu = \frac1C\sum_i x_i, \\[4pt]
+#    \sigma^2 = \frac1C\sum_i (x_i - \mu)^2
+#    \end{gathered} $$
 #
 # $\varepsilon = 10^{-5}$ is there for rows in which nothing varies. It stands *inside* the root,
 # and the variance divides by $C$, not by $C - 1$. Whoever loads GPT-2's weights has to do it just
@@ -150,14 +153,18 @@ check(layernorm_backward_of_texts)
 # arXiv:1606.08415) rounds it off: keep $x$ with the probability that a normally distributed number
 # is smaller than $x$.
 #
-# $$ \operatorname{gelu}(x) = x\,\Phi(x) \approx \tfrac12 x\,(1 + \tanh u),
-#    \qquad u = \sqrt{2/\pi}\,(x + 0.044715\,x^3) $$
+# $$ \begin{gathered}
+#    \operatorname{gelu}(x) = x\,\Phi(x) \approx \tfrac12 x\,(1 + \tanh u), \\[4pt]
+#    u = \sqrt{2/\pi}\,(x + 0.044715\,x^3)
+#    \end{gathered} $$
 #
 # GPT-2 has the approximation with tanh, so we take that one. Backward is the product rule, and the
 # chain rule for $u$; recall from lesson 2 that tanh has the slope $1 - \tanh^2$:
 #
-# $$ \mathrm{d}x = \mathrm{d}y\,\Bigl(\tfrac12(1 + t) + \tfrac12 x\,(1 - t^2)\,u'\Bigr),
-#    \qquad t = \tanh u, \quad u' = \sqrt{2/\pi}\,(1 + 3 \cdot 0.044715\,x^2) $$
+# $$ \begin{gathered}
+#    \mathrm{d}x = \mathrm{d}y\,\Bigl(\tfrac12(1 + t) + \tfrac12 x\,(1 - t^2)\,u'\Bigr), \\[4pt]
+#    t = \tanh u, \qquad u' = \sqrt{2/\pi}\,(1 + 3 \cdot 0.044715\,x^2)
+#    \end{gathered} $$
 #
 # **Exercise 4.4.** Backward; forward is given.
 

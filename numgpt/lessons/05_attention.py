@@ -172,8 +172,11 @@ for head, axis in enumerate(axes):
 # is the larger one, and each side's sum has to be brought to it by $e^{M - M_\text{new}}$. After
 # that, the answer is the mean of both, weighted by their sums:
 #
-# $$ M_\text{new} = \max(M, M') \quad a = Ze^{M - M_\text{new}} \quad b = Z'e^{M' - M_\text{new}}
-#    \quad Z_\text{new} = a + b \quad y_\text{new} = \frac{a\,y + b\,y'}{a + b} $$
+# $$ \begin{gathered}
+#    M_\text{new} = \max(M, M') \qquad a = Ze^{M - M_\text{new}} \\[4pt]
+#    b = Z'e^{M' - M_\text{new}} \qquad Z_\text{new} = a + b \\[4pt]
+#    y_\text{new} = \frac{a\,y + b\,y'}{a + b}
+#    \end{gathered} $$
 #
 # **Exercise 5.4.** Join two tiles. A tile may be hidden as a whole, with $M = -\infty$ and $Z = 0$:
 # then it has no weight. If both are, the answer is 0: nobody wants NaN in a model because of a line

@@ -53,8 +53,10 @@ check(embedding_backward)
 # From here on a row of $C$ numbers goes along for each position: the *residual stream*. No layer
 # replaces it. Each one reads it (through a LayerNorm), and **adds** something:
 #
-# $$ x \leftarrow x + \operatorname{attention}(\operatorname{norm}_1(x)) \qquad
-#    x \leftarrow x + \operatorname{mlp}(\operatorname{norm}_2(x)) $$
+# $$ \begin{gathered}
+#    x \leftarrow x + \operatorname{attention}(\operatorname{norm}_1(x)) \\[4pt]
+#    x \leftarrow x + \operatorname{mlp}(\operatorname{norm}_2(x))
+#    \end{gathered} $$
 #
 # These two lines are a block, and a GPT is a dozen blocks. Attention moves information between
 # positions; the MLP (a linear layer to $4C$ features, GELU, a linear layer back to $C$) works on

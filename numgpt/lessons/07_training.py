@@ -110,8 +110,9 @@ check(adamw)
 #
 # $$ \text{lr}(s) = \begin{cases}
 #    \text{lr}\,\frac{s + 1}{\text{warm-up}} & s < \text{warm-up} \\[2pt]
-#    \text{low} + \frac12(\text{lr} - \text{low})\,(1 + \cos \pi x) & \text{else, }
-#    x = \frac{s - \text{warm-up}}{\text{steps} - 1 - \text{warm-up}} \end{cases} $$
+#    \text{low} + \frac12(\text{lr} - \text{low})\,(1 + \cos \pi x) & \text{else} \end{cases} $$
+#
+# with $x$ going from 0 to 1: $x = (s - \text{warm-up}) / (\text{steps} - 1 - \text{warm-up})$.
 #
 # **Exercise 7.2.** Steps count from 0 here. The first is not 0: that would be a step for nothing.
 

@@ -122,8 +122,11 @@ check(rope_backward)
 # GPT-2's MLP bends one projection. Llama has two of them, `gate` and `up`, and multiplies (Shazeer
 # 2020, arXiv:2002.05202): the gate, bent, decides how much of `up` passes.
 #
-# $$ y = \operatorname{silu}(\text{gate}) \odot \text{up} \qquad
-#    \operatorname{silu}(z) = z\,\sigma(z) \qquad \sigma(z) = \frac{1}{1 + e^{-z}} $$
+# $$ \begin{gathered}
+#    y = \operatorname{silu}(\text{gate}) \odot \text{up} \qquad
+#    \operatorname{silu}(z) = z\,\sigma(z) \\[4pt]
+#    \sigma(z) = \frac{1}{1 + e^{-z}}
+#    \end{gathered} $$
 #
 # For the backward you need $\sigma' = \sigma(1 - \sigma)$ and the product rule, twice.
 #

@@ -135,8 +135,11 @@ print(f"Who art thou?      as it was: {as_it_was}")
 # prefer $y^+$ with the probability $\sigma(r^+ - r^-)$, and in the difference the something
 # cancels. So the model is its own reward model, and we can train it on preferences as a classifier:
 #
-# $$ \Delta = \bigl(\log\pi(y^+) - \log\pi_\text{ref}(y^+)\bigr) -
-#    \bigl(\log\pi(y^-) - \log\pi_\text{ref}(y^-)\bigr) \qquad \ell = -\log\sigma(\beta\Delta) $$
+# $$ \begin{gathered}
+#    \Delta = \bigl(\log\pi(y^+) - \log\pi_\text{ref}(y^+)\bigr) \\
+#    \qquad - \bigl(\log\pi(y^-) - \log\pi_\text{ref}(y^-)\bigr) \\[4pt]
+#    \ell = -\log\sigma(\beta\Delta)
+#    \end{gathered} $$
 #
 # From $\frac{d}{dz}\log\sigma(z) = \sigma(-z)$ follows what each of the two log-probabilities gets.
 # A pair that is ranked right by far has $\sigma(-\beta\Delta) \approx 0$: it teaches no more.

@@ -207,8 +207,10 @@ axis.legend();
 # have less to fetch: weights in 16 or 8 bits in place of 32. In int8, each row of a matrix gets a
 # scale, so that its largest number becomes 127:
 #
-# $$ s_o = \max_i |W_{oi}| / 127 \qquad Q_{oi} = \operatorname{round}(W_{oi}/s_o) \qquad
-#    W_{oi} \approx s_o\,Q_{oi} $$
+# $$ \begin{gathered}
+#    s_o = \max_i |W_{oi}| / 127 \\[4pt]
+#    Q_{oi} = \operatorname{round}(W_{oi}/s_o) \qquad W_{oi} \approx s_o\,Q_{oi}
+#    \end{gathered} $$
 #
 # **Exercise 12.3.** A row of zeros must not become NaN.
 
