@@ -145,6 +145,7 @@ def _group(of: Trace, group: Group) -> dict[str, Any]:
         "layer": group.layer,
         "steps": [
             {"name": step.name, "title": step.formula.title, "hook": step.hook}
+            | {"lesson": step.formula.lesson}
             | {
                 direction: _side(step.formula, getattr(step, direction), direction, letters)
                 for direction in ("forward", "backward")

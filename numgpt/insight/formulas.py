@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from numgpt.insight.words import WORDS
+from numgpt.insight.words import LESSONS, WORDS
 
 
 class Formula(NamedTuple):
@@ -24,6 +24,7 @@ class Formula(NamedTuple):
     symbols: str = ""  # what the others mean
     backward_symbols: str = ""  # … those that only the backward has
     words: str = ""  # what the step does, for somebody who meets it for the first time
+    lesson: str = ""  # the course's notebook that derives it
 
     def of(self, direction: str) -> tuple[str, str, list[str], str]:
         """Equation, shapes, functions and symbols of one direction, "forward" or "backward"."""
@@ -264,4 +265,7 @@ FORMULAS = {
         "[v = target] is 1 where v is the target, and else 0",
     ),
 }
-FORMULAS = {name: formula._replace(words=WORDS[name]) for name, formula in FORMULAS.items()}
+FORMULAS = {
+    name: formula._replace(words=WORDS[name], lesson=LESSONS[name])
+    for name, formula in FORMULAS.items()
+}

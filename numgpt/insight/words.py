@@ -1,4 +1,5 @@
-"""What each step does, in a sentence, for somebody who meets it for the first time."""
+"""What each step does, in a sentence, for somebody who meets it for the first time; and the lesson
+that derives it."""
 
 WORDS = {
     "embedding": (
@@ -73,3 +74,14 @@ WORDS = {
     ),
 }
 WORDS["gelu_erf"] = WORDS["gelu_tanh"]
+
+# The notebook of the course (`numgpt lessons`) that each step is derived in.
+_LESSONS = {
+    "02_from_a_neuron_to_a_layer": ("relu",),
+    "03_softmax_and_cross_entropy": ("loss",),
+    "04_layernorm_and_gelu": ("layernorm", "gelu_tanh", "gelu_erf"),
+    "05_attention": ("qkv", "scores", "softmax", "values", "output"),
+    "06_your_own_gpt": ("embedding", "stream", "feed-forward in", "feed-forward out", "logits"),
+    "09_real_weights": ("rmsnorm", "head norms", "rope", "gated feed-forward in", "swiglu"),
+}
+LESSONS = {step: notebook for notebook, steps in _LESSONS.items() for step in steps}

@@ -45,8 +45,8 @@ axis.legend();
 #
 # $$ \begin{gathered}
 #    \hat{x} = \frac{x - \mu}{\sqrt{\sigma^2 + \varepsilon}} \qquad
-#    y = w \odot \hat{x} + b \qquad
-#    \mu = \frac1C\sum_i x_i, \\[4pt]
+#    y = w \odot \hat{x} + b \\[4pt]
+#    \mu = \frac1C\sum_i x_i \qquad
 #    \sigma^2 = \frac1C\sum_i (x_i - \mu)^2
 #    \end{gathered} $$
 #

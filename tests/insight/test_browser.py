@@ -190,6 +190,16 @@ def test_code_that_was_opened_stays_open(open_page):
     assert "def layernorm_forward" in tab.inner_text("[data-step=norm_1]")
 
 
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_step_leads_to_its_lesson(open_page, direction):
+    tab = open_page()
+    tab.click(f"input[value={direction}]")
+    step = tab.locator("article[data-step=scores]").first
+    link = step.locator(".lesson a")
+    assert link.inner_text() == "lesson 5"
+    assert link.get_attribute("href") == "lessons/05_attention.ipynb"
+
+
 def test_every_layer_and_head_has_a_thumbnail(open_page, page):
     tab = open_page()
     tab.click("#tab-attention")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import numgpt
+from numgpt.insight.formulas import FORMULAS
 from numgpt.lessons import notebooks, script, yours
 from numgpt.lessons.course import LESSONS
 from numgpt.lessons.notebooks import notebook, write_notebooks
@@ -158,3 +159,8 @@ def test_yours(tmp_path, monkeypatch, capsys):
     path.unlink()
     yours("2.3")
     assert "has none of yours" in capsys.readouterr().out
+
+
+def test_the_page_of_explain_names_the_lesson_of_each_step():
+    stems = {script.script_of(number).stem for number in NUMBERS}
+    assert {formula.lesson for formula in FORMULAS.values()} <= stems

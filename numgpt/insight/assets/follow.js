@@ -130,6 +130,7 @@ function stepOf(data, state, step) {
     equation,
     symbols,
     el("p", { class: "shapes" }, side.shapes.join(" · ")),
+    lessonOf(step),
     ...side.strips.map((strip) => stripOf(data, state, strip)),
     el(
       "div",
@@ -141,6 +142,14 @@ function stepOf(data, state, step) {
     state.direction === "backward" ? checkOf(data, state, step) : null,
     ...side.functions.map((name) => sourceOf(data, state, name, `${step.name}/${state.direction}/${name}`)),
   );
+}
+
+// Where the course derives a step: beside the page, if "numgpt lessons" has written it there.
+function lessonOf(step) {
+  const name = `lesson ${parseInt(step.lesson, 10)}`;
+  const link = el("a", { href: `lessons/${step.lesson}.ipynb`, target: "_blank" }, name);
+  link.title = "a notebook, which numgpt lessons writes beside this page";
+  return el("p", { class: "lesson" }, "derived in ", link);
 }
 
 // The head whose numbers a table or strip shows: a group of heads shares keys and values.
