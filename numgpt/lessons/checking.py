@@ -137,13 +137,11 @@ def _agree(exercise: Exercise, one: Function, other: Function, place: int, case:
 
 
 def _call(exercise: Exercise, function: Function, case: Case) -> Any:
-    """What a learner's function returns.  Raises _WrongError where it raises, or
-    changes an argument."""
+    """What a learner's function returns.  Raises _WrongError where it raises, or changes an
+    argument."""
     arguments = copy.deepcopy(case)
     try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            result = function(*arguments)
+        result = _quietly(function, arguments)
     except Exception as error:
         raise _WrongError(
             f"it raises {type(error).__name__}: {one_line(error)}{_line(error)},"
@@ -164,11 +162,16 @@ def _call(exercise: Exercise, function: Function, case: Case) -> Any:
 def _result_of(exercise: Exercise, function: Function, case: Case) -> tuple | None:
     """What a function returns; None where it raises."""
     try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            return _values(function(*copy.deepcopy(case)), exercise)
+        return _values(_quietly(function, copy.deepcopy(case)), exercise)
     except Exception:
         return None
+
+
+def _quietly(function: Function, arguments: Case) -> Any:
+    """What a function returns: of infinities and the like the check speaks."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        return function(*arguments)
 
 
 def _values(result: Any, exercise: Exercise) -> tuple[Any, ...]:

@@ -26,15 +26,13 @@ def check(function: Callable[..., Any], number: str | None = None) -> None:
 
 def solution(number: str) -> None:
     """Print the solution of an exercise."""
-    if number not in EXERCISES:
-        raise ValueError(f"there is no exercise {shown(number)}: {_all()}")
-    print(EXERCISES[number].cell.solved)
+    print(_numbered(number).cell.solved)
 
 
 def yours(*numbers: str) -> Any:
     """The functions of these exercises as you wrote them in the notebooks beside this one; in the
     place of one that is missing or not right, the course's, which is said.  One, or a list."""
-    found = [_yours(EXERCISES[number]) for number in numbers]
+    found = [_yours(_numbered(number)) for number in numbers]
     return found if len(found) > 1 else found[0]
 
 
@@ -55,12 +53,19 @@ def _yours(exercise: Exercise) -> Callable[..., Any]:
 
 
 def _exercise(function: Callable[..., Any], number: str | None) -> Exercise:
+    if number is not None:
+        return _numbered(number)
     name = getattr(function, "__name__", "")
     for exercise in EXERCISES.values():
-        if number == exercise.number or (number is None and exercise.name == name):
+        if exercise.name == name:
             return exercise
-    what = f"number {shown(number)}" if number is not None else f"a function called {shown(name)}"
-    raise ValueError(f"no exercise has {what}: {_all()}")
+    raise ValueError(f"no exercise has a function called {shown(name)}: {_all()}")
+
+
+def _numbered(number: str) -> Exercise:
+    if number not in EXERCISES:
+        raise ValueError(f"there is no exercise {shown(number)}: {_all()}")
+    return EXERCISES[number]
 
 
 def _all() -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from numgpt.lessons import check, solution
+from numgpt.lessons import check, solution, yours
 from numgpt.lessons.checking import Exercise, Mistake, verdict
 from numgpt.lessons.course import LESSONS
 from numgpt.lessons.exercises import EXERCISES
@@ -194,8 +194,9 @@ def test_check_and_solution(capsys):
     assert "return dy @ weight.T, x.T @ dy" in printed
     for call, message in (
         (lambda: check(len), "no exercise has a function called 'len': there are 1.1 most_"),
-        (lambda: check(len, "9.99"), "no exercise has number '9.99': there are 1.1"),
+        (lambda: check(len, "9.99"), "there is no exercise '9.99': there are 1.1"),
         (lambda: solution("2.44"), "there is no exercise '2.44': there are 1.1"),
+        (lambda: yours("2.1", "2"), "there is no exercise '2': there are 1.1"),
     ):
         with pytest.raises(ValueError) as error:
             call()
