@@ -154,11 +154,17 @@ class ExampleEncoder:
         trained += [m["role"] == "assistant" and m.get("weight") != 0 for m in said]
         messages = without_weights([*asked, *said])
         try:
-            return self.template.examples(messages, trained, tools)
+            ids, loss_mask = self.template.examples(messages, trained, tools)
         except ValueError as error:
             if all(message["role"] != "system" for message in messages[1:]):
                 raise
             raise ValueError(f"{error}: write what it says later as the user's") from None
+        if any(trained) and not any(loss_mask[1:]):  # a template of prompts alone
+            raise ValueError(
+                "the model was tuned on texts, and its chat template does not write conversations:"
+                " give prompt and answers as texts"
+            )
+        return ids, loss_mask
 
     def _end(self) -> list[int]:
         end = self.tokenizer.eos_token_id

@@ -347,3 +347,12 @@ def test_it_is_no_language_model_to_train(tmp_path, data):
     refused(
         lambda: evaluation.preference_accuracy(judge, tokenizer, missing), "^preferences='.*none"
     )
+    talk = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
+    asked = write(
+        tmp_path / "talk.jsonl",
+        {"prompt": talk[0], "chosen": talk[1], "rejected": [talk[1][0] | {"content": "c"}]},
+    )
+    refused(
+        lambda: evaluation.preference_accuracy(judge, tokenizer, asked),
+        "line 1: the model was tuned on texts, and its chat template does not write conversations",
+    )
