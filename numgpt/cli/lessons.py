@@ -6,7 +6,7 @@ import argparse
 import importlib.util
 from typing import Any
 
-from numgpt.cli.common import add_command
+from numgpt.cli.common import add_command, check_directory_name
 from numgpt.lessons.course import LESSONS
 from numgpt.lessons.notebooks import write_notebooks
 from numgpt.messages import quoted, tell
@@ -39,10 +39,12 @@ def run(options: argparse.Namespace) -> None:
                 f" needs {lesson.needs})"
             )
         return
+    check_directory_name("DIR", options.directory)
     written = write_notebooks(options.directory)
     for notebook in written:
         if notebook.kept:
-            tell(f"numgpt: note: {notebook.path} stays as you have changed it")
+            changed = "stays as it is: it has been changed since it was written"
+            tell(f"numgpt: note: {notebook.path} {changed}")
     for notebook in written:
         print(notebook.path)
     if importlib.util.find_spec("jupyterlab") is None:

@@ -18,7 +18,7 @@ from collections import Counter
 from itertools import pairwise
 
 import numgpt
-from numgpt.lessons import check, figure
+from numgpt.lessons import check, figure, solution, yours
 
 # %% [markdown]
 # ## Bytes
@@ -51,8 +51,8 @@ for text in ("cat", "café", "猫", "🐈"):
 # | --- | --- | --- | --- |
 # | 0 | | | `aaabdaaabac` |
 # | 1 | `aa` | `Z` | `ZabdZabac` |
-# | 2 | `Za` | `Y` | `YbdYbac` |
-# | 3 | `Yb` | `X` | `XdXac` |
+# | 2 | `ab` | `Y` | `ZYdZYac` |
+# | 3 | `ZY` | `X` | `XdXac` |
 #
 # Eleven ids have become five, and `X` stands for `aaab`. In the first step, see how `aaa` became
 # `Za`: from the left, and an `a` that is used up cannot be used again.

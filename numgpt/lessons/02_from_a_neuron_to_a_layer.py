@@ -11,7 +11,7 @@
 import numpy as np
 
 import numgpt
-from numgpt.lessons import check, figure
+from numgpt.lessons import check, figure, solution, yours
 
 rng = np.random.default_rng(0)
 

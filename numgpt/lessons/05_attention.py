@@ -2,22 +2,23 @@
 # # 5 Attention
 #
 # Everything so far was done to each word by itself. Attention is the one place in a GPT where words
-# exchange something. It is three matrix products and a softmax. We do it on paper first, then for
-# several heads, then backwards, and at last in tiles, which is how a text of a hundred thousand
-# words fits into memory.
+# exchange something. It is two matrix products with a softmax between them. We do it on paper
+# first, then backwards, then for several heads, and at last in tiles, which is how a text of a
+# hundred thousand words fits into memory.
 
 # %%
 import numpy as np
 
 import numgpt
-from numgpt.lessons import check, figure
+from numgpt.lessons import check, figure, solution, yours
 
 rng = np.random.default_rng(0)
 
 # %% [markdown]
 # ## A question to all that came before
 #
-# Each position $i$ of a text makes three vectors of its numbers, by three linear layers:
+# Each position of a text has a row of $C$ numbers (lesson 6 says where they come from). Three
+# linear layers make three vectors of $D$ numbers of it:
 #
 # - a **query** $q_i$: what am I looking for?
 # - a **key** $k_i$: what am I found by?
@@ -29,8 +30,9 @@ rng = np.random.default_rng(0)
 # $$ s_{ij} = \frac{q_i \cdot k_j}{\sqrt{D}} \qquad p_i = \operatorname{softmax}(s_i) \qquad
 #    y_i = \sum_j p_{ij} v_j $$
 #
-# $D$ is the length of a query. A dot product of $D$ random numbers has a spread of $\sqrt{D}$;
-# dividing by that keeps the softmax from answering with 0 and 1 before anything has been learnt.
+# $D$ is the length of a query. The dot product of two vectors of $D$ independent random numbers,
+# each of mean 0 and variance 1, has a standard deviation of $\sqrt{D}$; dividing by that keeps the
+# softmax from answering with 0 and 1 before anything has been learnt.
 #
 # And a rule: a position sees itself and those **before** it, never one that comes later. The model
 # is to guess what comes next, and must not look. So the scores of later keys are replaced by
@@ -92,7 +94,8 @@ for i, j in zip(*np.tril_indices(3), strict=True):
 # 3. $S = QK^\top/\sqrt{D}$ is a product again: $\mathrm{d}Q = \mathrm{d}S\,K/\sqrt{D}$ and
 #    $\mathrm{d}K = \mathrm{d}S^\top Q/\sqrt{D}$.
 #
-# **Exercise 5.2.** Mind the transposes: all of these matrices are square, so NumPy will not tell.
+# **Exercise 5.2.** Mind the transposes: $P$, $\mathrm{d}P$ and $\mathrm{d}S$ are square, so NumPy
+# does not complain where one of theirs is missing.
 
 # %% exercise="5.2"
 def attention_backward(dy, q, k, v, p):
@@ -141,8 +144,9 @@ x = rng.normal(size=(4, 6))
 print("there and back:", np.array_equal(merge_heads(split_heads(x, 3)), x))
 
 # %% [markdown]
-# Here is what the four heads of a block in the model that ships with numgpt look at, on a line of
-# its kind. Every row is a position, and looks to its left:
+# Here is what four heads of a block look at, in the model that ships with numgpt, which was trained
+# on Shakespeare. Every row is a position that looks to its left. Much of the weight falls on
+# punctuation and on the first id, where a head can rest that has nothing to say:
 
 # %%
 model, tokenizer = numgpt.load("shakespeare")
@@ -152,7 +156,7 @@ _, activations = model.run_with_cache(ids)
 pattern = activations["blocks.2.attn.hook_pattern"][0]
 _, axes = figure(1, 4, width=3.2, height=3.4)
 for head, axis in enumerate(axes):
-    axis.imshow(pattern[head], cmap="Blues")
+    axis.imshow(pattern[head], cmap="Blues", vmin=0, vmax=1)
     axis.set_title(f"head {head}")
     axis.set_xticks(range(len(ids)), names, rotation=90, fontsize=7)
     axis.set_yticks(range(len(ids)), names if head == 0 else [], fontsize=7)
@@ -160,9 +164,9 @@ for head, axis in enumerate(axes):
 # %% [markdown]
 # ## Tiles
 #
-# $S$ and $P$ are $T \times T$. For a text of 100,000 positions that is ten billion numbers a head,
-# and nobody has that. The way out (Dao et al. 2022, arXiv:2205.14135): never have $P$ whole. Take
-# some keys at a time, and keep for each query three things about the keys seen so far:
+# $S$ and $P$ are $T \times T$. For a text of 100,000 positions that is ten billion numbers, 40 GB
+# for each head of each layer. The way out (Dao et al. 2022, arXiv:2205.14135): never have $P$
+# whole. Take some keys at a time, and keep for each query three things about the keys seen so far:
 #
 # - $M$, the largest score,
 # - $Z = \sum_j e^{s_j - M}$,
@@ -178,9 +182,9 @@ for head, axis in enumerate(axes):
 #    y_\text{new} = \frac{a\,y + b\,y'}{a + b}
 #    \end{gathered} $$
 #
-# **Exercise 5.4.** Join two tiles. A tile may be hidden as a whole, with $M = -\infty$ and $Z = 0$:
-# then it has no weight. If both are, the answer is 0: nobody wants NaN in a model because of a line
-# of padding.
+# **Exercise 5.4.** Join two tiles. From some queries all keys of a tile may be hidden: that row has
+# $M = -\infty$, $Z = 0$ and $y = 0$, and no weight. Where both tiles are hidden so is the result:
+# again $-\infty$, 0 and 0. Nobody wants NaN in a model because of a line of padding.
 
 # %% exercise="5.4"
 def join_tiles(y1, m1, z1, y2, m2, z2):
@@ -240,7 +244,7 @@ print(
 #
 # - Attention is a weighted mean of values, and the weights are a softmax of dot products.
 # - Its backward is two products you know, with a softmax you know in between.
-# - Square matrices hide a forgotten transpose; only a gradient check sees it.
+# - A square matrix hides that its transpose was forgotten; a gradient check sees it.
 # - The maximum and the sum of a row are enough to join what was computed apart.
 #
 # **Where this is in numgpt:** `layers/attention.py`; the cutting is in `layers/attention_tiles.py`.

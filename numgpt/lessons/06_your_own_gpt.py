@@ -2,21 +2,31 @@
 # # 6 Your own GPT
 #
 # You have every part: linear layers, softmax and its loss, LayerNorm, GELU, attention, each with a
-# backward that you derived. This lesson puts them together. At its end your functions, and no
-# others, compute the loss of a GPT-2 and the gradient of every one of its parameters, and they
-# agree with numgpt's own, and so with OpenAI's, to twelve digits.
+# backward that you derived. This lesson puts them together. At its end your functions compute the
+# loss of a GPT-2 and the gradient of every one of its parameters, and they agree with numgpt's own
+# to twelve digits. (Those are tested against PyTorch, and with OpenAI's weights.)
 
 # %%
 import numpy as np
 
 import numgpt
-from numgpt.lessons import check, figure, yours
+from numgpt.lessons import check, figure, solution, yours
 
 rng = np.random.default_rng(0)
 
 # %% [markdown]
-# `yours` takes your functions out of the notebooks beside this one. Where one is missing, or its
-# check fails, you get the course's, and are told.
+# `yours` takes your functions out of the exercises' cells in the notebooks beside this one: save
+# those first. Where one is missing, or its check fails, you get the course's, and are told. These
+# are their arguments:
+#
+# | function | arguments | returns |
+# | --- | --- | --- |
+# | `linear_forward` | x, weight, bias | y, cache |
+# | `linear_backward` | dy, cache | dx, dweight, dbias |
+# | `cross_entropy` | z, targets (N,) | loss, dz |
+# | `layernorm_forward` | x, weight, bias | y, x_hat, rstd |
+# | `layernorm_backward` | dy, x_hat, rstd, weight | dx, dweight, dbias |
+# | `gelu_backward` | dy, x | dx |
 
 # %%
 linear_forward, linear_backward = yours("2.3", "2.4")
@@ -58,17 +68,19 @@ check(embedding_backward)
 #    x \leftarrow x + \operatorname{mlp}(\operatorname{norm}_2(x))
 #    \end{gathered} $$
 #
-# These two lines are a block, and a GPT is a dozen blocks. Attention moves information between
-# positions; the MLP (a linear layer to $4C$ features, GELU, a linear layer back to $C$) works on
-# each position by itself. Why add? Look at it backwards. Through $x + f(x)$,
+# These two lines are a block, and the smallest GPT-2 is twelve of them. Attention moves information
+# between positions; the MLP (multi-layer perceptron: a linear layer to $4C$ features, GELU, a
+# linear layer back to $C$) works on each position by itself. Why add? Look at it backwards. Through
+# $x + f(x)$,
 #
 # $$ \mathrm{d}x = \mathrm{d}y + f'^\top \mathrm{d}y $$
 #
-# The gradient has a direct way, past all the blocks, to the very first. It is neither multiplied
-# nor bent on the way. That is what made deep networks trainable at all (He et al. 2015,
+# The gradient has a direct way, past all the blocks, to the very first. It is neither scaled nor
+# bent on the way. That is what made deep networks trainable at all (He et al. 2015,
 # arXiv:1512.03385).
 #
-# In the model that ships with numgpt, you can watch the stream grow as each block adds its part:
+# In the model that ships with numgpt, you can watch the stream grow from the embeddings on, as each
+# block adds its part:
 
 # %%
 model, tokenizer = numgpt.load("shakespeare")
@@ -82,20 +94,22 @@ sizes = {
         ("mlp", "hook_mlp_out"),
     )
 }
+before = np.linalg.norm(activations["blocks.0.hook_resid_pre"], axis=-1).mean()
 _, axis = figure()
+axis.plot(range(layers + 1), [before, *sizes.pop("stream")], marker="o", label="stream")
 for part, values in sizes.items():
     axis.plot(range(1, layers + 1), values, marker="o", label=part)
-axis.set_xlabel("block")
+axis.set_xlabel("after block")
 axis.set_ylabel("mean length of the vector")
 axis.legend();
 
 # %% [markdown]
 # ## A block
 #
-# Rows of all texts lie one below the other, $N = B \cdot T$, as linear layers and norms do not care
-# which text a row is of. Only attention does: it is done for each text and head by itself. That
-# part is here; one linear layer makes queries, keys and values at once, side by side, $3C$
-# features.
+# Rows of all texts lie one below the other, text by text, $N = B \cdot T$, as linear layers and
+# norms do not care which text a row is of. Only attention does: it is done for each text and head
+# by itself. That part is here; one linear layer makes queries, keys and values at once, side by
+# side, $3C$ features.
 
 # %%
 def gelu_forward(x):
@@ -108,7 +122,7 @@ def merge_heads(x):
 
 
 def attend(qkv, texts, heads):
-    """qkv (N, 3C) -> y (N, C), cache."""
+    """qkv (N, 3C); texts and heads, how many -> y (N, C), cache."""
     kept, made = [], []
     for rows in np.split(qkv, texts):
         q, k, v = (split_heads(part, heads) for part in np.split(rows, 3, axis=1))
@@ -129,27 +143,27 @@ def attend_backward(dy, kept, heads):
 
 # %% [markdown]
 # Parameters come in a dictionary `p`, under GPT-2's own names: for block 0 `h.0.ln_1.weight`,
-# `h.0.attn.c_attn.weight` and so on. These are the steps of a block, in order, and what backward
-# wants of each:
+# `h.0.ln_1.bias`, `h.0.attn.c_attn.weight` and so on. These are the steps of a block, in order, and
+# what backward wants of each. In the cache it stands under the name in the last column:
 #
-# | step | parameters | into the cache, under the step's name |
-# | --- | --- | --- |
-# | layernorm_forward | `ln_1` | (x_hat, rstd) |
-# | linear_forward | `attn.c_attn` | its cache |
-# | attend | | its cache, as `attn` |
-# | linear_forward | `attn.c_proj` | its cache |
-# | **add to x** | | |
-# | layernorm_forward | `ln_2` | (x_hat, rstd) |
-# | linear_forward | `mlp.c_fc` | its cache |
-# | gelu_forward | | its input, as `mlp` |
-# | linear_forward | `mlp.c_proj` | its cache |
-# | **add to x** | | |
+# | step | parameters | for backward | under the name |
+# | --- | --- | --- | --- |
+# | layernorm_forward | `h.0.ln_1` | (x_hat, rstd) | `ln_1` |
+# | linear_forward | `h.0.attn.c_attn` | its cache | `attn.c_attn` |
+# | attend | | its cache | `attn` |
+# | linear_forward | `h.0.attn.c_proj` | its cache | `attn.c_proj` |
+# | **add to x** | | | |
+# | layernorm_forward | `h.0.ln_2` | (x_hat, rstd) | `ln_2` |
+# | linear_forward | `h.0.mlp.c_fc` | its cache | `mlp.c_fc` |
+# | gelu_forward | | its input | `mlp` |
+# | linear_forward | `h.0.mlp.c_proj` | its cache | `mlp.c_proj` |
+# | **add to x** | | | |
 #
 # **Exercise 6.2.** Forward.
 
 # %% exercise="6.2"
 def block_forward(x, p, h, texts, heads):
-    """x (N, C), p by name, h such as "h.0" -> y (N, C), cache {step: …}."""
+    """x (N, C), p by name, h such as "h.0"; texts and heads, how many -> y (N, C), cache {…}."""
     # solution
     cache = {}
 
@@ -207,13 +221,17 @@ check(block_backward)
 # %% [markdown]
 # ## The way out
 #
-# After the last block there is one more norm, `ln_f`, and then the logits: how well does what
-# stands in the stream fit each id's row of the table? $z = x\,W_{te}^\top$, **the same table** as
-# on the way in. So `wte` gets gradients from two sides, as embedding and as unembedding, and ways
-# add up.
+# After the last block there is one more norm, `ln_f`, and then the logits: how well does the vector
+# in the stream fit each id's row of the table? $z = x\,W_{te}^\top$, **the same table** as on the
+# way in. So `wte` gets gradients from two sides, as embedding and as unembedding, and ways add up.
 #
 # For $z = x\,W^\top$ lesson 2 gives $\mathrm{d}x = \mathrm{d}z\,W$ and
 # $\mathrm{d}W = \mathrm{d}z^\top x$.
+#
+# The parameters outside of the blocks are `wte` (V, C), `wpe` (one row for each position that a
+# text may have, C), `ln_f.weight` and `ln_f.bias`. A text may be shorter than `wpe`: rows that were
+# not used have a gradient of 0, and row $t$ is used by position $t$ of every text. (`cross_entropy`
+# wants its targets in one row: `targets.ravel()`.)
 #
 # **Exercise 6.4.** All of GPT. The parts are yours.
 
@@ -246,9 +264,9 @@ check(gpt)
 # %% [markdown]
 # ## Against numgpt's own
 #
-# Three blocks of four heads, in float64, on two texts of ten ids. numgpt computes it with fused and
-# cut layers, on several cores, and by hand-tuned kernels; yours is a page of NumPy. Loss and all
-# gradients have to be the same.
+# Three blocks of four heads, in float64, on two texts of ten ids. numgpt joins some layers, cuts
+# others into tiles, and uses several cores; yours is a page of NumPy. Loss and all gradients have
+# to be the same.
 
 # %%
 config = numgpt.GPTConfig(n_layer=3, n_head=4, n_embd=16, n_positions=12, vocab_size=29)
@@ -268,9 +286,11 @@ assert abs(loss - their_loss) < 1e-12
 
 # %% [markdown]
 # That is GPT-2. Larger ones have more blocks and wider rows, and no new idea. (numgpt's shortest
-# version of this page is `numgpt/lessons/gpt.py`. Read it now: you will know every line.)
+# version of this page is the function `gpt` in `numgpt/lessons/gpt.py`, which the README shows.
+# Read it now: you will know every line.)
 #
-# Does it learn? Fifty steps, each a little against the gradient, on one line:
+# Does it learn? Sixty steps against the gradient, on one line of text. The steps are large, so the
+# loss jumps now and then; lesson 7 mends that.
 
 # %%
 characters = sorted(set("to be or not to be, that is the question"))

@@ -12,7 +12,7 @@ import time
 import numpy as np
 
 import numgpt
-from numgpt.lessons import check, figure
+from numgpt.lessons import check, figure, solution, yours
 
 rng = np.random.default_rng(0)
 
@@ -31,10 +31,9 @@ def valley(w):
 
 def walk(steps, move):
     """The points that a method visits, from (-8, 0.8) on."""
-    w, points = np.array([-8.0, 0.8]), []
+    points = [np.array([-8.0, 0.8])]
     for step in range(1, steps + 1):
-        points.append(w)
-        w = w - move(valley(w)[1], step)
+        points.append(points[-1] - move(valley(points[-1])[1], step))
     return np.array(points)
 
 
@@ -69,9 +68,9 @@ for axis, move in zip(axes, (plain, adam), strict=True):
 #    v \leftarrow \beta_2 v + (1 - \beta_2)\, g^2 $$
 #
 # and moves by $m/\sqrt{v}$. Where the gradient keeps its sign, that is close to 1, however small
-# the gradient is: flat directions are walked at full speed. Where it flips back and forth, $m$ is
+# the gradient is: flat directions are crossed at full speed. Where it flips back and forth, $m$ is
 # near 0: steep ones are damped. The size of a step is about `lr`, whatever the loss is multiplied
-# with.
+# by.
 #
 # Both begin at 0, so at first they are too small. After $t$ steps the weights of all gradients in
 # $m$ sum up to $1 - \beta_1^t$ (a geometric series). Dividing by that mends it:
@@ -81,10 +80,11 @@ for axis, move in zip(axes, (plain, adam), strict=True):
 #
 # In the first step, $\hat m = g$ and $\hat v = g^2$, so every parameter moves by just `lr`.
 #
-# AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) adds *weight decay*: every step makes the
-# weights smaller by the factor $1 - \text{lr}\,\lambda$, so that none grows without a reason. It is
-# done to the weights themselves, and **not** added to the gradient: there, Adam would divide it by
-# $\sqrt v$ like everything else, and large gradients would decay least.
+# AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101) adds *weight decay*: every step first
+# multiplies the weights by $1 - \text{lr}\,\lambda$ (`decay` in the code), so that none grows
+# without a reason. It is done to the weights themselves, and **not** added to the gradient: there,
+# Adam would divide it by $\sqrt v$ like everything else, and weights with large gradients would
+# decay least.
 #
 # **Exercise 7.1.** One step. `t` counts from 1.
 
@@ -104,9 +104,9 @@ check(adamw)
 # %% [markdown]
 # ## How fast, when
 #
-# In the first steps $v$ is an average over next to nothing, so the step's direction is mostly
-# noise: begin slowly, and *warm up*. At the end, the noise of single batches keeps the weights from
-# settling: become slow. In between, a cosine:
+# The first steps follow the gradients of very few batches, at full size: begin slowly, and *warm
+# up*. At the end, the noise of single batches keeps the weights from settling: become slow. In
+# between, a cosine:
 #
 # $$ \text{lr}(s) = \begin{cases}
 #    \text{lr}\,\frac{s + 1}{\text{warm-up}} & s < \text{warm-up} \\[2pt]
@@ -114,7 +114,8 @@ check(adamw)
 #
 # with $x$ going from 0 to 1: $x = (s - \text{warm-up}) / (\text{steps} - 1 - \text{warm-up})$.
 #
-# **Exercise 7.2.** Steps count from 0 here. The first is not 0: that would be a step for nothing.
+# **Exercise 7.2.** Steps count from 0 here. The first rate is not 0: that would be a step for
+# nothing. There may be no warm-up at all, `warmup` 0.
 
 # %% exercise="7.2"
 def learning_rate(step, steps, lr, low, warmup):
@@ -130,8 +131,8 @@ check(learning_rate)
 
 # %% [markdown]
 # Once in a while a batch is so odd that its gradient is many times larger than all others. One such
-# step can undo an hour. So the gradient is *clipped*: all parameters together are one long vector,
-# and if that is longer than a limit, it is shortened to it. Its direction stays.
+# step can undo an hour of training. So the gradient is *clipped*: all parameters together are one
+# long vector, and if that is longer than a limit, it is shortened to it. Its direction stays.
 #
 # **Exercise 7.3.** Clip a list of gradients.
 
@@ -140,7 +141,8 @@ def clip(gradients, limit):
     """gradients, a list of arrays -> a list, whose norm over all of them is at most limit."""
     # solution
     norm = np.sqrt(sum((g**2).sum() for g in gradients))
-    return [g * min(1, limit / norm) for g in gradients]
+    scale = limit / norm if norm > limit else 1.0
+    return [g * scale for g in gradients]
 
 # %%
 check(clip)
@@ -175,8 +177,9 @@ check(dropout_backward)
 # ## Training
 #
 # Now all of it, on characters of Python's own documentation. The model is numgpt's, as it is fast;
-# it is the function that you wrote in lesson 6. A batch is some places of the text, drawn at
-# random; the last tenth is held out, and never trained on.
+# it is the function that you wrote in lesson 6. A batch is some stretches of the text, drawn at
+# random. A tenth of the text, every tenth piece of it, is held out and never trained on. The next
+# two cells take a minute or so each.
 
 # %%
 from pydoc_data.topics import topics
@@ -184,8 +187,11 @@ from pydoc_data.topics import topics
 text = "\n".join(topics.values()).encode("ascii", "ignore").decode()
 characters = sorted(set(text))
 data = np.searchsorted(characters, list(text))
-border = int(0.9 * len(data))
-parts = {"training": data[:border], "held out": data[border:]}
+pieces = np.array_split(data, 100)
+parts = {
+    "training": np.concatenate([piece for n, piece in enumerate(pieces) if n % 10]),
+    "held out": np.concatenate(pieces[::10]),
+}
 
 
 def batch(part, size, context, source=None):
@@ -245,14 +251,14 @@ def write(model, start, length, temperature=0.8):
 print(write(model, "The value ", 300))
 
 # %% [markdown]
-# It has learnt to spell, to end words, and something of how Python's documentation sounds, from
-# nothing but guessing the next character. Longer training, a larger model and a real tokenizer do
-# the rest.
+# It has learnt how long words are, where spaces, brackets and quotes go, some short words, and
+# something of how Python's documentation sounds, from nothing but guessing the next character.
+# Longer training, a larger model and a real tokenizer do the rest.
 #
 # ## What two curves tell
 #
-# Here both curves lie together: the model is too small, or was trained too briefly, to know its
-# text by heart. Give it a text of 4,000 characters instead, and look what happens:
+# Here both curves lie close together: the model is too small, or was trained too briefly, to know
+# its text by heart. Give it a text of 4,000 characters instead, and look what happens:
 
 # %%
 small = parts["training"][:4_000]
@@ -282,8 +288,9 @@ axes[0].legend();
 # | neither falls | learning rate too low, or a fault | a gradient check first |
 # | loss jumps or is NaN | learning rate too high | lower it, clip, warm up longer |
 #
-# A last advice, worth more than all others: before any long training, see that the model can learn
-# *one* batch by heart. If its loss does not go to nearly 0 there, something is wrong with the code.
+# One last piece of advice, worth more than all others: before any long training, see that the model
+# can learn *one* batch by heart. If its loss does not go to nearly 0 there, something is wrong with
+# the code.
 
 # %%
 model, one = new_model(), batch(parts["training"], 4, 64)

@@ -11,7 +11,7 @@ import time
 import numpy as np
 
 import numgpt
-from numgpt.lessons import check, figure
+from numgpt.lessons import check, figure, solution, yours
 
 model, tokenizer = numgpt.load("shakespeare")
 

@@ -3,8 +3,8 @@
 #
 # A model is a file of numbers and a page of code that says what they are for. You have written that
 # page for GPT-2. Nearly all open models since 2023 (Llama, Mistral, Qwen, SmolLM) are another page,
-# and a short one: four parts of GPT-2 are exchanged. This lesson derives the four, and then loads a
-# real model that is made of them.
+# and a short one: four parts of GPT-2 are replaced. This lesson derives what takes their place, and
+# then loads a real model that is made of them.
 #
 # | part | GPT-2 | Llama | why |
 # | --- | --- | --- | --- |
@@ -19,7 +19,7 @@
 import numpy as np
 
 import numgpt
-from numgpt.lessons import check, figure
+from numgpt.lessons import check, figure, solution, yours
 
 rng = np.random.default_rng(0)
 
@@ -58,12 +58,13 @@ check(rmsnorm_backward)
 # Take two features of a query as a point in a plane, and turn it by an angle of $t\,\omega$ at
 # position $t$. Do the same with the keys. The dot product of two vectors depends on the angle
 # between them: if one was turned by $t\,\omega$ and the other by $s\,\omega$, on $(t - s)\,\omega$.
-# So the scores see how far apart two positions are, and nothing else.
+# So of the positions, the scores see how far apart two of them are, and nothing else. (Far beyond
+# the distances that it was trained on, a model still fails.)
 #
 # A head has $D$ features, so $D/2$ planes, each with its own speed $\omega_i = 10000^{-2i/D}$: the
-# first turns by a radian a position and tells neighbours apart, the last by a ten-thousandth, and
-# tells chapters apart. Feature $i$ of the first half and feature $i$ of the second half make plane
-# $i$:
+# first turns by a radian a position and tells neighbours apart, the last by little more than a
+# ten-thousandth, and tells chapters apart. Feature $i$ of the first half and feature $i$ of the
+# second half make plane $i$:
 #
 # $$ y_1 = x_1\cos a - x_2\sin a \qquad y_2 = x_1\sin a + x_2\cos a, \qquad a = t\,\omega_i $$
 
@@ -73,10 +74,10 @@ for plane, speed in enumerate(10000.0 ** -(np.arange(0, 16, 4) / 16)):
     axis.plot(np.cos(np.arange(100) * speed), label=f"plane {2 * plane} of 8")
 axis.set_xlabel("distance of two positions")
 axis.set_ylabel("cosine of the angle between")
-axis.legend(loc="lower right");
+axis.legend(loc="center left", bbox_to_anchor=(1, 0.5));
 
 # %% [markdown]
-# **Exercise 9.2.** Turn.
+# **Exercise 9.2.** Turn each pair of features by its angle.
 
 # %% exercise="9.2"
 def rope(x, angles):
@@ -119,8 +120,9 @@ check(rope_backward)
 # %% [markdown]
 # ## SwiGLU
 #
-# GPT-2's MLP bends one projection. Llama has two of them, `gate` and `up`, and multiplies (Shazeer
-# 2020, arXiv:2002.05202): the gate, bent, decides how much of `up` passes.
+# GPT-2's MLP bends one projection. Llama has two of them, $\text{gate} = xW_g$ and
+# $\text{up} = xW_u$, and multiplies (Shazeer 2020, arXiv:2002.05202): the gate, bent, decides how
+# much of `up` passes. A third matrix leads back to the stream.
 #
 # $$ \begin{gathered}
 #    y = \operatorname{silu}(\text{gate}) \odot \text{up} \qquad
@@ -152,7 +154,7 @@ check(swiglu_backward)
 # Forward, that is `np.repeat(k, 3, axis=0)`, and attention as before. What is its backward? A key
 # is now used by three query heads, and ways add up.
 #
-# **Exercise 9.5.**
+# **Exercise 9.5.** The size of a group is $H/K$.
 
 # %% exercise="9.5"
 def shared_backward(dk, kv_heads):
@@ -204,9 +206,10 @@ print("groups ", float(abs(shared_backward(each, 2) - shared).max()))
 # %% [markdown]
 # ## A real model
 #
-# SmolLM2-135M-Instruct (Hugging Face, Apache-2.0) is one of the smallest models that hold a
-# conversation. `numgpt download smollm2` in a terminal fetches it once: 98 MB. If it is not there,
-# the rest of this lesson takes the model that ships, which is a GPT-2 and can only continue a text.
+# SmolLM2-135M-Instruct (Hugging Face, Apache-2.0) is one of the smallest models that can answer at
+# all, and often wrongly. `numgpt download smollm2` in a terminal fetches it once: 98 MB, as its
+# weights are rounded to 4 bits. If it is not there, the rest of this lesson takes the model that
+# ships, which is a GPT-2 and can only continue a text.
 
 # %%
 try:
@@ -221,7 +224,7 @@ for name in [name for name in model.parameters if ".0." in name]:
 # %% [markdown]
 # These are the names in the published file, and you know what each is for: two norms, four matrices
 # of attention (of which those for keys and values are narrower), three of SwiGLU. Nothing else is
-# in a block.
+# in a block. (Each matrix lies in the file as (O, I), the other way round than GPT-2's.)
 
 # %%
 config = model.config
@@ -231,7 +234,7 @@ heads = config.width // config.head_size
 print(f"without shared heads: {2 * config.layers * heads * config.head_size * 4:,}")
 
 # %%
-prompt = "What is the capital of Italy?"
+prompt = "What is the capital of France?"
 if tokenizer.chat_template is not None:
     chat = numgpt.Chat(model, tokenizer, do_sample=False, max_new_tokens=60)
     print("".join(chat.ask(prompt)))
@@ -244,7 +247,7 @@ else:
 
 # %%
 _, axes = figure(1, 2, width=5)
-for axis, text in zip(axes, ("The capital of France is", "2 + 2 ="), strict=True):
+for axis, text in zip(axes, ("The capital of Italy is", "The opposite of hot is"), strict=True):
     logits = model(tokenizer.encode(text))[0, -1].astype(np.float64)
     p = np.exp(logits - logits.max())
     p /= p.sum()
@@ -257,7 +260,7 @@ for axis, text in zip(axes, ("The capital of France is", "2 + 2 ="), strict=True
 # %% [markdown]
 # ## What to take along
 #
-# - Llama is GPT-2 with four parts exchanged. The stream, the two branches, the loss are the same.
+# - Llama is GPT-2 with four parts replaced. The stream, the two branches, the loss are the same.
 # - RMSNorm's backward is LayerNorm's without the mean.
 # - A rotation's backward turns back.
 # - What is shared gets the sum of what all give back.

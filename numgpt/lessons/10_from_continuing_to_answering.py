@@ -2,8 +2,8 @@
 # # 10 From continuing to answering
 #
 # A model that has read the internet continues texts. Give it a question, and it may well continue
-# with three more questions. What made ChatGPT of GPT is what came after: examples of answers, then
-# people's preferences between answers, then rewards. All three are about one quantity, the
+# with three more questions. What turned GPT into ChatGPT is what came after: examples of answers,
+# people's preferences between answers, and rewards. All of it is about one quantity, the
 # probability of a whole answer $y$ to a prompt $x$. This lesson derives what each of them does with
 # it, and lets a small model learn by each.
 
@@ -12,7 +12,7 @@ import numpy as np
 
 import numgpt
 from numgpt import objectives
-from numgpt.lessons import check, figure
+from numgpt.lessons import check, figure, solution, yours
 
 rng = np.random.default_rng(0)
 
@@ -24,9 +24,8 @@ rng = np.random.default_rng(0)
 #
 # $$ \log P(y|x) = \sum_t \log p(y_t \mid x, y_{<t}) $$
 #
-# Two things go wrong here in half of all first attempts. The logits *at* a position speak of the
-# *next* id, so there is a shift by one. And only the answer's ids are added up; the prompt was
-# given.
+# Two things easily go wrong here. The logits *at* a position speak of the *next* id, so there is a
+# shift by one. And only the answer's ids are added up; the prompt was given.
 #
 # With a prompt of 2 ids and an answer of 3, `ids` = (a, b, c, d, e): the logits at b predict c,
 # those at c predict d, those at d predict e. Those are the three that count.
@@ -46,22 +45,25 @@ def log_prob_of_answer(logits, ids, prompt_length):
 check(log_prob_of_answer)
 
 # %% [markdown]
-# **Supervised tuning** is training as in lesson 7, on $-\log P(y|x)$ of good answers: the loss of
-# the answer's ids alone, which is lesson 3's masked cross-entropy with −100 at the prompt.
+# **Supervised fine-tuning** (SFT) is training as in lesson 7, on $-\log P(y|x)$ of good answers,
+# divided by the number of their ids: lesson 3's masked cross-entropy, with −100 at the prompt.
 #
 # ## LoRA: a few numbers instead of all
 #
 # Tuning changes a matrix $W$ by some $\Delta W$ of the same size. LoRA (Hu et al. 2021,
 # arXiv:2106.09685) only allows changes of a low rank: $\Delta W = s\,A^\top B^\top$ with $A$
-# $(r, I)$ and $B$ $(O, r)$, $r$ perhaps 8. $W$ itself is frozen. For a matrix of 576 × 1536 those
-# are 17 thousand numbers in the place of 885 thousand, and all that AdamW keeps shrinks with them.
+# $(r, I)$ and $B$ $(O, r)$, the rank $r$ perhaps 8, and a scale $s = \alpha/r$. $W$ itself is
+# frozen. For a matrix of 576 × 1536 that is 17 thousand numbers instead of 885 thousand, and what
+# AdamW keeps shrinks with them.
 #
 # $$ y = xW + s\,\underbrace{xA^\top}_{u} B^\top $$
 #
 # The second term is two linear layers one after the other, and you know their backward. $B$ begins
-# at 0, so that the tuned model is at first the model as it was.
+# at 0, so that the tuned model is at first the model as it was; $A$ begins at random, as otherwise
+# neither would ever get a gradient.
 #
-# **Exercise 10.2.** Backward of the second term. `s` appears once on each way.
+# **Exercise 10.2.** Backward of the second term. The scale appears exactly once in each of dx, da
+# and db.
 
 # %% exercise="10.2"
 def lora_backward(dy, x, a, b, scale):
@@ -123,17 +125,21 @@ print(f"Who art thou?      as it was: {as_it_was}")
 # ## DPO: which of two is better
 #
 # Writing good answers is hard; saying which of two is better is easy. Let $y^+$ be preferred to
-# $y^-$. We would like a model that gets high *rewards* and stays near the model it began as, the
-# *reference*:
+# $y^-$. ChatGPT's way was to train a *reward model* on such pairs first, which gives each answer a
+# number $r(x, y)$, and then a model that gets high rewards and stays near the model it began as,
+# the *reference*:
 #
 # $$ \max_\pi\ \mathbb{E}_{y\sim\pi}[r(x, y)] - \beta\,\operatorname{KL}(\pi\,\|\,\pi_\text{ref}) $$
 #
+# Here $\pi$ is the model (a *policy*, in this field): $\pi(y)$ is short for $P(y|x)$. The KL
+# divergence, the mean of $\log\pi(y) - \log\pi_\text{ref}(y)$ over what $\pi$ writes, says how far
+# one distribution is from the other, in the units of the loss, *nats*; $\beta$ is what a nat costs.
 # The best policy there is can be written down:
 # $\pi^*(y|x) \propto \pi_\text{ref}(y|x)\,e^{r(x,y)/\beta}$. Now turn that round (Rafailov et al.
-# 2023, arXiv:2305.18290):
-# $r = \beta\log(\pi^*/\pi_\text{ref}) + \text{something that depends on } x \text{ alone}$. People
-# prefer $y^+$ with the probability $\sigma(r^+ - r^-)$, and in the difference the something
-# cancels. So the model is its own reward model, and we can train it on preferences as a classifier:
+# 2023, arXiv:2305.18290): $r = \beta\log(\pi^*/\pi_\text{ref}) + \beta\log Z(x)$, where $Z$ depends
+# on the prompt alone. Assume, with Bradley and Terry, that people prefer $y^+$ with the probability
+# $\sigma(r^+ - r^-)$, $\sigma(z) = 1/(1 + e^{-z})$. In the difference $Z$ cancels. So the model is
+# its own reward model: DPO skips that one, and trains the model on preferences as a classifier:
 #
 # $$ \begin{gathered}
 #    \Delta = \bigl(\log\pi(y^+) - \log\pi_\text{ref}(y^+)\bigr) \\
@@ -142,7 +148,8 @@ print(f"Who art thou?      as it was: {as_it_was}")
 #    \end{gathered} $$
 #
 # From $\frac{d}{dz}\log\sigma(z) = \sigma(-z)$ follows what each of the two log-probabilities gets.
-# A pair that is ranked right by far has $\sigma(-\beta\Delta) \approx 0$: it teaches no more.
+# A pair that is ranked right by a wide margin has $\sigma(-\beta\Delta) \approx 0$: it teaches no
+# more.
 #
 # **Exercise 10.3.** The mean over pairs, and its gradients.
 
@@ -159,9 +166,12 @@ def dpo(chosen, rejected, ref_chosen, ref_rejected, beta=0.1):
 check(dpo)
 
 # %% [markdown]
-# Let somebody prefer lines with many o's. We let the model write pairs of lines, call the one with
-# more o's the chosen one, and train on these pairs. `value_and_grads` takes care of the way from
-# the log-probabilities to the weights: your function says what each id's log-probability gets.
+# Let somebody prefer texts with many o's. We let the model write pairs of continuations of 12 ids,
+# call the one with more o's the chosen one, and train on these pairs. `value_and_grads` takes care
+# of the way from the log-probabilities to the weights: it calls an objective with the
+# log-probability of each target (0 at the prompt, where the target is −100), which returns the
+# loss, the gradient by each of them (at the prompt it does not matter), and whatever else is to be
+# known.
 
 # %%
 PROMPT = "ROMEO:\n"
@@ -212,7 +222,8 @@ for _ in range(4):
             up, down = np.split(logps.sum(axis=1), 2)
             loss, dup, ddown = dpo(up, down, *np.split(reference[both], 2))
             margin = (up - down - reference[both][: len(up)] + reference[both][len(up) :]).mean()
-            return loss, np.concatenate([dup, ddown])[:, None] + 0 * logps, {"margin": margin}
+            each = np.concatenate([dup, ddown])[:, None]  # an answer's, for each of its ids
+            return loss, np.broadcast_to(each, logps.shape), {"margin": margin}
 
         _, _, metrics = model.value_and_grads(ids[both], targets[both], objective)
         margins.append(metrics["margin"])
@@ -228,8 +239,8 @@ axis.set_ylabel("Δ, in nats");
 # ## GRPO: rewards for what it writes itself
 #
 # Pairs that were written once grow stale, as the model changes. *Reinforcement learning* lets the
-# model write, rewards what it has written, and makes what was rewarded likelier. The gradient of an
-# expected reward is
+# model write, rewards what it has written, and makes what was rewarded likelier. As
+# $\nabla\pi = \pi\,\nabla\log\pi$, the gradient of an expected reward is
 #
 # $$ \nabla\,\mathbb{E}_{y\sim\pi}[r(y)]
 #    = \mathbb{E}_{y\sim\pi}\bigl[(r(y) - b)\,\nabla\log\pi(y)\bigr] $$
@@ -237,14 +248,15 @@ axis.set_ylabel("Δ, in nats");
 # for any $b$ that does not depend on $y$:
 # $\mathbb{E}[\nabla\log\pi] = \nabla\sum_y\pi(y) = \nabla 1 = 0$. A good $b$ takes away noise: what
 # counts is whether an answer was better than could be expected. PPO (as in the first ChatGPT)
-# trains a second model to expect. GRPO (Shao et al. 2024, arXiv:2402.03300), which made DeepSeek's
-# models reason, needs none: let the model answer the *same* prompt several times, and take the mean
-# of that group. It then divides by the group's standard deviation, so that all prompts count alike:
+# trains one more model, to predict the reward. GRPO (Shao et al. 2024, arXiv:2402.03300), which
+# made DeepSeek's models reason, needs none: let the model answer the *same* prompt several times,
+# and take the mean of that group. It then divides by the group's standard deviation, so that
+# rewards of any scale will do:
 #
 # $$ A_i = \frac{r_i - \operatorname{mean}(r)}{\operatorname{std}(r) + 10^{-4}} $$
 #
-# **Exercise 10.4.** The standard deviation divides by $n - 1$. A group in which all got the same
-# has nothing to teach: its advantages are 0.
+# **Exercise 10.4.** The standard deviation divides by $n - 1$, as in the common implementations. A
+# group in which all got the same has nothing to teach: its advantages are 0.
 
 # %% exercise="10.4"
 def advantages_of_groups(rewards, size):
@@ -271,11 +283,14 @@ check(advantages_of_groups)
 # there the gradient is 0. Bad ($A < 0$): push down, no further than $1-\varepsilon$. In both cases
 # the **other** side is not clipped: where a good answer has become *less* likely by mistake,
 # $\rho < 1 - \varepsilon$, it must be allowed to come back. Since
-# $\rho = e^{\log\pi - \log\pi_\text{old}}$, its derivative by $\log\pi$ is $\rho$.
+# $\rho = e^{\log\pi - \log\pi_\text{old}}$, its derivative with respect to $\log\pi$ is $\rho$. At
+# $\rho = 1$ the gradient of $-\rho A$ is $-A\,\nabla\log\pi$: the one above. Every id of an answer
+# gets its answer's $A$.
 #
-# The function below forgets something in that paragraph. Its curves look fine. **Find the fault.**
+# The function below forgets something in that paragraph. Trained with it, the curves look fine.
+# **Find the fault.** (The loss is right.)
 #
-# **Exercise 10.5.** The sum over all ids, and its gradient.
+# **Exercise 10.5.** Mend the gradient.
 
 # %% exercise="10.5"
 def policy_loss(logp, old_logp, advantages, epsilon=0.2):
@@ -296,7 +311,7 @@ def policy_loss(logp, old_logp, advantages, epsilon=0.2):
 check(policy_loss)
 
 # %% [markdown]
-# All together: write 16 lines, reward each, two steps on them, and again.
+# All together: write 16 continuations, reward each, take two steps on them, and again.
 
 # %%
 model = fresh_model()
@@ -332,8 +347,11 @@ for text in sample(4, seed=5)[3]:
 
 # %% [markdown]
 # Look at what it writes now, and you see the other half of the story. It was rewarded for o's, and
-# gives o's: whether it still speaks English was not asked. That is why a KL term holds the model
-# near its reference, and why finding a reward that says what is meant is the hard part.
+# has found that a third of the letters of ROMEO are o's. Nobody meant that, and whether it still
+# speaks English was not asked. That is why one mostly pays for leaving the reference, by
+# $\beta\operatorname{KL}$ as in the formula for DPO (the loop above left it out; the last number
+# printed is an estimate of that KL). And it is why finding a reward that says what is meant is the
+# hard part.
 #
 # numgpt's own objectives give the same numbers:
 
@@ -357,4 +375,5 @@ print("grpo", float(ours[0] / 12 - loss), float(abs(ours[1] / 12 - dlogp.ravel()
 # - A model does what is rewarded. Look at what it writes, not at the curve alone.
 #
 # **Where this is in numgpt:** `objectives/`, a file each, with every derivation; `layers/lora.py`;
-# `numgpt tune sft | dpo | kto | reward | grpo | ppo`.
+# `numgpt tune sft | dpo | grpo`, and the rest of the family: `reward` models, `ppo`, and `kto`,
+# which needs no pairs.

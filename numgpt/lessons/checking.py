@@ -8,9 +8,11 @@ described: a shape, a sign, a factor, a constant a row, the first number that is
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
+import io
 import linecache
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -63,10 +65,14 @@ class Exercise:
         code = self.cell.solved
         return tuple(self.compiled(code.replace(m.code, m.instead)) for m in self.mistakes)
 
-    def compiled(self, code: str) -> Function:
-        """The function of the exercise's cell, among what the lesson defines."""
-        namespace = dict(script.definitions(self.lesson))
-        exec(script.defining(code, f"exercise {self.number}"), namespace)
+    def compiled(self, code: str, **more: Any) -> Function:
+        """The function of the exercise's cell, among what the lesson defines and `more`.  Raises
+        ValueError where it is not there, and whatever the code does."""
+        namespace = script.definitions(self.lesson) | more
+        namespace.pop(self.name, None)
+        exec(script.defining(code, f"exercise {self.number}", assigns=True), namespace)
+        if self.name not in namespace:
+            raise ValueError(f"the cell has no function called {self.name}")
         return namespace[self.name]  # type: ignore[no-any-return]
 
 
@@ -103,11 +109,15 @@ def _judge(exercise: Exercise, function: Function, case: Case, cases: Sequence[C
         names, count = ", ".join(exercise.returns), len(given)
         raise _WrongError(f"it returns {count} value{'s' * (count != 1)}, expected {names}.")
     for place, name in enumerate(exercise.returns):
-        if _equal(given[place], right[place]):
+        if _fits(name, given[place], right[place]):
             continue
         wanted = "what it returns" if name == "it" else name
         if hint := _hint(exercise, function, place, case, cases):
             raise _WrongError(f"{wanted} is not right yet, {asked}.\n  Hint: {hint}")
+        for other, value in zip(exercise.returns, right, strict=True):
+            if other != name and _equal(given[place], value):
+                order = ", ".join(exercise.returns)
+                raise _WrongError(f"{name} is what {other} should be: the order is {order}.")
         raise _WrongError(f"{wanted} {_difference(given[place], right[place])}, {asked}.")
 
 
@@ -133,7 +143,7 @@ def _agree(exercise: Exercise, one: Function, other: Function, place: int, case:
     if first is None or second is None:
         return first is second
     there = place < min(len(first), len(second))
-    return there and _equal(first[place], second[place])
+    return there and _fits(exercise.returns[place], first[place], second[place])
 
 
 def _call(exercise: Exercise, function: Function, case: Case) -> Any:
@@ -142,7 +152,7 @@ def _call(exercise: Exercise, function: Function, case: Case) -> Any:
     arguments = copy.deepcopy(case)
     try:
         result = _quietly(function, arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _WrongError(
             f"it raises {type(error).__name__}: {one_line(error)}{_line(error)},"
             f" {_asked(exercise.solution, case)}."
@@ -154,7 +164,9 @@ def _call(exercise: Exercise, function: Function, case: Case) -> Any:
             )
     if result is None or result is Ellipsis:
         raise _WrongError(
-            "it returns nothing yet: write your code in the place of the dots, and run the cell."
+            "it returns nothing yet: write your code in the place of the dots, or is a `return`"
+            " missing?\n  To go on without it: "
+            f'{exercise.name} = yours("{exercise.number}")'
         )
     return result
 
@@ -162,8 +174,9 @@ def _call(exercise: Exercise, function: Function, case: Case) -> Any:
 def _result_of(exercise: Exercise, function: Function, case: Case) -> tuple | None:
     """What a function returns; None where it raises."""
     try:
-        return _values(_quietly(function, copy.deepcopy(case)), exercise)
-    except Exception:
+        with contextlib.redirect_stdout(io.StringIO()):  # it has been heard once
+            return _values(_quietly(function, copy.deepcopy(case)), exercise)
+    except (Exception, SystemExit):
         return None
 
 
@@ -195,11 +208,15 @@ def _short(value: Any) -> str:
     if isinstance(value, tuple) and any(isinstance(part, np.ndarray) for part in value):
         shapes = (getattr(part, "shape", part) for part in value)
         return f"of shapes {', '.join(map(str, shapes))}"
+    if isinstance(value, dict) and any(isinstance(part, np.ndarray) for part in value.values()):
+        return f"with {len(value)} arrays"
+    if isinstance(value, list) and any(not isinstance(part, int) for part in value):
+        return f"with {len(value)} elements"
     text = getattr(value, "__name__", " ".join(repr(value).split()))
     return f"= {text}" if len(text) <= 60 else f"= {text[:50]}…"
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     """The line of the learner's that it was raised in or below."""
     trace, found = error.__traceback__, ""
     while trace is not None:
@@ -213,6 +230,18 @@ def _line(error: Exception) -> str:
 # --- how two values differ ---
 
 
+def _fits(name: str, given: Any, right: Any) -> bool:
+    """Whether a value that is called so is right: a cache may hold more than is asked for, and what
+    is to have 8 bits has them."""
+    if name == "cache" and isinstance(given, dict) and isinstance(right, dict):
+        given = {key: given[key] for key in right if key in given}
+    dtypes = [getattr(value, "dtype", None) for value in (given, right)]
+    try:
+        return _equal(given, right) and (dtypes[1] != np.int8 or dtypes[0] == np.int8)
+    except (TypeError, ValueError, OverflowError):  # of what can't be compared
+        return False
+
+
 def _equal(one: Any, other: Any) -> bool:
     if isinstance(other, dict):
         same = isinstance(one, dict) and one.keys() == other.keys()
@@ -221,7 +250,10 @@ def _equal(one: Any, other: Any) -> bool:
         return len(one) == len(other) and all(map(_equal, one, other))
     if _is_number(one) and _is_number(other):
         one, other = np.asarray(one), np.asarray(other)
-        return one.shape == other.shape and np.allclose(one, other, 1e-7, 1e-9, equal_nan=True)
+        if one.shape != other.shape or one.dtype.kind not in "biuf":
+            return False
+        digits = (1e-4, 1e-6) if one.dtype == np.float32 else (1e-7, 1e-9)  # that it has, nearly
+        return np.allclose(one, other, *digits, equal_nan=True)
     return type(one) is type(other) and bool(np.all(one == other))
 
 
@@ -234,29 +266,46 @@ def _difference(given: Any, right: Any) -> str:
     if isinstance(right, dict) and isinstance(given, dict):
         if missing := [name for name in right if name not in given]:
             return f"lacks {missing[0]!r}"
+        if more := [name for name in given if name not in right]:
+            return f"has a name too many, {more[0]!r}"
         name = next(name for name in right if not _equal(given[name], right[name]))
         return f"is not right yet: {name!r} {_difference(given[name], right[name])}"
     if not (_is_number(given) and _is_number(right)):
         if isinstance(given, np.ndarray) and isinstance(right, list):
             return "is an array, expected a list"
+        if (
+            isinstance(given, (list, tuple))
+            and isinstance(right, list)
+            and len(given) == len(right)
+        ):
+            place = next(n for n, value in enumerate(right) if not _equal(given[n], value))
+            if isinstance(right[place], np.ndarray):
+                return (
+                    f"is not right yet: element {place} {_difference(given[place], right[place])}"
+                )
+        if isinstance(given, (list, tuple)) and isinstance(right, np.ndarray):
+            return "is a list, expected an array: np.array makes one of it"
         return f"is {_clipped(given)}, expected {_clipped(right)}"
     given, right = np.asarray(given), np.asarray(right)
     if given.shape != right.shape:
         turned = given.ndim == 2 and given.shape == right.shape[::-1]
         other_way = ": the other way round" if turned else ""
         return f"has the shape {given.shape}, expected {right.shape}{other_way}"
+    if given.dtype.kind not in "biuf" or (right.dtype == np.int8 != given.dtype):
+        return f"has the dtype {given.dtype}, expected {right.dtype}"
     return next(_described(given.astype(float), right.astype(float)))
 
 
 def _described(given: np.ndarray, right: np.ndarray) -> Iterator[str]:
     bad = ~np.isfinite(given) & np.isfinite(right)
     if bad.any():
-        yield f"has {np.count_nonzero(bad)} numbers that are NaN or infinite"
+        several = f"has {np.count_nonzero(bad)} numbers that are" if right.size > 1 else "is"
+        yield f"{several} NaN or infinite"
     finite = np.isfinite(right)
     scale = np.vdot(right[finite], right[finite])
     if scale > 0 and right.size > 1:
         factor = float(np.vdot(given[finite], right[finite]) / scale)
-        if abs(factor) > 1e-9 and _equal(given, factor * right):
+        if abs(factor) > 1e-9 and abs(factor - 1) > 1e-3 and _equal(given, factor * right):
             if abs(factor + 1) < 1e-9:
                 yield "has the wrong sign"
             yield f"is {factor:.6g} times the right one: a sum for a mean, or a factor forgotten?"
@@ -266,11 +315,12 @@ def _described(given: np.ndarray, right: np.ndarray) -> Iterator[str]:
     wrong = ~np.isclose(given, right, 1e-7, 1e-9, equal_nan=True)
     place = tuple(int(i) for i in np.argwhere(wrong)[0])
     index = f" at {list(place)}" if place else ""
+    alike = abs(given[place] - right[place]) < 1e-4 * abs(right[place])
+    digits = 12 if alike else 6
     share = f"{right.size - np.count_nonzero(wrong)} of {right.size} numbers are right; "
-    yield (
-        f"is not right yet: {share if right.size > 1 else ''}it is {given[place]:.6g}{index},"
-        f" expected {right[place]:.6g}"
-    )
+    said, wanted = (f"{values[place]:.{digits}g}" for values in (given, right))
+    how_many = share if right.size > 1 else ""
+    yield f"is not right yet: {how_many}it is {said}{index}, expected {wanted}"
 
 
 def _clipped(value: Any) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from numgpt.lessons import script
 from numgpt.lessons.checking import Exercise, verdict
 from numgpt.lessons.exercises import EXERCISES
-from numgpt.messages import shown
+from numgpt.messages import one_line, shown
 
 # Readable on light and on dark pages. Two greys, as Jupyter puts a background behind a transparent
 # figure whose ticks are all lighter, or all darker, than the middle.
@@ -30,26 +33,56 @@ def solution(number: str) -> None:
 
 
 def yours(*numbers: str) -> Any:
-    """The functions of these exercises as you wrote them in the notebooks beside this one; in the
-    place of one that is missing or not right, the course's, which is said.  One, or a list."""
+    """The functions of these exercises, as they stand in the exercises' cells of the notebooks
+    beside this one, which have to be saved; in the place of one that is missing or not right, the
+    course's, which is said.  One, or a list."""
+    if not numbers:
+        raise ValueError(f"name an exercise or several: {_all()}")
     found = [_yours(_numbered(number)) for number in numbers]
     return found if len(found) > 1 else found[0]
 
 
 def _yours(exercise: Exercise) -> Callable[..., Any]:
     path = Path(f"{script.script_of(exercise.lesson).stem}.ipynb")
+    label = f"{exercise.number} {exercise.name}"
     try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        wanted = (c for c in cells if c["metadata"].get("exercise") == exercise.number)
-        own = exercise.compiled("".join(next(wanted)["source"]))
-    except (OSError, ValueError, KeyError, TypeError, StopIteration, SyntaxError, NameError):
-        print(f"{exercise.number} {exercise.name}: the course's ({path} has none of yours)")
+        code, others = _written(path, exercise)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        print(f"{label}: the course's, as there is none of yours in {path}")
         return exercise.solution
-    if verdict(exercise, own).right:
-        print(f"{exercise.number} {exercise.name}: yours")
+    try:
+        own = exercise.compiled(code, **_defined(exercise, others))
+        right, text = verdict(exercise, own)
+    except (Exception, SystemExit) as error:  # whatever the cell does
+        right, text = False, f"the cell in {path} raises {type(error).__name__}: {one_line(error)}"
+    if right:
+        print(f"{label}: yours")
         return own
-    print(f"{exercise.number} {exercise.name}: the course's (yours is not right yet)")
+    print(f"{label}: the course's, as yours is not right yet\n  {text}")
     return exercise.solution
+
+
+def _written(path: Path, exercise: Exercise) -> tuple[str, list[str]]:
+    """The code of an exercise's cell, the last of several; and that of the other cells."""
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    codes = [c for c in cells if c["cell_type"] == "code"]
+    own = [c for c in codes if c["metadata"].get("exercise") == exercise.number]
+    if not own:
+        raise KeyError(exercise.number)
+    return "".join(own[-1]["source"]), ["".join(c["source"]) for c in codes if c not in own]
+
+
+def _defined(exercise: Exercise, codes: list[str]) -> dict[str, Any]:
+    """What an answer may use: earlier exercises' functions, and what its notebook's other cells
+    import and define."""
+    namespace: dict[str, Any] = {"np": np}
+    for code in codes:
+        with contextlib.suppress(Exception, SystemExit):  # a cell that is not finished
+            exec(script.defining(code, f"lesson {exercise.lesson}"), namespace)
+    earlier = {e.name: e.solution for e in EXERCISES.values() if e.lesson < exercise.lesson}
+    return earlier | namespace
 
 
 def _exercise(function: Callable[..., Any], number: str | None) -> Exercise:
@@ -62,10 +95,10 @@ def _exercise(function: Callable[..., Any], number: str | None) -> Exercise:
     raise ValueError(f"no exercise has a function called {shown(name)}: {_all()}")
 
 
-def _numbered(number: str) -> Exercise:
-    if number not in EXERCISES:
+def _numbered(number: object) -> Exercise:
+    if str(number) not in EXERCISES:
         raise ValueError(f"there is no exercise {shown(number)}: {_all()}")
-    return EXERCISES[number]
+    return EXERCISES[str(number)]
 
 
 def _all() -> str:
@@ -75,7 +108,10 @@ def _all() -> str:
 def figure(rows: int = 1, columns: int = 1, width: float = 4.5, height: float = 3.0) -> Any:
     """matplotlib's figure and axes, each of width x height inches, to be read on light and on dark
     pages."""
-    import matplotlib.pyplot as plt
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        raise ImportError("figure draws by matplotlib: pip install 'numgpt[lessons]'") from None
 
     look: dict[str, Any] = {
         "figure.facecolor": "none",

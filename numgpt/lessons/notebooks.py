@@ -30,10 +30,15 @@ def notebook(lesson: int) -> dict[str, Any]:
     parts += [_cell(Cell(text, True), text) for text in ["## Solutions", *map(_folded, solved)]]
     for place, part in enumerate(parts):
         part["id"] = f"lesson-{lesson}-{place}"
-    made = {"cells": parts, "nbformat": 4, "nbformat_minor": 5}
-    digest = hashlib.sha256(_dumped(made).encode()).hexdigest()
-    own = {"lesson": lesson, DIGEST: digest}
-    return made | {"metadata": {"kernelspec": PYTHON, "numgpt": own}}
+    own: dict[str, Any] = {"lesson": lesson}
+    made: dict[str, Any] = {"cells": parts, "nbformat": 4, "nbformat_minor": 5}
+    made["metadata"] = {"kernelspec": PYTHON, "numgpt": own}
+    own[DIGEST] = _digest(made)
+    return made
+
+
+def _digest(made: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
 
 
 def _cell(cell: Cell, source: str) -> dict[str, Any]:
@@ -59,8 +64,8 @@ def write_notebooks(directory: str | os.PathLike) -> list[Written]:
     """A notebook a lesson.  What is there stays as it is, unless it is just what this or another
     version of numgpt wrote.  Raises NotADirectoryError for a file."""
     directory = Path(directory)
-    if directory.exists() and not directory.is_dir():
-        raise NotADirectoryError(f"{directory} is a file: name another directory")
+    if os.path.lexists(directory) and not directory.is_dir():
+        raise NotADirectoryError(f"{directory} is no directory: name another")
     directory.mkdir(parents=True, exist_ok=True)
     return [_write(directory, lesson) for lesson in LESSONS]
 
@@ -79,8 +84,7 @@ def _write(directory: Path, lesson: Lesson) -> Written:
 def _as_written(path: Path) -> bool:
     """Whether nobody has touched a notebook: not even by running it, as its output is theirs."""
     try:
-        there = json.loads(path.read_bytes())
-        said = there.pop("metadata")["numgpt"][DIGEST]
-        return bool(said == hashlib.sha256(_dumped(there).encode()).hexdigest())
-    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+        there = json.loads(path.read_bytes()) if path.is_file() else {}
+        return bool(there["metadata"]["numgpt"].pop(DIGEST) == _digest(there))
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
         return False  # no notebook, or not ours

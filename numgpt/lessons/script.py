@@ -26,6 +26,7 @@ HERE = Path(__file__).parent
 MARK = re.compile(r'^# %%(?P<prose> \[markdown\])?(?: exercise="(?P<exercise>[\d.]+)")?$')
 SOLUTION = re.compile(r"^(?P<indent> *)# solution\n(?P<code>(?:(?P=indent).*\n|\n)*)", re.MULTILINE)
 GIVEN = re.compile(r"^(?P<indent> *)#: ?(?P<code>.*)\n", re.MULTILINE)
+NOTEBOOKS = re.compile(r"^[%!].*$", re.MULTILINE)
 STUB = "...  # your code"
 SOLUTIONS = "solutions"  # stands for `yours`, in what is defined without running a lesson
 
@@ -95,13 +96,14 @@ def definitions(lesson: int) -> dict[str, Any]:
     return namespace
 
 
-def defining(code: str, name: str) -> CodeType:
-    """Only what imports and defines: functions, classes, and names in capitals."""
-    tree = ast.parse(code)
-    tree.body = [statement for statement in tree.body if _defines(statement)]
+def defining(code: str, name: str, assigns: bool = False) -> CodeType:
+    """Only what imports and defines: functions, classes, and names in capitals; or whatever
+    assigns. Lines for the notebook itself, such as %time, are left out."""
+    tree = ast.parse(NOTEBOOKS.sub("", code))
+    tree.body = [one for one in tree.body if _defines(one) or (assigns and _assigns(one))]
     for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and node.id == "yours":
-            node.id = SOLUTIONS
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "yours":
+            node.func = ast.copy_location(ast.Name(SOLUTIONS, ast.Load()), node.func)
     return compile(tree, f"<{name}>", "exec")
 
 
@@ -110,6 +112,10 @@ def _defines(statement: ast.stmt) -> bool:
         names = [n.id for t in statement.targets for n in ast.walk(t) if isinstance(n, ast.Name)]
         calls_for_yours = "yours(" in ast.unparse(statement.value)
         return calls_for_yours or all(name.isupper() and len(name) > 1 for name in names)
-    return isinstance(
-        statement, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
-    ) and "matplotlib" not in ast.unparse(statement)
+    if isinstance(statement, (ast.Import, ast.ImportFrom)):
+        return "matplotlib" not in ast.unparse(statement)
+    return isinstance(statement, (ast.FunctionDef, ast.ClassDef))
+
+
+def _assigns(statement: ast.stmt) -> bool:
+    return isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign))

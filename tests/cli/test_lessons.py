@@ -21,7 +21,7 @@ def test_the_command_line(capsys, tmp_path):
     (course / "01_text_to_ids.ipynb").write_text("mine")
     status, _, err = call(capsys, "lessons", course)
     assert status == 0
-    assert f"note: {course}/01_text_to_ids.ipynb stays as you have changed it" in err
+    assert f"note: {course}/01_text_to_ids.ipynb stays as it is: it has been changed" in err
     assert (course / "01_text_to_ids.ipynb").read_text() == "mine"
     status, out, _ = call(capsys, "lessons", "--list")
     assert status == 0

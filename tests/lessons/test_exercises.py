@@ -55,6 +55,23 @@ def test_a_right_answer_that_is_computed_otherwise_is_right(exercise):
     assert verdict(exercise, function).right
 
 
+@pytest.mark.parametrize("number", ["2.4", "4.2", "5.2", "9.4"])
+def test_float32_is_right_to_the_digits_that_it_has(number):
+    exercise = EXERCISES[number]
+
+    def rounded(value):
+        if isinstance(value, tuple):
+            return tuple(map(rounded, value))
+        return value.astype(np.float32)
+
+    def function(*arguments):
+        return exercise.solution(*map(rounded, arguments))
+
+    assert verdict(exercise, function).right
+    worse = verdict(exercise, lambda *a: tuple(1.001 * part for part in function(*a)))
+    assert not worse.right
+
+
 def _longer(value):
     if isinstance(value, np.ndarray) and value.dtype.kind == "f":
         return value.astype(np.longdouble)
@@ -146,6 +163,14 @@ DIFFERENCES = {
     ),
     "number": (lambda dy, cache: (*LINEAR["linear_backward"](dy, cache)[:2], 3), "dbias has the"),
     "text": (lambda dy, cache: ("dx", 0, 0), "dx is 'dx', expected array("),
+    "list": (
+        lambda dy, cache: ([*map(list, dy @ cache[1].T)], 0, 0),
+        "dx is a list, expected an array: np.array makes one of it",
+    ),
+    "order": (
+        lambda dy, cache: LINEAR["linear_backward"](dy, cache)[::-1],
+        "dx is what dbias should be: the order is dx, dweight, dbias",
+    ),
 }
 
 
@@ -156,6 +181,25 @@ def test_what_fits_no_mistake_is_described(name):
     assert not result.right
     assert result.text.startswith(f"✗ 2.4 linear_backward: {message}"), result.text
     assert "Hint" not in result.text
+
+
+def test_more_in_a_dictionary_does_no_harm_and_what_is_printed_is_heard_once(capsys):
+    exercise = EXERCISES["6.2"]
+
+    def more(*arguments):
+        print("heard")
+        y, cache = exercise.solution(*arguments)
+        return y, cache | {"x": arguments[0]}
+
+    assert verdict(exercise, more).right
+
+    def less(*arguments):
+        print("heard")
+        return more(*arguments)[0], {}
+
+    capsys.readouterr()
+    assert "cache lacks 'ln_1'" in verdict(exercise, less).text
+    assert capsys.readouterr().out == "heard\n" * 2
 
 
 def test_an_argument_that_is_changed_is_told_of():

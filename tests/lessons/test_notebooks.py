@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import numgpt
 from numgpt.insight.formulas import FORMULAS
 from numgpt.lessons import notebooks, script, yours
 from numgpt.lessons.course import LESSONS
+from numgpt.lessons.exercises import EXERCISES
 from numgpt.lessons.notebooks import notebook, write_notebooks
 from numgpt.lessons.script import cells, cells_of
 
@@ -124,9 +126,16 @@ def test_what_a_learner_has_changed_stays(tmp_path, monkeypatch):
         paths[4].unlink()
         write_notebooks(course)
     assert "another version" in paths[4].read_text()
+    # Only its metadata, as another kernel's name.
+    renamed = json.loads(paths[5].read_text())
+    renamed["metadata"]["kernelspec"]["name"] = "mine"
+    theirs.append(json.dumps(renamed))
+    paths[5].write_text(theirs[-1])
+    paths[6].unlink()
+    os.mkfifo(paths[6])
     kept = [w.kept for w in write_notebooks(course)]
-    assert kept == [True] * 4 + [False] * (len(LESSONS) - 4)
-    assert [path.read_text() for path in paths[:4]] == theirs
+    assert kept == [True] * 4 + [False, True, True] + [False] * (len(LESSONS) - 7)
+    assert [path.read_text() for path in (*paths[:4], paths[5])] == theirs
     assert "another version" not in paths[4].read_text()
 
 
@@ -137,28 +146,86 @@ def test_a_link_that_leads_nowhere_is_somebodys(tmp_path):
     assert path.is_symlink()
 
 
-def test_yours(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def course(tmp_path, monkeypatch):
+    """A directory with the notebooks, and what puts code into the cell of exercise 2.3."""
     monkeypatch.chdir(tmp_path)
-    written = write_notebooks(tmp_path)
-    forward = yours("2.3")
-    assert "2.3 linear_forward: the course's (yours is not right yet)" in capsys.readouterr().out
-    path = written[1].path
-    changed = json.loads(path.read_text())
-    (cell,) = (c for c in changed["cells"] if c["metadata"].get("exercise") == "2.3")
+    path = write_notebooks(tmp_path)[1].path
+
+    def put(code):
+        changed = json.loads(path.read_text())
+        (cell,) = (c for c in changed["cells"] if c["metadata"].get("exercise") == "2.3")
+        cell["source"] = code
+        path.write_text(json.dumps(changed))
+
+    return path, put
+
+
+def test_yours(course, capsys):
+    _, put = course
     own = "def linear_forward(x, weight, bias):\n    return mine(x, weight) + bias, (x, weight)\n"
-    cell["source"] = [own, "\ndef mine(x, weight):\n    return x @ weight\n"]
-    path.write_text(json.dumps(changed))
+    put([own, "\ndef mine(x, weight):\n    return x @ weight\n"])
     forward, backward = yours("2.3", "2.4")
-    assert "2.3 linear_forward: yours\n2.4 linear_backward: the c" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.startswith("2.3 linear_forward: yours\n2.4 linear_backward: the course's, as yours")
     assert "mine" in forward.__code__.co_names
     assert "mine" not in backward.__code__.co_names
-    cell["source"] = "def linear_forward(x"
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (None, "2.3 linear_forward: it returns nothing yet"),
+        ("def linear_forward(x", "raises SyntaxError: "),
+        ("import no_such_module", "raises ModuleNotFoundError: No module named 'no_such_module'"),
+        ("def other(x, weight, bias):\n    return 1", "has no function called linear_forward"),
+        ("", "has no function called linear_forward"),
+        (
+            "def linear_forward(x, weight, bias):\n    return product(x, weight)",
+            "it raises NameError: name 'product' is not defined",
+        ),
+        ("linear_forward = lambda x, weight, bias: 1", "it returns 1 value, expected y, cache"),
+        ("def linear_forward(x, weight, bias):\n    raise SystemExit", "it raises SystemExit"),
+        ("raise SystemExit\n", "has no function called linear_forward"),
+    ],
+)
+def test_yours_that_is_not_right_is_the_courses_and_why_is_said(course, capsys, code, said):
+    _, put = course
+    if code is not None:
+        put(code)
+    assert yours("2.3") is EXERCISES["2.3"].solution
+    first, second = capsys.readouterr().out.split("\n")[:2]
+    assert first == "2.3 linear_forward: the course's, as yours is not right yet"
+    assert said in second
+
+
+@pytest.mark.parametrize(
+    "damage", ["no JSON", "[]", '{"cells": [1]}', '{"cells": []}', "[" * 200_000, None]
+)
+def test_yours_without_a_notebook_is_the_courses(course, capsys, damage):
+    path, _ = course
+    path.unlink() if damage is None else path.write_text(damage)
+    assert yours("2.3") is EXERCISES["2.3"].solution
+    said = "the course's, as there is none of yours in 02_from_a_neuron_to_a_layer.ipynb\n"
+    assert said in capsys.readouterr().out
+
+
+def test_yours_may_use_what_earlier_lessons_have(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = write_notebooks(tmp_path)[4].path
+    changed = json.loads(path.read_text())
+    (cell,) = (c for c in changed["cells"] if c["metadata"].get("exercise") == "5.1")
+    cell["source"] = (
+        "def attention(q, k, v):\n"
+        "    s = np.where(np.tri(len(q)) > 0, q @ k.T / math.sqrt(q.shape[1]), -np.inf)\n"
+        "    p = softmax(s)\n    return half * 2 * p @ v, p\nhalf = 0.5\n%time 1\n"
+    )
+    first = next(c for c in changed["cells"] if c["cell_type"] == "code")
+    first["source"] = "import math\nno_such_thing()"
+    changed["cells"].append({"cell_type": "code", "source": "not finished (", "metadata": {}})
     path.write_text(json.dumps(changed))
-    yours("2.3")
-    assert "the course's (02_from_a_neuron_to_a_layer.ipynb has none of" in capsys.readouterr().out
-    path.unlink()
-    yours("2.3")
-    assert "has none of yours" in capsys.readouterr().out
+    assert "softmax" in yours("5.1").__code__.co_names
+    assert capsys.readouterr().out == "5.1 attention: yours\n"
 
 
 def test_the_page_of_explain_names_the_lesson_of_each_step():

@@ -9,10 +9,19 @@ TABLE = {(97, 97): 256, (256, 98): 257, (98, 99): 258, (195, 169): 259, (32, 195
 
 def _pairs(rng):
     texts = ["aaabdaaabac", "xyxyzz", "abcbc", "ab"]
-    ties = [9, 8, 9, 8, 1, 2, 1, 2]
+    # Ties: by the order of numbers, left before right; what overlaps counts; and no circle.
+    ties = [
+        [9, 8, 9, 8, 1, 2, 1, 2],
+        [2, 9, 50, 2, 1, 51, 2, 9, 52, 2, 1],
+        [10, 3, 50, 9, 3, 51, 10, 3, 52, 9, 3],
+        [2, 3, 50, 1, 9, 51, 2, 3, 52, 1, 9],
+        [1, 2, 60, 2, 1, 61, 5, 6, 62, 5, 6],
+        [1, 1, 1, 60, 5, 6, 61, 5, 6],
+        [8, 70, 9, 8, 71, 9],
+    ]
     return [
         *((list(text.encode()),) for text in texts),
-        (ties,),
+        *((ids,) for ids in ties),
         (rng.integers(3, size=50).tolist(),),
     ]
 
@@ -21,6 +30,7 @@ def _merges(rng):
     return [
         ([1, 2, 3, 1, 2], (1, 2), 9),
         ([1, 1, 1], (1, 1), 9),
+        ([11, 2, 1, 2, 1, 22], (1, 2), 9),
         ([5], (1, 1), 9),
         (rng.integers(2, size=40).tolist(), (1, 0), 9),
         (rng.integers(2, size=40).tolist(), (1, 1), 9),

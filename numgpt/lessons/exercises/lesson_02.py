@@ -28,6 +28,7 @@ def of_one(x):
 def _functions(rng):
     return [
         (of_cube, np.array([1.0, -2.0, 0.5]), 1e-3),
+        (of_cube, np.array([1.0, -2.0, 0.5]), 1e-2),
         (of_one, rng.normal(size=(2, 3)), 1e-5),
     ]
 

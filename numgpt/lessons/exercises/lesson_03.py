@@ -25,7 +25,7 @@ def _probabilities(rng):
 def _targets(rng):
     return [
         (rng.normal(size=(4, 5)), np.array([0, 4, 2, 2])),
-        (np.array([[800.0, 0.0, -800.0]]), np.array([2])),
+        (np.array([[800.0, 0.0, -800.0], [-900, -901, -902]]), np.array([2, 0])),
     ]
 
 
@@ -194,6 +194,6 @@ EXERCISES = (
                 "where nothing counts, that is 0/0.",
             ),
         ),
-        ("loss", "the gradients"),
+        ("loss", "the list of gradients"),
     ),
 )

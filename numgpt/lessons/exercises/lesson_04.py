@@ -9,7 +9,12 @@ from numgpt.lessons.checking import Exercise, Mistake
 
 def _rows(rng):
     x, weight, bias = rng.normal(size=(3, 5)), rng.normal(size=5), rng.normal(size=5)
-    return [(x, weight, bias), (0.01 * x + 3, weight, bias), (np.ones((2, 5)), weight, bias)]
+    return [
+        (x, weight, bias),
+        (0.01 * x + 3, weight, bias),
+        (np.ones((2, 5)), weight, bias),
+        (x, weight, bias, 0.1),
+    ]
 
 
 def _backward(rng, *axes):

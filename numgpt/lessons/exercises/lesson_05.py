@@ -17,10 +17,12 @@ def _heads(rng):
 
 
 def _backward(rng):
-    q, k, v, dy = rng.normal(size=(4, 5, 4))
-    s = np.where(np.tri(5, dtype=bool), q @ k.T / 2, -np.inf)
-    p = np.exp(s) / np.exp(s).sum(axis=1, keepdims=True)
-    return [(dy, q, k, v, p)]
+    cases = []
+    for size in (4, 9):
+        q, k, v, dy = rng.normal(size=(4, 5, size))
+        s = np.where(np.tri(5, dtype=bool), q @ k.T / np.sqrt(size), -np.inf)
+        cases.append((dy, q, k, v, np.exp(s) / np.exp(s).sum(axis=1, keepdims=True)))
+    return cases
 
 
 def _features(rng):
@@ -72,7 +74,23 @@ EXERCISES = (
             Mistake(
                 "np.where(np.tri(T, dtype=bool), q @ k.T / np.sqrt(D), -np.inf)",
                 "np.where(np.tri(T, dtype=bool), q @ k.T / np.sqrt(D), 0)",
-                "a hidden score of 0 still has the weight e⁰: it has to be -∞.",
+                "a hidden score has to be -∞: 0 has the weight e⁰ = 1, and even e⁻¹⁰⁰ is not 0.",
+            ),
+            Mistake(
+                "np.tri(T, dtype=bool)",
+                "np.tri(T, k=-1, dtype=bool)",
+                "your mask is off by one: a position sees itself, too. (The first one would see"
+                " nothing at all: NaN.)",
+            ),
+            Mistake(
+                "s - s.max(axis=1, keepdims=True)",
+                "s",
+                "a softmax without its maximum: the exponential of a large score is infinite.",
+            ),
+            Mistake(
+                "p.sum(axis=1, keepdims=True)",
+                "p.sum(axis=1)",
+                "keepdims=True is missing: NumPy then divides columns by the sums of rows.",
             ),
             Mistake("q @ k.T / np.sqrt(D)", "q @ k.T", "the scores are to be divided by √D."),
             Mistake("q @ k.T / np.sqrt(D)", "q @ k.T / D", "divide by √D, not by D."),
@@ -98,17 +116,23 @@ EXERCISES = (
             Mistake(
                 "scale * ds @ k",
                 "ds @ k",
-                "the factor 1/√D is missing: it stands between S and Q Kᵀ in backward as well.",
+                "S = Q Kᵀ/√D, so dQ and dK are divided by √D, too.",
             ),
             Mistake(
                 "scale * ds.T @ q",
                 "ds.T @ q",
-                "the factor 1/√D is missing: it stands between S and Q Kᵀ in backward as well.",
+                "S = Q Kᵀ/√D, so dQ and dK are divided by √D, too.",
             ),
             Mistake(
                 "p * (dp - (dp * p).sum(axis=1, keepdims=True))",
                 "p * dp",
                 "the softmax's backward subtracts the row sums of dP ⊙ P.",
+            ),
+            Mistake("dp = dy @ v.T", "dp = v @ dy.T", "is a transpose missing? dP = dY Vᵀ."),
+            Mistake(
+                "(dp * p).sum(axis=1, keepdims=True)",
+                "(dp * p).sum(axis=1)",
+                "keepdims=True is missing: NumPy then subtracts the sums of rows from columns.",
             ),
             Mistake(
                 "(dp * p).sum(axis=1, keepdims=True)",
@@ -159,6 +183,11 @@ EXERCISES = (
                 "(a * y1 + b * y2) / np.where(z > 0, z, 1)",
                 "a * y1 + b * y2",
                 "y is a mean already: divide by the sum of the weights.",
+            ),
+            Mistake(
+                "z1 * np.exp(m1 - safe), z2 * np.exp(m2 - safe)",
+                "z1 * np.exp(safe - m1), z2 * np.exp(safe - m2)",
+                "the exponent's sign: a sum with a lower maximum gets smaller, by e^(M - new M).",
             ),
             Mistake(
                 "safe = np.where(np.isinf(m), 0, m)",

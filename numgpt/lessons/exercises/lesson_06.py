@@ -7,7 +7,7 @@ import numpy as np
 from numgpt.lessons.checking import Exercise, Mistake
 from numgpt.lessons.script import definitions
 
-N_LAYER, HEADS, WIDTH = 2, 2, 4
+TEXTS, HEADS, WIDTH = 2, 3, 6
 
 
 def _ids(rng):
@@ -17,8 +17,13 @@ def _ids(rng):
     ]
 
 
-def _parameters(rng, n_layer):
-    shapes = {"wte": (7, WIDTH), "wpe": (5, WIDTH), "ln_f.weight": (WIDTH,), "ln_f.bias": (WIDTH,)}
+def _parameters(rng, n_layer, vocabulary=7):
+    shapes = {
+        "wte": (vocabulary, WIDTH),
+        "wpe": (5, WIDTH),
+        "ln_f.weight": (WIDTH,),
+        "ln_f.bias": (WIDTH,),
+    }
     for h in [f"h.{layer}" for layer in range(n_layer)]:
         for name, n, m in (
             ("attn.c_attn", WIDTH, 3 * WIDTH),
@@ -33,19 +38,26 @@ def _parameters(rng, n_layer):
 
 
 def _block(rng):
-    return [(rng.normal(size=(6, WIDTH)), _parameters(rng, 1), "h.0", 2, HEADS)]
+    x, p = rng.normal(size=(6 * TEXTS, WIDTH)), _parameters(rng, 2)
+    return [(x, p, "h.0", TEXTS, HEADS), (x, p, "h.1", TEXTS, HEADS)]
 
 
 def _block_backward(rng):
-    ((x, p, h, texts, heads),) = _block(rng)
-    _, cache = definitions(6)["block_forward"](x, p, h, texts, heads)
-    return [(rng.normal(size=x.shape), cache, p, h, heads)]
+    cases = []
+    for x, p, h, texts, heads in _block(rng):
+        _, cache = definitions(6)["block_forward"](x, p, h, texts, heads)
+        cases.append((rng.normal(size=x.shape), cache, p, h, heads))
+    return cases
 
 
 def _whole(rng):
-    ids, targets = rng.integers(7, size=(2, 2, 4))
+    ids, targets = rng.integers(7, size=(2, TEXTS, 4))
     ids[0, :2] = 3
-    return [(_parameters(rng, N_LAYER), ids, targets, N_LAYER, HEADS)]
+    other, wanted = rng.integers(5, size=(2, 3, 5))
+    return [
+        (_parameters(rng, 4), ids, targets, 4, HEADS),
+        (_parameters(rng, 1, 5), other, wanted, 1, 2),
+    ]
 
 
 EXERCISES = (
@@ -95,6 +107,17 @@ EXERCISES = (
                 "the MLP's bend is missing: GELU stands between its two layers.",
             ),
             Mistake(
+                'y = step(layernorm_forward, "ln_1", x)\n',
+                'y = x = step(layernorm_forward, "ln_1", x)\n',
+                "the stream itself is not normalised: attention reads it through ln_1, and is added"
+                " to x as it was.",
+            ),
+            Mistake(
+                "attend(y, texts, heads)",
+                "attend(y, heads, texts)",
+                "how many texts and how many heads are exchanged: attend(qkv, texts, heads).",
+            ),
+            Mistake(
                 'y = step(layernorm_forward, "ln_2", x)',
                 'step(layernorm_forward, "ln_2", x); y = x',
                 "the MLP reads the stream through its norm, ln_2.",
@@ -130,7 +153,7 @@ EXERCISES = (
                 "what comes out of the MLP's branch also reaches attention: add it to dx first.",
             ),
         ),
-        ("dx", "the gradients"),
+        ("dx", "the dictionary of gradients"),
     ),
     Exercise(
         "6.4",
@@ -156,6 +179,11 @@ EXERCISES = (
                 " add up.",
             ),
             Mistake(
+                'y, x_hat, rstd = layernorm_forward(x, p["ln_f.weight"], p["ln_f.bias"])',
+                '_, x_hat, rstd = layernorm_forward(x, p["ln_f.weight"], p["ln_f.bias"]); y = x',
+                "the last norm, ln_f, is missing before the logits.",
+            ),
+            Mistake(
                 "reversed(range(n_layer))",
                 "range(n_layer)",
                 "backward goes through the blocks in reverse, the last one first.",
@@ -166,6 +194,6 @@ EXERCISES = (
                 "positions are missing: add wpe's rows to the embeddings.",
             ),
         ),
-        ("loss", "the gradients"),
+        ("loss", "the dictionary of gradients"),
     ),
 )

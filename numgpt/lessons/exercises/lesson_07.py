@@ -12,8 +12,8 @@ def _steps(rng):
     v = rng.random(4)
     zero = np.zeros(4)
     return [
-        (w, g, zero, zero, 1),
         (w, g, m, v, 3, 0.1, 0.8, 0.9, 1e-2, 0.5),
+        (w, g, zero, zero, 1),
         (w, 1e-4 * g, zero, zero, 1, 0.1, 0.9, 0.99, 1e-3, 0.0),
     ]
 
@@ -26,7 +26,9 @@ def _gradients(rng):
     return [
         ([3 * rng.normal(size=(2, 3)), rng.normal(size=4)], 1.0),
         ([0.01 * rng.normal(size=(2, 3)), 0.01 * rng.normal(size=4)], 1.0),
-        ([np.array([3.0]), np.array([0.1, 0.1])], 1.0),
+        ([np.array([3.0]), np.array([0.1, 0.1])], 0.5),
+        ([np.array([1.0, 2.0])], 3.0),
+        ([np.zeros(2)], 1.0),
     ]
 
 
@@ -50,6 +52,22 @@ EXERCISES = (
                 "lr * decay * w - lr * m_hat / (np.sqrt(v_hat) + eps)",
                 "lr * (m_hat + decay * w) / (np.sqrt(v_hat) + eps)",
                 "the decay is divided by √v with the rest: it acts on the weight itself.",
+            ),
+            Mistake(
+                "m = beta_1 * m + (1 - beta_1) * g",
+                "g = g + decay * w; m = beta_1 * m + (1 - beta_1) * g; decay = 0",
+                "the decay is added to the gradient: there Adam divides it by √v, as everything"
+                " else. It acts on the weight itself.",
+            ),
+            Mistake(
+                "np.sqrt(v_hat) + eps",
+                "v_hat + eps",
+                "Adam divides by the root of v̂.",
+            ),
+            Mistake(
+                "w = w - lr * decay * w - lr * m_hat / (np.sqrt(v_hat) + eps)",
+                "w = w - lr * m_hat / (np.sqrt(v_hat) + eps); w = w - lr * decay * w",
+                "nearly: the decay is that of the weight as it was before the step.",
             ),
             Mistake(
                 "np.sqrt(v_hat) + eps",
@@ -90,6 +108,11 @@ EXERCISES = (
                 "off by one: the first step's rate is 0, a step for nothing.",
             ),
             Mistake(
+                "np.cos(np.pi * x)",
+                "np.cos(x)",
+                "half a turn is π: cos(πx) goes from 1 to -1.",
+            ),
+            Mistake(
                 "(steps - 1 - warmup)",
                 "(steps - warmup)",
                 "off by one: the last step is steps - 1, and there the rate is to be the lowest.",
@@ -112,18 +135,23 @@ EXERCISES = (
         _gradients,
         (
             Mistake(
-                "g * min(1, limit / norm) for g in gradients",
-                "g * min(1, limit / np.sqrt((g**2).sum())) for g in gradients",
+                "g * scale",
+                "g * min(1, limit / max(1e-300, np.sqrt((g**2).sum())))",
                 "you clip each array by itself: all of them together are one vector, whose"
                 " direction is to stay.",
             ),
             Mistake(
-                "min(1, limit / norm)",
-                "limit / norm",
+                "limit / norm if norm > limit else 1.0",
+                "limit / max(norm, 1e-300)",
                 "what is short enough stays as it is: this makes it longer.",
             ),
             Mistake(
-                "g * min(1, limit / norm)",
+                "limit / norm if norm > limit",
+                "1 / norm if norm > 1",
+                "the limit is an argument: yours is 1 whatever it is.",
+            ),
+            Mistake(
+                "g * scale",
                 "np.clip(g, -limit, limit)",
                 "that clips each number, and changes the direction: shorten the whole vector.",
             ),

@@ -19,7 +19,8 @@ def _logits(rng):
 
 def _nuclei(rng):
     p = rng.permutation([0.5, 0.3, 0.15, 0.05])
-    return [(p, 0.7), (p, 0.4), (p, 0.9), (p, 1.0)]
+    border = np.array([0.25, 0.5, 0.25])
+    return [(p, 0.7), (p, 0.4), (p, 0.9), (p, 1.0), (border, 0.5)]
 
 
 def _positions(rng):
@@ -92,6 +93,16 @@ EXERCISES = (
                 "order[before + p[order] <= share]",
                 "off by one: the id that reaches the share is kept, too (and the likeliest one"
                 " always).",
+            ),
+            Mistake(
+                "chosen = order[before < share]",
+                "chosen = order",
+                "nothing is cut off.",
+            ),
+            Mistake(
+                "before < share",
+                "before <= share",
+                "one too many: as soon as the share is reached, the rest is cut off.",
             ),
             Mistake(
                 "np.argsort(-p)",

@@ -46,6 +46,17 @@ EXERCISES = (
                 "x_hat, g = x * rstd, dy",
                 "the weight is forgotten: the gradient at x̂ is dy · weight.",
             ),
+            Mistake("rstd * (g - x_hat", "(g - x_hat", "the factor r in front is missing."),
+            Mistake(
+                "(g * x_hat).mean(axis=1",
+                "(g * x_hat).sum(axis=1",
+                "off by a factor of C: sum or mean?",
+            ),
+            Mistake(
+                "(g * x_hat).mean(axis=1",
+                "(g * x).mean(axis=1",
+                "inside of the mean stands x̂, not x.",
+            ),
             Mistake(
                 "(dy * x_hat).sum(axis=0)",
                 "(dy * x).sum(axis=0)",
@@ -74,6 +85,18 @@ EXERCISES = (
                 "x1, x2 = x[:, ::2], x[:, 1::2]",
                 "you pair neighbours, as the paper does: here feature i of the first half goes with"
                 " feature i of the second.",
+            ),
+            Mistake(
+                "return np.hstack([x1 * cos - x2 * sin, x1 * sin + x2 * cos])",
+                "x1, x2 = x[:, ::2], x[:, 1::2]; y = np.empty_like(x);"
+                " y[:, ::2] = x1 * cos - x2 * sin; y[:, 1::2] = x1 * sin + x2 * cos; return y",
+                "you pair neighbours, as the paper does: here feature i of the first half goes with"
+                " feature i of the second, in the result as well.",
+            ),
+            Mistake(
+                "return np.hstack([x1 * cos - x2 * sin, x1 * sin + x2 * cos])",
+                "x1 = x1 * cos - x2 * sin; return np.hstack([x1, x1 * sin + x2 * cos])",
+                "x1 has been overwritten before the second half used it.",
             ),
             Mistake(
                 "x1 * cos - x2 * sin, x1 * sin + x2 * cos",
@@ -125,6 +148,11 @@ EXERCISES = (
                 "dy * up * s",
                 "dy * s",
                 "the factor up is missing: the gate is multiplied with it.",
+            ),
+            Mistake(
+                "dy * gate * s",
+                "dy * gate",
+                "up is multiplied with silu(gate), the gate as it is bent.",
             ),
             Mistake(
                 "dy * gate * s",

@@ -16,7 +16,7 @@ def _answers(rng):
 
 def _adapters(rng):
     sizes = ((4, 3), (4, 5), (2, 5), (3, 2))
-    return [(*(rng.normal(size=size) for size in sizes), 0.5)]
+    return [(*(rng.normal(size=size) for size in sizes), 0.7)]
 
 
 def _pairs(rng):
@@ -62,6 +62,21 @@ EXERCISES = (
                 "the answer's first id is missing: the logits at the prompt's last id predict it.",
             ),
             Mistake(
+                "log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))",
+                "log_p = logits",
+                "those are the logits: log p is what is left after the softmax's logarithm.",
+            ),
+            Mistake(
+                "log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))",
+                "log_p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)",
+                "those are probabilities, which are multiplied: add up their logarithms.",
+            ),
+            Mistake(
+                "return log_p[places - 1",
+                "return -log_p[places - 1",
+                "that is the loss: log P itself is never above 0.",
+            ),
+            Mistake(
                 "ids[places]].sum()",
                 "ids[places]].mean()",
                 "a sum, not a mean: probabilities of all ids are multiplied.",
@@ -82,12 +97,17 @@ EXERCISES = (
             Mistake(
                 "du = scale * dy @ b",
                 "du = dy @ b",
-                "the scale is forgotten on the way to dx and da.",
+                "the scale is forgotten on the way there.",
             ),
             Mistake(
                 "scale * dy.T @ u",
                 "dy.T @ u",
-                "the scale is forgotten on the way to db.",
+                "the scale is forgotten on the way there.",
+            ),
+            Mistake(
+                "u = x @ a.T",
+                "scale = scale / len(a); u = x @ a.T",
+                "scale is α/r already: it is not divided by r again.",
             ),
             Mistake(
                 "du = scale * dy @ b",
@@ -111,6 +131,26 @@ EXERCISES = (
                 "(chosen - ref_chosen) - (rejected - ref_rejected)",
                 "chosen - rejected",
                 "the reference is forgotten: what counts is how each has changed against it.",
+            ),
+            Mistake(
+                "np.log1p(np.exp(-z)).mean()",
+                "np.log1p(np.exp(-z)).sum()",
+                "off by a factor of B: the mean over pairs is asked for.",
+            ),
+            Mistake(
+                "z = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))",
+                "beta = 0.1; z = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))",
+                "beta is an argument: 0.1 is only its default.",
+            ),
+            Mistake(
+                "z = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))",
+                "z = (chosen - ref_chosen) - (rejected - ref_rejected)",
+                "β is forgotten: the loss is -log σ(βΔ).",
+            ),
+            Mistake(
+                "-dchosen",
+                "dchosen",
+                "the rejected one's sign: the loss falls when it gets less likely.",
             ),
             Mistake(
                 "-beta * wrong / len(z)",
@@ -154,7 +194,19 @@ EXERCISES = (
             Mistake(
                 " + 1e-4",
                 "",
-                "a group in which all got the same has the standard deviation 0: 0/0.",
+                "add 10⁻⁴ to the standard deviation, as the formula does: it is 0 where all of a"
+                " group got the same.",
+            ),
+            Mistake(
+                " + 1e-4",
+                " + 1e-8",
+                "add 10⁻⁴ to the standard deviation, as the formula does: it is 0 where all of a"
+                " group got the same.",
+            ),
+            Mistake(
+                "groups.std(axis=1, ddof=1",
+                "groups.var(axis=1, ddof=1",
+                "that is the variance: divide by its root, the standard deviation.",
             ),
             Mistake(
                 "ddof=1, ",
@@ -179,6 +231,16 @@ EXERCISES = (
                 "np.where(ratio == held, -ratio * advantages, 0)",
                 "the clip stops the gradient whatever the sign of the advantage: where a good id"
                 " has become less likely, or a bad one likelier, it has to come back.",
+            ),
+            Mistake(
+                "ratio * advantages <= held * advantages",
+                "ratio * advantages < held * advantages",
+                "inside of the clip both terms are the same, and there the gradient flows.",
+            ),
+            Mistake(
+                "ratio = np.exp(logp - old_logp)",
+                "ratio = np.exp(old_logp - logp)",
+                "the ratio is upside down: π/π_old.",
             ),
             Mistake(
                 "np.where(ratio * advantages <= held * advantages, -ratio * advantages, 0)",

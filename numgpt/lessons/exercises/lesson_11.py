@@ -16,11 +16,13 @@ def _streams(rng):
             rng.normal(size=(6, 4)),
         ),
         (np.ones((1, 4)), rng.normal(size=4), rng.normal(size=4), rng.normal(size=(6, 4))),
+        (*(rng.normal(size=size) for size in ((2, 4), 4, 4, (6, 4))), 0.1),
     ]
 
 
 def _parts(rng):
-    return [(1 + rng.normal(size=(3, 5)), rng.normal(size=5), rng.normal(size=5))]
+    parts, weight, direction = 1 + rng.normal(size=(3, 5)), rng.normal(size=5), rng.normal(size=5)
+    return [(parts, weight, direction), (parts, weight, direction, 0.1)]
 
 
 def _patterns(rng):
@@ -91,7 +93,7 @@ EXERCISES = (
                 "the parts add up, but not to the logit: the scale rstd is missing.",
             ),
         ),
-        ("the parts",),
+        ("the array of parts",),
     ),
     Exercise(
         "11.3",
@@ -138,6 +140,6 @@ EXERCISES = (
                 "off by a factor of N: sum or mean?",
             ),
         ),
-        ("the terms",),
+        ("the array of terms",),
     ),
 )

@@ -13,7 +13,7 @@ def _sizes(rng):
 
 def _chunks(rng):
     x, weight, targets = rng.normal(size=(5, 3)), rng.normal(size=(7, 3)), rng.integers(7, size=5)
-    return [(x, weight, targets, 2), (x, weight, targets, 5), (900 * x, weight, targets, 1)]
+    return [(x, weight, targets, 2), (x, weight, targets, 5), (900 * x, weight, targets, 2)]
 
 
 def _matrices(rng):
@@ -94,6 +94,11 @@ EXERCISES = (
                 "np.round(weight / np.where(scale > 0, scale, 1))",
                 "(weight / np.where(scale > 0, scale, 1))",
                 "astype cuts off what is behind the point: round first.",
+            ),
+            Mistake(
+                ".astype(np.int8)",
+                "",
+                "q has whole numbers, and is to be an array of 8 bits each: astype(np.int8).",
             ),
             Mistake(
                 "np.abs(weight).max",
