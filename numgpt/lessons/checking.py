@@ -235,9 +235,9 @@ def _fits(name: str, given: Any, right: Any) -> bool:
     is to have 8 bits has them."""
     if name == "cache" and isinstance(given, dict) and isinstance(right, dict):
         given = {key: given[key] for key in right if key in given}
-    dtypes = [getattr(value, "dtype", None) for value in (given, right)]
+    of_8_bits = [getattr(value, "dtype", None) == np.int8 for value in (given, right)]
     try:
-        return _equal(given, right) and (dtypes[1] != np.int8 or dtypes[0] == np.int8)
+        return _equal(given, right) and of_8_bits[0] == of_8_bits[1]
     except (TypeError, ValueError, OverflowError):  # of what can't be compared
         return False
 
@@ -252,7 +252,7 @@ def _equal(one: Any, other: Any) -> bool:
         one, other = np.asarray(one), np.asarray(other)
         if one.shape != other.shape or one.dtype.kind not in "biuf":
             return False
-        digits = (1e-4, 1e-6) if one.dtype == np.float32 else (1e-7, 1e-9)  # that it has, nearly
+        digits = (1e-4, 1e-5) if one.dtype == np.float32 else (1e-7, 1e-9)  # that it has, nearly
         return np.allclose(one, other, *digits, equal_nan=True)
     return type(one) is type(other) and bool(np.all(one == other))
 
