@@ -205,26 +205,17 @@ right.legend();
 # that fit the processor's cache, and share them among its cores; the lines in the middle are yours:
 
 # %%
-x, weight, bias, dy = (
-    rng.normal(size=(5, 8)),
-    rng.normal(size=8),
-    rng.normal(size=8),
-    rng.normal(size=(5, 8)),
-)
+x, dy = rng.normal(size=(2, 5, 8))
+weight, bias = rng.normal(size=(2, 8))
 y, x_hat, rstd = layernorm_forward(x, weight, bias)
 their_y, cache = numgpt.layers.layernorm_forward(x, weight, bias)
 theirs = numgpt.layers.layernorm_backward(dy, cache)
 ours = layernorm_backward(dy, x_hat, rstd, weight)
-print(
-    "layernorm",
-    float(abs(y - their_y).max()),
-    [float(abs(a - b).max()) for a, b in zip(ours, theirs, strict=True)],
-)
+apart = [float(abs(a - b).max()) for a, b in zip((y, *ours), (their_y, *theirs), strict=True)]
+print("layernorm", apart)
 _, cache = numgpt.layers.gelu_tanh_forward(x)
-print(
-    "gelu     ",
-    float(abs(gelu_backward(dy, x) - numgpt.layers.gelu_tanh_backward(dy, cache)).max()),
-)
+theirs = numgpt.layers.gelu_tanh_backward(dy, cache)
+print("gelu     ", float(abs(gelu_backward(dy, x) - theirs).max()))
 
 # %% [markdown]
 # ## What to take along

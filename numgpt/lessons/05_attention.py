@@ -235,9 +235,8 @@ theirs, cache = numgpt.layers.attention_forward(*(a[None, None] for a in (q, k, 
 their_gradients = numgpt.layers.attention_backward(dy[None, None], cache)
 ours = attention_backward(dy, q, k, v, p)
 print("forward ", float(abs(theirs[0, 0] - y).max()))
-print(
-    "backward", [float(abs(a[0, 0] - b).max()) for a, b in zip(their_gradients, ours, strict=True)]
-)
+apart = [float(abs(a[0, 0] - b).max()) for a, b in zip(their_gradients, ours, strict=True)]
+print("backward", apart)
 
 # %% [markdown]
 # ## What to take along

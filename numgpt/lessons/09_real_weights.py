@@ -170,38 +170,30 @@ check(shared_backward)
 # All five against numgpt's own, which `models/llama.py` puts together:
 
 # %%
+def apart(ours, theirs):
+    return max(float(abs(a - b).max()) for a, b in zip(ours, theirs, strict=True))
+
+
 x, weight, dy = rng.normal(size=(4, 8)), rng.normal(size=8), rng.normal(size=(4, 8))
 _, cache = numgpt.layers.rmsnorm_forward(x, weight)
 theirs = numgpt.layers.rmsnorm_backward(dy, cache)
-print(
-    "rmsnorm",
-    [float(abs(a - b).max()) for a, b in zip(rmsnorm_backward(dy, x, weight), theirs, strict=True)],
-)
+print("rmsnorm", apart(rmsnorm_backward(dy, x, weight), theirs))
 frequencies = numgpt.layers.rope_frequencies(8)
 rotation = numgpt.layers.rope_rotation(np.arange(4)[None], frequencies, np.float64)
 their_y, cache = numgpt.layers.rope_forward(x[None, None], rotation)
-their_dx = numgpt.layers.rope_backward(dy[None, None], cache)
+theirs = their_y[0, 0], numgpt.layers.rope_backward(dy[None, None], cache)[0, 0]
 angles = np.arange(4)[:, None] * frequencies
-print(
-    "rope   ",
-    float(abs(rope(x, angles) - their_y[0, 0]).max()),
-    float(abs(rope_backward(dy, angles) - their_dx[0, 0]).max()),
-)
-_, cache = numgpt.layers.swiglu_forward(x, weight + 0 * x)
-theirs = numgpt.layers.swiglu_backward(dy, cache)
-print(
-    "swiglu ",
-    [
-        float(abs(a - b).max())
-        for a, b in zip(swiglu_backward(dy, x, weight + 0 * x), theirs, strict=True)
-    ],
-)
+print("rope   ", apart((rope(x, angles), rope_backward(dy, angles)), theirs))
+up = rng.normal(size=(4, 8))
+_, cache = numgpt.layers.swiglu_forward(x, up)
+print("swiglu ", apart(swiglu_backward(dy, x, up), numgpt.layers.swiglu_backward(dy, cache)))
 q, (k, v) = rng.normal(size=(1, 6, 5, 4)), rng.normal(size=(2, 1, 2, 5, 4))
 dy = rng.normal(size=q.shape)
-shared = numgpt.layers.attention_backward(dy, numgpt.layers.attention_forward(q, k, v)[1])[1][0]
-k, v = (np.repeat(a, 3, axis=1) for a in (k, v))
-each = numgpt.layers.attention_backward(dy, numgpt.layers.attention_forward(q, k, v)[1])[1][0]
-print("groups ", float(abs(shared_backward(each, 2) - shared).max()))
+_, cache = numgpt.layers.attention_forward(q, k, v)
+_, shared, _ = numgpt.layers.attention_backward(dy, cache)
+_, cache = numgpt.layers.attention_forward(q, *(np.repeat(a, 3, axis=1) for a in (k, v)))
+_, each, _ = numgpt.layers.attention_backward(dy, cache)
+print("groups ", apart([shared_backward(each[0], 2)], shared))
 
 # %% [markdown]
 # ## A real model

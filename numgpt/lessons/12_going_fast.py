@@ -200,6 +200,32 @@ axis.set_ylabel("seconds")
 axis.legend();
 
 # %% [markdown]
+# ## More than one core
+#
+# The BLAS shares a product among the cores by itself. What lies between the products it does not
+# see: there NumPy uses one core, unless the rows are handed to threads in parts. Python's threads
+# may run side by side here, as NumPy lets go of the interpreter's lock while it computes. So the
+# blocks of rows above, and the heads of attention, go to as many threads as there are cores.
+
+# %%
+every = numgpt.runtime.num_threads()
+a, b = rng.normal(size=(2, 1024, 1024)).astype(np.float32)
+wide = rng.normal(size=(2048, 3072)).astype(np.float32)
+q, k, v = rng.normal(size=(3, 1, 8, 512, 64)).astype(np.float32)
+for threads in sorted({1, every}):
+    numgpt.set_num_threads(threads)
+    product = 1e3 * seconds(lambda: a @ b)
+    rows = 1e3 * seconds(lambda: numgpt.layers.gelu_tanh_forward(wide))
+    heads = 1e3 * seconds(lambda: numgpt.layers.attention_forward(q, k, v))
+    print(f"{threads} threads: product {product:.1f} ms, rows {rows:.1f} ms, heads {heads:.1f} ms")
+numgpt.set_num_threads(every)
+
+# %% [markdown]
+# Threads have a price: starting one takes as long as some million multiplications, and a BLAS
+# thread that waits for its next product keeps its core busy for a while, which another thread may
+# need. Small work is faster on one. (On a machine with a single core, there is one line above.)
+
+# %% [markdown]
 # ## Fewer bits
 #
 # Writing, one id at a time, is another world. Each weight is fetched from memory to be multiplied

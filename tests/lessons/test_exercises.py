@@ -3,10 +3,12 @@ mistake gets its hint."""
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
-from numgpt.lessons import check, solution, yours
+from numgpt.lessons import check, figure, solution, yours
 from numgpt.lessons.checking import Exercise, Mistake, verdict
 from numgpt.lessons.course import LESSONS
 from numgpt.lessons.exercises import EXERCISES
@@ -245,3 +247,10 @@ def test_check_and_solution(capsys):
         with pytest.raises(ValueError) as error:
             call()
         assert str(error.value).startswith(message)
+
+
+def test_a_figure_needs_matplotlib(monkeypatch):
+    for name in ("matplotlib", "matplotlib.pyplot"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=r"figure draws by matplotlib: pip install 'numgpt\[les"):
+        figure()
