@@ -206,7 +206,7 @@ def mean_loss(model, part, batches=5):
     return float(np.mean([model.loss(*batch(part, 16, 64, same)) for _ in range(batches)]))
 
 
-def train(model, part, steps, lr=3e-3, decay=0.1, every=40):
+def train(model, part, steps, lr=3e-3, decay=0.1, every=50):
     """Train in place -> the losses, as {"training": …, "held out": …} by step."""
     optimizer = numgpt.AdamW(model, lr=lr, betas=(0.9, 0.99), weight_decay=decay)
     curve = {name: [] for name in ("step", *parts)}
@@ -230,7 +230,7 @@ def new_model(dropout=0.0):
 model, began = new_model(), time.perf_counter()
 guess = np.log(len(characters))
 print(f"{model.num_parameters():,} parameters; a guess at random has the loss {guess:.2f}")
-curve = train(model, parts["training"], 800)
+curve = train(model, parts["training"], 600)
 print(f"{time.perf_counter() - began:.0f} s")
 _, axis = figure()
 for name in parts:
@@ -263,8 +263,8 @@ print(write(model, "The value ", 300))
 # %%
 small = parts["training"][:4_000]
 curves = {
-    "no dropout": train(new_model(), small, 400),
-    "dropout 0.2": train(new_model(0.2), small, 400),
+    "no dropout": train(new_model(), small, 300),
+    "dropout 0.2": train(new_model(0.2), small, 300),
 }
 _, axes = figure(1, 2)
 for axis, (title, curve) in zip(axes, curves.items(), strict=True):

@@ -155,7 +155,7 @@ print("largest difference:", float(abs(whole - np.array(rows)).max()))
 # `write` above does not. The difference grows with the length:
 
 # %%
-lengths, slow, fast = (40, 80, 160, 240), [], []
+lengths, slow, fast = (25, 50, 100, 150), [], []
 for length in lengths:
     began = time.perf_counter()
     ours = write(model, start, length, np.argmax)

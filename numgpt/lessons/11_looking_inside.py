@@ -157,7 +157,7 @@ sizes = {"n_layer": 2, "n_head": 4, "n_embd": 64, "n_positions": CONTEXT, "vocab
 copier = numgpt.GPT(numgpt.GPTConfig(**sizes), seed=0)
 optimizer, curve = numgpt.AdamW(copier, lr=4e-3, betas=(0.9, 0.98), weight_decay=0.01), []
 twice = np.tile(rng.permutation(VOCABULARY)[:16], 2)
-for step in range(900):
+for step in range(750):
     optimizer.lr = 4e-3 * min(1, (step + 1) / 50)
     loss, _ = copier.loss_and_grads(*repeating(32))
     optimizer.step(grad_clip=1.0)
