@@ -230,7 +230,7 @@ def new_model(dropout=0.0):
 model, began = new_model(), time.perf_counter()
 guess = np.log(len(characters))
 print(f"{model.num_parameters():,} parameters; a guess at random has the loss {guess:.2f}")
-curve = train(model, parts["training"], 600)
+curve = train(model, parts["training"], 800)
 print(f"{time.perf_counter() - began:.0f} s")
 _, axis = figure()
 for name in parts:
@@ -258,10 +258,10 @@ print(write(model, "The value ", 300))
 # ## What two curves tell
 #
 # Here both curves lie close together: the model is too small, or was trained too briefly, to know
-# its text by heart. Give it a text of 4,000 characters instead, and look what happens:
+# its text by heart. Give it a text of 1,500 characters instead, and look what happens:
 
 # %%
-small = parts["training"][:4_000]
+small = parts["training"][:1_500]
 curves = {
     "no dropout": train(new_model(), small, 300),
     "dropout 0.2": train(new_model(0.2), small, 300),
