@@ -898,3 +898,22 @@ def test_what_stands_beside_a_reward_can_be_imported(tmp_path):
         "import beside_it\n\ndef f(prompt, completion, example):\n    return beside_it.worth\n"
     )
     assert worth(f"{tmp_path / 'mine.py'}:f", "x") == 2
+
+
+def test_the_metrics_of_ppo_are_means_over_all_tokens(data, tmp_path, few_e):
+    trainer = start(data, tmp_path / "run", few_e, PPOConfig, batch_size=2)
+    task, model = trainer.task, trainer.model
+    moved(trainer)
+    batches, sums, gradients, entropies = task.next_step(), {}, None, []
+    totals = task.totals(model, batches)
+    for batch in batches:
+        part, gradients = task.gradients(model, batch, totals, gradients)
+        sums = {name: sums.get(name, 0) + value for name, value in part.items()}
+        logits = model(batch.ids).astype(np.float64)
+        logp = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+        entropies.append(-(np.exp(logp) * logp).sum(axis=-1)[batch.mask])
+    told = task.metrics(sums)
+    entropy = np.concatenate(entropies).mean()
+    assert told["objective/entropy"] == pytest.approx(entropy, rel=1e-3)
+    whole = told["loss/policy_avg"] + trainer.config.vf_coef * told["loss/value_avg"]
+    assert sums["loss"] == pytest.approx(whole, rel=1e-5, abs=1e-7)
