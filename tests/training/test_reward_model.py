@@ -144,8 +144,11 @@ def test_it_ranks_pairs_that_it_has_not_seen(tmp_path):
     assert result.margin > 1
     prompt, text = trainer.task.sample()
     assert prompt
-    assert text.startswith("[chosen: ")
-    assert "\n[rejected: " in text
+    chosen, rejected = text.split("\n")
+    assert chosen.startswith("[chosen: ")
+    assert rejected.startswith("[rejected: ")
+    assert set(chosen.split("] ")[1].split()) <= set(GOOD)
+    assert set(rejected.split("] ")[1].split()) <= set(BAD)
 
 
 @pytest.mark.parametrize("lora_r", [4, 0])
