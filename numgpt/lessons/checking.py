@@ -309,6 +309,9 @@ def _described(given: np.ndarray, right: np.ndarray) -> Iterator[str]:
             if abs(factor + 1) < 1e-9:
                 yield "has the wrong sign"
             yield f"is {factor:.6g} times the right one: a sum for a mean, or a factor forgotten?"
+    zeros = [values[finite] == 0 for values in (given, right)]
+    if min(z.any() for z in zeros) and (zeros[0] & ~zeros[1]).any():
+        yield "is 0 in places where it should not be: another mask, or other rows?"
     apart = given - right
     if right.ndim > 1 and right.shape[-1] > 1 and _equal(apart - apart[..., :1], 0 * apart):
         yield "agrees but for a constant a row: is one of the paths missing?"

@@ -37,7 +37,7 @@ def yours(*numbers: str) -> Any:
     beside this one, which have to be saved; in the place of one that is missing or not right, the
     course's, which is said.  One, or a list."""
     if not numbers:
-        raise ValueError(f"name an exercise or several: {_all()}")
+        raise ValueError(f'name an exercise or several, such as "{next(iter(EXERCISES))}"')
     found = [_yours(_numbered(number)) for number in numbers]
     return found if len(found) > 1 else found[0]
 
@@ -92,17 +92,19 @@ def _exercise(function: Callable[..., Any], number: str | None) -> Exercise:
     for exercise in EXERCISES.values():
         if exercise.name == name:
             return exercise
-    raise ValueError(f"no exercise has a function called {shown(name)}: {_all()}")
+    raise ValueError(
+        f"no exercise has a function called {shown(name)}: say which it solves,"
+        f' check(…, "{next(iter(EXERCISES))}")'
+    )
 
 
 def _numbered(number: object) -> Exercise:
-    if str(number) not in EXERCISES:
-        raise ValueError(f"there is no exercise {shown(number)}: {_all()}")
-    return EXERCISES[str(number)]
-
-
-def _all() -> str:
-    return "there are " + ", ".join(f"{e.number} {e.name}" for e in EXERCISES.values())
+    if str(number) in EXERCISES:
+        return EXERCISES[str(number)]
+    lesson = str(number).partition(".")[0]
+    of_lesson = [f"{e.number} {e.name}" for e in EXERCISES.values() if str(e.lesson) == lesson]
+    there = f"lesson {lesson} has {', '.join(of_lesson)}" if of_lesson else "lessons are 1 to 12"
+    raise ValueError(f"there is no exercise {shown(number)}: {there}")
 
 
 def figure(rows: int = 1, columns: int = 1, width: float = 4.5, height: float = 3.0) -> Any:

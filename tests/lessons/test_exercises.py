@@ -204,6 +204,12 @@ def test_more_in_a_dictionary_does_no_harm_and_what_is_printed_is_heard_once(cap
     assert capsys.readouterr().out == "heard\n" * 2
 
 
+def test_another_mask_is_told_by_its_zeros():
+    exercise = EXERCISES["7.4"]
+    text = verdict(exercise, lambda dy, kept, p: dy * np.roll(kept, 1, axis=0) / (1 - p)).text
+    assert "dx is 0 in places where it should not be: another mask, or other rows?" in text
+
+
 def test_an_argument_that_is_changed_is_told_of():
     def changes(dy, cache):
         gradients = LINEAR["linear_backward"](dy, cache)
@@ -239,10 +245,12 @@ def test_check_and_solution(capsys):
     assert printed.startswith("def linear_backward(dy, cache):")
     assert "return dy @ weight.T, x.T @ dy" in printed
     for call, message in (
-        (lambda: check(len), "no exercise has a function called 'len': there are 1.1 most_"),
-        (lambda: check(len, "9.99"), "there is no exercise '9.99': there are 1.1"),
-        (lambda: solution("2.44"), "there is no exercise '2.44': there are 1.1"),
-        (lambda: yours("2.1", "2"), "there is no exercise '2': there are 1.1"),
+        (lambda: check(len), "no exercise has a function called 'len': say which it solves"),
+        (lambda: check(len, "9.99"), "there is no exercise '9.99': lesson 9 has 9.1 "),
+        (lambda: solution("2.44"), "there is no exercise '2.44': lesson 2 has 2.1 "),
+        (lambda: yours("2.1", "2"), "there is no exercise '2': lesson 2 has 2.1 "),
+        (lambda: yours("99.1"), "there is no exercise '99.1': lessons are 1 to 12"),
+        (lambda: yours(), 'name an exercise or several, such as "1.1"'),
     ):
         with pytest.raises(ValueError) as error:
             call()

@@ -13,6 +13,7 @@ def _logits(rng):
         (rng.normal(size=(4, 5)),),
         (np.array([[1000.0, 0.0, -1000.0], [999.0, 1000.0, 1001.0]]),),
         (apart,),
+        (apart[1:],),
     ]
 
 
@@ -60,6 +61,12 @@ EXERCISES = (
                 "z.max()",
                 "you subtract the largest of all rows: in a row far below it nothing is left, and"
                 " that is 0/0. Each row has its own largest.",
+            ),
+            Mistake(
+                "z.max(axis=1, keepdims=True)",
+                "np.abs(z).max(axis=1, keepdims=True)",
+                "the largest in size may be far above the largest: in a row of large negative"
+                " logits nothing is left, and that is 0/0.",
             ),
             Mistake(
                 "e.sum(axis=1, keepdims=True)",

@@ -122,6 +122,22 @@ EXERCISES = (
                 'step(layernorm_forward, "ln_2", x); y = x',
                 "the MLP reads the stream through its norm, ln_2.",
             ),
+            Mistake(
+                'y = step(layernorm_forward, "ln_1", x)',
+                'step(layernorm_forward, "ln_1", x); y = x',
+                "attention reads the stream through its norm, ln_1.",
+            ),
+            Mistake(
+                'y = step(layernorm_forward, "ln_2", x)\n',
+                'y = x = step(layernorm_forward, "ln_2", x)\n',
+                "the stream itself is not normalised: the MLP reads it through ln_2, and is added"
+                " to x as it was.",
+            ),
+            Mistake(
+                'x = x + step(linear_forward, "attn.c_proj", y)',
+                'step(linear_forward, "attn.c_proj", y); x = x + y',
+                "between attention and the stream stands a linear layer, attn.c_proj.",
+            ),
         ),
         ("y", "cache"),
     ),
@@ -151,6 +167,21 @@ EXERCISES = (
                 'dx = dx + norm("ln_2", dy)\n    dy = linear("attn.c_proj", dx)',
                 'dy = linear("attn.c_proj", dx + 0 * norm("ln_2", dy))',
                 "what comes out of the MLP's branch also reaches attention: add it to dx first.",
+            ),
+            Mistake(
+                'dx = dx + norm("ln_2", dy)',
+                'norm("ln_2", dy); dx = dx + dy',
+                "the MLP read the stream through ln_2: its branch comes back through that, too.",
+            ),
+            Mistake(
+                'dx = dx + norm("ln_1", dy)',
+                'norm("ln_1", dy); dx = dx + dy',
+                "attention read the stream through ln_1: its branch comes back through that, too.",
+            ),
+            Mistake(
+                'dy = linear("attn.c_proj", dx)',
+                'linear("attn.c_proj", dx); dy = dx',
+                "between attention and the stream stands a linear layer, attn.c_proj.",
             ),
         ),
         ("dx", "the dictionary of gradients"),
