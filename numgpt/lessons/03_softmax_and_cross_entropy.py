@@ -68,7 +68,7 @@ for axis, temperature in zip(axes, (2, 1, 0.3), strict=True):
 # weighted by how much there is of each. That is it, without any $V \times V$ matrix. Attention will
 # need this one.
 #
-# **Exercise 3.2.**
+# **Exercise 3.2.** Write it for all rows at once.
 
 # %% exercise="3.2"
 def softmax_backward(dp, p):
@@ -149,7 +149,7 @@ axis.legend(loc="center left", bbox_to_anchor=(1, 0.5));
 # and count for nothing: neither in the sum, *nor in the number it is divided by*, nor in the
 # gradient. If nothing counts at all, the loss is 0, and not 0/0.
 #
-# **Exercise 3.4.**
+# **Exercise 3.4.** Use what you have: `cross_entropy` of the rows that count.
 
 # %% exercise="3.4"
 def masked_cross_entropy(z, targets):

@@ -100,7 +100,7 @@ check(layernorm_forward)
 # the mean removes shifts anyway; and the part along $\hat{x}$ that would stretch it, as the
 # division removes stretching anyway. What is left is all that the loss can feel.
 #
-# **Exercise 4.2.**
+# **Exercise 4.2.** All three gradients.
 
 # %% exercise="4.2"
 def layernorm_backward(dy, x_hat, rstd, weight):

@@ -62,7 +62,7 @@ check(draw)
 # Lesson 3 had the remedy: divide the logits by a temperature $\tau$ before the softmax. Below 1 the
 # likely ones get likelier, above 1 all come closer together; $\tau \to 0$ is greedy.
 #
-# **Exercise 8.2.**
+# **Exercise 8.2.** Logits may be large here, too.
 
 # %% exercise="8.2"
 def with_temperature(z, temperature):

@@ -34,7 +34,7 @@ rng = np.random.default_rng(0)
 # $g = \mathrm{d}y \odot w$ and $r$ the factor that $x$ is multiplied with, what is left of the
 # formula is yours to find.
 #
-# **Exercise 9.1.**
+# **Exercise 9.1.** Both gradients; there is no bias.
 
 # %% exercise="9.1"
 def rmsnorm_backward(dy, x, weight, eps=1e-6):
@@ -105,7 +105,7 @@ print(f"smallest {scores.min():.12f}, largest {scores.max():.12f}")
 # a rotation is the rotation *back*. The function below was written by someone in a hurry. **Find
 # the fault.**
 #
-# **Exercise 9.3.**
+# **Exercise 9.3.** Mend it.
 
 # %% exercise="9.3"
 def rope_backward(dy, angles):
@@ -132,7 +132,7 @@ check(rope_backward)
 #
 # For the backward you need $\sigma' = \sigma(1 - \sigma)$ and the product rule, twice.
 #
-# **Exercise 9.4.**
+# **Exercise 9.4.** By the gate, and by what it lets pass.
 
 # %% exercise="9.4"
 def swiglu_backward(dy, gate, up):

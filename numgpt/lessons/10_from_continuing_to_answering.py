@@ -30,7 +30,7 @@ rng = np.random.default_rng(0)
 # With a prompt of 2 ids and an answer of 3, `ids` = (a, b, c, d, e): the logits at b predict c,
 # those at c predict d, those at d predict e. Those are the three that count.
 #
-# **Exercise 10.1.**
+# **Exercise 10.1.** The logarithm of the probability of the answer.
 
 # %% exercise="10.1"
 def log_prob_of_answer(logits, ids, prompt_length):

@@ -84,7 +84,7 @@ axis.set_title("The likeliest next word so far (orange: as at the end)");
 # with $r$ = `rstd` of the **whole** stream and $u_t$ the unembedding's row for the word. This is
 # direct logit attribution (Elhage et al. 2021).
 #
-# **Exercise 11.2.**
+# **Exercise 11.2.** What each part adds to one word's logit; the bias is nobody's.
 
 # %% exercise="11.2"
 def attribution(parts, weight, direction, eps=1e-5):

@@ -195,6 +195,8 @@ for T in lengths:
 _, axis = figure()
 axis.loglog(lengths, naive, marker="o", label="whole matrix")
 axis.loglog(lengths, tiled, marker="o", label="numgpt's tiles")
+axis.set_xticks(lengths, lengths)
+axis.minorticks_off()
 axis.set_xlabel("positions")
 axis.set_ylabel("seconds")
 axis.legend();

@@ -129,8 +129,6 @@ def _hint(
     for mistake, wrong in zip(exercise.mistakes, exercise.wrong, strict=True):
         if not _agree(exercise, function, wrong, place, case):
             continue
-        if _agree(exercise, exercise.solution, wrong, place, case):
-            continue  # it makes no difference here
         every = ((other, one) for other in cases for one in range(len(exercise.returns)))
         agree = sum(_agree(exercise, function, wrong, one, other) for other, one in every)
         best, hint = (agree, mistake.hint) if agree > best else (best, hint)

@@ -3,6 +3,7 @@ mistake gets its hint."""
 
 from __future__ import annotations
 
+import linecache
 import sys
 
 import numpy as np
@@ -185,6 +186,64 @@ def test_what_fits_no_mistake_is_described(name):
     assert "Hint" not in result.text
 
 
+def _changed(number, change):
+    """The solution, with what it returns passed through a function."""
+    return lambda *arguments: change(EXERCISES[number].solution(*arguments))
+
+
+ELSEWHERE = {
+    "a name too many": (
+        "6.3",
+        _changed("6.3", lambda result: (result[0], result[1] | {"x": 1})),
+        "the dictionary of gradients has a name too many, 'x', with",
+    ),
+    "an array for a list": ("1.2", _changed("1.2", np.array), "what it returns is an array, exp"),
+    "other bits": (
+        "12.3",
+        _changed("12.3", lambda result: (result[0] + 0.25, result[1])),
+        "q has the dtype float64, expected int8",
+    ),
+    "a number is NaN": (
+        "3.3",
+        _changed("3.3", lambda result: (np.nan, result[1])),
+        "loss is NaN or infinite, with",
+    ),
+    "a number": (
+        "3.3",
+        _changed("3.3", lambda result: (1.5 + result[0], result[1])),
+        "loss is not right yet: it is ",
+    ),
+    "digits enough to differ": (
+        "8.2",
+        _changed("8.2", lambda p: p + np.eye(len(p))[1] * 1e-6),
+        "p is not right yet: 5 of 6 numbers are right; it is 0.0",
+    ),
+    "in a list": (
+        "7.3",
+        _changed("7.3", lambda result: [result[0], *(-part for part in result[1:])]),
+        "the list is not right yet: element 1 has the wrong sign",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_what_fits_no_mistake_is_described_elsewhere(name):
+    number, function, message = ELSEWHERE[name]
+    exercise = EXERCISES[number]
+    text = verdict(exercise, function).text
+    assert text.startswith(f"✗ {number} {exercise.name}: {message}"), text
+    assert "Hint" not in text
+
+
+def test_the_line_that_raises_is_the_learners(monkeypatch):
+    name, lines = "<ipython-input-1>", ["def wrong(dy, cache):\n", "    return dy @ cache[7]\n"]
+    monkeypatch.setitem(linecache.cache, name, (0, None, lines, name))
+    namespace = {}
+    exec(compile("".join(lines), name, "exec"), namespace)
+    text = verdict(EXERCISES["2.4"], namespace["wrong"]).text
+    assert "it raises IndexError: tuple index out of range (in: return dy @ cache[7]), wi" in text
+
+
 def test_more_in_a_dictionary_does_no_harm_and_what_is_printed_is_heard_once(capsys):
     exercise = EXERCISES["6.2"]
 
@@ -262,3 +321,19 @@ def test_a_figure_needs_matplotlib(monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=r"figure draws by matplotlib: pip install 'numgpt\[les"):
         figure()
+
+
+@pytest.mark.live("matplotlib")
+def test_a_figure_can_be_read_on_light_and_on_dark_pages():
+    from matplotlib import pyplot
+
+    with pyplot.rc_context():
+        drawn, axes = figure(2, 3, width=2.0)
+        assert axes.shape == (2, 3)
+        assert drawn.get_size_inches().tolist() == [6.0, 6.0]
+        assert drawn.get_facecolor()[3] == axes[0, 0].get_facecolor()[3] == 0  # transparent
+        grey = axes[0, 0].xaxis.label.get_color()
+        assert 0.45 < int(grey[1:3], 16) / 255 < 0.55
+        (line,) = axes[0, 0].plot([1])
+        assert line.get_color() not in ("#1f77b4", "C0")
+        pyplot.close(drawn)

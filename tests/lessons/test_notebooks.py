@@ -82,6 +82,9 @@ def test_a_notebook_has_the_exercises_open_and_the_solutions_folded_away(number)
     ids = [cell["id"] for cell in made["cells"]]
     assert len(set(ids)) == len(ids)
     assert all(re.fullmatch(r"[a-zA-Z0-9_-]{1,64}", id) for id in ids)
+    kinds = ["markdown" if cell.is_prose else "code" for cell in cells_of(number)]
+    assert [cell["cell_type"] for cell in made["cells"]][: len(kinds)] == kinds
+    assert {cell["cell_type"] for cell in made["cells"][len(kinds) :]} == {"markdown"}
     open_ones = {c["metadata"]["exercise"]: c for c in made["cells"] if "exercise" in c["metadata"]}
     folded = [c for c in made["cells"] if "".join(c["source"]).startswith("<details>")]
     assert len(folded) == len(open_ones) > 0
@@ -104,7 +107,7 @@ def test_a_notebook_is_valid(number):
 
 
 def test_what_a_learner_has_changed_stays(tmp_path, monkeypatch):
-    course = tmp_path / "course"
+    course = tmp_path / "a" / "course"
     first = write_notebooks(course)
     assert [w.kept for w in first] == [False] * len(LESSONS)
     paths = [w.path for w in first]
