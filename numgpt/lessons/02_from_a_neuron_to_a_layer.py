@@ -1,11 +1,11 @@
 # %% [markdown]
 # # 2 From a neuron to a layer
 #
-# All of training rests on one question: *if I turn this knob a little, how much does the loss
-# change?* The answer is a derivative, and a model has millions of knobs. This lesson answers it for
-# one neuron, then for a whole layer of them, where two matrix products do it for every knob at
-# once. And it shows how you find out that an answer is wrong, which you will need in every lesson
-# that follows.
+# How wrong a model is can be said in one number, the *loss*; to train is to make it small. All of
+# that rests on one question: *if I turn this knob a little, how much does the loss change?* The
+# answer is a derivative, and a model has millions of knobs. This lesson answers it for one neuron,
+# then for a whole layer of them, where two matrix products do it for every knob at once. And it
+# shows how you find out that an answer is wrong, which you will need in every lesson that follows.
 
 # %%
 import numpy as np
@@ -92,11 +92,13 @@ axis.legend();
 
 # %% [markdown]
 # Read the picture from right to left, from large steps to small ones. At first the error shrinks
-# with the step. From some point on it *grows* again: a computer has 16 digits, and the difference
-# of two nearly equal numbers keeps few of them. Both sides with $h = 10^{-5}$ get ten digits right.
-# That is plenty: wrong derivatives are wrong in the first or second.
+# with the step, that of both sides twice as steeply ($h^2$ for $h$). From some point on it *grows*
+# again: a computer has 16 digits, and the difference of two nearly equal numbers keeps few of them.
+# Both sides with $h = 10^{-5}$ get ten digits right. That is plenty: most wrong derivatives are
+# wrong in the first few.
 #
-# **Exercise 2.2.** Write the numerical gradient, of any function of any array. Leave `x` as it was.
+# **Exercise 2.2.** Write the numerical gradient by this formula, with the `h` that is handed in, of
+# any function of any array, however many axes it has. Leave `x` as it was.
 
 # %% exercise="2.2"
 def numerical_gradient(f, x, h=1e-5):
@@ -114,7 +116,9 @@ def numerical_gradient(f, x, h=1e-5):
 check(numerical_gradient)
 
 # %% [markdown]
-# With it you never have to trust a derivation, mine or yours:
+# With it you never have to trust a derivation, mine or yours. Where a function returns not a loss
+# but a $y$ that goes on to one, choose any `dy` and let the loss be $L = \sum \mathrm{d}y \cdot y$:
+# then $\partial L/\partial y$ is just that `dy`.
 
 # %%
 x, w, b, dy = rng.normal(size=3), rng.normal(size=3), 0.3, 2.0
@@ -131,7 +135,7 @@ print("    numerical ", numerical_gradient(lambda w: dy * neuron_forward(x, w, b
 #
 # A layer is $O$ neurons that see the same $I$ inputs, and we run it on $N$ rows at once: words of a
 # text. We leave the bend out (it will be a layer of its own). Weights are a matrix $W$ of shape
-# $(I, O)$, one column a neuron:
+# $(I, O)$, with a column for each neuron:
 #
 # $$ y_{no} = \sum_i x_{ni} W_{io} + b_o \qquad\text{or}\qquad Y = XW + b $$
 #
@@ -154,9 +158,9 @@ check(linear_forward)
 # - $W_{io}$ is used for all $N$ rows. So $\mathrm{d}W_{io} = \sum_n x_{ni}\, \mathrm{d}y_{no}$.
 # - $b_o$ too. So $\mathrm{d}b_o = \sum_n \mathrm{d}y_{no}$.
 #
-# Each sum over an index is a matrix product again. Which one follows from the shapes: $\mathrm{d}X$
-# must be $(N, I)$, made of $\mathrm{d}Y$ $(N, O)$ and $W$ $(I, O)$, and there is only one way to
-# put these together:
+# A sum over an index that two arrays share is a matrix product. The sums say which one, and shapes
+# help to remember it: $\mathrm{d}X$ must be $(N, I)$, made of $\mathrm{d}Y$ $(N, O)$ and $W$
+# $(I, O)$. (So test with three different sizes: square matrices fit every way.)
 #
 # $$ \mathrm{d}X = \mathrm{d}Y\, W^\top \qquad \mathrm{d}W = X^\top \mathrm{d}Y \qquad
 #    \mathrm{d}b = \sum_n \mathrm{d}Y_n $$
@@ -188,7 +192,7 @@ print("gradcheck:", numgpt.gradcheck(linear_forward, linear_backward, x, weight,
 
 # %% [markdown]
 # `numgpt.gradcheck(forward, backward, *inputs)` is your exercise 2.2, for any pair of functions: it
-# draws a random `dy` and compares.
+# draws a random `dy`, lets the loss be $\sum \mathrm{d}y \cdot y$, and compares.
 #
 # ## Layers on layers
 #
@@ -198,7 +202,7 @@ print("gradcheck:", numgpt.gradcheck(linear_forward, linear_backward, x, weight,
 # ways add up, again.
 #
 # The function below is a layer, a bend (ReLU: negative numbers become 0), another layer, and its
-# input added to its output: $y = x + W_2\,\mathrm{relu}(W_1 x)$. Its gradient check fails. **Find
+# input added to its output: $Y = X + \mathrm{relu}(XW_1)\,W_2$. Its gradient check fails. **Find
 # the two faults.**
 #
 # **Exercise 2.5.** Mend `branch_backward`.
@@ -243,9 +247,11 @@ except AssertionError as error:
 # ## Learning something
 #
 # Enough to train. Here two layers with a bend learn a wave from 60 points; each step computes all
-# gradients, and moves every number a little against its own.
+# gradients, and moves every number a little against its own. (They begin at random; the second
+# layer's are divided by 6, about $\sqrt{32}$, so that the sum of 32 products begins near 1.)
 
 # %%
+rng = np.random.default_rng(1)
 x = np.linspace(-3, 3, 60)[:, None]
 target = np.sin(2 * x) * np.exp(-(x**2) / 6)
 p = [rng.normal(size=(1, 32)), rng.normal(size=32), rng.normal(size=(32, 1)) / 6, np.zeros(1)]
@@ -259,7 +265,7 @@ for _ in range(3000):
     dh, *d_second = linear_backward(dy, second)
     _, *d_first = linear_backward(dh * (1 - h**2), first)
     for knob, slope in zip(p, (*d_first, *d_second), strict=True):
-        knob -= 0.1 * slope
+        knob -= 0.05 * slope
 _, (left, right) = figure(1, 2)
 left.semilogy(losses)
 left.set_xlabel("step")
@@ -274,7 +280,7 @@ right.legend();
 # - `dx` means ∂loss/∂x, and has x's shape. Always.
 # - Backward is the chain rule, one function at a time, in reverse.
 # - What reaches the loss in several ways adds up.
-# - A sum over an index is a matrix product; the shapes say which.
+# - A sum over an index that two arrays share is a matrix product.
 # - Never trust a derivation that no numerical check has seen.
 #
 # **Where this is in numgpt:** `layers/linear.py`, and `layers/gradcheck.py`.

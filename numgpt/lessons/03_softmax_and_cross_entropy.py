@@ -22,10 +22,11 @@ rng = np.random.default_rng(0)
 #
 # $$ p_i = \frac{e^{z_i}}{\sum_j e^{z_j}} $$
 #
-# Only differences of logits matter: add 100 to all, and numerator and denominator both grow by
-# $e^{100}$. This is a gift, as $e^{1000}$ is more than a computer can hold (in float32 $e^{89}$ is
-# already too much), and $\infty/\infty$ is no number. So **subtract the largest logit first**. Then
-# no exponent is above 0, and the largest term is $e^0 = 1$, so the sum is never 0 either.
+# Only differences of logits matter: add 100 to all, and numerator and denominator both grow by the
+# factor $e^{100}$. This is a gift, as $e^{1000}$ is more than a computer can hold (in float32
+# $e^{89}$ is already too much), and $\infty/\infty$ is no number. So **subtract the largest logit
+# first**. Then no exponent is above 0, and the largest term is $e^0 = 1$, so the sum is never 0
+# either.
 #
 # **Exercise 3.1.** Softmax of each row. The check comes with logits of a thousand, and with rows
 # that differ a lot.
@@ -46,10 +47,12 @@ for axis, temperature in zip(axes, (2, 1, 0.3), strict=True):
     axis.bar(range(6), softmax(np.array([[2.0, 1, 0.5, 0, -1, -2]]) / temperature)[0])
     axis.set_title(f"logits / {temperature}")
     axis.set_ylim(0, 1)
+    axis.set_xlabel("id")
+axes[0].set_ylabel("probability");
 
 # %% [markdown]
-# Dividing the logits by a *temperature* before the softmax makes the answer bolder or shyer. You
-# will need it when the model writes.
+# Dividing the logits by a *temperature* before the softmax makes the answer bolder (below 1) or
+# shyer (above). You will need it when the model writes.
 #
 # ## Backwards through softmax
 #
@@ -64,9 +67,8 @@ for axis, temperature in zip(axes, (2, 1, 0.3), strict=True):
 # $$ \mathrm{d}z_j = \sum_i \mathrm{d}p_i\, p_i(\delta_{ij} - p_j)
 #    = p_j\Bigl(\mathrm{d}p_j - \sum_i \mathrm{d}p_i\, p_i\Bigr) $$
 #
-# In words: compare what each probability would like with the average of what all would like,
-# weighted by how much there is of each. That is it, without any $V \times V$ matrix. Attention will
-# need this one.
+# In words: compare the slope at each probability with the average of all slopes, weighted by how
+# much there is of each. That is it, without any $V \times V$ matrix. Attention will need this one.
 #
 # **Exercise 3.2.** Write it for all rows at once.
 
@@ -82,8 +84,8 @@ check(softmax_backward)
 # %% [markdown]
 # ## What an answer is worth
 #
-# Say that id $t$ came. A good model had given it a high probability. The loss is the negative
-# logarithm of that probability, the **surprise**:
+# Say that id $t$ came. A good model would have given it a high probability. The loss is the
+# negative (natural) logarithm of that probability, the **surprise**:
 #
 # $$ \ell = -\log p_t $$
 #
@@ -91,10 +93,11 @@ check(softmax_backward)
 # | --- | --- | --- | --- | --- | --- |
 # | $-\log p_t$ | 0 | 0.69 | 2.30 | 4.61 | 10.82 |
 #
-# The last column is a model that knows nothing of GPT-2's vocabulary: where every training begins.
-# Why the logarithm? Probabilities of a whole text are multiplied, and their logarithms add up; so
-# the mean over all places is the loss of the text, whatever its length. And $e^\text{loss}$, the
-# *perplexity*, is the number of equally likely ids that would surprise as much.
+# The last column is a model that knows nothing, and gives all 50257 ids of GPT-2's vocabulary the
+# same: about where training begins. Why the logarithm? Probabilities of a whole text are
+# multiplied, and their logarithms add up; so the mean over all places is the loss of the text,
+# whatever its length. And $e^\text{loss}$, the *perplexity*, is the number of equally likely ids
+# that would surprise as much.
 #
 # The loss over $N$ rows is the mean. Now comes the beautiful part. With
 # $\log p_t = z_t - \log\sum_j e^{z_j}$ and the derivative of the last term being
@@ -102,8 +105,9 @@ check(softmax_backward)
 #
 # $$ \frac{\partial \ell}{\partial z_i} = p_i - [i = t] $$
 #
-# What was predicted minus what came. No logarithm, no quotient; and never larger than 1, which is
-# why training with it is so calm.
+# where $[i = t]$ is 1 at the target and 0 elsewhere; a row of these is called *one-hot*. What was
+# predicted minus what came. No logarithm, no quotient; and never larger than 1, which is why
+# training with it is so calm.
 #
 # One more trap: compute $\log p_t$ as $z_t - M - \log\sum_j e^{z_j - M}$ with $M$ the largest
 # logit. Taking the logarithm of a finished $p_t$ gives $-\infty$ as soon as $p_t$ is too small to
@@ -168,13 +172,14 @@ check(masked_cross_entropy)
 # %% [markdown]
 # ## A mean of means is no mean
 #
-# A batch that does not fit is cut into micro-batches, whose gradients are added up. Now suppose
-# that they count 8 and 2 rows. The mean over all ten is not the mean of the two means: a row of the
-# small one would count four times as much. This mistake was in most training libraries until 2024.
-# The way out is to know the count of the *whole* step before the first gradient.
+# A step of training sees a *batch* of rows. One that does not fit into memory is cut into
+# micro-batches, whose gradients are added up. Now suppose that two of them count 8 and 2 rows. The
+# mean over all ten is not the mean of the two means: a row of the small one would count four times
+# as much. This mistake was in most training libraries until 2024. The way out is to know the count
+# of the *whole* step before the first gradient.
 #
 # **Exercise 3.5.** The function below was written in a hurry. Mend it: all rows of the step that
-# count are to count the same, however it is cut.
+# count are to count the same, however it is cut. (Now and then none counts in the whole step.)
 
 # %% exercise="3.5"
 def loss_of_step(batches):
@@ -196,8 +201,10 @@ check(loss_of_step)
 # ## A first language model
 #
 # With this you can train one: a table of logits, one row for each character, that says what comes
-# after it. Its best possible loss is known: the table of how often each character follows each. See
-# whether your gradient finds it.
+# after it. Its best possible loss is known: that of the table that counts how often each character
+# follows each. See how near your gradient comes. (A row that was looked up several times gets the
+# sum of what comes back: ways add up, and `np.add.at` adds them. Each row of 2000 has a 2000th of
+# the gradient, so the steps are large.)
 
 # %%
 from pydoc_data.topics import topics
@@ -231,8 +238,10 @@ for _ in range(200):
 print("".join(characters[id] for id in written))
 
 # %% [markdown]
-# It has seen one character and guesses the next. Nonsense, of about the right shape. All that a GPT
-# does beyond this is to look further back.
+# (A character is drawn by its probability: a random number falls among the cumulated ones.) The
+# model sees one character and guesses the next. Nonsense, of about the right shape. And the loss
+# comes near the counted one, and not quite to it: rows of rare characters are seldom looked up. All
+# that a GPT does beyond this is to look further back.
 #
 # ## What to take along
 #

@@ -2,9 +2,9 @@
 # # 4 LayerNorm and GELU
 #
 # Between its matrix products a GPT does two things to each word's numbers: it brings them to a
-# common scale, and it bends them. Both are done to one row at a time, both fit on a line, and the
-# backward of the first is the best exercise in the chain rule that there is, because $x$ reaches
-# the result by *three* ways.
+# common scale, a row at a time, and it bends each. Both fit on a line, and the backward of the
+# first is the best exercise in the chain rule that there is, because $x$ reaches the result by
+# *three* ways.
 
 # %%
 import numpy as np
@@ -39,9 +39,13 @@ axis.set_ylabel("mean size of a number")
 axis.legend();
 
 # %% [markdown]
-# Layer normalisation (Ba et al. 2016, arXiv:1607.06450) takes a row of $C$ numbers, subtracts their
-# mean, and divides by their standard deviation. So that nothing is lost that the model would like
-# to have, it then gives each feature a scale and a shift that are learnt:
+# The flat line has the matrices that are too large, too; but its row is brought back to one scale
+# after each of them.
+#
+# Layer normalisation (Ba et al. 2016, arXiv:1607.06450) takes a row of $C$ numbers, its *features*,
+# subtracts their mean, and divides by their standard deviation. So that nothing is lost that the
+# model would like to have, it then gives each feature a scale and a shift that are learnt ($\odot$
+# multiplies number by number):
 #
 # $$ \begin{gathered}
 #    \hat{x} = \frac{x - \mu}{\sqrt{\sigma^2 + \varepsilon}} \qquad
@@ -116,14 +120,15 @@ def layernorm_backward(dy, x_hat, rstd, weight):
 check(layernorm_backward)
 
 # %% [markdown]
-# You can *see* the meaning. Whatever `dy` is, `dx` has the mean 0 and stands at a right angle to
-# $\hat{x}$ (with a weight of 1, and nearly, for $\varepsilon$):
+# You can *see* the meaning. Whatever `dy` and the weight are, `dx` has the mean 0 and stands at a
+# right angle to $\hat{x}$ (nearly, because of $\varepsilon$):
 
 # %%
-x, dy, one = rng.normal(size=(1, 8)), rng.normal(size=(1, 8)), np.ones(8)
-_, x_hat, rstd = layernorm_forward(x, one, 0 * one)
-dx, _, _ = layernorm_backward(dy, x_hat, rstd, one)
-print(f"sum of dx {dx.sum():.1e},  dx · x_hat {float((dx * x_hat).sum()):.1e}")
+x, dy, weight = rng.normal(size=(1, 8)), rng.normal(size=(1, 8)), rng.normal(size=8)
+_, x_hat, rstd = layernorm_forward(x, weight, np.zeros(8))
+dx, _, _ = layernorm_backward(dy, x_hat, rstd, weight)
+cosine = (dx * x_hat).sum() / np.linalg.norm(dx) / np.linalg.norm(x_hat)
+print(f"sum of dx {dx.sum():.1e}, cosine of the angle between dx and x_hat {cosine:.1e}")
 
 # %% [markdown]
 # **Exercise 4.3.** A colleague has written it for texts of shape $(B, T, C)$. On a batch of one
@@ -150,8 +155,8 @@ check(layernorm_backward_of_texts)
 #
 # Without a bend between them, two linear layers are one: $xW_1W_2 = x(W_1W_2)$. ReLU is the
 # simplest, and has a corner at 0 and no slope at all below. GELU (Hendrycks & Gimpel 2016,
-# arXiv:1606.08415) rounds it off: keep $x$ with the probability that a normally distributed number
-# is smaller than $x$.
+# arXiv:1606.08415) rounds it off: multiply $x$ by $\Phi(x)$, the probability that a normally
+# distributed number is smaller than $x$.
 #
 # $$ \begin{gathered}
 #    \operatorname{gelu}(x) = x\,\Phi(x) \approx \tfrac12 x\,(1 + \tanh u), \\[4pt]
@@ -196,13 +201,15 @@ right.plot(x, (x > 0).astype(float), "--", label="relu's")
 right.legend();
 
 # %% [markdown]
-# See the dip: around $-0.75$ GELU falls, so its slope is negative there, and no input is quite
-# without a slope until far to the left. A neuron that is off can still find its way back.
+# See the dip: up to its lowest point, near $-0.75$, GELU falls, so its slope is negative there, and
+# no input but that point is quite without a slope until far to the left. A neuron that is off still
+# hears something.
 #
 # ## Check them all
 #
 # numgpt's own are in `layers/layernorm.py` and `layers/gelu.py`. They go through the rows in blocks
-# that fit the processor's cache, and share them among its cores; the lines in the middle are yours:
+# that fit the processor's cache, and share them among its cores; their formulas are those you have
+# written. The largest differences:
 
 # %%
 x, dy = rng.normal(size=(2, 5, 8))
@@ -211,11 +218,12 @@ y, x_hat, rstd = layernorm_forward(x, weight, bias)
 their_y, cache = numgpt.layers.layernorm_forward(x, weight, bias)
 theirs = numgpt.layers.layernorm_backward(dy, cache)
 ours = layernorm_backward(dy, x_hat, rstd, weight)
-apart = [float(abs(a - b).max()) for a, b in zip((y, *ours), (their_y, *theirs), strict=True)]
-print("layernorm", apart)
+names = ("y", "dx", "dweight", "dbias")
+for name, a, b in zip(names, (y, *ours), (their_y, *theirs), strict=True):
+    print(f"layernorm {name:7} {abs(a - b).max():.1e}")
 _, cache = numgpt.layers.gelu_tanh_forward(x)
 theirs = numgpt.layers.gelu_tanh_backward(dy, cache)
-print("gelu     ", float(abs(gelu_backward(dy, x) - theirs).max()))
+print(f"gelu      dx      {abs(gelu_backward(dy, x) - theirs).max():.1e}")
 
 # %% [markdown]
 # ## What to take along

@@ -60,6 +60,11 @@ class Exercise:
         return self.compiled(self.cell.solved)
 
     @functools.cached_property
+    def given(self) -> Function:
+        """What stands there at first."""
+        return self.compiled(self.cell.stub)
+
+    @functools.cached_property
     def wrong(self) -> tuple[Function, ...]:
         """A function for each mistake."""
         code = self.cell.solved
@@ -85,13 +90,13 @@ class _WrongError(Exception):
     """What is said of a function."""
 
 
-def verdict(exercise: Exercise, function: Function) -> Verdict:
-    """What is said of a learner's function."""
+def verdict(exercise: Exercise, function: Function, hints: bool = True) -> Verdict:
+    """What is said of a learner's function; without hints only what differs."""
     cases = exercise.cases(np.random.default_rng(0))
     label = f"{exercise.number} {exercise.name}"
     try:
         for case in cases:
-            _judge(exercise, function, case, cases)
+            _judge(exercise, function, case, cases if hints else ())
     except _WrongError as wrong:
         return Verdict(False, f"✗ {label}: {wrong}")
     return Verdict(True, f"✓ {label} is right.")
@@ -104,30 +109,36 @@ def _judge(exercise: Exercise, function: Function, case: Case, cases: Sequence[C
     """Raises _WrongError."""
     given = _values(_call(exercise, function, case), exercise)
     right = _values(exercise.solution(*copy.deepcopy(case)), exercise)
-    asked = _asked(exercise.solution, case)
+    asked, names = _asked(exercise.solution, case), ", ".join(exercise.returns)
     if len(given) != len(right):
-        names, count = ", ".join(exercise.returns), len(given)
-        raise _WrongError(f"it returns {count} value{'s' * (count != 1)}, expected {names}.")
+        raise _WrongError(f"it returns {_counted(len(given), 'value')}, expected {names}.")
+    fit = [_fits(*each) for each in zip(exercise.returns, given, right, strict=True)]
     for place, name in enumerate(exercise.returns):
-        if _fits(name, given[place], right[place]):
+        if fit[place]:
             continue
         wanted = "what it returns" if name == "it" else name
-        if hint := _hint(exercise, function, place, case, cases):
-            raise _WrongError(f"{wanted} is not right yet, {asked}.\n  Hint: {hint}")
-        for other, value in zip(exercise.returns, right, strict=True):
-            if other != name and _equal(given[place], value):
-                order = ", ".join(exercise.returns)
-                raise _WrongError(f"{name} is what {other} should be: the order is {order}.")
+        for places in (range(len(right)), [place]):  # a mistake that explains all, or this value
+            if hint := _hint(exercise, function, places, case, cases):
+                raise _WrongError(f"{wanted} is not right yet, {asked}.\n  Hint: {hint}")
+            for other, value in enumerate(right):
+                if not fit[other] and other != place and _equal(given[place], value):
+                    wrong = f"{name} is what {exercise.returns[other]} should be"
+                    raise _WrongError(f"{wrong}: the order is {names}.")
         raise _WrongError(f"{wanted} {_difference(given[place], right[place])}, {asked}.")
 
 
 def _hint(
-    exercise: Exercise, function: Function, place: int, case: Case, cases: Sequence[Case]
+    exercise: Exercise,
+    function: Function,
+    places: Sequence[int],
+    case: Case,
+    cases: Sequence[Case],
 ) -> str:
-    """That of the mistake that makes the same of this case, and of most others; or ""."""
+    """That of the mistake that makes the same values in these places of this case, and of most
+    others; or ""."""
     best, hint = 0, ""
     for mistake, wrong in zip(exercise.mistakes, exercise.wrong, strict=True):
-        if not _agree(exercise, function, wrong, place, case):
+        if not all(_agree(exercise, function, wrong, place, case) for place in places):
             continue
         every = ((other, one) for other in cases for one in range(len(exercise.returns)))
         agree = sum(_agree(exercise, function, wrong, one, other) for other, one in every)
@@ -201,17 +212,22 @@ def _asked(function: Function, case: Case) -> str:
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, np.ndarray) and (value.size > 4 or value.ndim > 1):
-        return f"of shape {value.shape}"
+    if isinstance(value, np.ndarray):
+        text = " ".join(np.array2string(value, precision=4, separator=", ").split())
+        return f"= {text}" if len(text) <= 60 else f"of shape {value.shape}"
     if isinstance(value, tuple) and any(isinstance(part, np.ndarray) for part in value):
         shapes = (getattr(part, "shape", part) for part in value)
         return f"of shapes {', '.join(map(str, shapes))}"
     if isinstance(value, dict) and any(isinstance(part, np.ndarray) for part in value.values()):
-        return f"with {len(value)} arrays"
+        return f"with {_counted(len(value), 'array')}"
     if isinstance(value, list) and any(not isinstance(part, int) for part in value):
-        return f"with {len(value)} elements"
+        return f"with {_counted(len(value), 'element')}"
     text = getattr(value, "__name__", " ".join(repr(value).split()))
     return f"= {text}" if len(text) <= 60 else f"= {text[:50]}…"
+
+
+def _counted(count: int, of: str) -> str:
+    return f"{count} {of}{'s' * (count != 1)}"
 
 
 def _line(error: BaseException) -> str:
@@ -269,20 +285,19 @@ def _difference(given: Any, right: Any) -> str:
         name = next(name for name in right if not _equal(given[name], right[name]))
         return f"is not right yet: {name!r} {_difference(given[name], right[name])}"
     if not (_is_number(given) and _is_number(right)):
-        if isinstance(given, np.ndarray) and isinstance(right, list):
-            return "is an array, expected a list"
-        if (
-            isinstance(given, (list, tuple))
-            and isinstance(right, list)
-            and len(given) == len(right)
-        ):
+        if isinstance(right, (list, tuple)) and isinstance(given, (list, tuple)):
+            if len(given) != len(right):
+                return f"has {_counted(len(given), 'element')}, expected {len(right)}"
             place = next(n for n, value in enumerate(right) if not _equal(given[n], value))
             if isinstance(right[place], np.ndarray):
-                return (
-                    f"is not right yet: element {place} {_difference(given[place], right[place])}"
-                )
+                part = _difference(given[place], right[place])
+                return f"is not right yet: element {place} {part}"
         if isinstance(given, (list, tuple)) and isinstance(right, np.ndarray):
             return "is a list, expected an array: np.array makes one of it"
+        if type(given) is not type(right) and isinstance(right, (list, np.ndarray)):
+            kinds = {list: "a list", np.ndarray: "an array"}
+            kind = kinds.get(type(given), _clipped(given))
+            return f"is {kind}, expected {kinds[type(right)]}"
         return f"is {_clipped(given)}, expected {_clipped(right)}"
     given, right = np.asarray(given), np.asarray(right)
     if given.shape != right.shape:
@@ -291,22 +306,28 @@ def _difference(given: Any, right: Any) -> str:
         return f"has the shape {given.shape}, expected {right.shape}{other_way}"
     if given.dtype.kind not in "biuf" or (right.dtype == np.int8 != given.dtype):
         return f"has the dtype {given.dtype}, expected {right.dtype}"
-    return next(_described(given.astype(float), right.astype(float)))
+    said = next(_described(given.astype(float), right.astype(float)))
+    few = " (in float32: compute in float64)" if given.dtype == np.float32 != right.dtype else ""
+    return said + few
 
 
 def _described(given: np.ndarray, right: np.ndarray) -> Iterator[str]:
     bad = ~np.isfinite(given) & np.isfinite(right)
     if bad.any():
-        several = f"has {np.count_nonzero(bad)} numbers that are" if right.size > 1 else "is"
+        count = int(np.count_nonzero(bad))
+        are = "that is" if count == 1 else "that are"
+        several = f"has {_counted(count, 'number')} {are}" if right.size > 1 else "is"
         yield f"{several} NaN or infinite"
+    if _equal(given, -right):
+        yield "has the wrong sign"
     finite = np.isfinite(right)
     scale = np.vdot(right[finite], right[finite])
-    if scale > 0 and right.size > 1:
-        factor = float(np.vdot(given[finite], right[finite]) / scale)
-        if abs(factor) > 1e-9 and abs(factor - 1) > 1e-3 and _equal(given, factor * right):
-            if abs(factor + 1) < 1e-9:
-                yield "has the wrong sign"
-            yield f"is {factor:.6g} times the right one: a sum for a mean, or a factor forgotten?"
+    factor = float(np.vdot(given[finite], right[finite]) / scale) if scale > 0 else 0.0
+    if right.size > 1 and abs(factor) > 1e-9 and _equal(given, factor * right):
+        whole = max(factor, 1 / factor)
+        simple = abs(whole - round(whole)) < 1e-6
+        guess = "a sum for a mean, or a factor forgotten?" if simple else "which factor is it?"
+        yield f"is {factor:.6g} times the right one: {guess}"
     zeros = [values[finite] == 0 for values in (given, right)]
     if min(z.any() for z in zeros) and (zeros[0] & ~zeros[1]).any():
         yield "is 0 in places where it should not be: another mask, or other rows?"
@@ -314,7 +335,8 @@ def _described(given: np.ndarray, right: np.ndarray) -> Iterator[str]:
     if right.ndim > 1 and right.shape[-1] > 1 and _equal(apart - apart[..., :1], 0 * apart):
         yield "agrees but for a constant a row: is one of the paths missing?"
     wrong = ~np.isclose(given, right, 1e-7, 1e-9, equal_nan=True)
-    place = tuple(int(i) for i in np.argwhere(wrong)[0])
+    sizes = np.where(wrong, np.nan_to_num(abs(apart), nan=np.inf), -1)
+    place = tuple(int(i) for i in np.unravel_index(sizes.argmax(), sizes.shape))
     index = f" at {list(place)}" if place else ""
     alike = abs(given[place] - right[place]) < 1e-4 * abs(right[place])
     digits = 12 if alike else 6

@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,41 @@ COLOURS = ("#3b82c4", "#d9730d", "#2f9e6e", "#b5558f", "#a08a1f")
 def check(function: Callable[..., Any], number: str | None = None) -> None:
     """Print whether a function solves the exercise of its name, or of this number; where it does
     not, what differs, and a hint where the mistake is a typical one."""
-    print(verdict(_exercise(function, number), function).text)
+    exercise = _exercise(function, number)
+    if function is exercise.solution:
+        print(f"✓ {exercise.number} {exercise.name}: the course's")
+        return
+    right, text = verdict(exercise, function, hints=not _as_given(exercise, function))
+    print(text if right else text + _because_of_another(exercise, function))
+
+
+def _as_given(exercise: Exercise, function: Callable[..., Any]) -> bool:
+    """Whether it is still the code whose fault is to be found."""
+    codes = [getattr(one, "__code__", None) for one in (function, exercise.given)]
+    facts = [(c.co_code, c.co_names, c.co_consts) if c else None for c in codes]
+    return facts[0] == facts[1]
+
+
+def _because_of_another(exercise: Exercise, function: Callable[..., Any]) -> str:
+    """Which of the other exercises' functions that it calls is not right; "" where all are."""
+    names = _looked_up(getattr(function, "__code__", None))
+    for other in EXERCISES.values():
+        if other.name in names and other is not exercise:
+            called = function.__globals__.get(other.name)
+            if callable(called) and not verdict(other, called).right:
+                return (
+                    f"\n  It calls your {other.name}, which is not right yet: mend {other.number}"
+                    f' first, or {other.name} = yours("{other.number}")'
+                )
+    return ""
+
+
+def _looked_up(code: CodeType | None) -> set[str]:
+    """The names that a function's code looks up, also within the functions that it defines."""
+    if code is None:
+        return set()
+    inner = (one for one in code.co_consts if isinstance(one, CodeType))
+    return {*code.co_names}.union(*map(_looked_up, inner))
 
 
 def solution(number: str) -> None:

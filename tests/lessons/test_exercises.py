@@ -155,6 +155,14 @@ DIFFERENCES = {
     ),
     "sign": (lambda dy, cache: (-dy @ cache[1].T, 0, 0), "dx has the wrong sign"),
     "factor": (lambda dy, cache: (dy @ cache[1].T / 4, 0, 0), "dx is 0.25 times the right one"),
+    "other factor": (
+        lambda dy, cache: (0.9 * dy @ cache[1].T, 0, 0),
+        "dx is 0.9 times the right one: which factor is it?",
+    ),
+    "float32": (
+        lambda dy, cache: ((1.001 * dy @ cache[1].T).astype(np.float32) + np.float32(1), 0, 0),
+        "dx is not right yet: 0 of 12 numbers are right; it is ",
+    ),
     "row": (
         lambda dy, cache: (dy @ cache[1].T + dy[:, :1], 0, 0),
         "dx agrees but for a constant a row: is one of the paths missing?",
@@ -165,7 +173,7 @@ DIFFERENCES = {
         "dx is not right yet: 9 of 12 numbers are right; it is",
     ),
     "number": (lambda dy, cache: (*LINEAR["linear_backward"](dy, cache)[:2], 3), "dbias has the"),
-    "text": (lambda dy, cache: ("dx", 0, 0), "dx is 'dx', expected array("),
+    "text": (lambda dy, cache: ("dx", 0, 0), "dx is 'dx', expected an array"),
     "list": (
         lambda dy, cache: ([*map(list, dy @ cache[1].T)], 0, 0),
         "dx is a list, expected an array: np.array makes one of it",
@@ -218,6 +226,38 @@ ELSEWHERE = {
         _changed("8.2", lambda p: p + np.eye(len(p))[1] * 1e-6),
         "p is not right yet: 5 of 6 numbers are right; it is 0.0",
     ),
+    "the sign of a number": (
+        "3.3",
+        _changed("3.3", lambda result: (-result[0] - 1e-6 + 1e-6, result[1])),
+        "loss has the wrong sign",
+    ),
+    "one value too many": (
+        "2.3",
+        _changed("2.3", lambda result: (result[0], (*result[1], 1))),
+        "cache has 3 elements, expected 2",
+    ),
+    "a list too short": (
+        "3.5",
+        _changed("3.5", lambda result: (result[0], result[1][:1])),
+        "the list of gradients has 1 element, expected 2",
+    ),
+    "a generator": (
+        "3.5",
+        _changed("3.5", lambda result: (result[0], (part for part in result[1]))),
+        "the list of gradients is <generator",
+    ),
+    "0 where the loss is 0, too": (
+        "3.4",
+        lambda z, targets: (
+            EXERCISES["3.4"].solution(z, targets) if (targets != -100).any() else (0.0, 0.0)
+        ),
+        "dz has the shape (), expected (2, 3)",
+    ),
+    "the order, though a mistake looks alike": (
+        "4.2",
+        _changed("4.2", lambda result: (result[0], result[2], result[1])),
+        "dweight is what dbias should be: the order is dx, dweight, dbias",
+    ),
     "in a list": (
         "7.3",
         _changed("7.3", lambda result: [result[0], *(-part for part in result[1:])]),
@@ -242,6 +282,42 @@ def test_the_line_that_raises_is_the_learners(monkeypatch):
     exec(compile("".join(lines), name, "exec"), namespace)
     text = verdict(EXERCISES["2.4"], namespace["wrong"]).text
     assert "it raises IndexError: tuple index out of range (in: return dy @ cache[7]), wi" in text
+
+
+def test_what_differs_most_is_shown():
+    def function(dy, cache):
+        dx, *rest = LINEAR["linear_backward"](dy, cache)
+        dx[0, 1] += 1e-3
+        dx[2, 0] = 7
+        return dx, *rest
+
+    text = verdict(EXERCISES["2.4"], function).text
+    assert "dx is not right yet: 10 of 12 numbers are right; it is 7 at [2, 0], expected " in text
+
+
+def test_code_whose_fault_is_to_be_found_gets_no_hint_before_it_was_changed(capsys):
+    exercise = EXERCISES["4.3"]
+    check(exercise.compiled(exercise.cell.stub))
+    assert "dweight is 0.5 times the right one" in (said := capsys.readouterr().out)
+    assert "Hint" not in said
+    check(exercise.wrong[0])  # one of its two faults is mended
+    assert "Hint: off by a factor of B" in capsys.readouterr().out
+
+
+def test_a_function_that_calls_another_that_is_not_right_is_told_of_it(capsys):
+    exercise = EXERCISES["3.5"]
+    called = EXERCISES["3.4"].wrong[0]
+    check(exercise.compiled(exercise.cell.solved, masked_cross_entropy=called))
+    said = capsys.readouterr().out
+    assert "It calls your masked_cross_entropy, which is not right yet: mend 3.4 first" in said
+    assert 'or masked_cross_entropy = yours("3.4")' in said
+    check(exercise.wrong[0])
+    assert "It calls" not in capsys.readouterr().out
+
+
+def test_the_courses_own_is_called_so(capsys):
+    check(EXERCISES["3.1"].solution)
+    assert capsys.readouterr().out == "✓ 3.1 softmax: the course's\n"
 
 
 def test_more_in_a_dictionary_does_no_harm_and_what_is_printed_is_heard_once(capsys):

@@ -15,21 +15,21 @@ def _neuron(rng):
     ]
 
 
-def of_cube(x):
+def sum_of_cubes(x):
     """Σ x³, which bends."""
     return float((x**3).sum())
 
 
-def of_one(x):
+def product_of_all(x):
     """The product of all elements: each one's slope depends on the others."""
     return float(np.prod(x))
 
 
 def _functions(rng):
     return [
-        (of_cube, np.array([1.0, -2.0, 0.5]), 1e-3),
-        (of_cube, np.array([1.0, -2.0, 0.5]), 1e-2),
-        (of_one, rng.normal(size=(2, 3)), 1e-5),
+        (sum_of_cubes, np.array([1.0, -2.0, 0.5]), 1e-3),
+        (sum_of_cubes, np.array([1.0, -2.0, 0.5]), 1e-2),
+        (product_of_all, rng.normal(size=(2, 3)), 1e-5),
     ]
 
 
@@ -73,6 +73,16 @@ EXERCISES = (
                 "return dz * x, dz * w, dz",
                 "dx and dw are exchanged: a change of x is multiplied by w.",
             ),
+            Mistake(
+                "(1 - y**2)",
+                "(1 - y)",
+                "the slope of tanh has y squared in it.",
+            ),
+            Mistake(
+                "(1 - y**2)",
+                "(1 + y**2)",
+                "the sign is wrong: tanh is steepest at 0, where y is 0.",
+            ),
         ),
         ("dx", "dw", "db"),
     ),
@@ -96,6 +106,18 @@ EXERCISES = (
                 "up, down = x.copy(), x.copy()",
                 "(up, down) = (x.copy(), x.copy()) if not any(place) else (up, down)",
                 "the elements that were moved before are still moved: begin with x anew each time.",
+            ),
+            Mistake(
+                "up, down = x.copy(), x.copy()",
+                "h = 1e-5; up, down = x.copy(), x.copy()",
+                "take the two points of the formula, x + h and x - h, with the h that is handed"
+                " in: the check has large ones, to see the difference.",
+            ),
+            Mistake(
+                "np.ndindex(x.shape)",
+                "range(len(x))",
+                "x may have any number of axes: this moves a whole row of a matrix at once."
+                " np.ndindex goes through all places.",
             ),
         ),
     ),
@@ -136,7 +158,7 @@ EXERCISES = (
             Mistake(
                 "dy.sum(axis=0)",
                 "dy.sum(axis=1)",
-                "the bias is one number an output: sum over the rows, axis 0.",
+                "the bias has one number for each output: sum over the rows, axis 0.",
             ),
             Mistake(
                 "dy @ weight.T",
@@ -171,6 +193,16 @@ EXERCISES = (
                 "dw2 = h.T @ dy",
                 "dw2 = a.T @ dy",
                 "w2 is multiplied with h, what relu has let through, not with a.",
+            ),
+            Mistake(
+                "dh * (a > 0)",
+                "np.maximum(dh, 0)",
+                "what decides is whether a was above 0, not whether dh is.",
+            ),
+            Mistake(
+                "dh * (a > 0)",
+                "dh * np.sign(a)",
+                "relu's slope below 0 is 0, not -1.",
             ),
         ),
         ("dx", "dw1", "dw2"),

@@ -78,6 +78,28 @@ EXERCISES = (
                 "e.sum(axis=0, keepdims=True)",
                 "the columns have the sum 1: it should be the rows, axis 1.",
             ),
+            Mistake(
+                "z.max(axis=1, keepdims=True)",
+                "z.max(axis=0, keepdims=True)",
+                "you subtract each column's largest: a row has its own, axis 1.",
+            ),
+            Mistake(
+                "z - z.max(",
+                "z - z.min(",
+                "the largest is to be subtracted: with anything smaller, the exponential can"
+                " still be infinite.",
+            ),
+            Mistake(
+                "z - z.max(",
+                "z - z.mean(",
+                "the largest is to be subtracted: with anything smaller, the exponential can"
+                " still be infinite.",
+            ),
+            Mistake(
+                "z - z.max(",
+                "z + z.max(",
+                "the largest is to be subtracted, not added.",
+            ),
         ),
         ("p",),
     ),
@@ -106,6 +128,26 @@ EXERCISES = (
                 "p * (dp - (dp * p).sum(axis=1, keepdims=True))",
                 "dp - (dp * p).sum(axis=1, keepdims=True)",
                 "the factor p_j in front is missing.",
+            ),
+            Mistake(
+                "(dp * p).sum(axis=1, keepdims=True)",
+                "(dp * p).sum()",
+                "each row has an average of its own: axis 1.",
+            ),
+            Mistake(
+                "(dp * p).sum(axis=1, keepdims=True)",
+                "(dp * p).sum(axis=0, keepdims=True)",
+                "each row has an average of its own: axis 1.",
+            ),
+            Mistake(
+                "p * (dp - (dp * p).sum(axis=1, keepdims=True))",
+                "p * dp - (dp * p).sum(axis=1, keepdims=True)",
+                "p_j multiplies the whole bracket.",
+            ),
+            Mistake(
+                "p * (dp - (dp * p).sum(axis=1, keepdims=True))",
+                "dp * p",
+                "the denominator's way is missing: each z moves the other probabilities, too.",
             ),
         ),
         ("dz",),
@@ -145,6 +187,33 @@ EXERCISES = (
                 "dz = -np.exp(log_p)\n    dz[rows, targets] += 1",
                 "the sign is wrong: that is the gradient of log p, and the loss is -log p.",
             ),
+            Mistake(
+                "z = z - z.max(axis=1, keepdims=True)",
+                "z = z + 0",
+                "the exponential of a large logit is infinite: subtract each row's largest first.",
+            ),
+            Mistake(
+                "z.max(axis=1, keepdims=True)",
+                "z.max()",
+                "you subtract the largest of all rows: in a row far below it nothing is left."
+                " Each row has its own largest.",
+            ),
+            Mistake(
+                "-log_p[rows, targets].mean()",
+                "-np.log(np.exp(log_p) + 1e-12)[rows, targets].mean()",
+                "a small number inside of the logarithm hides the right loss where p is too small"
+                " to be stored: use z_t - M - log Σ.",
+            ),
+            Mistake(
+                "dz / len(z)",
+                "dz / z.size",
+                "divide by the number of rows, N, not by N · V.",
+            ),
+            Mistake(
+                "-log_p[rows, targets].mean()",
+                "-(log_p * (np.arange(z.shape[1]) == targets[:, None])).mean()",
+                "divide by the number of rows, N, not by N · V.",
+            ),
         ),
         ("loss", "dz"),
     ),
@@ -169,6 +238,12 @@ EXERCISES = (
                 "    loss, dz[counted] = cross_entropy(z[counted], targets[counted])",
                 "    dz = cross_entropy(z, np.where(counted, targets, 0))[1]\n"
                 "    loss = cross_entropy(z[counted], targets[counted])[0]",
+                "rows that do not count must have a gradient of 0.",
+            ),
+            Mistake(
+                "    loss, dz[counted] = cross_entropy(z[counted], targets[counted])",
+                "    loss = cross_entropy(z[counted], targets[counted])[0]\n    dz ="
+                " cross_entropy(z, np.where(counted, targets, 0))[1] / counted.mean()",
                 "rows that do not count must have a gradient of 0.",
             ),
         ),
@@ -198,7 +273,7 @@ EXERCISES = (
             Mistake(
                 "/ max(1, sum(counts))",
                 "/ sum(counts)",
-                "where nothing counts, that is 0/0.",
+                "where nothing counts in the whole step, that is 0/0: the loss is 0 then.",
             ),
         ),
         ("loss", "the list of gradients"),

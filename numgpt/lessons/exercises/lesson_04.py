@@ -67,6 +67,31 @@ EXERCISES = (
                 "x",
                 "the mean is not subtracted.",
             ),
+            Mistake(
+                "return weight * x_hat + bias",
+                "return x_hat + bias",
+                "the weight is missing: each feature has its scale.",
+            ),
+            Mistake(
+                "return weight * x_hat + bias",
+                "return weight * x_hat",
+                "the bias is missing: each feature has its shift.",
+            ),
+            Mistake(
+                "+ bias, x_hat, rstd",
+                "+ bias, x_hat, 1 / rstd",
+                "rstd is 1 over the standard deviation.",
+            ),
+            Mistake(
+                " + eps)",
+                " + 1e-5)",
+                "epsilon is an argument, eps: use it, whatever it is.",
+            ),
+            Mistake(
+                "(centred**2).mean(axis=1, keepdims=True)",
+                "(centred**2).mean(axis=0, keepdims=True)",
+                "each row has a variance of its own, over its features: axis 1.",
+            ),
         ),
         ("y", "x_hat", "rstd"),
     ),
@@ -105,6 +130,43 @@ EXERCISES = (
                 "(dy * x_hat).sum(axis=0)",
                 "(g * x_hat).sum(axis=0)",
                 "dweight is made of dy, before it goes through the weight.",
+            ),
+            Mistake(
+                "rstd * (g - g_mean - x_hat * g_x_hat_mean)",
+                "rstd * g",
+                "that is the direct way alone: x also reaches the result through the mean and"
+                " through the standard deviation.",
+            ),
+            Mistake(
+                "g_mean = g.mean(axis=1",
+                "g_mean = g.sum(axis=1",
+                "the way through the mean is divided by C: is yours a sum?",
+            ),
+            Mistake(
+                "(g * x_hat).mean(axis=1",
+                "(g * x_hat).sum(axis=1",
+                "the way through the standard deviation is divided by C: is yours a sum?",
+            ),
+            Mistake(
+                "g_mean = g.mean(axis=1, keepdims=True)\n    g_x_hat_mean = (g * x_hat).mean(",
+                "g_mean = g.sum(axis=1, keepdims=True)\n    g_x_hat_mean = (g * x_hat).sum(",
+                "the ways through the mean and the standard deviation are divided by C: are yours"
+                " sums?",
+            ),
+            Mistake(
+                "g - g_mean - x_hat",
+                "g - g_mean + x_hat",
+                "the third way has the wrong sign: the larger the deviation, the smaller x̂.",
+            ),
+            Mistake(
+                "g_mean = g.mean(axis=1",
+                "g_mean = g.mean(axis=0",
+                "each row has a mean of its own: axis 1.",
+            ),
+            Mistake(
+                "dy.sum(axis=0)",
+                "g.sum(axis=0)",
+                "the bias comes after the weight: its gradient is made of dy.",
             ),
         ),
         ("dx", "dweight", "dbias"),
@@ -156,6 +218,31 @@ EXERCISES = (
                 "dy * (0.5",
                 "(0.5",
                 "dy is forgotten: the chain rule multiplies by it.",
+            ),
+            Mistake(
+                "0.5 * (1 + t) + ",
+                "",
+                "the product rule has two terms: x also stands in front.",
+            ),
+            Mistake(
+                "(1 - t**2)",
+                "(1 - t)",
+                "the slope of tanh has t squared in it.",
+            ),
+            Mistake(
+                "3 * 0.044715 * x**2",
+                "3 * 0.044715 * x**3",
+                "x³ has the derivative 3x².",
+            ),
+            Mistake(
+                "+ 0.5 * x *",
+                "+ x *",
+                "both terms have the ½ that stands in front.",
+            ),
+            Mistake(
+                "du = np.sqrt(2 / np.pi) * (",
+                "du = (",
+                "u' has the factor √(2/π) that u has.",
             ),
         ),
         ("dx",),
