@@ -205,11 +205,9 @@ model = fresh_model()
 before = np.mean([reward(text) for text in sample(64, seed=99)[3]])
 ids, targets, _, texts = sample(128, seed=1)
 scores = np.array([reward(text) for text in texts]).reshape(-1, 2)
-apart = scores[:, 0] != scores[:, 1]
-pairs = np.arange(128).reshape(-1, 2)[apart]
-better = scores[apart].argmax(axis=1)
-rows = np.arange(len(pairs))
-chosen, rejected = pairs[rows, better], pairs[rows, 1 - better]
+pairs = np.take_along_axis(np.arange(128).reshape(-1, 2), scores.argsort(axis=1), axis=1)
+pairs = pairs[scores[:, 0] != scores[:, 1]]
+rejected, chosen = pairs.T
 with model.without_adapter():
     reference = model.log_probs(ids, targets).sum(axis=1)
 
@@ -220,8 +218,9 @@ for _ in range(4):
 
         def objective(logps, both=both):
             up, down = np.split(logps.sum(axis=1), 2)
-            loss, dup, ddown = dpo(up, down, *np.split(reference[both], 2))
-            margin = (up - down - reference[both][: len(up)] + reference[both][len(up) :]).mean()
+            ref_up, ref_down = np.split(reference[both], 2)
+            loss, dup, ddown = dpo(up, down, ref_up, ref_down)
+            margin = ((up - ref_up) - (down - ref_down)).mean()
             each = np.concatenate([dup, ddown])[:, None]  # an answer's, for each of its ids
             return loss, np.broadcast_to(each, logps.shape), {"margin": margin}
 
