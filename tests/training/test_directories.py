@@ -14,6 +14,7 @@ import time
 import numpy as np
 import pytest
 from support import is_mapped
+from training.runs import logged
 
 import numgpt
 from numgpt import GPT, GPTConfig, Tokenizer, cli, formats
@@ -306,8 +307,7 @@ def test_a_damaged_log_is_set_aside(text, tmp_path):
     Trainer.resume(tmp_path / "run", {"steps": 3}, report=told.append).run()
     assert "lines that are no reports (3): it is kept as log.damaged.jsonl" in str(told[0])
     assert (tmp_path / "run" / "log.damaged.jsonl").read_bytes() == damaged
-    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
-    assert steps == [1, 2, 3]
+    assert [record["step"] for record in logged(tmp_path / "run")] == [1, 2, 3]
 
 
 # --- signals ---
@@ -442,7 +442,7 @@ def test_the_reported_loss_is_the_mean_since_the_last(text, tmp_path, monkeypatc
     losses, step = [], loop.step
     monkeypatch.setattr(loop, "step", lambda *a: losses.append(step(*a)) or losses[-1])
     trainer.run()
-    records = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    records = logged(tmp_path / "run")
     assert [record["step"] for record in records] == [1, 3, 6, 7]
     values = [sums["loss"] for sums, _ in losses]
     for record, part in zip(
@@ -543,8 +543,7 @@ def test_the_best_weights_and_the_last_are_kept(call, text, tmp_path, keep):
     options = {"steps": 30, "eval_every": 5, "lr": 0.01, "warmup": 1}
     trainer = start(str(other_text), out, keep=keep, **options)
     trainer.run()
-    records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    losses = {r["step"]: r["val_loss"] for r in records if r["val_loss"] is not None}
+    losses = {r["step"]: r["val_loss"] for r in logged(out) if r["val_loss"] is not None}
     best = min(losses, key=lambda step: losses[step])
     assert best < 30  # or the test shows nothing
     assert (trainer.state.best_step, trainer.best_loss) == (best, losses[best])

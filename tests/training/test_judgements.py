@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
-from support import refused, run_to
-from training.test_preferences import PAIRS, logged, write
+from support import refused
+from training.runs import ends_bit_for_bit, however_cut, logged, moved, pieces
+from training.test_preferences import PAIRS, write
 
 import numgpt
 from numgpt import objectives
 from numgpt.training import KTOConfig, Trainer
-from numgpt.training.checkpoint import load_checkpoint
 
 JUDGED = [
     {"prompt": pair["prompt"], "completion": pair[name], "label": name == "chosen"}
@@ -60,61 +61,39 @@ def test_each_stands_beside_the_completion_of_another(data, tmp_path):
 def test_a_step_is_that_of_the_objective_however_it_is_cut(data, tmp_path):
     trainer = start(data, tmp_path / "run", desirable_weight=1.5, beta=0.3)
     task, model = trainer.task, trainer.model
-    for array in model.adapter.parameters.values():
-        array += np.random.default_rng(0).normal(0, 0.05, array.shape).astype(np.float32)
+    moved(trainer)
     batch = task.examples.padded(np.arange(12))
     logps = model.log_probs(batch.ids, batch.targets).sum(axis=1).astype(float)
     z = objectives.mismatched_kl(logps[12:], task.reference[:, 1])
     labels = np.array([line["label"] for line in JUDGED])
     expected, _, _ = objectives.kto(logps[:12], task.reference[:, 0], labels, z, 0.3, 1.5)
-    results = []
-    for edges in ([12], [5, 12], [1, 2, 7, 12]):
-        batches = [
-            task.examples.padded(np.arange(a, b)) for a, b in zip([0, *edges], edges, strict=False)
-        ]
-        totals = task.totals(model, batches)
-        gradients, sums = None, {}
-        for one in batches:
-            part, gradients = task.gradients(model, one, totals, gradients)
-            sums = {name: sums.get(name, 0) + value for name, value in part.items()}
-        results.append((gradients.flat.copy(), task.metrics(sums)))
-        assert sums["loss"] == pytest.approx(expected, rel=1e-5)
-    for gradients, metrics in results[1:]:
-        assert np.abs(gradients - results[0][0]).max() < 1e-5 * np.abs(results[0][0]).max()
-        assert metrics == pytest.approx(results[0][1], rel=1e-4, abs=1e-5)
+    cuts = [
+        [task.examples.padded(piece) for piece in pieces(*stops)]
+        for stops in ([12], [5, 12], [1, 2, 7, 12])
+    ]
+    found = however_cut(task, model, cuts)
+    first = found[0][1]
+    for loss, metrics in found:
+        assert loss == pytest.approx(expected, rel=1e-5)
+        assert metrics == pytest.approx(first, rel=1e-4, abs=1e-5)
     good = labels & True
     gained = 0.3 * (logps[:12] - task.reference[:, 0])
-    assert results[0][1]["rewards/chosen"] == pytest.approx(gained[good].mean(), rel=1e-4)
-    assert results[0][1]["rewards/rejected"] == pytest.approx(gained[~good].mean(), rel=1e-4)
-    assert results[0][1]["kl"] == pytest.approx(z, rel=1e-4, abs=1e-5)
+    assert first["rewards/chosen"] == pytest.approx(gained[good].mean(), rel=1e-4)
+    assert first["rewards/rejected"] == pytest.approx(gained[~good].mean(), rel=1e-4)
+    assert first["kl"] == pytest.approx(z, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("lora_r", [4, 0])
 def test_a_run_that_was_interrupted_ends_bit_for_bit(data, tmp_path, lora_r):
     options = {"lora_r": lora_r, "grad_accum": 2, "val_fraction": 0.25, "eval_every": 2}
-    start(data, tmp_path / "whole", **options).run()
-    resumed = start(data, tmp_path / "resumed", **options)
-    run_to(resumed, 2)
-    Trainer.resume(tmp_path / "resumed").run()
-    ends = [load_checkpoint(tmp_path / run) for run in ("whole", "resumed")]
-    np.testing.assert_array_equal(ends[0].optimizer.m, ends[1].optimizer.m)
-    for one, other in zip(*(logged(tmp_path / run) for run in ("whole", "resumed")), strict=True):
-        assert [one[k] for k in ("loss", "val_loss", "kl")] == [
-            other[k] for k in ("loss", "val_loss", "kl")
-        ]
+    ends_bit_for_bit(partial(start, data), tmp_path, (2,), **options)
 
 
 WRONG = [
     ([PAIRS[0]], "line 1: it has prompt, chosen and rejected: completions that were judged"),
     ([JUDGED[0]], "data has completions of one prompt alone: KTO compares each"),
-    (
-        [JUDGED[0], {"prompt": "a", "completion": "b"}],
-        "line 2 has prompt and completion, the",
-    ),
-    (
-        [JUDGED[0], JUDGED[2] | {"completion": ""}],
-        "line 2: the completion is empty",
-    ),
+    ([JUDGED[0], {"prompt": "a", "completion": "b"}], "line 2 has prompt and completion, the"),
+    ([JUDGED[0], JUDGED[2] | {"completion": ""}], "line 2: the completion is empty"),
 ]
 
 

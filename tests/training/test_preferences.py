@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
-from support import refused, run_to
+from support import refused
+from training.runs import ends_bit_for_bit, however_cut, logged, moved, pieces
 
 import numgpt
 from numgpt import objectives
@@ -41,10 +43,6 @@ def start(data, out, **options):
     usual = {"model": "shakespeare", "data": data, "steps": 6, "batch_size": 3, "log_every": 1}
     usual |= {"sample_every": 0}
     return Trainer.start(DPOConfig(**usual | options), out)
-
-
-def logged(out):
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("lora_r", [4, 0])
@@ -98,43 +96,22 @@ def test_the_reference_is_the_model_that_the_run_began_as(data, tmp_path):
 @pytest.mark.parametrize("loss_type", ["sigmoid", "ipo", "simpo", "orpo"])
 def test_cutting_a_step_into_batches_changes_nothing(data, tmp_path, loss_type):
     whole = start(data, tmp_path / "whole", batch_size=6, loss_type=loss_type)
-    task, model = whole.task, whole.model
-    for array in model.adapter.parameters.values():
-        array += np.random.default_rng(0).normal(0, 0.05, array.shape).astype(np.float32)
-    results = []
-    for edges in ([6], [2, 6], [1, 2, 3, 4, 5, 6]):
-        batches = [
-            task.examples.padded(np.arange(a, b)) for a, b in zip([0, *edges], edges, strict=False)
-        ]
-        totals = task.totals(model, batches)
-        gradients, sums = None, {}
-        for batch in batches:
-            part, gradients = task.gradients(model, batch, totals, gradients)
-            sums = {name: sums.get(name, 0) + value for name, value in part.items()}
-        results.append((sums["loss"], gradients.flat.copy(), task.metrics(sums)))
-    for loss, gradients, metrics in results[1:]:
-        assert loss == pytest.approx(results[0][0], rel=1e-5)
-        assert np.abs(gradients - results[0][1]).max() < 1e-5 * np.abs(results[0][1]).max()
-        assert metrics == pytest.approx(results[0][2], rel=1e-4, abs=1e-5)
+    moved(whole)
+    task = whole.task
+    cuts = [
+        [task.examples.padded(piece) for piece in pieces(*stops)]
+        for stops in ([6], [2, 6], [1, 2, 3, 4, 5, 6])
+    ]
+    (first_loss, first), *others = however_cut(task, whole.model, cuts)
+    for loss, metrics in others:
+        assert loss == pytest.approx(first_loss, rel=1e-5)
+        assert metrics == pytest.approx(first, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("lora_r", [4, 0])
 def test_a_run_that_was_interrupted_ends_bit_for_bit(data, tmp_path, lora_r):
     options = {"lora_r": lora_r, "grad_accum": 2, "val_fraction": 0.3, "eval_every": 2}
-    start(data, tmp_path / "whole", **options).run()
-    trainer = start(data, tmp_path / "parts", **options)
-    for stop in (1, 4):
-        run_to(trainer, stop)
-        trainer = Trainer.resume(tmp_path / "parts")
-    trainer.run()
-    name = "adapter_model.safetensors" if lora_r else "model.safetensors"
-    whole, parts = ((tmp_path / run / name).read_bytes() for run in ("whole", "parts"))
-    assert whole == parts
-    ends = [load_checkpoint(tmp_path / run) for run in ("whole", "parts")]
-    np.testing.assert_array_equal(ends[0].optimizer.m, ends[1].optimizer.m)
-    for one, other in zip(*(logged(tmp_path / run) for run in ("whole", "parts")), strict=True):
-        for key in ("step", "loss", "val_loss", "rewards/margins", "logps/chosen"):
-            assert one[key] == other[key], key
+    ends_bit_for_bit(partial(start, data), tmp_path, (1, 4), **options)
 
 
 def test_a_reference_that_is_gone_is_made_again_from_the_base(data, tmp_path):

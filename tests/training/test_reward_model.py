@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import numpy as np
 import pytest
 from models.references import small_model
 from models.test_gradients import along, numerical
-from support import assert_close, refused, run_to
-from training.test_preferences import PAIRS, logged, write
+from support import assert_close, refused
+from training.runs import ends_bit_for_bit, however_cut, logged, pieces
+from training.test_preferences import PAIRS, write
 
 import numgpt
 from numgpt import evaluation, formats, objectives
 from numgpt.formats.gguf_writing import save_gguf
 from numgpt.training import DPOConfig, RewardConfig, TrainConfig, Trainer, TuneConfig
-from numgpt.training.checkpoint import load_checkpoint
 
 GOOD, BAD = ["love", "king", "sweet", "fair", "lord"], ["death", "blood", "woe", "grave", "hate"]
 
@@ -165,35 +166,18 @@ def test_a_step_is_that_of_the_objective_however_it_is_cut(data, tmp_path, lora_
     ]
     scores = model.scores(texts).astype(float)
     expected, _, metrics = objectives.reward(scores[:6], scores[6:], None, 0.1)
-    results = []
-    for edges in ([6], [2, 6], [1, 2, 3, 4, 5, 6]):
-        starts = zip([0, *edges], edges, strict=False)
-        batches = [np.arange(a, b) for a, b in starts]
-        totals, gradients, sums = task.totals(model, batches), None, {}
-        for batch in batches:
-            part, gradients = task.gradients(model, batch, totals, gradients)
-            sums = {name: sums.get(name, 0) + value for name, value in part.items()}
-        assert sums["loss"] == pytest.approx(expected, rel=1e-4)
-        assert task.metrics(sums) == pytest.approx(metrics, rel=1e-4, abs=1e-5)
-        results.append(gradients.flat.copy())
-    for gradients in results[1:]:
-        assert np.abs(gradients - results[0]).max() < 1e-5 * np.abs(results[0]).max()
+    cuts = [pieces(*stops) for stops in ([6], [2, 6], [1, 2, 3, 4, 5, 6])]
+    for loss, told in however_cut(task, model, cuts):
+        assert loss == pytest.approx(expected, rel=1e-4)
+        assert told == pytest.approx(metrics, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("lora_r", [4, 0])
 def test_a_run_that_was_interrupted_ends_bit_for_bit(data, tmp_path, lora_r):
     options = {"lora_r": lora_r, "grad_accum": 2, "val_fraction": 0.3, "eval_every": 2}
-    start(data, tmp_path / "whole", **options).run()
-    resumed = start(data, tmp_path / "resumed", **options)
-    run_to(resumed, 2)
-    Trainer.resume(tmp_path / "resumed").run()
-    ends = [load_checkpoint(tmp_path / run) for run in ("whole", "resumed")]
-    np.testing.assert_array_equal(ends[0].optimizer.m, ends[1].optimizer.m)
+    ends = ends_bit_for_bit(partial(start, data), tmp_path, (2,), **options)
     heads = [end.model.score_head.weight for end in ends]
     np.testing.assert_array_equal(*heads)
-    name = "adapter_model.safetensors" if lora_r else "model.safetensors"
-    whole, parts = ((tmp_path / run / name).read_bytes() for run in ("whole", "resumed"))
-    assert whole == parts
     # What is trained again from there has its head already.
     if not lora_r:
         again = start(data, tmp_path / "again", model=str(tmp_path / "whole"), **options)

@@ -7,12 +7,14 @@ import json
 import math
 import re
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from support import refused, run_to
-from training.test_preferences import logged, write
+from training.runs import ends_bit_for_bit, however_cut, logged, moved
+from training.test_preferences import write
 
 import numgpt
 from numgpt import objectives
@@ -89,13 +91,6 @@ def start(data, out, reward, kind=GRPOConfig, **options):
     usual |= {"max_completion_length": 8, "sample_every": 0, "grad_accum": 2, "lr": 1e-3}
     usual |= {"group_size": 4} if kind is GRPOConfig else {}
     return Trainer.start(kind(**usual | options), out)
-
-
-def moved(trainer, scale=0.05):
-    """Weights that are not those of the reference."""
-    for name, array in trainer.model.adapter.parameters.items():
-        seed = sum(name.encode())
-        array += np.random.default_rng(seed).normal(0, scale, array.shape).astype(np.float32)
 
 
 # --- rollouts ---
@@ -191,22 +186,16 @@ def test_a_step_is_that_of_the_objective_however_it_is_cut(data, tmp_path, few_e
         corrected_kl=config.kl == "corrected",
         max_length=8,
     )
-    results = []
-    for cut in (batches, [rows_of(b, [row]) for b, row in parts]):
-        totals, gradients, sums = task.totals(model, cut), None, {}
-        for batch in cut:
-            part, gradients = task.gradients(model, batch, totals, gradients)
-            sums = {name: sums.get(name, 0) + value for name, value in part.items()}
-        results.append((sums["loss"], gradients.flat.copy(), task.metrics(sums)))
-    for loss, gradients, told in results:
+    cuts = batches, [rows_of(b, [row]) for b, row in parts]
+    found = however_cut(task, model, cuts, rel=2e-5)
+    for loss, told in found:
         bonus = config.entropy_coef * told.get("entropy", 0)
         assert loss + bonus == pytest.approx(expected, rel=1e-4, abs=1e-6)
-        assert np.abs(gradients - results[0][1]).max() < 2e-5 * np.abs(results[0][1]).max()
         for name, value in metrics.items() if mask.any() else ():
             assert told[name] == pytest.approx(value, rel=1e-3, abs=1e-6)
-    groups = np.concatenate([b.rewards for b in batches]).reshape(-1, 4)
-    assert results[0][2]["reward"] == pytest.approx(groups.mean())
-    assert results[0][2]["reward_std"] == pytest.approx(groups.std(axis=1, ddof=1).mean())
+    groups, told = np.concatenate([b.rewards for b in batches]).reshape(-1, 4), found[0][1]
+    assert told["reward"] == pytest.approx(groups.mean())
+    assert told["reward_std"] == pytest.approx(groups.std(axis=1, ddof=1).mean())
 
 
 @pytest.mark.parametrize("kind", [GRPOConfig, PPOConfig])
@@ -276,18 +265,12 @@ def test_a_batch_of_which_nothing_counts(data, tmp_path, few_e, kind, batches_ma
 )
 def test_a_run_that_was_interrupted_ends_bit_for_bit(data, tmp_path, few_e, options):
     options = {"steps": 4, "val_fraction": 0.3, "eval_every": 2} | options
-    start(data, tmp_path / "whole", few_e, **options).run()
-    trainer = start(data, tmp_path / "parts", few_e, **options)
-    for stop in (1, 3):  # of two steps with the same completions, after the first
-        run_to(trainer, stop)
-        trainer = Trainer.resume(tmp_path / "parts")
+
+    def resumed(trainer):  # of two steps with the same completions, after the first
         assert bool(trainer.state.made) == ("iterations" in options)
-    trainer.run()
-    ends = [load_checkpoint(tmp_path / run) for run in ("whole", "parts")]
-    np.testing.assert_array_equal(ends[0].optimizer.m, ends[1].optimizer.m)
-    for one, other in zip(*(logged(tmp_path / run) for run in ("whole", "parts")), strict=True):
-        del one["tokens_per_second"], other["tokens_per_second"]
-        assert one == other
+
+    begin = partial(start, data, reward=few_e)
+    ends_bit_for_bit(begin, tmp_path, (1, 3), resumed, **options)
 
 
 def test_a_step_of_ppo_is_that_of_the_objective_however_it_is_cut(data, tmp_path, few_e):
@@ -317,16 +300,10 @@ def test_a_step_of_ppo_is_that_of_the_objective_however_it_is_cut(data, tmp_path
         logps, values = model.log_probs(b.ids, b.targets), model.values(b.ids)
         expected += objectives.ppo(logps, b.old_logps, b.advantages, b.mask, 0.2, count)[0]
         expected += 0.1 * objectives.value(values, b.old_values, b.returns, b.mask, 0.2, count)[0]
-    results = []
-    for cut in (batches, [rows_of(b, [row]) for b in batches for row in range(len(b.ids))]):
-        totals, gradients, sums = task.totals(model, cut), None, {}
-        for batch in cut:
-            part, gradients = task.gradients(model, batch, totals, gradients)
-            sums = {name: sums.get(name, 0) + value for name, value in part.items()}
-        results.append(gradients.flat.copy())
-        assert sums["loss"] == pytest.approx(expected, rel=1e-4, abs=1e-6)
-    assert "score.weight" in gradients
-    assert np.abs(results[1] - results[0]).max() < 2e-5 * np.abs(results[0]).max()
+    cuts = batches, [rows_of(b, [row]) for b in batches for row in range(len(b.ids))]
+    for loss, _ in however_cut(task, model, cuts, rel=2e-5):
+        assert loss == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert "score.weight" in model.gradients
 
 
 def test_the_value_head_stays_with_the_run(data, tmp_path, few_e):
@@ -548,10 +525,7 @@ def test_a_reward_that_fails_stops_the_run_after_saving(data, tmp_path, rewards,
         ("missing.py:f", r"missing\.py:f': there is no such file"),
         ("{mine}:other", "has no function other"),
         ("{mine}:number", "has no function number"),
-        (
-            "{wrong}:f",
-            r"fails to import \(ModuleNotFoundError: .*'abcde', in line 1\)",
-        ),
+        ("{wrong}:f", r"fails to import \(ModuleNotFoundError: .*'abcde', in line 1\)"),
         ("{model}", "holds no reward model"),
     ],
 )
@@ -892,28 +866,18 @@ def test_a_judge_that_cannot_read_the_prompts_is_refused_at_once(tmp_path, lette
     assert not (tmp_path / "run").exists()
 
 
-def test_what_stands_beside_a_reward_can_be_imported(tmp_path):
-    (tmp_path / "beside_it.py").write_text("worth = 2\n")
-    (tmp_path / "mine.py").write_text(
-        "import beside_it\n\ndef f(prompt, completion, example):\n    return beside_it.worth\n"
-    )
-    assert worth(f"{tmp_path / 'mine.py'}:f", "x") == 2
-
-
 def test_the_metrics_of_ppo_are_means_over_all_tokens(data, tmp_path, few_e):
     trainer = start(data, tmp_path / "run", few_e, PPOConfig, batch_size=2)
     task, model = trainer.task, trainer.model
     moved(trainer)
-    batches, sums, gradients, entropies = task.next_step(), {}, None, []
-    totals = task.totals(model, batches)
+    batches = task.next_step()
+    ((loss, told),) = however_cut(task, model, [batches])
+    entropies = []
     for batch in batches:
-        part, gradients = task.gradients(model, batch, totals, gradients)
-        sums = {name: sums.get(name, 0) + value for name, value in part.items()}
         logits = model(batch.ids).astype(np.float64)
         logp = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
         entropies.append(-(np.exp(logp) * logp).sum(axis=-1)[batch.mask])
-    told = task.metrics(sums)
     entropy = np.concatenate(entropies).mean()
     assert told["objective/entropy"] == pytest.approx(entropy, rel=1e-3)
     whole = told["loss/policy_avg"] + trainer.config.vf_coef * told["loss/value_avg"]
-    assert sums["loss"] == pytest.approx(whole, rel=1e-5, abs=1e-7)
+    assert loss == pytest.approx(whole, rel=1e-5, abs=1e-7)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import math
 import os
 import random
@@ -15,6 +14,7 @@ import time
 import numpy as np
 import pytest
 from support import examples, run_to
+from training.runs import logged
 
 from numgpt import GPT, CharTokenizer, GPTConfig, formats
 from numgpt.cli.config_file import read_toml
@@ -61,7 +61,7 @@ def start(text_file, out, **options) -> Trainer:
 def test_learns(text_file, tmp_path, capsys, arch):
     trainer, told = start(text_file, tmp_path / "run", steps=150, sample_every=150, arch=arch), []
     trainer.run(told.append)
-    records = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    records = logged(tmp_path / "run")
     assert records[0]["loss"] == pytest.approx(math.log(trainer.tokenizer.vocab_size), rel=0.1)
     assert records[-1]["val_loss"] < 1.6
     assert {"step", "loss", "val_loss", "lr", "grad_norm", "tokens_per_second"} <= records[
@@ -85,8 +85,7 @@ def test_products_in_bfloat16_learn_as_those_in_float32(text_file, tmp_path, arc
         trainer.run(told.append)
         slow = any("is no faster here" in str(record) for record in told)
         assert slow == (dtype == "bfloat16" and not multiplies_rounded())
-        log = (tmp_path / dtype / "log.jsonl").read_text().splitlines()
-        curves[dtype] = np.array([json.loads(line)["loss"] for line in log])
+        curves[dtype] = np.array([record["loss"] for record in logged(tmp_path / dtype)])
         assert trainer.model.parameters.dtype == trainer.optimizer.m.dtype == np.float32
     apart = np.abs(curves["float32"] - curves["bfloat16"])
     assert 0 < apart.max() < 0.02
@@ -132,12 +131,11 @@ def same_checkpoint(a, b):
 
 def same_state(a, b):
     same_checkpoint(a, b)
-    losses = []
-    for directory in (a, b):
-        lines = (directory / "log.jsonl").read_text().splitlines()
-        records = [json.loads(line) for line in lines]
-        losses.append({r["step"]: (r["loss"], r["val_loss"]) for r in records if r["val_loss"]})
-    assert losses[0] == losses[1]
+    losses, others = (
+        {r["step"]: (r["loss"], r["val_loss"]) for r in logged(directory) if r["val_loss"]}
+        for directory in (a, b)
+    )
+    assert losses == others
     assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
 
 

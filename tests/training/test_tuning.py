@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import gzip
 import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support import is_mapped, run_to
+from support import is_mapped
+from training.runs import ends_bit_for_bit, logged
 
 import numgpt
 from numgpt import cli, formats
@@ -57,7 +58,7 @@ def adapter_of(out):
 def test_an_adapter_learns_the_answers(data, tmp_path):
     trainer = start(data, tmp_path / "run", steps=40, lr=1e-2)
     trainer.run()
-    records = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    records = logged(tmp_path / "run")
     assert records[-1]["loss"] < 0.3 * records[0]["loss"]
     assert records[-1]["mean_token_accuracy"] > records[0]["mean_token_accuracy"]
     assert 0 < records[-1]["entropy"] < records[0]["entropy"]
@@ -100,22 +101,7 @@ def test_the_loss_is_that_of_the_answers(data, tmp_path):
 def test_a_run_that_was_interrupted_ends_bit_for_bit(data, tmp_path, lora_r):
     options = {"lora_r": lora_r, "grad_accum": 2, "val_fraction": 0.25, "eval_every": 2}
     options |= {"lora_dropout": 0.25} if lora_r else {"dropout": 0.1}
-    start(data, tmp_path / "whole", **options).run()
-    trainer = start(data, tmp_path / "parts", **options)
-    for stop in (1, 4, 6):
-        trainer.stop_requested = False
-        run_to(trainer, stop)
-        trainer = Trainer.resume(tmp_path / "parts")
-    name = "adapter_model.safetensors" if lora_r else "model.safetensors"
-    whole, parts = ((tmp_path / run / name).read_bytes() for run in ("whole", "parts"))
-    assert whole == parts
-    ends = [load_checkpoint(tmp_path / run) for run in ("whole", "parts")]
-    np.testing.assert_array_equal(ends[0].optimizer.m, ends[1].optimizer.m)
-    logs = [(tmp_path / run / "log.jsonl").read_text().splitlines() for run in ("whole", "parts")]
-    for line, other in zip(*logs, strict=True):
-        one, other = json.loads(line), json.loads(other)
-        for key in ("step", "loss", "val_loss", "mean_token_accuracy", "entropy", "num_tokens"):
-            assert one[key] == other[key], key
+    ends_bit_for_bit(partial(start, data), tmp_path, (1, 4, 6), **options)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
@@ -664,9 +650,7 @@ def test_a_start_loads_base_and_tokenizer_once(data, tmp_path, monkeypatch):
     counts = []
     for module, name in ((formats, "load"), (formats, "load_tokenizer"), (formats, "load_model")):
         function = getattr(module, name)
-        call = functools.partial(
-            lambda f, n, *a, **k: counts.append(n) or f(*a, **k), function, name
-        )
+        call = partial(lambda f, n, *a, **k: counts.append(n) or f(*a, **k), function, name)
         monkeypatch.setattr(module, name, call)
     for lora_r in (4, 0):
         out = tmp_path / f"run{lora_r}"
@@ -695,8 +679,7 @@ def test_a_run_of_version_0_1_0_goes_on(data, tmp_path):
     arrays = {name: np.array(tensor.raw) for name, tensor in tensors.items()}
     formats.write_safetensors(path, arrays, {"training": json.dumps(saved)})
     Trainer.resume(tmp_path / "parts").run()
-    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("whole", "parts")]
-    whole, parts = ([json.loads(line) for line in log] for log in logs)
+    whole, parts = (logged(tmp_path / name) for name in ("whole", "parts"))
     assert [(r["step"], r["entropy"]) for r in parts][1:] == [(6, whole[-1]["entropy"])]
     three, one = whole[1]["loss"], whole[0]["loss"]  # of steps 2 to 4, and of step 1
     assert parts[0]["loss"] == pytest.approx((3 * three + one) / 4)
