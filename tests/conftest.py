@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import io
 import os
 from collections.abc import Iterator
 
@@ -17,7 +18,7 @@ import hypothesis
 import pytest
 from support import clear_model, shared
 
-from numgpt import GPT, runtime
+from numgpt import GPT, cli, runtime
 from numgpt.tokenizer import BaseTokenizer, load_tokenizer
 
 # Timings vary on shared machines: an example that takes long is no failure.
@@ -61,6 +62,15 @@ def thread_count(request: pytest.FixtureRequest) -> Iterator[int]:
     runtime.set_num_threads(before)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Then neither sums nor memory depend on how two threads happen to meet."""
+    before = runtime.num_threads()
+    runtime.set_num_threads(1)
+    yield
+    runtime.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def gpt2_tokenizer() -> BaseTokenizer:
     return load_tokenizer(shared("gpt2"))
@@ -74,6 +84,23 @@ def shakespeare() -> str:
 @pytest.fixture
 def small_model() -> GPT:
     return clear_model()
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """Run a command in this process -> exit status, stdout, stderr."""
+
+    def call(*arguments, stdin: bytes | None = None):
+        if stdin is not None:
+            monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+        try:
+            status = cli.main([str(argument) for argument in arguments])
+        except SystemExit as error:
+            status = error.code
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
 
 
 # Scripts that record answers, and need what only they need.

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from support import is_mapped
 from training.runs import logged
 
 import numgpt
-from numgpt import GPT, GPTConfig, Tokenizer, cli, formats
+from numgpt import GPT, GPTConfig, Tokenizer, formats
 from numgpt.data import corpus
 from numgpt.data.corpus import find_texts
 from numgpt.data.records import find_record_files
@@ -38,15 +39,9 @@ def text(tmp_path):
 
 
 @pytest.fixture
-def call(capsys):
-    def call(*arguments: object) -> tuple[int, str]:
-        try:
-            status = cli.main([str(argument) for argument in arguments])
-        except SystemExit as error:
-            status = error.code
-        return status, capsys.readouterr().err
-
-    return call
+def call(call):
+    """… -> exit status, stderr."""
+    return lambda *arguments: call(*arguments)[::2]
 
 
 def train(call, text, out, *flags):
@@ -157,6 +152,7 @@ def test_a_model_is_not_tuned_over_itself_unless_told_to(call, text, tmp_path):
     flags = ("train", "--init-from", model, "--out", model, "--data", text, "--steps=1")
     status, err = call(*flags)
     assert (status, content(model)) == (2, before)
+    assert "holds a" in err
     assert "--overwrite" in err
     status, err = call(*flags, "--overwrite", "--sample-every=0")
     assert status == 0, err
@@ -196,9 +192,8 @@ def test_a_tokenizer_does_not_replace_a_models(call, text, tmp_path):
     assert formats.load_tokenizer(model).vocab_size == 290
     assert (model / "model.safetensors").read_bytes() == before["model.safetensors"]
     (tmp_path / "empty.txt").write_text("")
-    status, err = call(
-        "tokenizer", "train", tmp_path / "empty.txt", "--vocab-size=300", "--out", tmp_path / "t"
-    )
+    flags = ("--vocab-size=300", "--out", tmp_path / "t")
+    status, err = call("tokenizer", "train", tmp_path / "empty.txt", *flags)
     assert status == 2
     assert "empty" in err
     assert not (tmp_path / "t").exists()
@@ -253,15 +248,22 @@ def test_a_directory_in_use_is_refused_and_left_alone(call, text, tmp_path):
     assert not (out / LOCK_FILE).exists()
 
 
+def begun(text, out, *flags, before=()):
+    """A run in a process of its own, which has made a step."""
+    command = [*before, sys.executable, "-m", "numgpt", "train", "--data", text, "--out", out]
+    process = subprocess.Popen(
+        [*command, *TINY, "--steps=1000000", *flags],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    next(line for line in process.stderr if line.startswith("step"))
+    return process
+
+
 @pytest.mark.skipif(os.name != "posix", reason="kills as POSIX does")
 def test_a_killed_process_holds_no_lock(text, tmp_path):
-    command = [sys.executable, "-m", "numgpt", "train", "--data", text, "--out", tmp_path / "run"]
-    process = subprocess.Popen(
-        [*command, *TINY, "--steps=1000000"], stderr=subprocess.PIPE, text=True
-    )
-    for line in process.stderr:
-        if line.startswith("step"):
-            break
+    process = begun(text, tmp_path / "run")
     with pytest.raises(BlockingIOError, match=f"in use by process {process.pid} "):
         Trainer.resume(tmp_path / "run")
     process.kill()
@@ -316,40 +318,24 @@ def test_a_damaged_log_is_set_aside(text, tmp_path):
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
 def test_signals_save_and_end(text, tmp_path, name, status):
-    import signal
-
-    command = [sys.executable, "-m", "numgpt", "train", "--data", text, "--out", tmp_path / "run"]
-    process = subprocess.Popen(
-        [*command, *TINY, "--steps=1000000", "--save-every=1000000"],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    for line in process.stderr:
-        if line.startswith("step"):
-            break
+    out = tmp_path / "run"
+    process = begun(text, out, "--tokenizer=char", "--save-every=1000000")
     time.sleep(0.1)
     process.send_signal(getattr(signal, name))
     _, err = process.communicate(timeout=60)
     assert process.returncode == status
     assert "stopped and saved at step" in err
     assert "Traceback" not in err
-    assert load_checkpoint(tmp_path / "run").optimizer.steps >= 1
+    assert f"numgpt train --resume {out}" in err
+    done = load_checkpoint(out).optimizer.steps
+    assert done >= 1
+    Trainer.resume(out, {"steps": done + 3}).run()
+    assert load_checkpoint(out).optimizer.steps == done + 3
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_what_nohup_ignores_stays_ignored(text, tmp_path):
-    import signal
-
-    command = ["nohup", sys.executable, "-m", "numgpt", "train", "--data", text]
-    process = subprocess.Popen(
-        [*command, "--out", tmp_path / "run", *TINY, "--steps=1000000", "--log-every=1"],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
-    for line in process.stderr:
-        if line.startswith("step"):
-            break
+    process = begun(text, tmp_path / "run", "--log-every=1", before=["nohup"])
     process.send_signal(signal.SIGHUP)
     seen = [next(process.stderr) for _ in range(5)]
     assert all(line.startswith("step") for line in seen)
@@ -379,7 +365,7 @@ def test_a_directory_of_data_leaves_out_what_is_no_text(text, tmp_path):
     (data / "picture.png").write_bytes(b"\x89PNG\r\n\0\0")
     (data / "latin.txt").write_bytes("ä".encode("latin-1"))
     told = []
-    trainer = start(str(data), tmp_path / "run", told.append)
+    trainer = start(str(data), data / "run", told.append)
     assert re.search(r"left out: 2 without UTF-8 text .*latin.*png", str(told[0]))
     assert len(trainer.task.corpus.train) + len(trainer.task.corpus.val) == len(TEXT)
 

@@ -15,7 +15,7 @@ from support import is_mapped
 from training.runs import ends_bit_for_bit, logged
 
 import numgpt
-from numgpt import cli, formats
+from numgpt import formats
 from numgpt.evaluation.exact import exact_match, questions
 from numgpt.formats import read_safetensors
 from numgpt.tokenizer.chat_programs import CHAT_TEMPLATES
@@ -203,16 +203,6 @@ def test_the_data_come_by_standard_input_or_in_an_archive(data, tmp_path, monkey
         Trainer.resume(tmp_path / "piped", {"steps": 2})
     (tmp_path / "zipped/tokens.bin").unlink()
     Trainer.resume(tmp_path / "zipped", {"steps": 2}).run()  # encoded again
-
-
-@pytest.fixture
-def call(capsys):
-    def run(*arguments):
-        status = cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
 
 
 SMALL = ("--steps=2", "--sample-every=0", "--batch-size=4")
