@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from models.references import small_model
+from models.references import LLAMA3_SCALING, LLAMA_SMALL, small_model
 from support import clear_model
 
 from numgpt import (
@@ -16,6 +16,8 @@ from numgpt import (
     CharTokenizer,
     Chat,
     GPTConfig,
+    Llama,
+    LlamaConfig,
     LoRAConfig,
     Tokenizer,
     insight,
@@ -35,6 +37,22 @@ BPE = Tokenizer.train("the cat sat on the mat\n" * 9, 262)
 
 def tokenizer(message, vocabulary=BPE.vocabulary, merges=BPE.merges, **options):
     return lambda: Tokenizer(vocabulary, merges, **options), message
+
+
+def reading(message, ids):
+    return lambda: small_model("default")(ids), message
+
+
+def aiming(message, targets):
+    return lambda: small_model("default").loss([1, 2], targets), message
+
+
+def gpt2(message, **fields):
+    return lambda: GPT(GPTConfig(**{"n_embd": 64, "n_head": 4, "n_layer": 1} | fields)), message
+
+
+def llama(message, **fields):
+    return lambda: Llama(LlamaConfig(**LLAMA_SMALL | fields)), message
 
 
 def generating(message, ids=(1, 2), **options):
@@ -70,6 +88,8 @@ CALLS = [
     (lambda: set_num_threads(1.5), "threads=1.5: expected"),
     (lambda: AdamW(MODEL, lr="fast"), "lr='fast': expected 0 or more"),
     (lambda: AdamW(MODEL, lr=math.nan), "lr=nan: expected 0 or more"),
+    (lambda: AdamW(MODEL, lr=-1), "lr=-1: expected 0 or more"),
+    (lambda: AdamW(MODEL, weight_decay=-0.1), "weight_decay=-0.1: expected 0 or more"),
     (lambda: AdamW(MODEL, eps=0), "eps=0: expected a number above 0"),
     (lambda: AdamW(MODEL, betas=0.9), "betas=0.9: expected two numbers"),
     (lambda: AdamW(MODEL, betas=(0.9, 1)), "betas=(0.9, 1): expected two"),
@@ -99,6 +119,39 @@ CALLS = [
     tokenizer("bos_token='<s>'", bos_token="<s>"),
     tokenizer("eos_token='</s>'", special_tokens={"<|end|>": 300}, eos_token="</s>"),
     tokenizer("no bos_token", special_tokens={"<|end|>": 300}, add_bos_token=True),
+    # What a model is, and what it reads.
+    gpt2("n_layer", n_layer=0),
+    gpt2("n_head", n_head=3),
+    gpt2("vocab_size", vocab_size=1.5),
+    gpt2("n_inner", n_inner=-1),
+    gpt2("activation_function", activation_function="swish"),
+    gpt2("attn_pdrop", attn_pdrop=1.0),
+    gpt2("layer_norm_epsilon", layer_norm_epsilon=0.0),
+    llama("num_hidden_layers", num_hidden_layers=0),
+    llama("num_key_value_heads", num_key_value_heads=3),
+    llama("rotated", head_dim=5),
+    llama("hidden_size", hidden_size=18),
+    llama("rms_norm_eps", rms_norm_eps=0.0),
+    llama("rope_theta", rope_theta=-1.0),
+    llama("attention_dropout", attention_dropout=1.5),
+    llama("tie_word_embeddings", tie_word_embeddings="yes"),
+    llama("eos_token_id", eos_token_id=[1, -2]),
+    llama("rope_scaling", rope_scaling={"rope_type": "yarn", "factor": 4.0}),
+    llama("rope_scaling", rope_scaling={"rope_type": "llama3", "factor": 4.0}),
+    llama("rope_scaling", rope_scaling=LLAMA3_SCALING | {"low_freq_factor": 5.0}),
+    reading("empty", []),
+    reading("empty", [[]]),
+    reading("37, outside the vocabulary of 37", [1, 37]),
+    reading("-1, outside", [-1]),
+    reading("integers", [0.5]),
+    reading("different lengths", [[1, 2], [3]]),
+    reading("shape", [[[1]]]),
+    reading("n_positions=24", range(25)),
+    reading("encode the text first", "hello"),
+    aiming("equal", [1]),
+    aiming("99", [1, 99]),
+    aiming("-1", [1, -1]),
+    aiming("integers", [1.0, 2.0]),
     # What looks into a model.
     (lambda: insight.ablation(MODEL, [1, 2, 3], 5), "targets have shape"),
     (

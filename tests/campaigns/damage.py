@@ -47,19 +47,12 @@ def write_samples(directory: Path) -> dict[str, Callable[[Path], object]]:
             Trainer.start(TrainConfig(**tiny | options), directory / name).run()
         openers[name] = _resume
     bpe = Tokenizer.train([TEXT], 280)
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 8, "n_positions": 16, "vocab_size": 280}
+    llama = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8}
+    llama |= {"intermediate_size": 16, "max_position_embeddings": 16, "vocab_size": 280}
     for name, model in {
-        "gpt": GPT(GPTConfig(n_layer=1, n_head=2, n_embd=8, n_positions=16, vocab_size=280)),
-        "llama": Llama(
-            LlamaConfig(
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                hidden_size=8,
-                intermediate_size=16,
-                max_position_embeddings=16,
-                vocab_size=280,
-                tie_word_embeddings=True,
-            )
-        ),
+        "gpt": GPT(GPTConfig(**sizes)),
+        "llama": Llama(LlamaConfig(**llama, tie_word_embeddings=True)),
     }.items():
         model.save_pretrained(directory / name)
         bpe.save_pretrained(directory / name)

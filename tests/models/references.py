@@ -22,47 +22,23 @@ CONFIGS = {
     "odd": {"n_layer": 3, "n_head": 3, "n_embd": 21, "activation_function": "gelu_pytorch_tanh"},
     "one_head": {"n_layer": 1, "n_head": 1, "n_positions": 11},
 }
-LLAMA_SMALL = {
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "hidden_size": 16,
-    "intermediate_size": 44,
-    "max_position_embeddings": 24,
-    "vocab_size": 37,
-}
-LLAMA3_SCALING = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 12,
-}
+LLAMA_SMALL = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 16}
+LLAMA_SMALL |= {"intermediate_size": 44, "max_position_embeddings": 24, "vocab_size": 37}
+LLAMA3_SCALING = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
+LLAMA3_SCALING |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 12}
+GROUPED, TIED = {"num_key_value_heads": 2}, {"tie_word_embeddings": True}
+SMOLLM = {"num_attention_heads": 3, "num_key_value_heads": 1}
+SMOLLM |= {"hidden_size": 24, "num_hidden_layers": 3}
+QWEN2 = {"model_type": "qwen2", "attention_bias": True, "attention_output_bias": False}
 LLAMA_CONFIGS = {
     "llama": {},
-    "llama_grouped": {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    "llama_grouped": GROUPED | TIED,
     "llama_one_key_head": {"num_key_value_heads": 1, "rms_norm_eps": 1e-3},
-    "llama_scaled_rope": {"num_key_value_heads": 2, "rope_scaling": LLAMA3_SCALING, "head_dim": 8},
+    "llama_scaled_rope": GROUPED | {"rope_scaling": LLAMA3_SCALING, "head_dim": 8},
     "llama_biases": {"attention_bias": True, "mlp_bias": True, "rope_theta": 100000.0},
-    "llama_smollm_shaped": {
-        "num_attention_heads": 3,
-        "num_key_value_heads": 1,
-        "hidden_size": 24,
-        "num_hidden_layers": 3,
-        "tie_word_embeddings": True,
-    },
-    "llama_qwen2": {
-        "model_type": "qwen2",
-        "num_key_value_heads": 2,
-        "attention_bias": True,
-        "attention_output_bias": False,
-        "tie_word_embeddings": True,
-    },
-    "llama_qwen3": {
-        "model_type": "qwen3",
-        "num_key_value_heads": 2,
-        "head_dim": 6,
-        "tie_word_embeddings": True,
-    },
+    "llama_smollm_shaped": SMOLLM | TIED,
+    "llama_qwen2": GROUPED | TIED | QWEN2,
+    "llama_qwen3": GROUPED | TIED | {"model_type": "qwen3", "head_dim": 6},
     "llama_qwen3_untied": {"model_type": "qwen3", "num_key_value_heads": 1, "head_dim": 2},
 }
 BATCHES = {"wide": (3, 11), "one_token": (2, 1)}

@@ -20,13 +20,15 @@ def copied(request):
     return WAYS[request.param]
 
 
-@pytest.mark.parametrize("name", ["default", "llama_grouped"])
+@pytest.mark.parametrize("name", ["default", "untied", "llama_grouped", "llama_biases"])
 def test_a_copied_model_trains_and_only_itself(copied, name):
     model = small_model(name)
+    model.freeze("*norm*" if "llama" in name else "ln_f.*")
     ids, targets = batch(model.config, (4, 8))
     model.loss_and_grads(ids, targets)
     before = model.parameters.flat.copy()
     other = copied(model)
+    assert other.trained == model.trained
     np.testing.assert_array_equal(other.gradients.flat, model.gradients.flat)
     for parameters in (other.parameters, other.gradients):
         assert all(np.shares_memory(array, parameters.flat) for array in parameters.values())

@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from models.references import batch, small_model
+from models.test_gradients import along, cut, numerical
 from support import assert_close
 
-from numgpt import set_num_threads
 from numgpt.layers import attention_pattern, pattern_backward, pattern_forward, scores_backward
 from numgpt.layers.attention import attention_backward, attention_forward
-from numgpt.models import Gradients, data_parallel
-from numgpt.runtime import num_threads
+from numgpt.models import Gradients
 
 FAMILIES = ["untied", "default", "relu", "llama_grouped", "llama_biases", "llama_qwen3"]
 WITH_DROPOUT = {"untied": 0.4, "llama_grouped": 0.4}
@@ -22,14 +21,6 @@ def model(request):
     model = small_model(request.param, np.float64)
     model.config.set_dropout(WITH_DROPOUT.get(request.param, 0.0))
     return model
-
-
-@pytest.fixture
-def one_thread():
-    before = num_threads()
-    set_num_threads(1)
-    yield
-    set_num_threads(before)
 
 
 def gradients_of(model, **options):
@@ -94,16 +85,10 @@ def test_the_names_and_shapes_that_hooks_see(model):
         assert shapes[of_block + "attn.hook_pattern"] == (2, heads, 7, 7)
         assert shapes[of_block + "hook_resid_post"] == (2, 7, config.width)
     backward = []
-    gradients_of(
-        model,
-        backward_hooks={name: lambda x, n=name: backward.append(n) for name in seen_names(seen)},
-    )
+    hooks = {name: lambda x, n=name: backward.append(n) for name in model.hook_names}
+    gradients_of(model, backward_hooks=hooks)
     assert sorted(backward) == sorted(model.hook_names)
     assert backward[0] == "ln_final.hook_normalized"
-
-
-def seen_names(seen):
-    return [name for name, _ in seen]
 
 
 @pytest.mark.parametrize("answer", [lambda x: None, lambda x: x], ids=["None", "itself"])
@@ -160,22 +145,15 @@ def test_gradients_are_those_of_the_loss_by_the_activation(model):
 def test_a_gradient_put_to_zero_is_an_activation_held_fast(model):
     """∂loss/∂parameters with a replaced by a constant, against a backward that hands on nothing
     from there: so also what reads the replaced value has its gradients by it."""
-    rng, step = np.random.default_rng(6), 1e-7  # small, so that no ReLU has its kink in between
     activations, _ = kept(model)
-    direction = {name: rng.normal(size=array.shape) for name, array in model.parameters.items()}
     for name, other in others(model, activations):
         hooks = {name: fixed(other)}
         _, gradients = gradients_of(model, hooks=hooks, backward_hooks={name: np.zeros_like})
-        losses = []
-        for shift in (step, -2 * step):
-            for parameter, d in direction.items():
-                model.parameters[parameter][...] += shift * d
-            losses.append(gradients_of(model, hooks=hooks)[0])
-        for parameter, d in direction.items():
-            model.parameters[parameter][...] += step * d
-        expected = sum((gradients[parameter] * d).sum() for parameter, d in direction.items())
-        slope = (losses[0] - losses[1]) / (2 * step)
-        assert slope == pytest.approx(expected, rel=1e-5), name
+        # In steps so small that no ReLU has its kink in between.
+        slope, direction = numerical(
+            model, lambda hooks=hooks: gradients_of(model, hooks=hooks)[0], step=1e-7
+        )
+        assert slope == pytest.approx(along(gradients, direction), rel=1e-5), name
 
 
 def replaced(model, name, value):
@@ -304,7 +282,7 @@ def test_what_was_kept_or_returned_stays_as_it_is(model):
 
 
 def test_the_batch_is_not_cut(monkeypatch):
-    monkeypatch.setattr(data_parallel, "worthwhile_threads", lambda work, extra: 2)
+    cut(2, monkeypatch)
     model, shapes = small_model("default"), []
     gradients_of(model, hooks={"hook_embed": lambda x: shapes.append(x.shape)})
     assert shapes == [(2, 7, 16)]

@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 from models.references import batch, small_model
-from models.test_gradients import along, cut
+from models.test_gradients import along, cut, numerical
 from support import assert_close
 
 from numgpt import AdamW, LoRAConfig
@@ -55,15 +55,7 @@ def test_gradients_are_numerical_derivatives(name, dropout):
     _, gradients = model.loss_and_grads(ids, targets, np.random.default_rng(3))
     gradients = {name: gradients[name].copy() for name in gradients}
     assert set(gradients) == set(model.adapter.parameters)
-    rng, step = np.random.default_rng(6), 1e-6
-    p = model.adapter.parameters
-    direction = {n: rng.normal(size=array.shape) for n, array in p.items()}
-    values = []
-    for shift in (step, -2 * step):
-        for n, d in direction.items():
-            p[n][...] += shift * d
-        values.append(loss())
-    slope = (values[0] - values[1]) / (2 * step)
+    slope, direction = numerical(model, loss, list(gradients))
     assert slope == pytest.approx(along(gradients, direction), rel=1e-6)
 
 

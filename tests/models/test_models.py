@@ -19,6 +19,7 @@ from models.references import (
     their_results,
     to_transformers,
 )
+from models.test_gradients import along, cut, numerical
 from support import GOLDENS, assert_close
 
 from numgpt import GPT, AdamW, GPTConfig, Llama, LlamaConfig
@@ -114,38 +115,14 @@ def test_gradient_with_dropout_is_the_numerical_derivative(name):
     model = small_model(name, np.float64)
     model.config.set_dropout(0.3)
     ids, targets = batch(model.config, (3, 7))
-    _, gradients = model.loss_and_grads(ids, targets, np.random.default_rng(7))
-    exact = gradients.flat.copy()
-    direction = np.random.default_rng(8).normal(size=exact.size)
-    step, losses = 1e-6, []
-    for sign in (1, -1):
-        model.parameters.flat += sign * step * direction
-        losses.append(model.loss_and_grads(ids, targets, np.random.default_rng(7))[0])
-        model.parameters.flat -= sign * step * direction
-    assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(exact @ direction, rel=1e-6)
 
+    def loss():
+        return model.loss_and_grads(ids, targets, np.random.default_rng(7))[0]
 
-@pytest.mark.parametrize("name", ["untied", "llama", "llama_grouped"])
-def test_accumulated_gradients_equal_those_of_the_whole_batch(name):
-    model = small_model(name, np.float64)
-    ids, targets = np.random.default_rng(0).integers(37, size=(2, 6, 9))
-    targets[0, 2:] = targets[3] = -100  # the parts have 11, 9 and 18 targets that count
-    loss, whole = model.loss_and_grads(ids, targets)
-    gradients, losses = None, []
-    for part in range(3):
-        rows = slice(2 * part, 2 * part + 2)
-        part_loss, gradients = model.loss_and_grads(
-            ids[rows], targets[rows], weights=1 / 38, add_to=gradients
-        )
-        losses.append(part_loss)
-    assert sum(losses) == pytest.approx(loss, rel=1e-12)
-    assert model.gradients is gradients
-    largest = np.abs(whole.flat).max()
-    np.testing.assert_allclose(gradients.flat, whole.flat, rtol=0, atol=1e-12 * largest)
-
-
-def share_among(threads, monkeypatch):
-    monkeypatch.setattr(data_parallel, "worthwhile_threads", lambda work, extra: threads)
+    loss()
+    gradients = {n: g.copy() for n, g in model.gradients.items()}
+    slope, direction = numerical(model, loss)
+    assert slope == pytest.approx(along(gradients, direction), rel=1e-6)
 
 
 @pytest.mark.parametrize("threads", [2, 3, 8])
@@ -155,7 +132,7 @@ def test_shares_of_a_batch_give_what_the_whole_gives(threads, monkeypatch):
     targets[0, 3:] = targets[4] = -100  # shares then weigh differently, one has no target
     first, whole = model.loss_and_grads(ids, targets)
     whole = whole.flat.copy()
-    share_among(threads, monkeypatch)
+    cut(threads, monkeypatch)
     assert len(data_parallel.cut_batch(1, targets.shape)) == min(threads, 5)
     loss, gradients = model.loss_and_grads(ids, targets)
     assert type(loss) is float
@@ -177,7 +154,7 @@ def test_dropout_draws_one_number_however_many_shares_there_are(monkeypatch):
     ids = np.tile(batch(model.config, (1, 7))[0], (6, 1))  # the same sequence six times
     states, gradients = [], []
     for threads in (1, 2, 3, 2):
-        share_among(threads, monkeypatch)
+        cut(threads, monkeypatch)
         rng = np.random.default_rng(0)
         gradients.append(model.loss_and_grads(ids, ids, rng)[1].flat.copy())
         states.append(rng.bit_generator.state)
@@ -191,7 +168,7 @@ def test_dropout_draws_one_number_however_many_shares_there_are(monkeypatch):
 def test_an_error_on_the_way_leaves_no_gradients(monkeypatch):
     model = small_model("default", np.float64)
     ids, targets = batch(model.config, (4, 7))
-    share_among(2, monkeypatch)
+    cut(2, monkeypatch)
     _, whole = model.loss_and_grads(ids, targets)
     whole = whole.flat.copy()
     forward, calls = GPT.forward, []
@@ -274,73 +251,6 @@ def test_accepts_a_list_a_vector_and_a_batch():
     assert model.loss([1, 2], [2, -100]) == pytest.approx(model.loss([1], [2]), rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("ids", "message"),
-    [
-        ([], "empty"),
-        ([[]], "empty"),
-        ([1, 37], "37, outside the vocabulary of 37"),
-        ([-1], "-1, outside"),
-        ([0.5], "integers"),
-        ([[1, 2], [3]], "different lengths"),
-        ([[[1]]], "shape"),
-        (list(range(25)), "n_positions=24"),
-        ("hello", "encode the text first"),
-    ],
-)
-def test_refuses_bad_ids(ids, message):
-    with pytest.raises(ValueError, match=message):
-        small_model("default")(ids)
-
-
-@pytest.mark.parametrize(
-    ("targets", "message"),
-    [([1], "equal"), ([1, 99], "99"), ([1, -1], "-1"), ([1.0, 2.0], "integers")],
-)
-def test_refuses_bad_targets(targets, message):
-    with pytest.raises(ValueError, match=message):
-        small_model("default").loss([1, 2], targets)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("n_layer", 0),
-        ("n_head", 3),
-        ("vocab_size", 1.5),
-        ("n_inner", -1),
-        ("activation_function", "swish"),
-        ("attn_pdrop", 1.0),
-        ("layer_norm_epsilon", 0.0),
-    ],
-)
-def test_refuses_a_bad_config_by_name(field, value):
-    with pytest.raises(ValueError, match=field):
-        GPT(GPTConfig(**({"n_embd": 64, "n_head": 4, "n_layer": 1} | {field: value})))
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("num_hidden_layers", 0),
-        ("num_key_value_heads", 3),
-        ("head_dim", 5),
-        ("hidden_size", 18),
-        ("rms_norm_eps", 0.0),
-        ("rope_theta", -1.0),
-        ("attention_dropout", 1.5),
-        ("tie_word_embeddings", "yes"),
-        ("eos_token_id", [1, -2]),
-        ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
-        ("rope_scaling", {"rope_type": "llama3", "factor": 4.0}),
-        ("rope_scaling", references.LLAMA3_SCALING | {"low_freq_factor": 5.0}),
-    ],
-)
-def test_refuses_a_bad_llama_config_by_name(field, value):
-    with pytest.raises(ValueError, match="rotated" if field == "head_dim" else field):
-        Llama(LlamaConfig(**(references.LLAMA_SMALL | {field: value})))
-
-
 def test_initialisation_is_llamas():
     sizes = {"hidden_size": 128, "num_attention_heads": 4, "vocab_size": 500}
     p = Llama(LlamaConfig(**(references.LLAMA_SMALL | sizes)), seed=0).parameters
@@ -414,7 +324,7 @@ def test_run_and_the_way_back_are_loss_and_grads(name, frozen, monkeypatch):
             model.freeze(patterns)
     expected, of_all = model.loss_and_grads(ids, targets)
     for threads in (1, 3):
-        share_among(threads, monkeypatch)
+        cut(threads, monkeypatch)
         gradients = Gradients(model.trained, np.float64)
         loss, dhidden, back = of_run(model, ids, targets, gradients)
         back(dhidden, gradients)

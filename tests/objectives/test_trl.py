@@ -7,7 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
-from models.references import to_transformers
+from models.references import LLAMA_SMALL, to_transformers
 
 from numgpt import GPT, AdamW, GPTConfig, Llama, LlamaConfig, LoRAConfig, Tokenizer, objectives
 from numgpt.formats.families import family_of
@@ -21,20 +21,11 @@ TOKENIZER = Tokenizer.train(
     ["To be, or not to be, that is the question. " * 9], 300, ["<|endoftext|>", "<pad>"]
 )
 SIZE = TOKENIZER.vocab_size
+TINY = {"num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 24}
+TINY |= {"max_position_embeddings": 64, "vocab_size": SIZE}
 CONFIGS = {
     "GPT-2": (GPT, GPTConfig(2, 2, 16, 64, SIZE)),
-    "Llama": (
-        Llama,
-        LlamaConfig(
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            hidden_size=16,
-            intermediate_size=24,
-            max_position_embeddings=64,
-            vocab_size=SIZE,
-        ),
-    ),
+    "Llama": (Llama, LlamaConfig(**LLAMA_SMALL | TINY)),
 }
 PAIRS = [
     {"prompt": "To be, or ", "chosen": "not to be", "rejected": "question"},
