@@ -147,8 +147,8 @@ def rollouts(rng, ref=False, per_token=False):
     return arrays
 
 
-def policy(torch, loss_type, beta, low, high, level, corrected, limit, logps, old_logps,
-           advantages, mask, ref_logps=None):  # fmt: skip
+def policy(torch, loss_type, beta, epsilon, epsilon_high, level, corrected_kl, max_length, logps,
+           old_logps, advantages, mask, ref_logps=None):  # fmt: skip
     if advantages.ndim == 1:
         advantages = advantages[:, None]
     log_ratio = logps - old_logps
@@ -156,39 +156,26 @@ def policy(torch, loss_type, beta, low, high, level, corrected, limit, logps, ol
     if level == "sequence":
         log_ratio = ((log_ratio * mask).sum(1, keepdim=True) / n).expand_as(mask)
     ratio = torch.exp(log_ratio)
-    loss = -torch.min(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
+    clipped = ratio.clamp(1 - epsilon, 1 + epsilon_high)
+    loss = -torch.min(ratio * advantages, clipped * advantages)
     if beta:
         k3 = torch.exp(ref_logps - logps) - (ref_logps - logps) - 1
-        loss = loss + beta * (k3 * ratio if corrected else k3)
+        loss = loss + beta * (k3 * ratio if corrected_kl else k3)
     if loss_type == "grpo":
         return ((loss * mask).sum(1, keepdim=True) / n).mean()
-    divisor = len(mask) * limit if loss_type == "dr_grpo" else mask.sum()
+    divisor = len(mask) * max_length if loss_type == "dr_grpo" else mask.sum()
     return (loss * mask).sum() / divisor
 
 
-def grpo(loss_type="dapo", beta=0.0, high=0.2, level="token", corrected=True, limit=None):
-    ours = partial(
-        objectives.grpo,
-        loss_type=loss_type,
-        beta=beta,
-        epsilon_high=high,
-        level=level,
-        corrected_kl=corrected,
-        max_length=limit,
-    )
-    formula = partial(
-        policy,
-        loss_type=loss_type,
-        beta=beta,
-        low=0.2,
-        high=high,
-        level=level,
-        corrected=corrected,
-        limit=limit,
-    )
+USUAL = {"loss_type": "dapo", "beta": 0.0, "epsilon_high": 0.2, "level": "token"}
+USUAL |= {"corrected_kl": True, "max_length": None}
+
+
+def grpo(loss_type="dapo", **changes):
+    options = USUAL | {"loss_type": loss_type} | changes
+    ours, formula = partial(objectives.grpo, **options), partial(policy, epsilon=0.2, **options)
     counts = "tokens" if loss_type in ("dapo", "bnpo") else "completions"
-    arrays = partial(rollouts, ref=beta > 0)
-    return Case(arrays, ours, formula, ("logps",), counts)
+    return Case(partial(rollouts, ref=options["beta"] > 0), ours, formula, ("logps",), counts)
 
 
 def plain(torch, logps, advantages, mask):
@@ -272,23 +259,20 @@ CASES = {
         rollouts, objectives.rloo, partial(whole_ratios, low=0.2), ("logps",), "completions"
     ),
     "dapo": grpo(),
-    "dapo, clip-higher": grpo(high=0.4),
+    "dapo, clip-higher": grpo(epsilon_high=0.4),
     "dapo, ρ·k3": grpo(beta=0.2),
-    "dapo, k3": grpo(beta=0.2, corrected=False),
+    "dapo, k3": grpo(beta=0.2, corrected_kl=False),
     "bnpo": grpo("bnpo", beta=0.1),
     "grpo": grpo("grpo", beta=0.1),
-    "dr_grpo": grpo("dr_grpo", limit=8),
+    "dr_grpo": grpo("dr_grpo", max_length=8),
     "gspo": grpo("grpo", level="sequence"),
     "gspo, ρ·k3": grpo("grpo", beta=0.2, level="sequence"),
-    "gspo, k3": grpo("grpo", beta=0.2, level="sequence", corrected=False),
+    "gspo, k3": grpo("grpo", beta=0.2, level="sequence", corrected_kl=False),
     "dapo of sequences": grpo(beta=0.2, level="sequence"),
     "ppo": Case(
         partial(rollouts, per_token=True),
         objectives.ppo,
-        partial(
-            policy, loss_type="dapo", beta=0.0, low=0.2, high=0.2, level="token", corrected=True,
-            limit=None,
-        ),
+        partial(policy, epsilon=0.2, **USUAL),
         ("logps",),
         "tokens",
     ),
