@@ -110,6 +110,16 @@ def golden_blocks(kind: str) -> np.ndarray:
     return random_blocks(kind, 3 if QUANTISED[kind][1] == 256 else 24, np.random.default_rng(8))
 
 
+def record() -> dict[str, np.ndarray]:
+    """The gguf package's weights of those blocks: for goldens/record.py."""
+    import gguf
+
+    return {
+        kind: gguf.dequantize(golden_blocks(kind), gguf.GGMLQuantizationType[kind])
+        for kind in QUANTISED
+    }
+
+
 def as_type(array: np.ndarray, kind: str) -> bytes:
     """Raw values in a type that holds floats."""
     if kind == "BF16":  # cut off, not rounded: the tests' values are multiples of what it holds

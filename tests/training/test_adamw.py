@@ -7,22 +7,52 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from models.references import small_model
 from support import GOLDENS, assert_close
-from training import adamw_reference as reference
 
 from numgpt import GPT, AdamW, GPTConfig
 from numgpt.models.parameters import Gradients
 from numgpt.training import learning_rate
 from numgpt.training.adamw import gradient_norm
 
+STEPS = 50
+HYPERPARAMETERS = {"lr": 1e-2, "betas": (0.85, 0.97), "eps": 1e-7, "weight_decay": 0.3}
+
+
+def drawn(model: GPT, step: int) -> np.ndarray:
+    rng = np.random.default_rng([9, step])
+    scale = 10.0 ** rng.integers(-3, 2)
+    return rng.normal(scale=scale, size=model.parameters.flat.size).astype(np.float32)
+
+
+def record() -> dict[str, np.ndarray]:
+    """torch.optim.AdamW on our weights, fed with drawn gradients: for goldens/record.py."""
+    import torch
+
+    ours = small_model("odd")
+    parameters = {n: torch.nn.Parameter(torch.tensor(a)) for n, a in ours.parameters.items()}
+    matrices = {"params": [p for p in parameters.values() if p.ndim >= 2]}
+    vectors = {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0}
+    optimizer = torch.optim.AdamW([matrices, vectors], **HYPERPARAMETERS)
+    norms = []
+    for step in range(STEPS):
+        flat = drawn(ours, step)
+        for name, (offset, shape) in ours.parameters.layout.items():
+            piece = flat[offset : offset + int(np.prod(shape))].reshape(shape)
+            parameters[name].grad = torch.tensor(piece)
+        clip = 1.0 if step % 2 else float("inf")
+        norms.append(torch.nn.utils.clip_grad_norm_(parameters.values(), clip).item())
+        optimizer.step()
+    return {n: p.detach().numpy() for n, p in parameters.items()} | {"norms": np.array(norms)}
+
 
 def run_ours() -> tuple[GPT, list[float]]:
-    model = reference.model()
-    optimizer = AdamW(model, **reference.HYPERPARAMETERS)
+    model = small_model("odd")
+    optimizer = AdamW(model, **HYPERPARAMETERS)
     norms = []
-    for step in range(reference.STEPS):
+    for step in range(STEPS):
         model.gradients = Gradients(model.trained, model.parameters.dtype)
-        model.gradients.flat[:] = reference.gradients(model, step)
+        model.gradients.flat[:] = drawn(model, step)
         norms.append(optimizer.step(grad_clip=1.0 if step % 2 else None))
     return model, norms
 
@@ -41,7 +71,7 @@ def test_equals_recorded_pytorch_over_50_steps():
 
 @pytest.mark.live("torch", "transformers")
 def test_equals_pytorch_over_50_steps():
-    compare(reference.record())
+    compare(record())
 
 
 def test_decays_matrices_only():
@@ -55,7 +85,7 @@ def test_decays_matrices_only():
 
 
 def test_a_norm_that_is_not_finite_changes_nothing():
-    model = reference.model()
+    model = small_model("odd")
     before = model.parameters.flat.copy()
     model.gradients = Gradients(model.trained, model.parameters.dtype)
     model.gradients.flat[3] = np.nan
@@ -68,15 +98,7 @@ def test_a_norm_that_is_not_finite_changes_nothing():
 
 def test_needs_gradients():
     with pytest.raises(RuntimeError, match="loss_and_grads"):
-        AdamW(reference.model()).step()
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("lr", -1), ("betas", (0.9, 1.0)), ("eps", 0), ("weight_decay", -0.1)]
-)
-def test_refuses_bad_hyperparameters(name, value):
-    with pytest.raises(ValueError, match=name):
-        AdamW(reference.model(), **{name: value})
+        AdamW(small_model("odd")).step()
 
 
 def test_schedule_warms_up_then_follows_a_cosine():

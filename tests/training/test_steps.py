@@ -1,14 +1,19 @@
-"""A step: totals of all its batches first, then their gradients, whatever the task; its records."""
+"""Steps: totals of all batches first, then their gradients, whatever the task; memory; records."""
 
 from __future__ import annotations
+
+import gc
+import tracemalloc
 
 import numpy as np
 import pytest
 from models.references import small_model
+from models.test_gradients import cut
 
-from numgpt import AdamW
+from numgpt import GPT, AdamW, GPTConfig
 from numgpt.data.batch import Batch
-from numgpt.training import Note, Progress, Report, Sample, Saved, learning_rate, records
+from numgpt.runtime import scratch
+from numgpt.training import Note, Progress, Report, Sample, Saved, records
 from numgpt.training.step import add_sums, step
 
 
@@ -69,12 +74,33 @@ def test_gradients_are_clipped_by_the_norm_that_is_given_back():
     assert moved[1] == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_the_rate_warms_up_and_falls():
-    rates = [learning_rate(n, 10, 1.0, 0.1, 4) for n in range(10)]
-    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert rates[4] == 1.0
-    assert rates[-1] == pytest.approx(0.1)
-    assert rates[4:] == sorted(rates[4:], reverse=True)
+def test_memory_stays_flat_over_many_steps(monkeypatch, one_thread):
+    cut(2, monkeypatch)
+    config = GPTConfig(n_layer=2, n_head=2, n_embd=32, n_positions=64, vocab_size=65)
+    model = GPT(config)
+    optimizer = AdamW(model)
+    rng = np.random.default_rng(0)
+
+    def steps(rounds: int) -> None:
+        for _ in range(rounds):
+            for time in rng.permutation(64) + 1:  # every length, as a last batch or evaluation has
+                ids, targets = rng.integers(65, size=(2, 4, time))
+                model.loss_and_grads(ids, targets, rng)
+                optimizer.step(grad_clip=1.0)
+        gc.collect()
+
+    tracemalloc.start()
+    try:
+        steps(1)  # every size of buffer has been seen
+        pool = scratch._pool
+        before = tracemalloc.get_traced_memory()[0], pool.used_bytes + pool.idle_bytes
+        steps(2)
+        after = tracemalloc.get_traced_memory()[0], pool.used_bytes + pool.idle_bytes
+    finally:
+        tracemalloc.stop()
+    # A leaked activation of a step would be 128 times some 10 kB.
+    assert after[0] - before[0] < 200_000
+    assert after[1] - before[1] < 200_000
 
 
 def report(step, val_loss=None):
