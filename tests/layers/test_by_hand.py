@@ -1,5 +1,5 @@
 """The layers as somebody tries them out: without arrays for the gradients, with leading axes, with
-what they don't take."""
+what they don't take, and under `gradcheck`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from support import assert_close
 
+import numgpt
 from numgpt import layers
 from numgpt.runtime import NOWHERE, Accumulator
 
@@ -187,3 +188,66 @@ def test_what_a_layer_does_not_take_is_one_line(case):
         call()
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+# --- the check that learners use: true for every layer, with errors that point at what is wrong ---
+
+ROWS = X[0]
+Q, K, V = (RNG.normal(size=(2, 2, 5, 3)) for _ in range(3))
+ROTATION = layers.rope_rotation(np.arange(5)[None], layers.rope_frequencies(4), np.float64)
+LAYERS = {
+    "linear": (ROWS, WEIGHT, BIAS),
+    "layernorm": (ROWS, GAIN, BIAS[:4]),
+    "rmsnorm": (ROWS, GAIN),
+    "embedding": (np.array([1, 0, 1]), ROWS),
+    "gelu_tanh": (ROWS,),
+    "gelu_erf": (ROWS.astype(np.float32),),
+    "relu": (ROWS,),
+    "softmax": (ROWS,),
+    "swiglu": (ROWS, RNG.normal(size=ROWS.shape)),
+    "attention": (Q, K, V),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer_passes(name):
+    pair = (getattr(layers, f"{name}_{way}") for way in ("forward", "backward"))
+    assert numgpt.gradcheck(*pair, *LAYERS[name])
+
+
+def test_layers_with_settings_pass():
+    x = RNG.normal(size=(1, 2, 5, 4))
+    assert numgpt.gradcheck(lambda x: layers.rope_forward(x, ROTATION), layers.rope_backward, x)
+    weight, targets = RNG.normal(size=(7, 4)), np.array([0, 6, -100])
+    forward = lambda x, weight: layers.linear_log_probs_forward(x, weight, targets)  # noqa: E731
+    assert numgpt.gradcheck(forward, layers.linear_log_probs_backward, ROWS, weight)
+    forward = lambda q, k, v: layers.attention_forward(  # noqa: E731
+        q, k, v, dropout=0.4, rng=np.random.default_rng(3), key_mask=np.arange(5) < [[4], [5]]
+    )
+    assert numgpt.gradcheck(forward, layers.attention_backward, Q, K, V)
+
+
+def test_an_error_names_input_element_and_both_values():
+    def wrong(dy, cache):
+        dx, dweight, dbias = layers.linear_backward(dy, cache)
+        dweight[2, 1] += 0.5
+        return dx, dweight, dbias
+
+    with pytest.raises(AssertionError, match=r"input 1 at \(2, 1\): backward gives .*, the num"):
+        numgpt.gradcheck(layers.linear_forward, wrong, *LAYERS["linear"])
+    with pytest.raises(ValueError, match="gives 1 gradients, forward has 2 inputs"):
+        numgpt.gradcheck(layers.swiglu_forward, lambda dy, cache: dy, *LAYERS["swiglu"])
+    with pytest.raises(ValueError, match=r"input 0 has shape \(3, 4\), its gradient \(4, 3\)"):
+        numgpt.gradcheck(layers.relu_forward, lambda dy, cache: dy.T, ROWS)
+    with pytest.raises(ValueError, match="expected arrays of numbers"):
+        numgpt.gradcheck(layers.relu_forward, layers.relu_backward, "text")
+    nan = ROWS.copy()
+    nan[0, 0] = np.nan
+    with pytest.raises(AssertionError, match="nan"):
+        numgpt.gradcheck(layers.gelu_tanh_forward, layers.gelu_tanh_backward, nan)
+
+
+def test_inputs_stay_as_they_are():
+    before = ROWS.copy()
+    numgpt.gradcheck(layers.relu_forward, layers.relu_backward, ROWS)
+    np.testing.assert_array_equal(ROWS, before)
