@@ -3,6 +3,7 @@ machines have."""
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 import warnings
 from pathlib import Path
@@ -58,6 +59,22 @@ def refused(call, message: str, place: object = "", peak: int | None = None) -> 
     assert len(said.splitlines()) == 1
     assert len(said) < 1000 + len(str(place))
     return said
+
+
+def talk(*contents: str, system: str | None = None) -> list[dict[str, str]]:
+    """A conversation: the user first, then in turns."""
+    turns = [
+        {"role": ("user", "assistant")[n % 2], "content": content}
+        for n, content in enumerate(contents)
+    ]
+    return turns if system is None else [{"role": "system", "content": system}, *turns]
+
+
+def write_lines(path: Path, *values: object) -> str:
+    """A file of JSON lines -> its path."""
+    lines = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
+    path.write_text(lines, encoding="utf-8")
+    return str(path)
 
 
 def overwrite(path: Path, data: bytes) -> None:

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 import pytest
+from support import talk
 
 import numgpt
 from numgpt.evaluation.perplexity import sliding_window_loss
@@ -152,20 +153,11 @@ def test_the_tokenizer_is_that_of_transformers(smollm2, theirs):
     for text in (*PROMPTS, TEXT, "1234567\n\n  naïve 你好 🙂\t'S  \r\n x"):
         expected = theirs[1].encode(text, add_special_tokens=False)
         assert tokenizer.encode(text) == expected
-    messages = [
-        {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": "Hello!"},
-        {"role": "user", "content": "Who are you?"},
-    ]
-    for with_system in ([{"role": "system", "content": "Be brief."}, *messages], messages):
-        expected = theirs[1].apply_chat_template(
-            with_system, tokenize=False, add_generation_prompt=True
-        )
-        ours = tokenizer.apply_chat_template(
-            with_system, tokenize=False, add_generation_prompt=True
-        )
-        assert ours == expected
-        ids = tokenizer.apply_chat_template(with_system, add_generation_prompt=True)
+    said, options = ("Hi", "Hello!", "Who are you?"), {"add_generation_prompt": True}
+    for messages in (talk(*said, system="Be brief."), talk(*said)):
+        expected = theirs[1].apply_chat_template(messages, tokenize=False, **options)
+        assert tokenizer.apply_chat_template(messages, tokenize=False, **options) == expected
+        ids = tokenizer.apply_chat_template(messages, **options)
         assert ids == theirs[1].encode(expected, add_special_tokens=False)
 
 

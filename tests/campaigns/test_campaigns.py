@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import json
 import os
 import shutil
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from campaigns.damage import campaign
 from campaigns.kills import kill_at, kill_everywhere
+from support import write_lines
 
 from numgpt import GPT, CharTokenizer, GPTConfig, Tokenizer, formats, load
 from numgpt.training import TrainConfig, Trainer, TuneConfig
@@ -49,7 +49,7 @@ def tuning_options(text, lora_r, **others) -> TuneConfig:
         GPT(GPTConfig(**sizes, vocab_size=tokenizer.vocab_size)).save_pretrained(base)
         tokenizer.save_pretrained(base)
         lines = [{"prompt": "the ", "completion": word} for word in ("dog", "fox", "lazy dog")]
-        data.write_text("".join(json.dumps(line) + "\n" for line in lines * 3))
+        write_lines(data, *lines * 3)
     intervals = {"steps": 4, "sample_every": 0, "save_every": 2, "eval_every": 1, "batch_size": 2}
     more = {"model": str(base), "data": str(data), "val_fraction": 0.3, "grad_accum": 2}
     drops = {"lora_dropout": 0.1} if lora_r else {"dropout": 0.1}

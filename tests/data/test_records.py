@@ -1,4 +1,4 @@
-"""JSON lines: found, read, told apart; what is wrong is named by file and line."""
+"""JSON lines with the keys that people have: found, read, told apart; what is wrong is named."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import os
 import sys
 
 import pytest
-from support import refused
+from support import refused, talk, write_lines
 
+from numgpt import formats
+from numgpt.data.examples import ExampleEncoder, marked
 from numgpt.data.records import (
     COMPLETION,
     MESSAGES,
@@ -20,8 +22,10 @@ from numgpt.data.records import (
     find_record_files,
     read_records,
 )
+from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES
 
-TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+TALK = talk("Hi", "Hello")
+SYSTEM = {"role": "system", "content": "Be brief."}
 KINDS = {
     TEXT: {"text": "a text"},
     COMPLETION: {"prompt": "2 + 2 =", "completion": " 4"},
@@ -31,25 +35,25 @@ KINDS = {
 }
 
 
-def write(path, *values):
-    lines = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
-    path.write_text(lines, encoding="utf-8")
-    return str(path)
+def first(tmp_path, fields):
+    return next(read_records([write_lines(tmp_path / "a.jsonl", fields)]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_kinds_are_told_by_their_keys(kind, tmp_path):
-    path = write(tmp_path / "a.jsonl", KINDS[kind], KINDS[kind] | {"prompt": "other", "source": 5})
-    first, second = read_records([path])
-    assert first.kind == second.kind == kind
-    assert first.fields == KINDS[kind]
-    assert (first.line, second.line) == (1, 2)
-    assert second.place == f"{path}, line 2"
+    path = write_lines(
+        tmp_path / "a.jsonl", KINDS[kind], KINDS[kind] | {"prompt": "other", "source": 5}
+    )
+    one, other = read_records([path])
+    assert one.kind == other.kind == kind
+    assert one.fields == KINDS[kind]
+    assert (one.line, other.line) == (1, 2)
+    assert other.place == f"{path}, line 2"
 
 
 def test_prompts_and_completions_may_be_messages(tmp_path):
     fields = {"prompt": TALK[:1], "completion": TALK[1:]}
-    assert next(read_records([write(tmp_path / "a.jsonl", fields)])).kind == COMPLETION
+    assert first(tmp_path, fields).kind == COMPLETION
 
 
 def test_files_are_found(tmp_path, monkeypatch):
@@ -147,3 +151,172 @@ def test_what_is_wrong_is_named(wrong, tmp_path):
     path = tmp_path / f"a{suffix}"
     path.write_bytes(content)
     refused(lambda: list(read_records([str(path)])), message, path)
+
+
+# --- other keys, arrays, parts ---
+
+
+SHAREGPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+PARTS = [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]
+DIALECTS = {
+    "sharegpt": ({"conversations": SHAREGPT}, TALK, "conversations"),
+    "sharegpt with a system": (
+        {"system": "Be brief.", "conversations": [SHAREGPT[0] | {"from": "user"}, SHAREGPT[1]]},
+        [SYSTEM, *TALK],
+        "conversations",
+    ),
+    "sharegpt of messages": ({"conversations": TALK, "id": 4}, TALK, "conversations"),
+    "alpaca": (
+        {"instruction": "Say it", "input": "in French", "output": "Bonjour", "text": "Below …"},
+        talk("Say it\n\nin French", "Bonjour"),
+        "instruction and output",
+    ),
+    "alpaca without an input": (
+        {"instruction": "Hi", "input": "", "output": "Hello", "system": "Be brief."},
+        [SYSTEM, *TALK],
+        "instruction and output",
+    ),
+    "alpaca with a history": (
+        {"instruction": "Hi", "output": "Hello", "history": [["Hi", "Hello"]]},
+        TALK * 2,
+        "instruction and output",
+    ),
+    "capitals": ({"id": "17", "Question": "Hi", "Answer": "Hello"}, TALK, "Question and Answer"),
+    "letters": ({"q": "Hi", "a": "Hello", "messages": None}, TALK, "q and a"),
+    "conversation": ({"conversation": TALK}, TALK, "conversation"),
+    "an empty instruction": (
+        {"instruction": "", "input": "Hi", "output": "Hello"},
+        TALK,
+        "instruction and output",
+    ),
+    "roles in capitals": (
+        {"messages": [TALK[0] | {"role": "User"}, TALK[1] | {"role": "Assistant"}]},
+        TALK,
+        "",
+    ),
+    "dolly": (
+        {"instruction": "Who?", "context": "It was Ann.", "response": "Ann", "category": "qa"},
+        talk("Who?\n\nIt was Ann.", "Ann"),
+        "instruction and response",
+    ),
+    "questions": ({"question": "Hi", "answer": "Hello"}, TALK, "question and answer"),
+    "input and output": ({"input": "Hi", "output": "Hello"}, TALK, "input and output"),
+    "parts": ({"messages": talk(PARTS, [PARTS[0] | {"text": "Hello"}])}, TALK, ""),
+    "developer": (
+        {"messages": [{"role": "developer", "content": "Be brief."}, *TALK]},
+        [SYSTEM, *TALK],
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_dialects_are_read_as_messages(name, tmp_path):
+    fields, messages, origin = DIALECTS[name]
+    record = first(tmp_path, fields)
+    assert record.kind == MESSAGES
+    assert record.fields["messages"] == messages
+    assert record.origin == origin
+
+
+def test_tools_stay_beside_a_conversation(tmp_path):
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    for fields in ({"conversations": TALK}, {"question": "Hi", "answer": "Hello"}):
+        record = first(tmp_path, fields | {"tools": tools})
+        assert record.fields["tools"] == tools
+
+
+def test_our_own_keys_win(tmp_path):
+    both = {"prompt": "Hi", "completion": " Hello", "instruction": "x", "output": "y"}
+    judged = {"prompt": "Hi", "question": "x", "answer": "y"}
+    for fields, kind in ((both, COMPLETION), (judged, PROMPT)):
+        record = first(tmp_path, fields)
+        assert (record.kind, record.origin, record.fields) == (kind, "", fields)
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_file_may_be_one_array(indent, tmp_path):
+    path = tmp_path / "a.json"
+    values = [{"text": "a"}, {"text": "b]"}]
+    path.write_text("\ufeff \n" * (indent or 0) + json.dumps(values, indent=indent) + "\n")
+    found = list(read_records([str(path)]))
+    assert [record.fields for record in found] == values
+    assert found[1].place == f"{path}, item 2"
+    path.write_text("[ ]")
+    with pytest.raises(ValueError, match="no examples in it"):
+        list(read_records([str(path)]))
+
+
+WRONG_ARRAYS = {
+    '[{"text": "a"}\n {"text": "b"}]': r"after item 1 of its array stands '\{.*expected , or",
+    '[{"text": "a"},\n]': "item 2 of its array is not JSON .Expecting value at line 2, column 1",
+    '[{"text": "a"}, {"text": "b"}': "after item 2 of its array stands '': expected , or, at its",
+    '[{"text": "a"}, {"text": "b': "item 2 of its array is not JSON .it ends before a quote, a br",
+    '[{"text": "a"}, "b"]': "item 2 is 'b': expected one JSON object",
+    '[{"text": "a"}, {"x": 1}]': r"item 2 has the keys \['x'\]",
+    "[" * 100_000: "item 1 of its array is not JSON",
+    "[": "item 1 of its array is not JSON .it ends before a quote, a bracket or a brace is closed",
+}
+
+
+@pytest.mark.parametrize("text", WRONG_ARRAYS, ids=lambda text: text[:30])
+def test_a_wrong_array_is_named(text, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=WRONG_ARRAYS[text]) as error:
+        list(read_records([str(path)]))
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+WRONG_DIALECTS = {
+    "speaker": (
+        {"conversations": [{"from": "alien", "value": "x"}]},
+        "line 1: a turn of the conversation is .*alien.*expected .*human | user",
+    ),
+    "nothing said": (
+        {"conversations": [{"from": "human"}]},
+        r"line 1: a turn of the conversation is \{'from': 'human'\}: expected",
+    ),
+    "number": ({"question": "6 · 7?", "answer": 42}, "line 1: answer is 42, expected a text"),
+    "text of JSON": (
+        {"messages": json.dumps(TALK)},
+        "line 1: messages is a text of JSON: expected a list of messages",
+    ),
+    "roles without a key": (TALK[0], r"line 1 has the keys \['role', 'content'\]: expected text"),
+    "other keys": ({"frage": "Hi"}, r"line 1 has the keys \['frage'\]: expected text; prompt and"),
+    "history": (
+        {"instruction": "x", "output": "y", "history": ["z"]},
+        "line 1: history holds 'z', expected .question, answer. pairs",
+    ),
+    "picture": (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        r'image_url.* as its content: expected a string, or parts \{"type": "text"',
+    ),
+    "weight": (
+        {"messages": [TALK[0], TALK[1] | {"weight": 0.5}]},
+        "the weight 0.5: expected 1, or 0 for an answer that is not trained on",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_DIALECTS)
+def test_what_is_wrong_with_a_dialect_is_named(name, tmp_path):
+    fields, message = WRONG_DIALECTS[name]
+    with pytest.raises(ValueError, match=message):
+        first(tmp_path, fields)
+
+
+@pytest.mark.parametrize("chat_format", ["chatml", "llama3", "plain"])
+def test_an_answer_of_weight_0_is_not_learnt(chat_format, tmp_path):
+    tokenizer = formats.load_tokenizer("shakespeare")
+    tokenizer.chat_template = CHAT_TEMPLATES[chat_format]
+    said = [TALK[0], {"role": "assistant", "content": "Bad", "weight": 0}, *TALK]
+    path = write_lines(tmp_path / "a.jsonl", {"messages": said}, {"messages": said[:2]})
+    encoder = ExampleEncoder(tokenizer)
+    first, second = read_records([path])
+    text = marked(encoder.encode(first), tokenizer)
+    assert "Bad" in text[: text.index("«")]
+    assert "Hello" in text[text.index("«") : text.index("»")]
+    with pytest.raises(ValueError, match=r"line 2: nothing .* trained on: .*a weight other than 0"):
+        encoder.encode(second)

@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from support import refused
+from support import refused, talk, write_lines
 from training.test_directories import TEXT
 from training.test_directories import start as start_text
 from training.test_tuning import start as start_tuning
@@ -25,8 +25,7 @@ def made(tmp_path_factory):
     (place / "text.txt").write_text(TEXT)
     start_text(str(place / "text.txt"), place / "text").run()
     start_text(str(place / "text.txt"), place / "bpe", tokenizer="bpe", vocab_size=300).run()
-    talk = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I, of course."}]
-    (place / "talks.jsonl").write_text(f"{json.dumps({'messages': talk})}\n" * 12)
+    write_lines(place / "talks.jsonl", *[{"messages": talk("Who?", "I, of course.")}] * 12)
     (place / "short.txt").write_text("too short")
     (place / "empty.txt").write_text("")
     (place / "one.jsonl").write_text('{"text": "To be"}\n')

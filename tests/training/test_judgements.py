@@ -7,9 +7,9 @@ from functools import partial
 
 import numpy as np
 import pytest
-from support import refused
+from support import refused, write_lines
 from training.runs import ends_bit_for_bit, however_cut, logged, moved, pieces
-from training.test_preferences import PAIRS, write
+from training.test_preferences import PAIRS
 
 import numgpt
 from numgpt import objectives
@@ -24,7 +24,7 @@ JUDGED = [
 
 @pytest.fixture
 def data(tmp_path):
-    return write(tmp_path / "judged.jsonl", *JUDGED)
+    return write_lines(tmp_path / "judged.jsonl", *JUDGED)
 
 
 def start(data, out, **options):
@@ -99,7 +99,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("lines", "message"), WRONG, ids=[message for _, message in WRONG])
 def test_what_was_not_judged_is_named(tmp_path, lines, message):
-    data = write(tmp_path / "a.jsonl", *lines)
+    data = write_lines(tmp_path / "a.jsonl", *lines)
     refused(lambda: start(data, tmp_path / "run"), message)
     assert not (tmp_path / "run").exists()
 
@@ -107,7 +107,7 @@ def test_what_was_not_judged_is_named(tmp_path, lines, message):
 def test_a_long_completion_takes_no_other_with_it(tmp_path):
     long = {"completion": " and" * 90}
     lines = [JUDGED[0], JUDGED[2] | long, JUDGED[4], JUDGED[6]]
-    trainer = start(write(tmp_path / "a.jsonl", *lines), tmp_path / "run", max_length=20)
+    trainer = start(write_lines(tmp_path / "a.jsonl", *lines), tmp_path / "run", max_length=20)
     examples = trainer.task.examples
     assert len(examples) == 3  # the long one alone is left out
     assert len(examples.example(0, 1).ids) == 20  # beside others it is cut

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from functools import partial
 
 import numpy as np
 import pytest
-from support import refused
+from support import refused, talk, write_lines
 from training.runs import ends_bit_for_bit, however_cut, logged, moved, pieces
 
 import numgpt
@@ -29,14 +28,9 @@ PAIRS = [
 ]
 
 
-def write(path, *lines):
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return str(path)
-
-
 @pytest.fixture
 def data(tmp_path):
-    return write(tmp_path / "pairs.jsonl", *PAIRS)
+    return write_lines(tmp_path / "pairs.jsonl", *PAIRS)
 
 
 def start(data, out, **options):
@@ -159,14 +153,10 @@ def test_held_out_pairs_decide_and_need_no_gradients(data, tmp_path):
 
 
 def test_a_prompt_that_is_missing_is_what_both_begin_with(tmp_path):
-    talk = [{"role": "user", "content": "Who?"}]
     texts = {"chosen": "To be, or not", "rejected": "To be, or nothing"}
-    messages = {
-        name: [*talk, {"role": "assistant", "content": said}]
-        for name, said in (("chosen", "I."), ("rejected", "Nobody."))
-    }
+    messages = {"chosen": talk("Who?", "I."), "rejected": talk("Who?", "Nobody.")}
     for fields, prompt in ((texts, "To be, or"), (messages, None)):
-        trainer = start(write(tmp_path / "a.jsonl", fields), tmp_path / f"run {prompt}")
+        trainer = start(write_lines(tmp_path / "a.jsonl", fields), tmp_path / f"run {prompt}")
         chosen, rejected = (trainer.task.examples.example(0, place) for place in (0, 1))
         split = int(np.argmax(chosen.loss_mask))
         np.testing.assert_array_equal(chosen.ids[:split], rejected.ids[:split])
@@ -179,11 +169,8 @@ def test_a_prompt_that_is_missing_is_what_both_begin_with(tmp_path):
 
 def test_a_prompt_beside_whole_conversations_is_not_said_twice(tmp_path):
     """As ultrafeedback_binarized has it."""
-    said = {
-        name: [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": answer}]
-        for name, answer in (("chosen", "I."), ("rejected", "Nobody."))
-    }
-    trainer = start(write(tmp_path / "a.jsonl", {"prompt": "Who?"} | said), tmp_path / "run")
+    said = {"chosen": talk("Who?", "I."), "rejected": talk("Who?", "Nobody.")}
+    trainer = start(write_lines(tmp_path / "a.jsonl", {"prompt": "Who?"} | said), tmp_path / "run")
     text = trainer.tokenizer.decode(trainer.task.examples.example(0).ids)
     assert text.count("Who?") == 1
 
@@ -195,12 +182,8 @@ def test_the_reference_is_computed_as_the_policy_is(data, tmp_path, dtype):
     assert first["loss"] == pytest.approx(math.log(2), rel=1e-6)
 
 
-ANSWER = {"role": "assistant", "content": "k"}
 WRONG = [
-    (
-        [{"prompt": "a", "completion": "b"}],
-        "line 1: it has prompt and completion: preferences have",
-    ),
+    ([{"prompt": "a", "completion": "b"}], "line 1: it has prompt and completion: preferences"),
     ([{"prompt": "a", "chosen": "b", "rejected": "b"}], "line 1: chosen and rejected are the same"),
     ([{"prompt": "a", "chosen": "b"}], "line 1 lacks 'rejected'"),
     (
@@ -212,7 +195,7 @@ WRONG = [
         "line 1: of chosen and rejected one is a text, the other messages",
     ),
     (
-        [{n: [{"role": "user", "content": n}, ANSWER] for n in ("chosen", "rejected")}],
+        [{name: talk(name, "k") for name in ("chosen", "rejected")}],
         "line 1: chosen and rejected are not two answers to the same messages",
     ),
     ([PAIRS[0], {"prompt": "a", "chosen": 5, "rejected": "b"}], "line 2: chosen is 5, expected"),
@@ -221,7 +204,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("lines", "message"), WRONG, ids=[message for _, message in WRONG])
 def test_what_is_no_preference_is_named(tmp_path, lines, message):
-    data = write(tmp_path / "a.jsonl", *lines)
+    data = write_lines(tmp_path / "a.jsonl", *lines)
     refused(lambda: start(data, tmp_path / "run"), message, data)
     assert not (tmp_path / "run").exists()
 
@@ -229,7 +212,7 @@ def test_what_is_no_preference_is_named(tmp_path, lines, message):
 def test_pairs_that_are_too_long_are_cut_alike_or_left_out(tmp_path):
     long = {"prompt": "To be, or not to be, that is the question. " * 9}
     lines = [PAIRS[0], long | PAIRS[1] | long, {**PAIRS[2], "rejected": " and" * 90}]
-    trainer = start(write(tmp_path / "a.jsonl", *lines), tmp_path / "run", max_length=40)
+    trainer = start(write_lines(tmp_path / "a.jsonl", *lines), tmp_path / "run", max_length=40)
     examples = trainer.task.examples
     assert len(examples) == 2
     chosen, rejected = (examples.example(1, place) for place in (0, 1))

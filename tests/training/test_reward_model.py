@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from models.references import small_model
 from models.test_gradients import along, numerical
-from support import assert_close, refused
+from models.test_lora import adapted, randomise
+from support import assert_close, refused, talk, write_lines
 from training.runs import ends_bit_for_bit, however_cut, logged, pieces
-from training.test_preferences import PAIRS, write
+from training.test_preferences import PAIRS
 
 import numgpt
 from numgpt import evaluation, formats, objectives
@@ -36,7 +37,7 @@ def pairs(count, seed):
 
 @pytest.fixture
 def data(tmp_path):
-    return write(tmp_path / "pairs.jsonl", *PAIRS)
+    return write_lines(tmp_path / "pairs.jsonl", *PAIRS)
 
 
 def start(data, out, **options):
@@ -48,13 +49,9 @@ def start(data, out, **options):
 
 
 @pytest.mark.parametrize("family", ["default", "llama_grouped"])
-@pytest.mark.parametrize("adapted", [False, True])
-def test_gradients_of_scores_and_of_values(family, adapted):
-    model, rng = small_model(family, np.float64), np.random.default_rng(0)
-    if adapted:
-        model.add_adapter(numgpt.LoRAConfig(r=2, target_modules="all-linear"))
-        for array in model.adapter.parameters.values():
-            array[...] = rng.normal(0, 0.1, array.shape)
+@pytest.mark.parametrize("kind", [small_model, adapted])
+def test_gradients_of_scores_and_of_values(family, kind):
+    model, rng = kind(family, np.float64), np.random.default_rng(0)
     model.add_score_head(rng.normal(size=(1, model.config.width)))
     ids = rng.integers(model.config.vocab_size, size=(4, 7))
     last, wanted = np.array([6, 3, 0, 5]), rng.normal(size=4)
@@ -126,8 +123,8 @@ def test_a_head_trains_with_what_trains_already():
 
 
 def test_it_ranks_pairs_that_it_has_not_seen(tmp_path):
-    data = write(tmp_path / "pairs.jsonl", *pairs(160, 0))
-    held_out = write(tmp_path / "held_out.jsonl", *pairs(60, 1))
+    data = write_lines(tmp_path / "pairs.jsonl", *pairs(160, 0))
+    held_out = write_lines(tmp_path / "held_out.jsonl", *pairs(60, 1))
     trainer = start(
         data, tmp_path / "run", steps=30, batch_size=4, val_data=held_out, eval_every=30
     )
@@ -187,19 +184,17 @@ def test_a_run_that_was_interrupted_ends_bit_for_bit(data, tmp_path, lora_r):
 # --- files ---
 
 
-def saved(family, directory, adapted):
+def saved(family, directory, adapts):
     model = small_model(family, np.float32)
-    if adapted:
+    if adapts:
         base = directory / "base"
         model.save_pretrained(base)
         model = formats.load_model(base)
         model.add_adapter(numgpt.LoRAConfig(r=2, target_modules="all-linear"))
-        rng = np.random.default_rng(1)
-        for array in model.adapter.parameters.values():
-            array[...] = rng.normal(0, 0.1, array.shape)
+        randomise(model, 1)
     model.config.pad_token_id = 0
     model.add_score_head(seed=2)
-    if adapted:
+    if adapts:
         model.save_adapter(directory / "head")
     else:
         model.save_pretrained(directory / "head")
@@ -207,11 +202,11 @@ def saved(family, directory, adapted):
 
 
 @pytest.mark.parametrize("family", ["default", "untied", "llama_grouped", "llama_qwen2"])
-@pytest.mark.parametrize("adapted", [False, True])
-def test_it_comes_back_from_its_files(family, adapted, tmp_path):
-    model = saved(family, tmp_path, adapted)
+@pytest.mark.parametrize("adapts", [False, True])
+def test_it_comes_back_from_its_files(family, adapts, tmp_path):
+    model = saved(family, tmp_path, adapts)
     assert formats.is_reward_model(tmp_path / "head")
-    if adapted:
+    if adapts:
         back = formats.load_model(tmp_path / "base")
         assert not formats.is_reward_model(tmp_path / "base")
         back.load_adapter(tmp_path / "head")
@@ -229,7 +224,7 @@ def test_transformers_gives_the_same_scores(family, tmp_path):
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    model = saved(family, tmp_path, adapted=False)
+    model = saved(family, tmp_path, adapts=False)
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "head").eval()
     assert theirs.config.num_labels == 1
     texts = [[1, 2, 3], [4, 5, 0]]  # the last is padded
@@ -247,7 +242,7 @@ def test_peft_gives_the_same_scores(family, tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
 
-    model = saved(family, tmp_path, adapted=True)
+    model = saved(family, tmp_path, adapts=True)
     base = AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "base", num_labels=1, pad_token_id=0
     )
@@ -293,7 +288,7 @@ def test_a_reward_model_can_be_tuned_on(data, tmp_path):
 
 
 def test_a_head_goes_with_the_adapter_that_brought_it(tmp_path):
-    saved("default", tmp_path, adapted=True)
+    saved("default", tmp_path, adapts=True)
     model = formats.load_model(tmp_path / "base")
     model.load_adapter(tmp_path / "head")
     model.add_adapter(numgpt.LoRAConfig(r=2, target_modules="all-linear"), name="policy")
@@ -308,7 +303,7 @@ def test_a_head_goes_with_the_adapter_that_brought_it(tmp_path):
 
 
 def test_an_adapter_with_a_broken_head_is_not_taken(tmp_path):
-    model = saved("default", tmp_path, adapted=True)
+    model = saved("default", tmp_path, adapts=True)
     model.score_head.weight[...] = np.inf
     with pytest.raises(ValueError, match=r"score\.weight holds NaN"):
         model.save_adapter(tmp_path / "no")
@@ -334,11 +329,9 @@ def test_it_is_no_language_model_to_train(tmp_path, data):
     refused(
         lambda: evaluation.preference_accuracy(judge, tokenizer, missing), "^preferences='.*none"
     )
-    talk = [{"role": "user", "content": "a"}], [{"role": "assistant", "content": "b"}]
-    asked = write(
-        tmp_path / "talk.jsonl",
-        {"prompt": talk[0], "chosen": talk[1], "rejected": [talk[1][0] | {"content": "c"}]},
-    )
+    prompt, *chosen = talk("a", "b")
+    pair = {"prompt": [prompt], "chosen": chosen, "rejected": talk("a", "c")[1:]}
+    asked = write_lines(tmp_path / "talk.jsonl", pair)
     refused(
         lambda: evaluation.preference_accuracy(judge, tokenizer, asked),
         "line 1: the model was tuned on texts, and its chat template does not write conversations",

@@ -12,9 +12,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from support import refused, run_to
+from support import refused, run_to, talk, write_lines
 from training.runs import ends_bit_for_bit, however_cut, logged, moved
-from training.test_preferences import write
 
 import numgpt
 from numgpt import objectives
@@ -71,7 +70,7 @@ number = 3
 
 @pytest.fixture
 def data(tmp_path):
-    return write(tmp_path / "prompts.jsonl", *PROMPTS)
+    return write_lines(tmp_path / "prompts.jsonl", *PROMPTS)
 
 
 @pytest.fixture
@@ -407,7 +406,7 @@ METHODS = {
 def test_the_reward_rises_within_the_divergence_that_beta_implies(tmp_path, letters, method):
     """π* ∝ π_ref exp(r / β) has the highest mean reward less β KL: nobody gets more."""
     (directory, worth), (kind, options), beta = letters, METHODS[method], 0.5
-    data = write(tmp_path / "a.jsonl", *[{"prompt": "a"}] * 32)
+    data = write_lines(tmp_path / "a.jsonl", *[{"prompt": "a"}] * 32)
     usual = {"steps": 60, "lr": 5e-3, "lora_r": 0, "max_completion_length": 2, "warmup": 3}
     options = usual | {"grad_accum": 4} | options
     trainer = start(data, tmp_path / "run", worth, kind, model=directory, **options)
@@ -572,7 +571,7 @@ def test_a_reward_may_import_what_stands_beside_it_and_be_interrupted(tmp_path):
 
 def test_a_reward_model_rewards(data, tmp_path):
     pairs = [{"prompt": "My lord,", "chosen": " I come", "rejected": " no"}]
-    options = {"model": "shakespeare", "data": write(tmp_path / "pairs.jsonl", *pairs)}
+    options = {"model": "shakespeare", "data": write_lines(tmp_path / "pairs.jsonl", *pairs)}
     judge = str(tmp_path / "judge")
     Trainer.start(RewardConfig(**options, steps=1, sample_every=0), judge).run()
     trainer = start(data, tmp_path / "run", judge, steps=1)
@@ -584,8 +583,7 @@ def test_a_reward_model_rewards(data, tmp_path):
     whole = asked + tokenizer.encode(said, continues=True) + [tokenizer.eos_token_id]
     assert batch.rewards[0] == pytest.approx(model.scores([whole])[0], rel=1e-5)
     trainer.run()
-    asked = [{"role": "user", "content": "My lord,"}]
-    assert math.isfinite(worth(judge, "yes", asked))
+    assert math.isfinite(worth(judge, "yes", talk("My lord,")))
     assert math.isfinite(worth(judge, "yes " * 300))  # cut from the left
 
 
@@ -662,13 +660,13 @@ PROMPT_LINES = [
 
 @pytest.mark.parametrize(("line", "message"), PROMPT_LINES)
 def test_prompts_that_cannot_be(tmp_path, few_e, line, message):
-    data = write(tmp_path / "wrong.jsonl", line)
+    data = write_lines(tmp_path / "wrong.jsonl", line)
     refused(lambda: start(data, tmp_path / "run", few_e), message)
     assert json.loads((tmp_path / "wrong.jsonl").read_text()) == line
 
 
 def test_a_reward_that_there_is_not_is_told_before_the_data_are_read(tmp_path):
-    data = write(tmp_path / "wrong.jsonl", {"text": "no prompt"})
+    data = write_lines(tmp_path / "wrong.jsonl", {"text": "no prompt"})
     refused(lambda: start(data, tmp_path / "run", "exat"), "reward='exat': there is no such")
 
 
@@ -700,16 +698,12 @@ def test_the_curve_has_a_panel_for_what_is_measured(data, tmp_path, few_e):
 
 def test_a_judge_reads_what_it_was_trained_on(data, tmp_path):
     """Of texts and of conversations, the tokens that are scored are those of its training."""
-    chats = [
-        {
-            "prompt": [{"role": "user", "content": "Who comes?"}],
-            "chosen": [{"role": "assistant", "content": "The king"}],
-            "rejected": [{"role": "assistant", "content": "No one"}],
-        }
-    ]
+    prompt, *chosen = talk("Who comes?", "The king")
+    _, *rejected = talk("Who comes?", "No one")
+    chats = [{"prompt": [prompt], "chosen": chosen, "rejected": rejected}]
     texts = [{"prompt": "My lord,", "chosen": " I come", "rejected": " no"}]
     for name, pairs in (("chats", chats), ("texts", texts)):
-        options = {"model": "shakespeare", "data": write(tmp_path / f"{name}.jsonl", *pairs)}
+        options = {"model": "shakespeare", "data": write_lines(tmp_path / f"{name}.jsonl", *pairs)}
         run = Trainer.start(RewardConfig(**options, steps=1, sample_every=0), tmp_path / name)
         trained = run.task.examples.example(0, 0).ids
         run.run()
@@ -766,7 +760,7 @@ def test_each_prompt_is_seen_as_often_as_is_said(data, tmp_path, few_e):
 
 
 def test_a_reward_whose_field_no_line_has_is_refused(tmp_path):
-    data = write(tmp_path / "no.jsonl", {"prompt": "a", "Answer": "b"})
+    data = write_lines(tmp_path / "no.jsonl", {"prompt": "a", "Answer": "b"})
     refused(lambda: start(data, tmp_path / "run", "exact"), "needs 'answer', which no line")
 
 
@@ -819,10 +813,10 @@ def test_a_reward_may_be_of_any_module_and_number(tmp_path):
 
 
 def test_a_reward_cannot_change_what_it_is_given(tmp_path, rewards):
-    asked = [{"role": "user", "content": "a"}]
+    asked = talk("a")
     example = {"prompt": asked}
     named_reward(f"{rewards}:changes")([Completion(asked, "b", example)])
-    assert example == {"prompt": [{"role": "user", "content": "a"}]}
+    assert example == {"prompt": talk("a")}
 
 
 def test_a_reward_that_never_applies_is_told_of(data, tmp_path, rewards):
@@ -846,7 +840,7 @@ def test_completions_that_are_all_cut_off_are_told_of(data, tmp_path, few_e):
 
 
 def test_a_judge_is_not_replaced_by_what_it_judges(data, tmp_path):
-    pairs = write(tmp_path / "pairs.jsonl", {"prompt": "a", "chosen": " b", "rejected": " c"})
+    pairs = write_lines(tmp_path / "pairs.jsonl", {"prompt": "a", "chosen": " b", "rejected": " c"})
     options = {"model": "shakespeare", "data": pairs, "steps": 1, "sample_every": 0}
     judge = tmp_path / "judge"
     Trainer.start(RewardConfig(**options), judge).run()
@@ -858,10 +852,10 @@ def test_a_judge_is_not_replaced_by_what_it_judges(data, tmp_path):
 
 def test_a_judge_that_cannot_read_the_prompts_is_refused_at_once(tmp_path, letters):
     directory, _ = letters
-    data = write(tmp_path / "pairs.jsonl", {"prompt": "a", "chosen": "b", "rejected": "c"})
+    data = write_lines(tmp_path / "pairs.jsonl", {"prompt": "a", "chosen": "b", "rejected": "c"})
     options = {"model": directory, "data": data, "steps": 1, "sample_every": 0, "lora_r": 0}
     Trainer.start(RewardConfig(**options), tmp_path / "judge").run()
-    asked = write(tmp_path / "q.jsonl", {"prompt": "What news?"})
+    asked = write_lines(tmp_path / "q.jsonl", {"prompt": "What news?"})
     refused(lambda: start(asked, tmp_path / "run", str(tmp_path / "judge")), "does not read such")
     assert not (tmp_path / "run").exists()
 

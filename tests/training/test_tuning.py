@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import is_mapped
+from support import is_mapped, talk, write_lines
 from training.runs import ends_bit_for_bit, logged
 
 import numgpt
@@ -29,25 +29,16 @@ QUIET = {"sample_every": 0, "log_every": 1}
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A few questions, each with its answer."""
+    talks = [
+        talk(f"What is {n} and {n}?", f"It is {2 * n}, of course."[: 14 + n]) for n in range(12)
+    ]
     path = tmp_path_factory.mktemp("data") / "answers.jsonl"
-    with open(path, "w") as file:
-        for number in range(12):
-            question = f"What is {number} and {number}?"
-            talk = [
-                {"role": "user", "content": question},
-                {"role": "assistant", "content": f"It is {2 * number}, of course."[: 14 + number]},
-            ]
-            file.write(json.dumps({"messages": talk}) + "\n")
-    return str(path)
+    return write_lines(path, *({"messages": messages} for messages in talks))
 
 
 def start(data, out, **options):
-    return Trainer.start(
-        TuneConfig(
-            **{"model": "shakespeare", "data": data, "steps": 6, "batch_size": 4} | QUIET | options
-        ),
-        out,
-    )
+    usual = {"model": "shakespeare", "data": data, "steps": 6, "batch_size": 4} | QUIET
+    return Trainer.start(TuneConfig(**usual | options), out)
 
 
 def adapter_of(out):
@@ -84,11 +75,7 @@ def test_the_loss_is_that_of_the_answers(data, tmp_path):
     total = count = 0.0
     for ids, loss_mask in examples:
         z = model(ids[:-1])[0].astype(np.float64)
-        log_p = (
-            z
-            - np.log(np.exp(z - z.max(-1, keepdims=True)).sum(-1, keepdims=True))
-            - z.max(-1, keepdims=True)
-        )
+        log_p = z - np.logaddexp.reduce(z, axis=-1, keepdims=True)
         chosen = log_p[np.arange(len(ids) - 1), ids[1:]]
         total -= chosen[loss_mask[1:]].sum()
         count += loss_mask[1:].sum()
@@ -302,7 +289,7 @@ def test_a_wrong_line_is_named_and_nothing_begun(call, data, tmp_path):
 
 def test_what_is_shown_does_nothing_to_a_terminal(call, tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_text(json.dumps({"prompt": "\x1b[31mred\x07", "completion": "blue"}) + "\n")
+    write_lines(path, {"prompt": "\x1b[31mred\x07", "completion": "blue"})
     tune = ("tune", "sft", "--model=shakespeare", "--data", path, "--out", tmp_path / "run", *SMALL)
     status, _, err = call(*tune, "--show=1")
     assert status == 0
@@ -339,12 +326,10 @@ PAIRS = {
 def learnt(tmp_path_factory):
     """Runs that know a few pairs by heart, as pairs and as conversations."""
     directory = tmp_path_factory.mktemp("learnt")
-    with open(directory / "pairs.jsonl", "w") as file:
-        for prompt, completion in PAIRS.items():
-            file.write(json.dumps({"prompt": prompt, "completion": completion}) + "\n")
-    with open(directory / "talk.jsonl", "w") as file:
-        for prompt, completion in PAIRS.items():
-            file.write(json.dumps({"question": prompt, "answer": completion.strip()}) + "\n")
+    pairs = ({"prompt": prompt, "completion": said} for prompt, said in PAIRS.items())
+    talks = ({"question": prompt, "answer": said.strip()} for prompt, said in PAIRS.items())
+    write_lines(directory / "pairs.jsonl", *pairs)
+    write_lines(directory / "talk.jsonl", *talks)
     for name in ("pairs", "talk"):
         options = {"lora_r": 0, "lr": 2e-3, "steps": 24, "log_every": 24}
         start(str(directory / f"{name}.jsonl"), directory / name, **options).run()
@@ -603,7 +588,7 @@ def test_a_run_that_is_done_counts_again(call, learnt):
 
 def test_answers_that_are_too_long_are_not_asked_for(call, tmp_path):
     path = tmp_path / "long.jsonl"
-    path.write_text(json.dumps({"prompt": "a", "completion": " b" * 100}) + "\n")
+    write_lines(path, {"prompt": "a", "completion": " b" * 100})
     tune = ("tune", "sft", "--model", "shakespeare", "--data", path, "--out", tmp_path / "run")
     status, _, err = call(*tune, *SMALL)
     assert status == 0
