@@ -8,15 +8,8 @@ from numgpt import GPT, AdamW, CharTokenizer, Chat, GPTConfig, KVCache, Llama, L
 from numgpt.evaluation.perplexity import Evaluation
 
 MODEL = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=8, n_positions=16, vocab_size=99))
-LLAMA = Llama(
-    LlamaConfig(
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        hidden_size=8,
-        intermediate_size=16,
-        vocab_size=9,
-    )
-)
+SIZES = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8}
+LLAMA = Llama(LlamaConfig(**SIZES, intermediate_size=16, vocab_size=9))
 CASES = {
     "GPT": (lambda: MODEL, ("GPT", "2 layers", "vocabulary 99", "context 16", "float32")),
     "Llama": (lambda: LLAMA, ("Llama", "1 layers", "context 2048")),
