@@ -121,13 +121,12 @@ def test_supervised_tuning_does_not_learn_what_was_judged_bad(data, tmp_path):
     refused(lambda: Trainer.start(config, tmp_path / "run"), "it has prompt, completion and label")
 
 
-def test_the_command_line(data, tmp_path, capsys):
-    from numgpt import cli
-
-    out = str(tmp_path / "run")
-    base = ["tune", "kto", "--data", data, "--out", out, "--steps", "4", "--batch-size", "4"]
-    assert cli.main([*base, "--model", "shakespeare"]) == 0
-    assert "the reward of chosen answers is" in capsys.readouterr().err
+def test_the_command_line(call, data, tmp_path):
+    given = ("--model=shakespeare", "--data", data, "--out", tmp_path / "run", "--steps=4")
+    status, _, err = call("tune", "kto", *given, "--batch-size=4")
+    assert status == 0
+    assert "the reward of chosen answers is" in err
     assert json.loads((tmp_path / "run/adapter_config.json").read_text())["r"] == 8
-    assert cli.main([*base, "--model", "shakespeare", "--desirable-weight", "0"]) == 2
-    assert "--desirable-weight 0.0: expected a number above 0" in capsys.readouterr().err
+    status, _, err = call("tune", "kto", *given, "--desirable-weight=0")
+    assert status == 2
+    assert "--desirable-weight 0.0: expected a number above 0" in err

@@ -251,26 +251,24 @@ def test_a_run_that_diverges_says_so_and_keeps_its_checkpoint(data, tmp_path):
     assert load_checkpoint(tmp_path / "run").optimizer.steps < 6
 
 
-def test_the_command_line(data, tmp_path, capsys):
-    from numgpt import cli
-
-    out = str(tmp_path / "run")
-    base = ["tune", "dpo", "--data", data, "--out", out, "--steps", "8", "--log-every", "4"]
-    assert cli.main([*base, "--model", "shakespeare", "--batch-size", "3"]) == 0
-    err = capsys.readouterr().err
+def test_the_command_line(call, data, tmp_path):
+    out, other = tmp_path / "run", tmp_path / "other"
+    begin = ("dpo", "--model=shakespeare", "--data", data, "--steps=8", "--log-every=4", "--out")
+    status, _, err = call("tune", *begin, out, "--batch-size=3")
+    assert status == 0
     assert "6 preferences to train on" in err
     assert "computing what the reference makes of each completion" in err
     assert "step 8: the reward of chosen answers is " in err
-    assert cli.main(["tune", "dpo", "--resume", out, "--steps", "9"]) == 0
-    assert cli.main(["tune", "dpo", "--resume", out, "--steps", "10", "--beta", "0.2"]) == 2
-    assert "--beta 0.2: the run in" in capsys.readouterr().err
-    assert cli.main(["tune", "sft", "--resume", out]) == 2
-    assert "is a run of another kind: resume it with numgpt tune dpo" in capsys.readouterr().err
-    assert cli.main([*base, "--model", "shakespeare", "--label-smoothing", "0.1"]) == 2
-    assert "holds a checkpoint" in capsys.readouterr().err
-    base[base.index(out)] = str(tmp_path / "other")
-    assert cli.main([*base, "--model", "shakespeare", "--gamma", "1"]) == 2
-    assert "--gamma 1.0 is not for --loss-type 'sigmoid'" in capsys.readouterr().err
-    wrong = [*base, "--model", "shakespeare", "--label-smoothing", "0.1", "--loss-type", "ipo"]
-    assert cli.main(wrong) == 2
-    assert "--label-smoothing 0.1 is not for --loss-type 'ipo'" in capsys.readouterr().err
+    assert call("tune", "dpo", "--resume", out, "--steps=9")[0] == 0
+    for flags, message in (
+        (("dpo", "--resume", out, "--steps=10", "--beta=0.2"), "--beta 0.2: the run in"),
+        (("sft", "--resume", out), "is a run of another kind: resume it with numgpt tune dpo"),
+        ((*begin, out, "--label-smoothing=0.1"), "holds a checkpoint"),
+        ((*begin, other, "--gamma=1"), "--gamma 1.0 is not for --loss-type 'sigmoid'"),
+        (
+            (*begin, other, "--label-smoothing=0.1", "--loss-type=ipo"),
+            "--label-smoothing 0.1 is not for --loss-type 'ipo'",
+        ),
+    ):
+        status, _, err = call("tune", *flags)
+        assert (status, message in err) == (2, True), err
