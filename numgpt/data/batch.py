@@ -13,14 +13,9 @@ class Batch(NamedTuple):
     ids: np.ndarray  # (B, T)
     targets: np.ndarray  # (B, T), each the token after the id at its place, or IGNORED
     tokens: int  # ids that are no padding
+    numbers: np.ndarray = np.empty(0, np.int64)  # of its examples, or groups of them, in their set
 
     @property
     def counted(self) -> int:
         """How many targets count."""
         return int(np.count_nonzero(self.targets != IGNORED))
-
-
-class NumberedBatch(Batch):
-    """… which knows the numbers that its examples, or groups of them, have in their set."""
-
-    numbers: np.ndarray

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from numgpt.data.batch import IGNORED, NumberedBatch
+from numgpt.data.batch import IGNORED, Batch
 from numgpt.data.corpus import TOKENS_FILE, TokensFile, hash_tokenizer, open_tokens
-from numgpt.data.examples import Example, ExampleEncoder, Undesirable
+from numgpt.data.examples import Example, ExampleEncoder
 from numgpt.data.records import Record
 from numgpt.files import replacing
 from numgpt.options import OptionError
@@ -145,14 +145,14 @@ class ExampleSet:
         """That at a place of a group."""
         index = number * self.group + place
         packed = self._tokens[self._starts[index] : self._starts[index + 1]]
-        kind = Undesirable if packed[0] & UNDESIRABLE else Example
-        return kind((packed & IDS).astype(np.int64), (packed & IN_LOSS) > 0)
+        ids, loss_mask = (packed & IDS).astype(np.int64), (packed & IN_LOSS) > 0
+        return Example(ids, loss_mask, not packed[0] & UNDESIRABLE)
 
     def batches_in_epoch(self, batch_size: int) -> int:
         """How many batches take each example to train on once."""
         return -(-len(self.train) // batch_size)
 
-    def batch(self, number: int, batch_size: int, seed: int) -> NumberedBatch:
+    def batch(self, number: int, batch_size: int, seed: int) -> Batch:
         """The batch of this number, from the beginning of the first epoch."""
         return self.padded(self.numbers(number, batch_size, seed))
 
@@ -174,21 +174,17 @@ class ExampleSet:
         batches = np.split(chosen[nearly], range(batch_size, len(chosen), batch_size))
         return batches[rng.permutation(len(batches))[place % WINDOW]]
 
-    def validation_batches(self, batch_size: int) -> Iterator[NumberedBatch]:
+    def validation_batches(self, batch_size: int) -> Iterator[Batch]:
         """All that is held out, the shortest first."""
         return self.in_order(self.val, batch_size)
 
-    def in_order(self, numbers: np.ndarray, batch_size: int) -> Iterator[NumberedBatch]:
+    def in_order(self, numbers: np.ndarray, batch_size: int) -> Iterator[Batch]:
         """These groups once, the shortest first."""
-        return map(self.padded, self.numbers_in_order(numbers, batch_size))
-
-    def numbers_in_order(self, numbers: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
-        """Those of the groups in each batch."""
         order = numbers[np.argsort(self._lengths[numbers], kind="stable")]
         for start in range(0, len(order), batch_size):
-            yield order[start : start + batch_size]
+            yield self.padded(order[start : start + batch_size])
 
-    def padded(self, numbers: np.ndarray) -> NumberedBatch:
+    def padded(self, numbers: np.ndarray) -> Batch:
         """Groups side by side, first all their first examples, then all their second ones, …;
         padded on the right to the longest."""
         examples = [self.example(int(n), place) for place in range(self.group) for n in numbers]
@@ -198,6 +194,4 @@ class ExampleSet:
             length = len(example.ids) - 1
             ids[row, :length] = example.ids[:-1]
             targets[row, :length] = np.where(example.loss_mask[1:], example.ids[1:], IGNORED)
-        batch = NumberedBatch(ids, targets, sum(len(e.ids) - 1 for e in examples))
-        batch.numbers = numbers
-        return batch
+        return Batch(ids, targets, sum(len(e.ids) - 1 for e in examples), numbers)

@@ -25,19 +25,7 @@ class Example(NamedTuple):
 
     ids: np.ndarray  # (n,) int64
     loss_mask: np.ndarray  # (n,) bool: these are targets, the others only read
-
-    @property
-    def desirable(self) -> bool:
-        """What a completion was judged to be."""
-        return True
-
-
-class Undesirable(Example):
-    """A completion that was judged bad."""
-
-    @property
-    def desirable(self) -> bool:
-        return False
+    desirable: bool = True  # what a completion was judged to be
 
 
 class ExampleEncoder:

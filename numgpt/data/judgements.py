@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from numgpt.data.examples import Example, ExampleEncoder, Undesirable, fit
+from numgpt.data.examples import Example, ExampleEncoder, fit
 from numgpt.data.records import COMPLETION, JUDGED, Record
 from numgpt.options import OptionError
 
@@ -54,11 +54,11 @@ class JudgedEncoder(ExampleEncoder):
         fields["completion"] = other.fields["completion"]
         # (What is wrong with it is said of its own line.)
         mismatched = self.encode(dataclasses.replace(other, kind=COMPLETION, fields=fields))
-        return own if label else Undesirable(*own), mismatched
+        return own._replace(desirable=label), mismatched
 
     def fit(self, examples: tuple[Example, ...], most: int) -> tuple[Example, ...] | None:
         """The completion decides; the other one is cut at its end where it is too long."""
-        own, (ids, loss_mask) = fit(examples[:1], most), examples[1]
+        own, (ids, loss_mask, _) = fit(examples[:1], most), examples[1]
         start = max(0, min(int(np.argmax(loss_mask)) - 1, len(ids) - most))
         piece = slice(start, start + most)
         return None if own is None else (*own, Example(ids[piece], loss_mask[piece]))

@@ -17,17 +17,13 @@ from numgpt.training.step import Sums
 class Groups(Rollouts):
     """Prompts, each with a group of completions."""
 
+    config: GRPOConfig
     fixed = Rollouts.fixed | {"group_size", "loss_type", "level", "epsilon_high", "scale_rewards"}
     fixed |= {"beta", "kl"}
     of_tokens = frozenset(("kl", "entropy", "clip_ratio/low_mean", "clip_ratio/high_mean"))
 
-    @property
-    def grpo(self) -> GRPOConfig:
-        assert isinstance(self.config, GRPOConfig)
-        return self.config
-
     def prepared(self, batches: list[RolledBatch]) -> list[RolledBatch]:
-        config = self.grpo
+        config = self.config
         if config.beta:
             with self.the_reference() as reference:
                 for batch in batches:
@@ -43,10 +39,10 @@ class Groups(Rollouts):
 
     def _paid(self, batch: RolledBatch) -> np.ndarray:
         """The rewards, less what leaving the reference has cost, where that is told in them."""
-        if self.grpo.kl != "reward" or batch.ref_logps is None:
+        if self.config.kl != "reward" or batch.ref_logps is None:
             return batch.rewards
         gone = (batch.old_logps - batch.ref_logps).sum(axis=1, where=batch.mask, dtype=np.float64)
-        return batch.rewards - self.grpo.beta * gone
+        return batch.rewards - self.config.beta * gone
 
     def totals(self, model: LanguageModel, batches: Sequence[RolledBatch]) -> Sums:
         counted = sum(int(batch.mask.sum()) for batch in batches)
@@ -55,7 +51,7 @@ class Groups(Rollouts):
     def gradients(
         self, model: LanguageModel, batch: RolledBatch, totals: Sums, add_to: Gradients | None
     ) -> tuple[Sums, Gradients]:
-        config, tokens, mask = self.grpo, totals[TOKENS], batch.mask
+        config, tokens, mask = self.config, totals[TOKENS], batch.mask
         assert batch.advantages is not None
         advantages, share = batch.advantages, mask / tokens
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from numgpt.data.batch import NumberedBatch
+from numgpt.data.batch import Batch
 from numgpt.data.judgements import JudgedEncoder
 from numgpt.models import LanguageModel
 from numgpt.models.parameters import Gradients
@@ -24,24 +24,25 @@ COMPLETIONS, KL = "completions", "kl"  # names among the sums
 class Judgements(Referenced):
     """Completions, each beside one that does not belong to its prompt."""
 
+    config: KTOConfig
     fixed = FIXED | {"beta", "desirable_weight", "undesirable_weight"}
     encoder = JudgedEncoder
     unit = "judged completion"
 
-    def totals(self, model: LanguageModel, batches: Sequence[NumberedBatch]) -> Sums:
+    def totals(self, model: LanguageModel, batches: Sequence[Batch]) -> Sums:
         """How many completions there are, and Σ s of the mismatched ones: their mean is z."""
         count = sum(len(batch.ids) // 2 for batch in batches)
         gained = sum(self._gained_of_mismatched(model, batch) for batch in batches)
         return {COMPLETIONS: count, KL: gained}
 
-    def _gained_of_mismatched(self, model: LanguageModel, batch: NumberedBatch) -> float:
+    def _gained_of_mismatched(self, model: LanguageModel, batch: Batch) -> float:
         assert self.reference is not None
         half = len(batch.ids) // 2
         logps = model.log_probs(batch.ids[half:], batch.targets[half:]).sum(axis=1, dtype=float)
         return float((logps - self.reference[batch.numbers, 1]).sum())
 
     def gradients(
-        self, model: LanguageModel, batch: NumberedBatch, totals: Sums, add_to: Gradients | None
+        self, model: LanguageModel, batch: Batch, totals: Sums, add_to: Gradients | None
     ) -> tuple[Sums, Gradients]:
         count, half = totals[COMPLETIONS], len(batch.ids) // 2
 
@@ -62,10 +63,9 @@ class Judgements(Referenced):
     def _z(self, totals: Sums) -> float:
         return max(0.0, totals[KL] / totals[COMPLETIONS])
 
-    def _kto(self, batch: NumberedBatch, logps: np.ndarray, totals: Sums) -> Any:
+    def _kto(self, batch: Batch, logps: np.ndarray, totals: Sums) -> Any:
         """What kto says of a batch, from the log-probabilities (B,) of its completions."""
         config = self.config
-        assert isinstance(config, KTOConfig)
         assert self.reference is not None
         good = [self.examples.example(int(number)).desirable for number in batch.numbers]
         return kto(

@@ -27,7 +27,6 @@ from numgpt.formats.source import is_finite
 from numgpt.models import LanguageModel
 from numgpt.options import OptionError
 from numgpt.tokenizer import BaseTokenizer
-from numgpt.training.adamw import AdamW
 from numgpt.training.checkpoint import (
     RunState,
     check_disk,
@@ -65,24 +64,13 @@ class Trainer:
         report: Callback | None,
     ):
         self.state, self.out, self.tokenizer, self.task = state, out, tokenizer, task
+        self.config, self.model, self.optimizer = state.config, state.model, state.optimizer
         self.lock, self.notes, self.tell = lock, notes, report or (lambda record: None)
         self.log = Log(out, keep_to_step=state.optimizer.steps)
         self.stop_requested = False
         self.saved_step = state.optimizer.steps
         self.val_loss: float | None = None  # of the last validation
         self._checkpoint = _identity(out / CHECKPOINT_FILE)  # as this process left it
-
-    @property
-    def config(self) -> RunConfig:
-        return self.state.config
-
-    @property
-    def model(self) -> LanguageModel:
-        return self.state.model
-
-    @property
-    def optimizer(self) -> AdamW:
-        return self.state.optimizer
 
     @property
     def best_loss(self) -> float:
@@ -116,8 +104,8 @@ class Trainer:
             raise OptionError("{out}: name a directory", out=out)
         out, notes = Path(out), list[Record]()
         with _locking(out) as lock, warnings_as_notes(tell := report or notes.append):
-            prepare, task = KINDS[type(config)]
-            state, tokenizer = start_run(config, out, prepare, tell, overwrite)
+            task = KINDS[type(config)]
+            state, tokenizer = start_run(config, out, task.prepare, tell, overwrite)
             config.warn_of_slow_products()
             return cls(state, out, tokenizer, task(state, out, tokenizer), lock, notes, report)
 
@@ -143,7 +131,7 @@ class Trainer:
             if not isinstance(state.config, kind):
                 command = f"numgpt {state.config.command}"
                 raise ValueError(f"{out} is a run of another kind: resume it with {command}")
-            task = KINDS[type(state.config)].task
+            task = KINDS[type(state.config)]
             change_options(state.config, changes or {}, task.fixed, out)
             state.apply_options()
             if not state.optimizer.steps:  # its beginning may have been cut short before this

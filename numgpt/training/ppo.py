@@ -23,16 +23,12 @@ from numgpt.training.tune_config import TuningConfig
 class ActorCritic(Rollouts):
     """Prompts, each with a completion, whose tokens have values."""
 
+    config: PPOConfig
     keeps_head = False
     fixed = Rollouts.fixed | {"kl_coef", "gamma", "lam", "vf_coef", "cliprange_value"}
     of_completions = frozenset(("objective/kl", "objective/rlhf_reward"))
     of_tokens = frozenset(("objective/entropy", "policy/clipfrac_avg", "policy/approxkl_avg"))
     of_tokens |= {"val/clipfrac_avg", "loss/policy_avg", "loss/value_avg"}
-
-    @property
-    def ppo(self) -> PPOConfig:
-        assert isinstance(self.config, PPOConfig)
-        return self.config
 
     @classmethod
     def fit_model(
@@ -43,7 +39,7 @@ class ActorCritic(Rollouts):
         model.add_score_head(np.zeros((1, model.config.width)))
 
     def prepared(self, batches: list[RolledBatch]) -> list[RolledBatch]:
-        config, model = self.ppo, self.state.model
+        config, model = self.config, self.state.model
         with self.the_reference() as reference:
             for batch in batches:
                 batch.ref_logps = reference.log_probs(batch.ids, batch.targets, config.temperature)
@@ -63,7 +59,7 @@ class ActorCritic(Rollouts):
 
     def _of_tokens(self, batch: RolledBatch) -> tuple[np.ndarray, np.ndarray]:
         """Advantages and returns (n, T); what leaving the reference cost is told."""
-        config, mask = self.ppo, batch.mask
+        config, mask = self.config, batch.mask
         assert batch.ref_logps is not None
         assert batch.old_values is not None
         scores = np.nan_to_num(batch.rewards)
@@ -79,7 +75,7 @@ class ActorCritic(Rollouts):
     def gradients(
         self, model: LanguageModel, batch: RolledBatch, totals: Sums, add_to: Gradients | None
     ) -> tuple[Sums, Gradients]:
-        config, tokens, mask = self.ppo, totals[TOKENS], batch.mask
+        config, tokens, mask = self.config, totals[TOKENS], batch.mask
         advantages, old_values, returns = batch.advantages, batch.old_values, batch.returns
         assert advantages is not None
         assert old_values is not None

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from numgpt.data.batch import IGNORED, NumberedBatch
+from numgpt.data.batch import IGNORED, Batch
 from numgpt.data.example_set import ExampleSet
 from numgpt.data.examples import ExampleEncoder
 from numgpt.data.finding import REFERENCE_FILE
@@ -66,20 +66,16 @@ class Referenced(Tuning):
 class Preferences(Referenced):
     """Pairs, chosen and rejected, of nearly equal length."""
 
+    config: DPOConfig
     fixed = FIXED | {"beta", "loss_type", "label_smoothing", "gamma"}
     encoder = PairEncoder
     unit = "preference"
 
-    @property
-    def dpo(self) -> DPOConfig:
-        assert isinstance(self.config, DPOConfig)
-        return self.config
-
-    def totals(self, model: LanguageModel, batches: Sequence[NumberedBatch]) -> Sums:
+    def totals(self, model: LanguageModel, batches: Sequence[Batch]) -> Sums:
         return {PAIRS: sum(len(batch.ids) // 2 for batch in batches)}
 
     def gradients(
-        self, model: LanguageModel, batch: NumberedBatch, totals: Sums, add_to: Gradients | None
+        self, model: LanguageModel, batch: Batch, totals: Sums, add_to: Gradients | None
     ) -> tuple[Sums, Gradients]:
         def objective(logp: np.ndarray) -> tuple[float, np.ndarray, dict[str, float]]:
             if not np.isfinite(logp).all():
@@ -94,9 +90,9 @@ class Preferences(Referenced):
         sums = {name: value * totals[PAIRS] for name, value in metrics.items()}
         return {"loss": loss, "tokens": batch.tokens, PAIRS: len(batch.ids) // 2} | sums, gradients
 
-    def _dpo(self, batch: NumberedBatch, logp: np.ndarray, count: float) -> Any:
+    def _dpo(self, batch: Batch, logp: np.ndarray, count: float) -> Any:
         """What dpo says of a batch, from the log-probabilities (2B, T) of its tokens."""
-        half, config = len(logp) // 2, self.dpo
+        half, config = len(logp) // 2, self.config
         chosen, rejected = np.split(logp.sum(axis=1), [half])
         lengths = np.count_nonzero(batch.targets != IGNORED, axis=1)
         references = (None, None)

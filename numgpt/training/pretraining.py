@@ -39,54 +39,52 @@ FIXED |= frozenset(("n_kv_head", "n_embd", "block_size", "init_from", "seed", "s
 FIXED |= {"keep"}
 
 
-def prepare(
-    config: TrainConfig, out: Path, staged: Path, report: Callback
-) -> tuple[RunState, BaseTokenizer]:
-    """Everything that a run begins with, its files in the directory `staged`."""
-    documents = find_documents(config.data)
-    check_not_replaced(documents, replaced_files(out))
-    config.make_absolute()
-    if config.init_from is not None:
-        origin = config.init_from
-        model, tokenizer = formats.load(origin, mmap=False)  # all of it trains
-        if model.score_head is not None:
-            raise OptionError.of(config, "{init_from} is a reward model: name a language model")
-        if model.adapter is not None:
-            model.merge_adapter()
-            merged = type(model)(model.config, parameters=model.parameters)
-            merged.generation_config = model.generation_config
-            model = merged
-        _fit_context(config, model)
-        check_memory(config, model.config)
-    else:
-        check_memory(config, config.model_config(config.vocab_size, config.context))
-        if config.tokenizer == "bpe":
-            report(Note(f"learning a vocabulary of {config.vocab_size} tokens from the text"))
-        tokenizer = make_tokenizer(config, documents)
-        model = None
-    tokens = encode_corpus(documents, tokenizer, staged, config.special_tokens)
-    check_length(tokens, config.val_fraction, config.context)
-    if model is None:
-        sizes = config.model_config(tokenizer.vocab_size, config.context)
-        sizes.bos_token_id = sizes.eos_token_id = tokenizer.eos_token_id
-        model = FAMILIES[config.arch].model(sizes, seed=config.seed)
-    check_disk(out, model)
-    # From here on all names of the run are its own: what it replaces later it has written.
-    tokenizer.save_pretrained(staged)
-    model.save_pretrained(staged)
-    return RunState.new(config, model, tokens), tokenizer
-
-
 class Text(NextTokens):
     """Windows of a corpus."""
 
     fixed = FIXED
     statistics = False
+    config: TrainConfig
+
+    @classmethod
+    def prepare(
+        cls, config: TrainConfig, out: Path, staged: Path, report: Callback
+    ) -> tuple[RunState, BaseTokenizer]:
+        documents = find_documents(config.data)
+        check_not_replaced(documents, replaced_files(out))
+        config.make_absolute()
+        if config.init_from is not None:
+            origin = config.init_from
+            model, tokenizer = formats.load(origin, mmap=False)  # all of it trains
+            if model.score_head is not None:
+                raise OptionError.of(config, "{init_from} is a reward model: name a language model")
+            if model.adapter is not None:
+                model.merge_adapter()
+                merged = type(model)(model.config, parameters=model.parameters)
+                merged.generation_config = model.generation_config
+                model = merged
+            _fit_context(config, model)
+            check_memory(config, model.config)
+        else:
+            check_memory(config, config.model_config(config.vocab_size, config.context))
+            if config.tokenizer == "bpe":
+                report(Note(f"learning a vocabulary of {config.vocab_size} tokens from the text"))
+            tokenizer = make_tokenizer(config, documents)
+            model = None
+        tokens = encode_corpus(documents, tokenizer, staged, config.special_tokens)
+        check_length(tokens, config.val_fraction, config.context)
+        if model is None:
+            sizes = config.model_config(tokenizer.vocab_size, config.context)
+            sizes.bos_token_id = sizes.eos_token_id = tokenizer.eos_token_id
+            model = FAMILIES[config.arch].model(sizes, seed=config.seed)
+        check_disk(out, model)
+        # From here on all names of the run are its own: what it replaces later it has written.
+        tokenizer.save_pretrained(staged)
+        model.save_pretrained(staged)
+        return RunState.new(config, model, tokens), tokenizer
 
     def __init__(self, state: RunState, out: Path, tokenizer: BaseTokenizer):
         super().__init__(state, out, tokenizer)
-        assert isinstance(state.config, TrainConfig)
-        self.config: TrainConfig = state.config
         config = self.config
         self.corpus = open_corpus(out, state.tokens, config.val_fraction, config.context)
 

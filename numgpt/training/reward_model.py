@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from numgpt.data.batch import Batch
 from numgpt.data.preferences import PairEncoder
 from numgpt.models import LanguageModel
 from numgpt.models.modules import SCORE
@@ -28,6 +29,7 @@ PAIRS = "pairs"  # the name of their number among the sums
 class RewardModel(Tuning):
     """Pairs, chosen and rejected, of nearly equal length."""
 
+    config: RewardConfig
     fixed = FIXED | {"center_coefficient"}
     encoder = PairEncoder
     group = 2
@@ -43,19 +45,11 @@ class RewardModel(Tuning):
         if model.config.pad_token_id is None and model.adapter is None:  # transformers wants one
             model.config.pad_token_id = tokenizer.eos_token_id
 
-    def next_step(self) -> list[Any]:
-        """Batches are numbers of pairs: of their texts, no token is a target."""
-        config, drawn = self.config, self.state.batches
-        return [
-            self.examples.numbers(number, config.batch_size, config.seed)
-            for number in range(drawn, drawn + config.grad_accum)
-        ]
-
-    def totals(self, model: LanguageModel, batches: Sequence[np.ndarray]) -> Sums:
-        return {PAIRS: sum(map(len, batches))}
+    def totals(self, model: LanguageModel, batches: Sequence[Batch]) -> Sums:
+        return {PAIRS: sum(len(batch.numbers) for batch in batches)}
 
     def gradients(
-        self, model: LanguageModel, batch: np.ndarray, totals: Sums, add_to: Gradients | None
+        self, model: LanguageModel, batch: Batch, totals: Sums, add_to: Gradients | None
     ) -> tuple[Sums, Gradients]:
         def objective(scores: np.ndarray) -> tuple[float, np.ndarray, dict[str, float]]:
             if not np.isfinite(scores).all():
@@ -66,33 +60,30 @@ class RewardModel(Tuning):
         rng, texts = self.state.rng if self.config.has_dropout else None, self._texts(batch)
         loss, gradients, metrics = model.scores_and_grads(texts, objective, rng, add_to=add_to)
         sums = {name: value * totals[PAIRS] for name, value in metrics.items()}
-        sums |= {"loss": loss, "tokens": sum(map(len, texts)), PAIRS: len(batch)}
+        sums |= {"loss": loss, "tokens": sum(map(len, texts)), PAIRS: len(batch.numbers)}
         return sums, gradients
 
-    def _texts(self, numbers: np.ndarray) -> list[np.ndarray]:
-        """Prompts with their completions, first the chosen ones."""
-        return [self.examples.example(int(n), place).ids for place in (0, 1) for n in numbers]
+    def _texts(self, batch: Batch) -> list[np.ndarray]:
+        """Prompts with their completions to the last token, which no batch reads; first the chosen
+        ones."""
+        numbers = batch.numbers.tolist()
+        return [self.examples.example(n, place).ids for place in (0, 1) for n in numbers]
 
     def _reward(self, scores: np.ndarray, count: float) -> Any:
-        assert isinstance(self.config, RewardConfig)
         chosen, rejected = np.split(scores, 2)
-        return reward(
-            chosen,
-            rejected,
-            center_coefficient=self.config.center_coefficient,
-            count=count,
-        )
+        center = self.config.center_coefficient
+        return reward(chosen, rejected, center_coefficient=center, count=count)
 
     def metrics(self, sums: Sums) -> dict[str, float]:
         own = sums.keys() - {"loss", "tokens", PAIRS}
         return {name: sums[name] / sums[PAIRS] for name in sorted(own)} if sums.get(PAIRS) else {}
 
     def held_out_loss(self, model: LanguageModel) -> float:
-        numbers, loss = self.examples.val, 0.0
-        for batch in self.examples.numbers_in_order(numbers, self.config.batch_size):
+        loss = 0.0
+        for batch in self.held_out():
             scores = model.scores(self._texts(batch))
             finite = np.isfinite(scores).all()
-            loss += self._reward(scores, len(numbers))[0] if finite else np.nan
+            loss += self._reward(scores, len(self.examples.val))[0] if finite else np.nan
         return loss
 
     def sample(self) -> tuple[str, str]:

@@ -86,6 +86,7 @@ class RolledBatch:
 class Rollouts(Tuning):
     """Prompts to continue, and what their completions are worth."""
 
+    config: RolloutConfig
     fixed = FIXED | {"task", "task_size", "reward", "reward_weights", "max_completion_length"}
     fixed |= {"temperature", "iterations", "epsilon", "mask_truncated", "grad_accum"}
     fixed |= {"entropy_coef"}
@@ -97,7 +98,7 @@ class Rollouts(Tuning):
     def __init__(self, state: RunState, out: Path, tokenizer: BaseTokenizer):
         """Raises OptionError for a reward that there is not."""
         super().__init__(state, out, tokenizer)
-        config = self.rolled
+        config = self.config
         self.prompts, self.base = read_prompts(out, len(self.examples), state.tokens)
         self.reference: LanguageModel | None = None  # in memory of its own
         self.rewards: list[Reward] = [*map(named_reward, config.rewards)]
@@ -110,11 +111,6 @@ class Rollouts(Tuning):
         ]
         self.batches = self._restored()
         self.in_vain, self.reason, self.remarked = 0, "", False  # rollouts, one after another
-
-    @property
-    def rolled(self) -> RolloutConfig:
-        assert isinstance(self.config, RolloutConfig)
-        return self.config
 
     # --- the prompts ---
 
@@ -155,7 +151,7 @@ class Rollouts(Tuning):
     def the_reference(self) -> Iterator[LanguageModel]:
         """The model that the run began as: the frozen base below the adapter, or the files again.
         Raises BaseModelError where those hold another one."""
-        state, config = self.state, self.rolled
+        state, config = self.state, self.config
         if state.model.adapter is not None:
             with state.model.without_adapter():
                 yield state.model
@@ -174,7 +170,7 @@ class Rollouts(Tuning):
 
     def next_step(self) -> list[Any]:
         """Those of a new rollout; or, for `iterations` steps, of the one before."""
-        config = self.rolled
+        config = self.config
         number, turn = divmod(self.state.optimizer.steps, config.iterations)
         if turn == 0 or not self.batches:
             with self.state.model.autocast(config.products):  # as the policy will be
@@ -201,7 +197,7 @@ class Rollouts(Tuning):
 
     def roll_out(self, number: int) -> list[RolledBatch]:
         """The batches of the rollout of this number.  Raises RewardError."""
-        config, first = self.rolled, number * self.rolled.grad_accum
+        config, first = self.config, number * self.config.grad_accum
         each = [
             self.examples.numbers(first + place, config.batch_size, config.seed)
             for place in range(config.grad_accum)
@@ -222,7 +218,7 @@ class Rollouts(Tuning):
         self, prompts: np.ndarray, rngs: Sequence[np.random.Generator | None]
     ) -> list[Decoded]:
         """A completion of each prompt, by its number; without a generator the likeliest one."""
-        config, model = self.rolled, self.state.model
+        config, model = self.config, self.state.model
         known = model.config.vocab_size <= self.tokenizer.vocab_size
         batcher, made = Batcher(model, min(DECODED_AT_ONCE, len(prompts))), []
         for number, rng in zip(prompts.tolist(), rngs, strict=True):
@@ -254,7 +250,7 @@ class Rollouts(Tuning):
 
     def total(self, by_reward: np.ndarray) -> np.ndarray:
         """(R, B) -> (B,), the weighted sum of those that apply; NaN where none does."""
-        weights = np.array(self.rolled.weights)[:, None]
+        weights = np.array(self.config.weights)[:, None]
         total = np.where(np.isnan(by_reward), 0, weights * by_reward).sum(axis=0)
         return np.where(np.isnan(by_reward).all(axis=0), np.nan, total)
 
@@ -272,7 +268,7 @@ class Rollouts(Tuning):
             completion = slice(start, start + len(one.made))
             ids[row, : len(whole) - 1] = whole[:-1]
             old_logps[row, completion] = one.sampled_logprobs
-            is_cut = self.rolled.mask_truncated and one.finish_reason != "stop"
+            is_cut = self.config.mask_truncated and one.finish_reason != "stop"
             if not is_cut and not np.isnan(rewards[row]):
                 targets[row, completion] = one.made
         old_logps[targets == IGNORED] = 0
@@ -281,7 +277,7 @@ class Rollouts(Tuning):
 
     def _told(self, made: list[Decoded], rewards: np.ndarray, by_reward: np.ndarray) -> Sums:
         """Sums over completions, and over groups of several, for the metrics."""
-        groups = rewards.reshape(-1, self.rolled.sequences)
+        groups = rewards.reshape(-1, self.config.sequences)
         scored = ~np.isnan(groups)
         means = np.where(scored, groups, 0).sum(axis=1, keepdims=True) / np.maximum(
             1, scored.sum(axis=1, keepdims=True)
@@ -295,7 +291,7 @@ class Rollouts(Tuning):
             "completions/mean_length": sum(len(one.made) for one in made),
             "completions/clipped_ratio": sum(one.finish_reason != "stop" for one in made),
         }
-        if self.rolled.sequences > 1:
+        if self.config.sequences > 1:
             without = np.all((groups == groups[:, :1]) | ~scored, axis=1)
             told |= {GROUPS: len(groups), "reward_std": float(stds.sum())}
             told["frac_reward_zero_std"] = int(without.sum())

@@ -9,7 +9,7 @@ import contextlib
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from numgpt.data.corpus import TOKENS_FILE
 from numgpt.data.finding import OTHER_WEIGHTS, PROMPTS_FILE, REFERENCE_FILE
@@ -25,21 +25,16 @@ from numgpt.training.config import RunConfig, from_anywhere, options_of
 from numgpt.training.log import CURVE_FILE, DAMAGED_LOG_FILE, LOG_FILE
 from numgpt.training.records import Callback
 
-ConfigT = TypeVar("ConfigT", bound=RunConfig)
 RUN_FILES = (
     *(CHECKPOINT_FILE, TOKENS_FILE, PROMPTS_FILE, REFERENCE_FILE),
     *(LOG_FILE, DAMAGED_LOG_FILE, CURVE_FILE, *ADAPTER_FILES),
 )
 
 
-# config, the run's directory, where its files are staged, who is told -> what it begins with
-Prepare = Callable[[ConfigT, Path, Path, Callback], tuple[RunState, BaseTokenizer]]
-
-
 def start_run(
-    config: ConfigT,
+    config: RunConfig,
     out: Path,
-    prepare: Prepare[ConfigT],
+    prepare: Callable[..., tuple[RunState, BaseTokenizer]],
     report: Callback,
     overwrite: bool = False,
 ) -> tuple[RunState, BaseTokenizer]:

@@ -14,6 +14,8 @@ from numgpt.models.parameters import Gradients
 from numgpt.options import AboutOptions
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.training.checkpoint import RunState
+from numgpt.training.config import RunConfig
+from numgpt.training.records import Callback
 from numgpt.training.step import Sums, Task
 
 
@@ -28,10 +30,18 @@ class RunTask(Task[Any], ABC):
     fixed: ClassVar[frozenset[str]]  # options that cannot change any more when a run goes on
     validates: bool = True  # whether anything is held out
     keeps_head: ClassVar[bool] = True  # whether a score head belongs to what the run makes
+    config: RunConfig
 
     def __init__(self, state: RunState, out: Path, tokenizer: BaseTokenizer):
         """The tokens of the run are in `out`, and have been checked."""
-        self.state, self.tokenizer = state, tokenizer
+        self.state, self.tokenizer, self.config = state, tokenizer, state.config
+
+    @classmethod
+    @abstractmethod
+    def prepare(
+        cls, config: Any, out: Path, staged: Path, report: Callback
+    ) -> tuple[RunState, BaseTokenizer]:
+        """Everything that a run begins with, its files in the directory `staged`."""
 
     @abstractmethod
     def __str__(self) -> str:

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from numgpt import formats
-from numgpt.data.batch import NumberedBatch
+from numgpt.data.batch import Batch
 from numgpt.data.corpus import TOKENS_FILE, TokensFile, check_tokens
 from numgpt.data.example_set import ExampleSet, encode_examples
 from numgpt.data.examples import Example, ExampleEncoder, last_answer, marked
@@ -44,77 +44,6 @@ FIXED |= frozenset(("lora_r", "lora_alpha", "lora_targets", "use_rslora", "batch
 FIXED |= {"seed", "keep", "dtype"}
 
 
-def prepare(
-    task: type[Tuning], config: TuningConfig, out: Path, staged: Path, report: Callback
-) -> tuple[RunState, BaseTokenizer]:
-    """Everything that a run begins with, its files in the directory `staged`."""
-    files, held_out = _files(config)
-    documents = [name for name in (*files, *held_out) if name != STANDARD_INPUT]
-    check_not_replaced(documents, replaced_files(out))
-    config.make_absolute()
-    for name, path in config.needed_models():
-        place = Path(path) if Path(path).is_dir() else Path(path).parent
-        if any(there.exists() and os.path.samefile(there, place) for there in _replaced(out)):
-            needed = "{%s} is what would be replaced, and the run needs it: name another {out:name}"
-            raise OptionError(needed % name, **{name: path})
-    # What trains as a whole is in memory of its own; the base of an adapter stays in its file.
-    model, tokenizer = formats.load(config.model, mmap=config.lora_r > 0, dtype=config.stored)
-    if config.chat_format is not None:
-        tokenizer.chat_template = CHAT_TEMPLATES[config.chat_format]
-    if model.adapter is not None:
-        raise OptionError.of(
-            config, "{model} is an adapter: merge it first (numgpt convert), or resume its run"
-        )
-    if model.in_fewer_bits:
-        size = model.parameters.nbytes / 1e6
-        report(Note(f"the base is kept in {config.stored}, {size:,.1f} MB; its adapter in float32"))
-    longest = min(model.context_length, MOST_LENGTH)
-    config.max_length = longest if config.max_length is None else config.max_length
-    if config.max_length > model.context_length:
-        raise OptionError.of(
-            config,
-            "{max_length} is more than the model's {0}={1}: lower it",
-            model.config.context_field,
-            model.context_length,
-        )
-    if config.lora_r:
-        config.lora_alpha = config.lora().lora_alpha
-        with config.naming_adapter_options():
-            model.add_adapter(config.lora(), seed=config.seed)
-    task.fit_model(model, tokenizer, config)
-    config.validate()  # what was chosen beside what the model has decided
-    shown = _Shown(config.show, tokenizer, report)
-    encoder = task.encoder(tokenizer, template_variables(config.chat_vars))
-    records = task.records(config, files, held_out)
-    tokens, counts = encode_examples(records, encoder, config.example_length, staged, shown)
-    report(Note(str(counts)))
-    if not tokens.conversations:
-        answer_prompts_alone(tokenizer)
-    elif tokenizer.chat_template is None:  # for transformers, what the markers tell
-        tokenizer.chat_template = CHAT_TEMPLATES[name_of(ChatTemplate(tokenizer).format)]
-    tokenizer.save_pretrained(staged)
-    if config.chat_format is not None and not tokens.conversations:
-        unused = "{chat_format:name} is not used: no example is a conversation"
-        report(Note(OptionWarning(unused)))
-    if (config.val_fraction or config.val_data) and not counts.held_out:
-        raise OptionError(
-            "no example is held out: raise {val_fraction:name}, or bring more examples"
-        )
-    config.set_schedule(counts.trained)
-    config.validate()  # what was chosen beside what was not
-    check_memory(config, model.config, model.num_parameters(trainable=True))
-    check_disk(out, model)
-    state = RunState.new(config, model, tokens)
-    task.stage(state, staged, report, encoder)
-    save_tuned(model, staged, task.keeps_head)
-    return state, tokenizer
-
-
-def _replaced(out: Path) -> list[Path]:
-    """The directories whose model a new run would replace."""
-    return [place for place in (out, *(out / name for name in OTHER_WEIGHTS)) if run_files(place)]
-
-
 def answer_prompts_alone(tokenizer: BaseTokenizer) -> None:
     """Give it the chat template of what is tuned on prompts with completions: one of turns would
     write what the tuning never saw."""
@@ -134,19 +63,6 @@ def _files(config: TuningConfig) -> tuple[list[str], list[str]]:
         except AboutOptions as error:
             raise error.renamed({"data": "val_data"}) from None
     return find_record_files(config.data), held_out
-
-
-def _records(
-    config: TuningConfig, files: list[str], held_out: list[str]
-) -> Iterator[tuple[Record, bool]]:
-    """All records, each with whether it is held out: of every 1 / val_fraction of them one, drawn
-    among them."""
-    kind = None
-    for record, is_held_out in drawn(read_records(files), config):
-        kind = record.kind
-        yield record, is_held_out
-    for record in read_records(held_out, kind) if held_out else ():
-        yield record, True
 
 
 def drawn(records: Iterable[Record], config: TuningConfig) -> Iterator[tuple[Record, bool]]:
@@ -198,11 +114,76 @@ class Tuning(RunTask):
     encoder: ClassVar[type[ExampleEncoder]] = ExampleEncoder
     group: ClassVar[int] = 1  # examples that are made of a record
     unit: ClassVar[str] = "example"
+    config: TuningConfig
+
+    @classmethod
+    def prepare(
+        cls, config: TuningConfig, out: Path, staged: Path, report: Callback
+    ) -> tuple[RunState, BaseTokenizer]:
+        files, held_out = _files(config)
+        documents = [name for name in (*files, *held_out) if name != STANDARD_INPUT]
+        check_not_replaced(documents, replaced_files(out))
+        config.make_absolute()
+        replaced = [one for one in (out, *(out / name for name in OTHER_WEIGHTS)) if run_files(one)]
+        for name, path in config.needed_models():
+            place = Path(path) if Path(path).is_dir() else Path(path).parent
+            if any(there.exists() and os.path.samefile(there, place) for there in replaced):
+                needed = f"{{{name}}} is what would be replaced, and the run needs it"
+                raise OptionError(f"{needed}: name another {{out:name}}", **{name: path})
+        # What trains as a whole is in memory of its own; the base of an adapter stays in its file.
+        model, tokenizer = formats.load(config.model, mmap=config.lora_r > 0, dtype=config.stored)
+        if config.chat_format is not None:
+            tokenizer.chat_template = CHAT_TEMPLATES[config.chat_format]
+        if model.adapter is not None:
+            raise OptionError.of(
+                config, "{model} is an adapter: merge it first (numgpt convert), or resume its run"
+            )
+        if model.in_fewer_bits:
+            kept = f"{config.stored}, {model.parameters.nbytes / 1e6:,.1f} MB"
+            report(Note(f"the base is kept in {kept}; its adapter in float32"))
+        longest = min(model.context_length, MOST_LENGTH)
+        config.max_length = longest if config.max_length is None else config.max_length
+        if config.max_length > model.context_length:
+            raise OptionError.of(
+                config,
+                "{max_length} is more than the model's {0}={1}: lower it",
+                model.config.context_field,
+                model.context_length,
+            )
+        if config.lora_r:
+            config.lora_alpha = config.lora().lora_alpha
+            with config.naming_adapter_options():
+                model.add_adapter(config.lora(), seed=config.seed)
+        cls.fit_model(model, tokenizer, config)
+        config.validate()  # what was chosen beside what the model has decided
+        shown = _Shown(config.show, tokenizer, report)
+        encoder = cls.encoder(tokenizer, template_variables(config.chat_vars))
+        records = cls.records(config, files, held_out)
+        tokens, counts = encode_examples(records, encoder, config.example_length, staged, shown)
+        report(Note(str(counts)))
+        if not tokens.conversations:
+            answer_prompts_alone(tokenizer)
+        elif tokenizer.chat_template is None:  # for transformers, what the markers tell
+            tokenizer.chat_template = CHAT_TEMPLATES[name_of(ChatTemplate(tokenizer).format)]
+        tokenizer.save_pretrained(staged)
+        if config.chat_format is not None and not tokens.conversations:
+            unused = "{chat_format:name} is not used: no example is a conversation"
+            report(Note(OptionWarning(unused)))
+        if (config.val_fraction or config.val_data) and not counts.held_out:
+            raise OptionError(
+                "no example is held out: raise {val_fraction:name}, or bring more examples"
+            )
+        config.set_schedule(counts.trained)
+        config.validate()  # what was chosen beside what was not
+        check_memory(config, model.config, model.num_parameters(trainable=True))
+        check_disk(out, model)
+        state = RunState.new(config, model, tokens)
+        cls.stage(state, staged, report, encoder)
+        save_tuned(model, staged, cls.keeps_head)
+        return state, tokenizer
 
     def __init__(self, state: RunState, out: Path, tokenizer: BaseTokenizer):
         super().__init__(state, out, tokenizer)
-        assert isinstance(state.config, TuningConfig)
-        self.config: TuningConfig = state.config
         self.examples = ExampleSet(out, state.tokens, self.group)
         self.validates = len(self.examples.val) > 0
 
@@ -219,7 +200,12 @@ class Tuning(RunTask):
         cls, config: TuningConfig, files: list[str], held_out: list[str]
     ) -> Iterator[tuple[Record, bool]]:
         """What there is to learn from, each with whether it is held out."""
-        return _records(config, files, held_out)
+        kind = None
+        for record, is_held_out in drawn(read_records(files), config):
+            kind = record.kind
+            yield record, is_held_out
+        for record in read_records(held_out, kind) if held_out else ():
+            yield record, True
 
     @classmethod
     def stage(
@@ -240,14 +226,14 @@ class Tuning(RunTask):
         unit = self.unit
         return f"{count:,} {unit}{'s' * (count != 1)} to train on{held_out}"
 
-    def next_step(self) -> list[NumberedBatch]:
+    def next_step(self) -> list[Batch]:
         config, drawn = self.config, self.state.batches
         return [
             self.examples.batch(number, config.batch_size, config.seed)
             for number in range(drawn, drawn + config.grad_accum)
         ]
 
-    def held_out(self) -> Iterable[NumberedBatch]:
+    def held_out(self) -> Iterable[Batch]:
         return self.examples.validation_batches(self.config.batch_size)
 
     def sample(self) -> tuple[str, str]:

@@ -224,7 +224,8 @@ def test_examples_on_disk_are_what_was_encoded(plain, tmp_path):
 
 def test_padding_is_told_by_its_place(plain, tmp_path):
     examples, _ = example_set(plain, tmp_path, [1, 4])
-    ids, targets, tokens = examples.padded(np.array([0, 1]))
+    ids, targets, tokens, numbers = examples.padded(np.array([0, 1]))
+    assert numbers.tolist() == [0, 1]
     for row in range(2):
         example = examples.example(row)
         length = len(example.ids) - 1

@@ -163,7 +163,8 @@ def test_a_step_is_that_of_the_objective_however_it_is_cut(data, tmp_path, lora_
     ]
     scores = model.scores(texts).astype(float)
     expected, _, metrics = objectives.reward(scores[:6], scores[6:], None, 0.1)
-    cuts = [pieces(*stops) for stops in ([6], [2, 6], [1, 2, 3, 4, 5, 6])]
+    every = ([6], [2, 6], [1, 2, 3, 4, 5, 6])
+    cuts = [[*map(task.examples.padded, pieces(*stops))] for stops in every]
     for loss, told in however_cut(task, model, cuts):
         assert loss == pytest.approx(expected, rel=1e-4)
         assert told == pytest.approx(metrics, rel=1e-4, abs=1e-5)

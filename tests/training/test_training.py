@@ -241,7 +241,7 @@ def test_documents_are_separated_by_the_end_of_text_token(tmp_path):
 
 def test_batches_are_windows_and_their_successors(text_file, tmp_path):
     corpus = start(text_file, tmp_path / "a").task.corpus
-    ids, targets, tokens = corpus.batch(np.random.default_rng(0), 5, 8)
+    ids, targets, tokens, _ = corpus.batch(np.random.default_rng(0), 5, 8)
     assert tokens == 40
     assert ids.shape == targets.shape == (5, 8)
     np.testing.assert_array_equal(ids[:, 1:], targets[:, :-1])

@@ -21,7 +21,7 @@ from numgpt.formats import read_safetensors
 from numgpt.tokenizer.chat_programs import CHAT_TEMPLATES
 from numgpt.training import Trainer, TrainingError, TuneConfig, loop
 from numgpt.training.checkpoint import load_checkpoint
-from numgpt.training.tuning import _records
+from numgpt.training.tuning import Examples
 
 QUIET = {"sample_every": 0, "log_every": 1}
 
@@ -73,7 +73,7 @@ def test_the_loss_is_that_of_the_answers(data, tmp_path):
     examples = [trainer.task.examples.example(number) for number in range(12)]
     model, _ = numgpt.load("shakespeare")
     total = count = 0.0
-    for ids, loss_mask in examples:
+    for ids, loss_mask, _ in examples:
         z = model(ids[:-1])[0].astype(np.float64)
         log_p = z - np.logaddexp.reduce(z, axis=-1, keepdims=True)
         chosen = log_p[np.arange(len(ids) - 1), ids[1:]]
@@ -443,12 +443,13 @@ def test_the_fraction_that_is_held_out_is_the_one_asked_for(tmp_path):
     for fraction, count in ((0.1, 4), (0.25, 10), (0.05, 2)):
         for seed in range(5):
             config = TuneConfig(data=str(lines), model="m", val_fraction=fraction, seed=seed)
-            chosen = [n for n, (_, out) in enumerate(_records(config, [str(lines)], [])) if out]
+            records = Examples.records(config, [str(lines)], [])
+            chosen = [n for n, (_, is_held_out) in enumerate(records) if is_held_out]
             assert len(chosen) == count
             # One of every 1 / fraction, not always at the same place.
             assert [int(n * fraction) for n in chosen] == list(range(count))
     seeds = (TuneConfig(data="d", model="m", val_fraction=0.1, seed=seed) for seed in range(5))
-    drawn = {tuple(out for _, out in _records(c, [str(lines)], [])) for c in seeds}
+    drawn = {tuple(out for _, out in Examples.records(c, [str(lines)], [])) for c in seeds}
     assert len(drawn) > 1
 
 
