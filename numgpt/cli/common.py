@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from numgpt.formats import SHIPPED, load
@@ -96,32 +97,30 @@ def add_sampling(
     parser.add_argument(
         "--greedy", action="store_true", help="always the most likely token, no sampling"
     )
-    parser.add_argument(
-        "--temperature",
-        type=number,
-        metavar="X",
-        help=f"below 1 is safer (default {temperature}, here and below where the model's"
-        " generation_config.json says nothing else)",
+    default = "" if top_p is None else f" (default {top_p})"
+    add_numbers(
+        parser,
+        (
+            "--temperature",
+            number,
+            "X",
+            f"below 1 is safer (default {temperature}, here and below where the model's"
+            " generation_config.json says nothing else)",
+        ),
+        ("--top-k", whole, "K", "the K likeliest; 0: all (default 50)"),
+        ("--top-p", number, "P", f"the likeliest that reach probability P together{default}"),
+        ("--min-p", number, "P", "only tokens P times as likely as the likeliest"),
+        ("--repetition-penalty", number, "X", "above 1 repeats less (default 1)"),
+        ("--seed", whole, "N", "the same numbers again (default: a new seed)"),
     )
-    parser.add_argument(
-        "--top-k", type=whole, metavar="K", help="the K likeliest; 0: all (default 50)"
-    )
-    parser.add_argument(
-        "--top-p",
-        type=number,
-        metavar="P",
-        help="the likeliest that reach probability P together"
-        + ("" if top_p is None else f" (default {top_p})"),
-    )
-    parser.add_argument(
-        "--min-p", type=number, metavar="P", help="only tokens P times as likely as the likeliest"
-    )
-    parser.add_argument(
-        "--repetition-penalty", type=number, metavar="X", help="above 1 repeats less (default 1)"
-    )
-    parser.add_argument(
-        "--seed", type=whole, metavar="N", help="the same numbers again (default: a new seed)"
-    )
+
+
+def add_numbers(
+    parser: argparse.ArgumentParser, *flags: tuple[str, Callable[[str], Any], str, str]
+) -> None:
+    """Flags that take a number: their names, what reads it, the letter that stands for it, help."""
+    for names, kind, letter, what in flags:
+        parser.add_argument(*names.split(), type=kind, metavar=letter, help=what)
 
 
 def sampling_options(options: argparse.Namespace) -> dict[str, Any]:

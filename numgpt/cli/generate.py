@@ -15,6 +15,7 @@ from numgpt.cli.common import (
     add_command,
     add_dtype,
     add_model,
+    add_numbers,
     add_sampling,
     add_special_tokens,
     add_threads,
@@ -55,21 +56,12 @@ def register(subparsers: Any) -> None:
     add_model(parser)
     add_dtype(parser)
     add_special_tokens(parser, "prompt")
-    parser.add_argument(
-        "--max-new-tokens", type=whole, metavar="N", help=f"tokens to add (default {NEW_TOKENS})"
-    )
-    parser.add_argument(
-        "--max-length", type=whole, metavar="N", help="tokens in all, the prompt's included"
-    )
-    parser.add_argument(
-        "--min-new-tokens", type=whole, metavar="N", help="no end of text before these"
-    )
-    parser.add_argument(
-        "--num-return-sequences",
-        "-n",
-        type=whole,
-        metavar="N",
-        help="continuations (default 1)",
+    add_numbers(
+        parser,
+        ("--max-new-tokens", whole, "N", f"tokens to add (default {NEW_TOKENS})"),
+        ("--max-length", whole, "N", "tokens in all, the prompt's included"),
+        ("--min-new-tokens", whole, "N", "no end of text before these"),
+        ("--num-return-sequences -n", whole, "N", "continuations (default 1)"),
     )
     parser.add_argument(
         "--no-slide",
@@ -78,33 +70,16 @@ def register(subparsers: Any) -> None:
         help="end where the model's context is full (default: go on from its newer half)",
     )
     add_sampling(parser, temperature=DEFAULTS["temperature"])
-    parser.add_argument(
-        "--stop",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="end after this text; repeatable",
-    )
-    parser.add_argument(
-        "--ban", action="append", default=[], metavar="TEXT", help="never write this; repeatable"
-    )
-    parser.add_argument(
-        "--no-repeat-ngram-size",
-        type=whole,
-        metavar="N",
-        help="no N tokens in a row occur twice",
-    )
-    parser.add_argument(
-        "--num-beams",
-        type=whole,
-        metavar="N",
-        help="search for the most probable text with N beams, in place of sampling",
-    )
-    parser.add_argument(
-        "--length-penalty",
-        type=number,
-        metavar="X",
-        help="of beams: above 1 favours longer texts (default 1)",
+    for flag, what in (("--stop", "end after this text"), ("--ban", "never write this")):
+        parser.add_argument(
+            flag, action="append", default=[], metavar="TEXT", help=f"{what}; repeatable"
+        )
+    beams = "search for the most probable text with N beams, in place of sampling"
+    add_numbers(
+        parser,
+        ("--no-repeat-ngram-size", whole, "N", "no N tokens in a row occur twice"),
+        ("--num-beams", whole, "N", beams),
+        ("--length-penalty", number, "X", "of beams: above 1 favours longer texts (default 1)"),
     )
     parser.add_argument(
         "--logprobs",
@@ -112,12 +87,8 @@ def register(subparsers: Any) -> None:
         help="write JSON lines: a text each, with the log-probability of every token, as the"
         " model gives it: before temperature, top-k and the like",
     )
-    parser.add_argument(
-        "--top-logprobs",
-        type=whole,
-        metavar="N",
-        help=f"beside each token the N likeliest (default {TOP_LOGPROBS})",
-    )
+    beside = f"beside each token the N likeliest (default {TOP_LOGPROBS})"
+    add_numbers(parser, ("--top-logprobs", whole, "N", beside))
     add_threads(parser)
 
 

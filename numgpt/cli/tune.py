@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,8 @@ from numgpt.training import (
     Trainer,
     TuneConfig,
 )
+from numgpt.training.rollout_config import RolloutConfig
+from numgpt.training.tune_config import TuningConfig
 from numgpt.training.tuning import Examples
 
 SHOWN = 100  # characters of a prompt
@@ -37,118 +38,100 @@ def register(subparsers: Any) -> None:
         None,
     )
     methods = tune.add_subparsers(metavar="METHOD", required=True)
-    sft = add_command(
-        methods,
-        "sft",
-        "supervised tuning: learn the answers of examples, by an adapter (LoRA) or as a whole",
-        "numgpt tune sft --model smollm2 --data answers.jsonl --out runs/desk --show 2\n"
-        "numgpt tune sft --model smollm2 --data answers.jsonl --val-fraction 0.1 --lora-r 0 --out"
-        " runs/whole\n"
-        "numgpt tune sft --resume runs/desk --steps 400\n"
-        "where a line of the file is\n"
-        '{"prompt": "…", "completion": "…"}  or  {"messages": [{"role": "user", "content": "…"},'
-        ' {"role": "assistant", "content": "…"}]}',
-        run_sft,
-    )
-    runs.add_run_options(sft, TuneConfig)
-    dpo = add_command(
-        methods,
-        "dpo",
-        "preferences: make the answers that were chosen likelier than those that were rejected",
-        "numgpt tune dpo --model smollm2 --data preferences.jsonl --out runs/preferred\n"
-        "numgpt tune dpo --model runs/desk-merged --data p.jsonl --loss-type ipo --out runs/ipo\n"
-        "numgpt tune dpo --resume runs/preferred --steps 400\n"
-        "where a line of the file is\n"
-        '{"prompt": "…", "chosen": "…", "rejected": "…"}  of texts, or of lists of messages',
-        run_preferences,
-    )
-    runs.add_run_options(dpo, DPOConfig)
-    kto = add_command(
-        methods,
-        "kto",
-        "judgements: make good answers likelier, and bad ones less likely, without pairs of them",
-        "numgpt tune kto --model smollm2 --data judged.jsonl --out runs/judged\n"
-        "numgpt tune kto --resume runs/judged --steps 400\n"
-        "where a line of the file is\n"
-        '{"prompt": "…", "completion": "…", "label": true}  of texts, or of lists of messages',
-        run_preferences,
-    )
-    runs.add_run_options(kto, KTOConfig)
-    reward = add_command(
-        methods,
-        "reward",
-        "a reward model: score the answers that were chosen above those that were rejected",
-        "numgpt tune reward --model smollm2 --data preferences.jsonl --out runs/judge\n"
-        "numgpt eval --model runs/judge --preferences held-out.jsonl\n"
-        "where a line of the file is\n"
-        '{"prompt": "…", "chosen": "…", "rejected": "…"}  of texts, or of lists of messages',
-        run_reward,
-    )
-    runs.add_run_options(reward, RewardConfig)
-    grpo = add_command(
-        methods,
-        "grpo",
-        "rewards: make those of the model's own answers likelier that are better than the others",
-        "numgpt tune grpo --model smollm2 --data questions.jsonl --reward exact --out runs/grpo\n"
-        "numgpt tune grpo --model smollm2 --data q.jsonl --reward mine.py:score length:40"
-        " --reward-weights 1 0.2 --out runs/both\n"
-        "numgpt tune grpo --model smollm2 --task reasoning_gym:chain_sum --out runs/sums\n"
-        "where a line of the file is\n"
-        '{"prompt": "…", "answer": "…"}  the prompt a text, or a list of messages; all else is for'
-        " the reward",
-        run_rollouts,
-    )
-    runs.add_run_options(grpo, GRPOConfig)
-    ppo = add_command(
-        methods,
-        "ppo",
-        "rewards, with a value head: make the tokens likelier that led to more than was expected",
-        "numgpt tune ppo --model smollm2 --data q.jsonl --reward runs/judge --out runs/ppo\n"
-        "numgpt tune ppo --resume runs/ppo --steps 400\n"
-        "where a line of the file is\n"
-        '{"prompt": "…"}  a text, or a list of messages; all else is for the reward',
-        run_rollouts,
-    )
-    runs.add_run_options(ppo, PPOConfig)
+    pairs = '{"prompt": "…", "chosen": "…", "rejected": "…"}  of texts, or of lists of messages'
+    for name, config, end, what, example, line in (
+        (
+            "sft",
+            TuneConfig,
+            _end,
+            "supervised tuning: learn the answers of examples, by an adapter (LoRA) or as a whole",
+            "numgpt tune sft --model smollm2 --data answers.jsonl --out runs/desk --show 2\n"
+            "numgpt tune sft --model smollm2 --data answers.jsonl --val-fraction 0.1 --lora-r 0"
+            " --out runs/whole\n"
+            "numgpt tune sft --resume runs/desk --steps 400",
+            '{"prompt": "…", "completion": "…"}  or  {"messages": [{"role": "user", "content": "…"}'
+            ', {"role": "assistant", "content": "…"}]}',
+        ),
+        (
+            "dpo",
+            DPOConfig,
+            _end_of_preferences,
+            "preferences: make the answers that were chosen likelier than those that were rejected",
+            "numgpt tune dpo --model smollm2 --data preferences.jsonl --out runs/preferred\n"
+            "numgpt tune dpo --model runs/desk-merged --data p.jsonl --loss-type ipo --out"
+            " runs/ipo\n"
+            "numgpt tune dpo --resume runs/preferred --steps 400",
+            pairs,
+        ),
+        (
+            "kto",
+            KTOConfig,
+            _end_of_preferences,
+            "judgements: make good answers likelier, bad ones less likely, without pairs of them",
+            "numgpt tune kto --model smollm2 --data judged.jsonl --out runs/judged\n"
+            "numgpt tune kto --resume runs/judged --steps 400",
+            '{"prompt": "…", "completion": "…", "label": true}  of texts, or of lists of messages',
+        ),
+        (
+            "reward",
+            RewardConfig,
+            _end_of_reward,
+            "a reward model: score the answers that were chosen above those that were rejected",
+            "numgpt tune reward --model smollm2 --data preferences.jsonl --out runs/judge\n"
+            "numgpt eval --model runs/judge --preferences held-out.jsonl",
+            pairs,
+        ),
+        (
+            "grpo",
+            GRPOConfig,
+            _end_of_rollouts,
+            "rewards: make those of the model's own answers likelier that are better than others",
+            "numgpt tune grpo --model smollm2 --data questions.jsonl --reward exact --out"
+            " runs/grpo\n"
+            "numgpt tune grpo --model smollm2 --data q.jsonl --reward mine.py:score length:40"
+            " --reward-weights 1 0.2 --out runs/both\n"
+            "numgpt tune grpo --model smollm2 --task reasoning_gym:chain_sum --out runs/sums",
+            '{"prompt": "…", "answer": "…"}  the prompt a text, or a list of messages; all else is'
+            " for the reward",
+        ),
+        (
+            "ppo",
+            PPOConfig,
+            _end_of_rollouts,
+            "rewards, with a value head: make tokens likelier that led to more than was expected",
+            "numgpt tune ppo --model smollm2 --data q.jsonl --reward runs/judge --out runs/ppo\n"
+            "numgpt tune ppo --resume runs/ppo --steps 400",
+            '{"prompt": "…"}  a text, or a list of messages; all else is for the reward',
+        ),
+    ):
+        run = functools.partial(runs.run, check=functools.partial(_check, config), end=end)
+        example = f"{example}\nwhere a line of the file is\n{line}"
+        runs.add_run_options(add_command(methods, name, what, example, run), config)
 
 
-def run_sft(options: argparse.Namespace) -> None:
-    runs.run(options, _check, _end)
-
-
-def run_preferences(options: argparse.Namespace) -> None:
-    runs.run(options, _check, _end_of_preferences)
-
-
-def run_reward(options: argparse.Namespace) -> None:
-    runs.run(options, _check, _end_of_reward)
-
-
-def run_rollouts(options: argparse.Namespace) -> None:
-    runs.run(options, _check_rollouts, _end_of_rollouts)
-
-
-def _check_rollouts(chosen: dict[str, Any]) -> None:
-    if "task" not in chosen and "data" not in chosen:
-        raise OptionError("give {data:name}, the prompts, or {task:name} reasoning_gym:NAME")
-    _check({"data": ""} | chosen)
-
-
-def _check(chosen: dict[str, Any]) -> None:
+def _check(config: type[TuningConfig], chosen: dict[str, Any]) -> None:
     """Raises ValueError for options that are missing, or cannot be combined."""
-    for name in ("model", "data"):
-        if name not in chosen:
-            what = "the model to tune" if name == "model" else "the examples that it learns from"
+    needed = {"model": "the model to tune", "data": "the examples that it learns from"}
+    if issubclass(config, RolloutConfig):
+        needed["data"] = "the prompts, or {task:name} reasoning_gym:NAME"
+    for name, what in needed.items():
+        if name not in chosen and not (name == "data" and "task" in chosen):
             raise OptionError(f"give {{{name}:name}}, {what}")
     if chosen.get("lora_r") == 0:
         for name in ("lora_alpha", "lora_targets", "lora_dropout", "use_rslora"):
             if name in chosen:
-                alone = (
-                    f"{{{name}}} cannot be combined with {{lora_r}}, which tunes the whole model"
-                )
-                raise OptionError(alone, lora_r=0, **{name: chosen[name]})
+                alone = f"{{{name}}} cannot be combined with {{lora_r}}, which tunes the whole"
+                raise OptionError(f"{alone} model", lora_r=0, **{name: chosen[name]})
     if "epochs" in chosen and "steps" in chosen:
         raise OptionError("{epochs} cannot be combined with {steps}: choose one", **chosen)
+
+
+def _tell_use(trainer: Trainer, greedy: str = " --greedy", prompt: str = "…") -> None:
+    chat = trainer.task.state.tokens.conversations
+    tell(
+        f"try: numgpt {'chat' if chat else 'generate'} --model {quoted(trainer.out)}{greedy}"
+        f"{'' if chat else f' {prompt}'}"
+    )
 
 
 def _end(trainer: Trainer) -> None:
@@ -161,12 +144,9 @@ def _end(trainer: Trainer) -> None:
         tell("numgpt: note: the answers were not counted to their end")
     for place, (step, counts) in found.items():
         tell(f"{place} (step {step}): {'; '.join(_reached(trainer, step, counts))}")
-    out = quoted(trainer.out)
-    if task.state.tokens.conversations:
-        return tell(f"try: numgpt chat --model {out} --greedy")
     prompt = task.first_prompt() or "…"
-    prompt = prompt if prompt.isprintable() and len(prompt) <= SHOWN else "…"
-    tell(f"try: numgpt generate --model {out} --greedy {quoted(prompt)}")
+    is_short = prompt.isprintable() and len(prompt) <= SHOWN
+    _tell_use(trainer, prompt=quoted(prompt if is_short else "…"))
 
 
 def _end_of_preferences(trainer: Trainer) -> None:
@@ -187,9 +167,7 @@ def _end_of_preferences(trainer: Trainer) -> None:
                 "numgpt: note: the reward of chosen answers fell, as it may: only the margin to the"
                 " rejected ones is optimised (numgpt/training/README.md)"
             )
-    chat = trainer.task.state.tokens.conversations
-    out = quoted(trainer.out)
-    tell(f"try: numgpt {f'chat --model {out}' if chat else f'generate --model {out} …'} --greedy")
+    _tell_use(trainer)
 
 
 def _end_of_reward(trainer: Trainer) -> None:
@@ -208,9 +186,7 @@ def _end_of_rollouts(trainer: Trainer) -> None:
         each = dict.fromkeys((report["step"], report["reward"]) for report in reports)
         ends = [*each][:: max(1, len(each) - 1)]  # the first and the last
         tell("mean reward " + ", ".join(f"{reward:.3g} at step {step}" for step, reward in ends))
-    chat = trainer.task.state.tokens.conversations
-    out = quoted(trainer.out)
-    tell(f"try: numgpt {f'chat --model {out}' if chat else f'generate --model {out} …'}")
+    _tell_use(trainer, greedy="")
 
 
 def _answers(trainer: Trainer, task: Examples) -> dict[Path, tuple[int, dict[str, ExactMatch]]]:
