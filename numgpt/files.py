@@ -24,34 +24,13 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from numgpt.reading import naming
+
 TEMPORARY = ".numgpt-tmp"  # ends the names of what is being written, after the writer's process id
 _TEMPORARY_NAME = re.compile(rf"\..*\.(\d+){re.escape(TEMPORARY)}", re.DOTALL)
 COMPLETE = ".numgpt-complete"  # the directory of files that only have to be moved to their places
 REMOVED = ".removed.json"  # in it: the names that are to go
 LOCK_FILE = ".numgpt-lock"
-
-LFS_POINTER = b"version https://git-lfs"
-
-
-def check_no_pointer(path: str | os.PathLike, start: bytes) -> None:
-    """Raises ValueError for a file that begins as those do that Git leaves in place of large
-    ones."""
-    if start.startswith(LFS_POINTER):
-        raise ValueError(
-            f"{os.fspath(path)} is a Git LFS pointer, not the file itself: git lfs pull fetches it,"
-            " or download it"
-        )
-
-
-@contextlib.contextmanager
-def naming(path: str | os.PathLike) -> Iterator[None]:
-    """What the system says of a write within names no file: it gets this one's name."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None or error.filename is not None:
-            raise
-        raise type(error)(error.errno, error.strerror, os.fspath(path)) from None
 
 
 @contextlib.contextmanager

@@ -61,8 +61,10 @@ def wrong_json(error: Exception, in_line: bool = False) -> str:
     """What json says of a text that is none; `in_line` also the line that it is in."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8 text"
     if not isinstance(error, json.JSONDecodeError):
-        return str(error).partition(";")[0]  # a number of thousands of digits, bytes that are none
+        return str(error).partition(";")[0]  # a number of thousands of digits
     ends = error.pos >= len(error.doc.rstrip())
     if error.doc.strip() and (ends or error.msg.startswith("Unterminated string")):
         return "it ends before a quote, a bracket or a brace is closed"

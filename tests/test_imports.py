@@ -10,7 +10,7 @@ import pytest
 import numgpt
 
 ROOT = Path(numgpt.__file__).parent
-ANYWHERE = {"files", "lazy", "messages", "options"}
+ANYWHERE = {"files", "lazy", "messages", "options", "reading"}
 # A package -> those that it may import.
 BELOW = {
     "runtime": set(),

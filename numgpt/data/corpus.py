@@ -19,9 +19,10 @@ import numpy as np
 
 from numgpt.data.batch import Batch
 from numgpt.data.finding import find_files
-from numgpt.files import naming, replacing
+from numgpt.files import replacing
 from numgpt.messages import shown
 from numgpt.options import OptionError, OptionWarning
+from numgpt.reading import naming, sha256
 from numgpt.tokenizer import BaseTokenizer, Tokenizer
 from numgpt.tokenizer.base import any_of
 from numgpt.tokenizer.reading import read_text
@@ -37,12 +38,12 @@ def find_texts(data: str | list[str]) -> list[Path]:
     What a directory or a glob finds beside text is left out, and told. Raises FileNotFoundError
     where there is nothing, ValueError for what can be read only once.
     """
-    files = find_files(data, _no_text, "write the text to a file first", "no text in it")
+
+    def no_text(path: Path) -> str | None:
+        return None if is_text(path) else "without UTF-8 text"
+
+    files = find_files(data, no_text, "write the text to a file first", "no text in it")
     return [Path(file) for file in files]
-
-
-def _no_text(path: Path) -> str | None:
-    return None if is_text(path) else "without UTF-8 text"
 
 
 def is_text(path: Path) -> bool:
@@ -229,7 +230,7 @@ def check_tokens(
         wrong = "is missing, and the data make other tokens than the run began with"
     elif path.stat().st_size != size:
         wrong = f"has {path.stat().st_size} bytes, the run began with {size}"
-    elif _sha256(path) != expected.sha256:
+    elif sha256(path) != expected.sha256:
         wrong = "holds other tokens than the run began with"
     else:
         return
@@ -237,14 +238,6 @@ def check_tokens(
         f"{path} {wrong}: put that file back, or delete it to encode the same data again; for other"
         " data start a new run, from these weights if you like"
     )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(READ_AT_ONCE):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def hash_tokenizer(tokenizer: BaseTokenizer) -> str:

@@ -18,8 +18,9 @@ from numgpt.data.corpus import TokensFile
 from numgpt.data.examples import Example, ExampleEncoder, without_weights
 from numgpt.data.finding import PROMPTS_FILE
 from numgpt.data.records import COMPLETION, PROMPT, Record
-from numgpt.files import naming, replacing
+from numgpt.files import replacing
 from numgpt.options import AboutOptions
+from numgpt.reading import naming
 from numgpt.tokenizer import BaseTokenizer
 
 

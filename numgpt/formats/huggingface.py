@@ -12,16 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from numgpt.files import naming, replacing_together
+from numgpt.files import replacing_together
 from numgpt.formats.families import FAMILIES, family_of
 from numgpt.formats.kept import METHOD, as_kept, read_kept
 from numgpt.formats.pytorch import read_pytorch
 from numgpt.formats.safetensors import read_safetensors, storage_dtype, write_safetensors
 from numgpt.formats.source import Source, WeightMapping, is_finite
-from numgpt.formats.tensors import StoredTensor, read_json
+from numgpt.formats.tensors import StoredTensor
 from numgpt.messages import quoted, shown
 from numgpt.models.language_model import LanguageModel
-from numgpt.options import OptionError
+from numgpt.reading import about, naming, read_json_object
 from numgpt.tokenizer import load_tokenizer
 
 CONFIG_FILE = "config.json"
@@ -51,7 +51,7 @@ def open_directory(directory: Path, named: Path | None = None) -> Source:
     """The model whose config.json is in the directory; with `named` its weights are those in that
     file, or in all shards where it is one of them."""
     path = directory / CONFIG_FILE
-    fields = read_json(path)
+    fields = read_json_object(path)
     model_type = fields.get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if family is None and isinstance(fields.get("model"), dict) and "trainer" in fields:
@@ -69,23 +69,19 @@ def open_directory(directory: Path, named: Path | None = None) -> Source:
         raise ValueError(f"{path}: {_quantised(quantised)}")
     # What ends a text can be in a file of its own, for generation.
     generation = directory / GENERATION_FILE
-    for_generation = read_json(generation) if generation.is_file() else {}
+    for_generation = read_json_object(generation) if generation.is_file() else {}
     if (ends := for_generation.get("eos_token_id")) is not None:
         fields["eos_token_id"] = ends
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if fields.get(name) in (-1, []):  # as some files say that there is none
             fields[name] = None
-    try:
+    with about(path):
         config = family.config_from(fields)
         config.validate()
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
     tensors = [pair for file in _weight_files(directory, named) for pair in _read(file)]
     if is_kept:
-        try:
+        with about(f"{path}: quantization_config"):
             tensors = read_kept(tensors, quantised, family, config)
-        except OptionError as error:
-            raise ValueError(f"{path}: quantization_config: {error}") from None
     return Source(
         directory,
         path,
@@ -173,7 +169,7 @@ def _write_json(path: Path, fields: dict[str, Any]) -> None:
 def _old_fields(path: Path) -> dict[str, Any]:
     """What a file that is about to be replaced says, where it can be read."""
     try:
-        return read_json(path)
+        return read_json_object(path)
     except ValueError:
         return {}
 
@@ -223,7 +219,7 @@ def _weight_files(directory: Path, named: Path | None) -> list[Path]:
 
 
 def _shards(index: Path) -> list[Path]:
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index}: weight_map is missing")
     paths, there = [], os.listdir(index.parent)

@@ -108,15 +108,7 @@ def in_neighbours(rows: np.ndarray, size: int) -> np.ndarray:
     return rows.reshape(-1, 2, size // 2, *rows.shape[1:]).swapaxes(1, 2)
 
 
-def _family(model_type: str) -> Family:
-    return Family(
-        model_type,
-        Llama,
-        config_from,
-        config_fields,
-        stored_name,
-        our_name,
-    )
-
-
-LLAMA, QWEN2, QWEN3 = _family("llama"), _family("qwen2"), _family("qwen3")
+LLAMA, QWEN2, QWEN3 = (
+    Family(model_type, Llama, config_from, config_fields, stored_name, our_name)
+    for model_type in ("llama", "qwen2", "qwen3")
+)

@@ -22,6 +22,7 @@ from numgpt.messages import shown
 from numgpt.models.gpt2 import GPTConfig
 from numgpt.models.llama import LlamaConfig
 from numgpt.options import LARGEST_ID
+from numgpt.reading import about
 from numgpt.tokenizer import Tokenizer, build_bpe
 
 # tokenizer.ggml.pre, where llama.cpp's splitting is one of our patterns.
@@ -94,14 +95,12 @@ def open_file(path: Path) -> Source:
         raise ValueError(f"{path}: tensor 'token_embd.weight' has shape []")
     ends = [metadata.get(f"tokenizer.ggml.{end}_token_id", int) for end in ENDS]
     ends = sorted({id for id in ends if id is not None and id < LARGEST_ID})
-    try:
+    with about(path):
         config = config_from(metadata, tensors)
         bos = metadata.get("tokenizer.ggml.bos_token_id", int, LARGEST_ID)
         config.bos_token_id = bos if bos < LARGEST_ID else None  # -1 says none, in 32 bits
         config.eos_token_id = (ends or [None])[0] if len(ends) < 2 else ends
         config.validate()
-    except ValueError as error:
-        raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
     return Source(
         path,
         path,
@@ -151,7 +150,7 @@ def read_tokenizer(path: Path, metadata: Metadata) -> Tokenizer:
         return tokens[id] if id is not None and id < len(tokens) else None
 
     pattern = PATTERNS[pre]
-    try:
+    with about(path):
         if len(set(tokens)) < len(tokens):
             raise ValueError("tokenizer.ggml.tokens has the same token twice")
         return build_bpe(
@@ -167,8 +166,6 @@ def read_tokenizer(path: Path, metadata: Metadata) -> Tokenizer:
             add_bos_token=metadata.get("tokenizer.ggml.add_bos_token", bool, pattern == "llama3"),
             chat_template=metadata.get("tokenizer.chat_template", str),
         )
-    except ValueError as error:
-        raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
 
 
 def _gpt2_config(metadata: Metadata, tensors: dict[str, StoredTensor]) -> GPTConfig:

@@ -28,6 +28,7 @@ from numgpt.formats.nanogpt import NanoGPTWeightMapping
 from numgpt.formats.source import Source
 from numgpt.formats.tensors import DTYPES, StoredTensor
 from numgpt.models.gpt2 import GPT, GPTConfig
+from numgpt.reading import about
 from numgpt.tokenizer import BaseTokenizer, Tokenizer, load_tokenizer
 from numgpt.tokenizer.base import END_OF_TEXT
 
@@ -35,24 +36,8 @@ MAGIC, TOKENIZER_MAGIC = 20240326, 20240328
 VERSIONS = {3: "F32", 5: "BF16"}
 HEADER_BYTES = 1024
 TOKENIZER_FILE = "gpt2_tokenizer.bin"
-PARAMETERS = (
-    "wte",
-    "wpe",
-    "ln_1.weight",
-    "ln_1.bias",
-    "attn.c_attn.weight",
-    "attn.c_attn.bias",
-    "attn.c_proj.weight",
-    "attn.c_proj.bias",
-    "ln_2.weight",
-    "ln_2.bias",
-    "mlp.c_fc.weight",
-    "mlp.c_fc.bias",
-    "mlp.c_proj.weight",
-    "mlp.c_proj.bias",
-    "ln_f.weight",
-    "ln_f.bias",
-)
+LAYERS = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj", "ln_f")
+PARAMETERS = ("wte", "wpe", *(f"{name}.{part}" for name in LAYERS for part in ("weight", "bias")))
 
 
 def is_llmc(path: Path) -> bool:
@@ -153,10 +138,8 @@ def _tokenizer(directory: Path) -> BaseTokenizer:
     if b"" in vocabulary or len(vocabulary) < count - 1:
         raise ValueError(f"{path}: a token is empty or there twice; download it again")
     merges = [parts for token in vocabulary if (parts := _last_parts(token, vocabulary))]
-    try:
+    with about(path):
         return Tokenizer(vocabulary, merges, special)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def _last_parts(token: bytes, vocabulary: dict[bytes, int]) -> tuple[bytes, bytes] | None:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from numgpt.files import LFS_POINTER, check_no_pointer, finish_replacing, naming
+from numgpt.files import finish_replacing
 from numgpt.formats import huggingface, llamacpp, llmc, nanogpt, openai, peft
 from numgpt.formats.gguf import is_gguf
 from numgpt.formats.names import resolve
@@ -17,6 +17,7 @@ from numgpt.formats.tensorflow import find_bundle
 from numgpt.messages import quoted, shown
 from numgpt.models.language_model import LanguageModel
 from numgpt.options import OptionFileError
+from numgpt.reading import LFS_POINTER, check_no_pointer, naming
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.tokenizer import load_tokenizer as load_tokenizer_files
 from numgpt.tokenizer.base import tokenizer_files

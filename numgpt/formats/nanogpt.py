@@ -17,6 +17,7 @@ from numgpt.formats.pytorch import read_pytorch
 from numgpt.formats.source import Source, WeightMapping
 from numgpt.messages import shown
 from numgpt.models.gpt2 import GPTConfig
+from numgpt.reading import about
 from numgpt.tokenizer import BaseTokenizer, CharTokenizer, load_tokenizer
 
 CHECKPOINT_FILE = "ckpt.pt"
@@ -44,10 +45,8 @@ def open_checkpoint(path: Path) -> Source:
         n_positions=sizes["block_size"],
         activation_function="gelu",
     )
-    try:
+    with about(f"{path}: model_args"):
         config.validate()
-    except ValueError as error:
-        raise ValueError(f"{path}: model_args: {error}") from None
     config.eos_token_id = gpt2.end_of_text_id(config.vocab_size)
     mapping = NanoGPTWeightMapping(gpt2.FAMILY, config, has_biases=has_biases)
     tensors = state_dict(path, saved["model"])
@@ -83,7 +82,5 @@ def _tokenizer(directory: Path) -> BaseTokenizer:
     characters = meta.get("itos") if isinstance(meta, dict) else None
     if not isinstance(characters, dict) or characters.keys() != set(range(len(characters))):
         raise ValueError(f"{path}: 'itos' is not a dict from the ids 0, 1, 2, … to characters")
-    try:
+    with about(path):
         return CharTokenizer([characters[id] for id in range(len(characters))])
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None

@@ -12,9 +12,9 @@ from pathlib import Path
 from numgpt.formats import gpt2
 from numgpt.formats.source import Source, WeightMapping
 from numgpt.formats.tensorflow import read_bundle
-from numgpt.formats.tensors import read_json
 from numgpt.messages import shown
 from numgpt.models.gpt2 import GPTConfig
+from numgpt.reading import about, read_json_object
 from numgpt.tokenizer import load_tokenizer
 
 HPARAMS_FILE = "hparams.json"
@@ -33,14 +33,12 @@ _IN_BLOCK = re.compile(r"model/h(\d+)/(?:(attn|mlp)/)?(\w+)/([wbg])")
 def open_bundle(directory: Path, prefix: Path) -> Source:
     """The model in a directory with hparams.json and a TensorFlow checkpoint."""
     path = directory / HPARAMS_FILE
-    hparams = read_json(path)
+    hparams = read_json_object(path)
     if missing := [name for name in FIELDS if name not in hparams]:
         raise ValueError(f"{path} lacks {shown(missing[0])}: copy or download it again")
     config = GPTConfig(**{ours: hparams[theirs] for theirs, ours in FIELDS.items()})
-    try:
+    with about(path):
         config.validate()
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
     config.bos_token_id = config.eos_token_id = gpt2.end_of_text_id(config.vocab_size)
     tensors = list(read_bundle(prefix).items())
     mapping = OpenAIWeightMapping(gpt2.FAMILY, config)

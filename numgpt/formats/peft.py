@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from numgpt.files import finish_replacing, naming, replacing_together
+from numgpt.files import finish_replacing, replacing_together
 from numgpt.formats.catalogue import CATALOGUE
 from numgpt.formats.families import family_of
 from numgpt.formats.family import Family
@@ -28,13 +28,14 @@ from numgpt.formats.huggingface import state_dict
 from numgpt.formats.pytorch import read_pytorch
 from numgpt.formats.safetensors import read_safetensors, write_safetensors
 from numgpt.formats.source import is_finite, without_wrappers
-from numgpt.formats.tensors import StoredTensor, read_json
+from numgpt.formats.tensors import StoredTensor
 from numgpt.messages import quoted, shown
 from numgpt.models import LanguageModel
 from numgpt.models.lora import Adapter, LoRAConfig, adapter_shapes, fitting
 from numgpt.models.modules import SCORE
 from numgpt.models.parameters import Parameters
 from numgpt.options import OptionError
+from numgpt.reading import about, naming, read_json_object
 
 T = TypeVar("T")
 ADAPTER_CONFIG_FILE = "adapter_config.json"
@@ -176,11 +177,9 @@ def load_adapter(
     path = directory / ADAPTER_CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(f"no adapter in {directory}: expected {ADAPTER_CONFIG_FILE}")
-    fields = read_json(path)
-    try:
+    fields = read_json_object(path)
+    with about(path):
         config, targeted = _config(fields, model)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
     if unknown := sorted(fields.keys() - _HARMLESS - {*_USED} - _NOTHING.keys()):
         warnings.warn(f"{path}: {', '.join(unknown)}: not known here, left out", stacklevel=2)
     parameters, head, metadata = _parameters(directory, model, config, targeted)
@@ -229,7 +228,7 @@ def _warn_of_base(directory: Path, model: LanguageModel, base: Any, is_other: bo
 def base_of(directory: Path) -> str:
     """The name of the model that an adapter is for, as it is known here.  Raises ValueError where
     the adapter does not say."""
-    base = read_json(directory / ADAPTER_CONFIG_FILE).get("base_model_name_or_path")
+    base = read_json_object(directory / ADAPTER_CONFIG_FILE).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         which = "{0} is an adapter that does not say of which model: name the model, and"
         raise OptionError(which + " {adapter:name} {1}", directory, quoted(directory))

@@ -26,9 +26,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from numgpt.files import check_no_pointer
 from numgpt.formats.pickles import AGAIN, GARBAGE, Machine, RefusedError, brief
 from numgpt.formats.tensors import DTYPES, LARGEST_HEADER, StoredTensor
+from numgpt.reading import check_no_pointer
 
 ZIP = b"PK\x03\x04"
 MAGIC = 0x1950A86A20F9469CFC6C

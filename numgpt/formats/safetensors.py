@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from numgpt.files import LFS_POINTER, check_no_pointer, replacing
+from numgpt.files import replacing
 from numgpt.formats.tensors import DTYPES, StoredTensor
 from numgpt.messages import shown
+from numgpt.reading import LFS_POINTER, check_no_pointer
 from numgpt.runtime.fewer_bits import to_bfloat16
 
 LARGEST_JSON = 1 << 25  # bytes of a header

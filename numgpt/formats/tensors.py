@@ -6,15 +6,12 @@ takes no more memory than its own values, and gives that memory back.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from numgpt.files import LFS_POINTER, check_no_pointer
-from numgpt.messages import shown, wrong_json
+from numgpt.messages import shown
 
 # By the names that safetensors gives them.
 DTYPES: dict[str, np.dtype] = {
@@ -107,21 +104,3 @@ class StoredTensor:
 def c_order(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The strides, in elements, of an array without gaps whose last axis is the fastest."""
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.  Raises FileNotFoundError or ValueError naming the file."""
-    try:
-        data = path.read_bytes()
-        fields = None if data.startswith(LFS_POINTER) else json.loads(data.decode("utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{path.parent} has no {path.name}: is it a model directory in the Hugging Face layout?"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        what = wrong_json(error, in_line=True)
-        raise ValueError(f"{path} is not valid JSON ({what}); copy or download it again") from None
-    check_no_pointer(path, data)
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path}: expected a JSON object")
-    return fields

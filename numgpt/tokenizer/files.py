@@ -21,8 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from numgpt.files import check_no_pointer, finish_replacing, naming, replacing_together
-from numgpt.messages import shown, wrong_json
+from numgpt.files import finish_replacing, replacing_together
+from numgpt.messages import shown
+from numgpt.reading import naming, read_json, read_json_object
 from numgpt.tokenizer import sections
 from numgpt.tokenizer.base import END_OF_TEXT, TOKENIZER_FILES, BaseTokenizer
 from numgpt.tokenizer.bpe import Tokenizer
@@ -47,15 +48,15 @@ def load_tokenizer(directory: str | os.PathLike) -> BaseTokenizer:
     finish_replacing(directory)
     if (path := directory / "tokenizer.json").is_file():
         config = _read_config(directory)
-        return _naming(path, _from_tokenizer_json, _object(path), config)
+        return _naming(path, _from_tokenizer_json, read_json_object(path), config)
     for vocabulary, merges in PAIRED_FILES:
         path = directory / vocabulary
         if path.is_file() and (directory / merges).is_file():
             config = _read_config(directory)
             lines = _read_text(directory / merges).split("\n")
-            return _naming(path, _from_vocabulary_and_merges, _object(path), lines, config)
+            return _naming(path, _from_vocabulary_and_merges, read_json_object(path), lines, config)
     if (path := directory / CHARACTERS_FILE).is_file():
-        return _naming(path, CharTokenizer, _read_json(path))
+        return _naming(path, CharTokenizer, read_json(path))
     raise FileNotFoundError(
         f"no tokenizer in {directory}: expected tokenizer.json, vocab.json with merges.txt,"
         f" encoder.json with vocab.bpe, or {CHARACTERS_FILE}"
@@ -288,7 +289,7 @@ def _is_printable(token: str) -> bool:
 def _read_config(directory: Path) -> dict[str, Any]:
     """tokenizer_config.json, checked, with the chat template of a file of its own in place."""
     path = directory / CONFIG_FILE
-    config = _object(path) if path.is_file() else {}
+    config = read_json_object(path) if path.is_file() else {}
     _naming(path, sections.config_options, config)
     _naming(path, sections.config_added_tokens, config)
     _naming(path, sections.named_specials, config)
@@ -308,7 +309,7 @@ def _legacy_config(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
     """What earlier versions of transformers wrote into files of their own, in today's terms."""
     legacy: dict[str, Any] = {}
     if (path := directory / SPECIAL_FILE).is_file():
-        legacy = _object(path)
+        legacy = read_json_object(path)
         for check in (sections.config_options, sections.named_specials):
             _naming(path, check, legacy)
         named = [*sections.ends(legacy), *sections.named_specials(legacy)]
@@ -319,7 +320,7 @@ def _legacy_config(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
         entries: dict[str, dict[str, Any]] = {
             str(id): {"content": token, "special": token in special}
             | {"normalized": token not in special}
-            for token, id in _object(path).items()
+            for token, id in read_json_object(path).items()
         }
         legacy["added_tokens_decoder"] = entries
         _naming(path, sections.config_added_tokens, legacy)
@@ -345,21 +346,3 @@ def _read_text(path: Path) -> str:
             return file.read()
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text: copy or download it again") from None
-
-
-def _object(path: Path) -> dict[str, Any]:
-    """What a file of JSON says by names."""
-    value = _read_json(path)
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {shown(value)}")
-    return value
-
-
-def _read_json(path: Path) -> Any:
-    text = _read_text(path)
-    check_no_pointer(path, text[:99].encode())
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        what = wrong_json(error, in_line=True)
-        raise ValueError(f"{path} is not valid JSON ({what}): copy or download it again") from None

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import regex
 
-from numgpt.files import naming
+from numgpt.reading import naming
 
 PART_CHARACTERS = 1 << 24
 MARK = "\ufeff"  # a byte order mark, which some editors write first

@@ -11,7 +11,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from numgpt.files import naming, replacing
+from numgpt.files import replacing
+from numgpt.reading import naming
 
 LOG_FILE = "log.jsonl"
 DAMAGED_LOG_FILE = "log.damaged.jsonl"

@@ -195,7 +195,7 @@ WRONG = [
     (pair(tokenizer_class="PreTrainedTokenizerFast"), r"needs the file tokenizer\.json"),
     (lambda saved, directory: None, r"no tokenizer in .*tokenizer\.json"),
     (whole('{"model": {"vocab"'), r"tokenizer\.json is not valid JSON"),
-    (whole(b"\xff"), r"tokenizer\.json is not UTF-8"),
+    (whole(b"\xff"), r"tokenizer\.json is not valid JSON \(it is not UTF-8"),
     (whole("1" * 5000), r"is not valid JSON \(Exceeds the limit"),
     *[
         (whole(text), r"tokenizer\.json: (?!.*(?<!JSON )object)")
