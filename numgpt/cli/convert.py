@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> None:
         size = (target / WEIGHTS_FILE).stat().st_size
     tell(
         f"{model.num_parameters():,} parameters, {size / 1e6:,.0f} MB in {kind}, written to"
-        f" {target} in {time.perf_counter() - began:.1f} s",
+        f" {target} in {time.perf_counter() - began:.1f} s"
     )
 
 

@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> None:
     seconds = time.perf_counter() - began
     tell(
         f"{result.tokens:,} tokens, {result.bytes:,} bytes, in {seconds:.1f} s"
-        f" ({result.tokens / seconds:,.0f} tokens/s)",
+        f" ({result.tokens / seconds:,.0f} tokens/s)"
     )
 
 

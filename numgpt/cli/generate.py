@@ -163,7 +163,7 @@ def run(options: argparse.Namespace) -> None:
     if options.slide and longest > model.context_length:
         tell(
             f"the text is longer than the model's context of {model.context_length} tokens: each"
-            " time that was full, it went on from the newer half (--no-slide ends there)",
+            " time that was full, it went on from the newer half (--no-slide ends there)"
         )
 
 

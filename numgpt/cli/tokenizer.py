@@ -9,13 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from numgpt.cli.common import (
-    add_command,
-    check_directory_name,
-    read_stdin,
-    text_argument,
-    whole,
-)
+from numgpt.cli.common import add_command, check_directory_name, read_stdin, text_argument, whole
 from numgpt.files import DirectoryLock, finish_replacing, replacing_together, sweep
 from numgpt.formats import SHIPPED, load_tokenizer
 from numgpt.messages import shown, tell
@@ -111,13 +105,11 @@ def run_train(options: argparse.Namespace) -> None:
         sweep(Path(options.out))
         tokenizer = _train_into(options, special)
     seconds = time.perf_counter() - began
-    tell(
-        f"{tokenizer.vocab_size} tokens, trained in {seconds:.1f} s, written to {options.out}",
-    )
+    tell(f"{tokenizer.vocab_size} tokens, trained in {seconds:.1f} s, written to {options.out}")
     if tokenizer.vocab_size < options.vocab_size:
         tell(
             f"fewer than {options.vocab_size}: no other pair occurs {options.min_frequency}"
-            " times in this text",
+            " times in this text"
         )
 
 

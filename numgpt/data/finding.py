@@ -20,10 +20,7 @@ MOST_NAMED = 3  # files
 
 
 def find_files(
-    data: str | list[str],
-    unwanted: Callable[[Path], str | None],
-    only_once: str,
-    nothing: str,
+    data: str | list[str], unwanted: Callable[[Path], str | None], only_once: str, nothing: str
 ) -> list[str]:
     """The files that a path, a directory (with all that is below it) or a glob names, in order; or
     those of several, in the order of these.

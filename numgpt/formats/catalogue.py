@@ -27,6 +27,6 @@ CATALOGUE = {
         size=98_362_432,
         hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
         note="4 bits a weight (Q4_1), rounded from bfloat16: small, and a little less exact",
-    ),
+    )
 }
 HUB_NAMES = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # hub ids

@@ -43,13 +43,7 @@ def open_bundle(directory: Path, prefix: Path) -> Source:
     tensors = list(read_bundle(prefix).items())
     mapping = OpenAIWeightMapping(gpt2.FAMILY, config)
     return Source(
-        directory,
-        path,
-        gpt2.FAMILY,
-        config,
-        tensors,
-        mapping,
-        lambda: load_tokenizer(directory),
+        directory, path, gpt2.FAMILY, config, tensors, mapping, lambda: load_tokenizer(directory)
     )
 
 

@@ -1,13 +1,7 @@
 """IDS -> MORE IDS. Logits processors, sequences that decode together, streaming, chat."""
 
 from numgpt.generation.batcher import Batcher, Sequence
-from numgpt.generation.decode import (
-    GenerateOutput,
-    LengthWarning,
-    generate,
-    generate_each,
-    stream,
-)
+from numgpt.generation.decode import GenerateOutput, LengthWarning, generate, generate_each, stream
 from numgpt.generation.options import GenerationOptions
 from numgpt.generation.processors import process_logits
 from numgpt.generation.scoring import Score, score

@@ -125,10 +125,7 @@ def attention_steps(a: Numbers, block: Block) -> list[Step]:
             Side([Strip("z", "H", z)], [over_keys("z", p, v, z, ("p", "v"))]),
             Side(
                 [Strip("dz", "H", dz), Strip("dv", "K", dv)],
-                [
-                    dot("dp", dz, v, dp, dp, ("dz", "v")),
-                    over_queries("dv", p, dz, dv, ("p", "dz")),
-                ],
+                [dot("dp", dz, v, dp, dp, ("dz", "v")), over_queries("dv", p, dz, dv, ("p", "dz"))],
             ),
         ),
     ]

@@ -152,13 +152,7 @@ def _mean(x: np.ndarray) -> np.ndarray:
     return x.mean(axis=-1, keepdims=True)
 
 
-def into_norm(
-    a: Numbers,
-    hook: str,
-    norm: Norm,
-    matrix: np.ndarray,
-    dy: list[Input],
-) -> Table:
+def into_norm(a: Numbers, hook: str, norm: Norm, matrix: np.ndarray, dy: list[Input]) -> Table:
     """g = (dy Wᵀ) · weight, what reaches a norm's x̂ from the product that reads it."""
     weighted = (matrix * norm.weight[:, None]).T
     g = a.dx(f"{hook}hook_normalized")

@@ -62,10 +62,7 @@ def lora_forward(
 
 
 def lora_backward(
-    dy: np.ndarray,
-    cache: LoRACache,
-    da: Accumulator | None = None,
-    db: Accumulator | None = None,
+    dy: np.ndarray, cache: LoRACache, da: Accumulator | None = None, db: Accumulator | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """dy (N, O) -> dx (N, I), dA (r, I), dB (O, r): new arrays, or added to the sums that are
     handed over."""

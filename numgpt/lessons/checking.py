@@ -128,11 +128,7 @@ def _judge(exercise: Exercise, function: Function, case: Case, cases: Sequence[C
 
 
 def _hint(
-    exercise: Exercise,
-    function: Function,
-    places: Sequence[int],
-    case: Case,
-    cases: Sequence[Case],
+    exercise: Exercise, function: Function, places: Sequence[int], case: Case, cases: Sequence[Case]
 ) -> str:
     """That of the mistake that makes the same values in these places of this case, and of most
     others; or ""."""

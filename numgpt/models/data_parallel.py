@@ -49,8 +49,7 @@ def cut_batch(
     seed = None if rng is None else rng.integers(1 << 63)
     return [
         Part(
-            slice(start, stop),
-            None if seed is None else np.random.default_rng([int(seed), index]),
+            slice(start, stop), None if seed is None else np.random.default_rng([int(seed), index])
         )
         for index, (start, stop) in enumerate(pairwise(edges))
     ]

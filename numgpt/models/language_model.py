@@ -321,11 +321,7 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
 
     @overload
     def generate(  # type: ignore[overload-overlap]
-        self,
-        ids: Ids | None = None,
-        *,
-        return_dict_in_generate: Literal[True],
-        **options: object,
+        self, ids: Ids | None = None, *, return_dict_in_generate: Literal[True], **options: object
     ) -> GenerateOutput: ...
 
     @overload

@@ -51,11 +51,7 @@ def token_rewards(
 
 
 def gae(
-    rewards: np.ndarray,
-    values: np.ndarray,
-    mask: np.ndarray,
-    gamma: float = 1.0,
-    lam: float = 0.95,
+    rewards: np.ndarray, values: np.ndarray, mask: np.ndarray, gamma: float = 1.0, lam: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rewards and values of the completions' tokens (B, T) -> advantages and returns (B, T), 0
     where nothing counts, which is passed over.
@@ -80,9 +76,7 @@ def gae(
 
 
 def whitened(
-    advantages: np.ndarray,
-    mask: np.ndarray,
-    sums: tuple[float, float, float] | None = None,
+    advantages: np.ndarray, mask: np.ndarray, sums: tuple[float, float, float] | None = None
 ) -> np.ndarray:
     """Advantages (B, T) with mean 0 and variance 1 over what counts.  sums: those of the whole
     step, where this is a part of it: tokens, Σ A, Σ A².

@@ -40,11 +40,7 @@ def reward(
     share = 1 / (max(1, len(logit)) if count is None else count)
     losses = -log_sigmoid(logit) + center_coefficient * both**2
     apart, centre = sigmoid(-logit), 2 * center_coefficient * both
-    parts = {
-        "accuracy": difference > 0,
-        "margin": difference,
-        "mean_reward": both / 2,
-    }
+    parts = {"accuracy": difference > 0, "margin": difference, "mean_reward": both / 2}
     metrics = {name: float(values.sum() * share) for name, values in parts.items()}
     return (
         float(losses.sum() * share),

@@ -26,12 +26,7 @@ import numpy as np
 from numgpt.runtime.kernels import OPENBLAS
 from numgpt.runtime.onednn import find_onednn
 from numgpt.runtime.scratch import empty
-from numgpt.runtime.threads import (
-    blas_is_single_threaded,
-    in_a_piece,
-    num_threads,
-    parallel_for,
-)
+from numgpt.runtime.threads import blas_is_single_threaded, in_a_piece, num_threads, parallel_for
 
 if TYPE_CHECKING:
     from numgpt.runtime.weights import Transposed, Weight

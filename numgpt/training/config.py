@@ -36,11 +36,7 @@ GROUPS = ("data", "model", "adapter", "objective", "schedule", "intervals")  # o
 
 
 def option(
-    default: Any,
-    help: str,
-    group: str,
-    rule: Rule,
-    absolute: Callable[[Any], Any] | None = None,
+    default: Any, help: str, group: str, rule: Rule, absolute: Callable[[Any], Any] | None = None
 ) -> Any:
     """An option: its default, or None where others decide it, what --help says, what it may be, and
     where it names files, what names the same ones from anywhere."""

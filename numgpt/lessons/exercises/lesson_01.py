@@ -38,10 +38,7 @@ def _merges(rng):
 
 
 def _trained(rng):
-    return [
-        (list(b"aaabdaaabac"), 3),
-        (rng.integers(97, 100, size=80).tolist(), 6),
-    ]
+    return [(list(b"aaabdaaabac"), 3), (rng.integers(97, 100, size=80).tolist(), 6)]
 
 
 def _encoded(rng):

@@ -73,11 +73,7 @@ EXERCISES = (
                 "return dz * x, dz * w, dz",
                 "dx and dw are exchanged: a change of x is multiplied by w.",
             ),
-            Mistake(
-                "(1 - y**2)",
-                "(1 - y)",
-                "the slope of tanh has y squared in it.",
-            ),
+            Mistake("(1 - y**2)", "(1 - y)", "the slope of tanh has y squared in it."),
             Mistake(
                 "(1 - y**2)",
                 "(1 + y**2)",
@@ -184,11 +180,7 @@ EXERCISES = (
                 "dh",
                 "where relu gave 0, nothing passes backwards either: its slope there is 0.",
             ),
-            Mistake(
-                "dh * (a > 0)",
-                "dh * h",
-                "relu's slope is 1 where it passes, not h.",
-            ),
+            Mistake("dh * (a > 0)", "dh * h", "relu's slope is 1 where it passes, not h."),
             Mistake(
                 "dw2 = h.T @ dy",
                 "dw2 = a.T @ dy",
@@ -199,11 +191,7 @@ EXERCISES = (
                 "np.maximum(dh, 0)",
                 "what decides is whether a was above 0, not whether dh is.",
             ),
-            Mistake(
-                "dh * (a > 0)",
-                "dh * np.sign(a)",
-                "relu's slope below 0 is 0, not -1.",
-            ),
+            Mistake("dh * (a > 0)", "dh * np.sign(a)", "relu's slope below 0 is 0, not -1."),
         ),
         ("dx", "dw1", "dw2"),
     ),

@@ -95,11 +95,7 @@ EXERCISES = (
                 "the largest is to be subtracted: with anything smaller, the exponential can"
                 " still be infinite.",
             ),
-            Mistake(
-                "z - z.max(",
-                "z + z.max(",
-                "the largest is to be subtracted, not added.",
-            ),
+            Mistake("z - z.max(", "z + z.max(", "the largest is to be subtracted, not added."),
         ),
         ("p",),
     ),
@@ -114,11 +110,7 @@ EXERCISES = (
                 "that is the derivative of p_i by its own z_i: each z moves the other"
                 " probabilities too, by the denominator.",
             ),
-            Mistake(
-                "(dp * p).sum",
-                "dp.sum",
-                "the average of dp is weighted by p.",
-            ),
+            Mistake("(dp * p).sum", "dp.sum", "the average of dp is weighted by p."),
             Mistake(
                 "(dp * p).sum",
                 "(dp * p).mean",
@@ -204,11 +196,7 @@ EXERCISES = (
                 "a small number inside of the logarithm hides the right loss where p is too small"
                 " to be stored: use z_t - M - log Σ.",
             ),
-            Mistake(
-                "dz / len(z)",
-                "dz / z.size",
-                "divide by the number of rows, N, not by N · V.",
-            ),
+            Mistake("dz / len(z)", "dz / z.size", "divide by the number of rows, N, not by N · V."),
             Mistake(
                 "-log_p[rows, targets].mean()",
                 "-(log_p * (np.arange(z.shape[1]) == targets[:, None])).mean()",

@@ -62,11 +62,7 @@ EXERCISES = (
                 "x.mean(axis=0, keepdims=True)",
                 "each row has a mean of its own, over its features: axis 1.",
             ),
-            Mistake(
-                "x - x.mean(axis=1, keepdims=True)",
-                "x",
-                "the mean is not subtracted.",
-            ),
+            Mistake("x - x.mean(axis=1, keepdims=True)", "x", "the mean is not subtracted."),
             Mistake(
                 "return weight * x_hat + bias",
                 "return x_hat + bias",
@@ -82,11 +78,7 @@ EXERCISES = (
                 "+ bias, x_hat, 1 / rstd",
                 "rstd is 1 over the standard deviation.",
             ),
-            Mistake(
-                " + eps)",
-                " + 1e-5)",
-                "epsilon is an argument, eps: use it, whatever it is.",
-            ),
+            Mistake(" + eps)", " + 1e-5)", "epsilon is an argument, eps: use it, whatever it is."),
             Mistake(
                 "(centred**2).mean(axis=1, keepdims=True)",
                 "(centred**2).mean(axis=0, keepdims=True)",
@@ -116,11 +108,7 @@ EXERCISES = (
                 "g = dy",
                 "the weight is forgotten: the gradient at x̂ is dy · weight.",
             ),
-            Mistake(
-                "rstd * (g",
-                "(g",
-                "the factor rstd is missing: all three ways have it.",
-            ),
+            Mistake("rstd * (g", "(g", "the factor rstd is missing: all three ways have it."),
             Mistake(
                 "(dy * x_hat).sum(axis=0)",
                 "dy.sum(axis=0)",
@@ -209,40 +197,16 @@ EXERCISES = (
                 "",
                 "the product rule has two terms: x is also inside of tanh.",
             ),
+            Mistake("(1 - t**2) * du", "(1 - t**2)", "the inner derivative u' is missing."),
+            Mistake("dy * (0.5", "(0.5", "dy is forgotten: the chain rule multiplies by it."),
             Mistake(
-                "(1 - t**2) * du",
-                "(1 - t**2)",
-                "the inner derivative u' is missing.",
+                "0.5 * (1 + t) + ", "", "the product rule has two terms: x also stands in front."
             ),
+            Mistake("(1 - t**2)", "(1 - t)", "the slope of tanh has t squared in it."),
+            Mistake("3 * 0.044715 * x**2", "3 * 0.044715 * x**3", "x³ has the derivative 3x²."),
+            Mistake("+ 0.5 * x *", "+ x *", "both terms have the ½ that stands in front."),
             Mistake(
-                "dy * (0.5",
-                "(0.5",
-                "dy is forgotten: the chain rule multiplies by it.",
-            ),
-            Mistake(
-                "0.5 * (1 + t) + ",
-                "",
-                "the product rule has two terms: x also stands in front.",
-            ),
-            Mistake(
-                "(1 - t**2)",
-                "(1 - t)",
-                "the slope of tanh has t squared in it.",
-            ),
-            Mistake(
-                "3 * 0.044715 * x**2",
-                "3 * 0.044715 * x**3",
-                "x³ has the derivative 3x².",
-            ),
-            Mistake(
-                "+ 0.5 * x *",
-                "+ x *",
-                "both terms have the ½ that stands in front.",
-            ),
-            Mistake(
-                "du = np.sqrt(2 / np.pi) * (",
-                "du = (",
-                "u' has the factor √(2/π) that u has.",
+                "du = np.sqrt(2 / np.pi) * (", "du = (", "u' has the factor √(2/π) that u has."
             ),
         ),
         ("dx",),

@@ -114,14 +114,10 @@ EXERCISES = (
                 "is a transpose missing? dK = dSᵀ Q: what reaches a key comes from all queries.",
             ),
             Mistake(
-                "scale * ds @ k",
-                "ds @ k",
-                "S = Q Kᵀ/√D, so dQ and dK are divided by √D, too.",
+                "scale * ds @ k", "ds @ k", "S = Q Kᵀ/√D, so dQ and dK are divided by √D, too."
             ),
             Mistake(
-                "scale * ds.T @ q",
-                "ds.T @ q",
-                "S = Q Kᵀ/√D, so dQ and dK are divided by √D, too.",
+                "scale * ds.T @ q", "ds.T @ q", "S = Q Kᵀ/√D, so dQ and dK are divided by √D, too."
             ),
             Mistake(
                 "p * (dp - (dp * p).sum(axis=1, keepdims=True))",
@@ -158,9 +154,7 @@ EXERCISES = (
                 "each head should have D features that are neighbours: yours has every H-th one.",
             ),
             Mistake(
-                ".transpose(1, 0, 2)",
-                "",
-                "the axes are (T, H, D): bring the heads to the front.",
+                ".transpose(1, 0, 2)", "", "the axes are (T, H, D): bring the heads to the front."
             ),
         ),
     ),

@@ -59,11 +59,7 @@ EXERCISES = (
                 "the decay is added to the gradient: there Adam divides it by √v, as everything"
                 " else. It acts on the weight itself.",
             ),
-            Mistake(
-                "np.sqrt(v_hat) + eps",
-                "v_hat + eps",
-                "Adam divides by the root of v̂.",
-            ),
+            Mistake("np.sqrt(v_hat) + eps", "v_hat + eps", "Adam divides by the root of v̂."),
             Mistake(
                 "w = w - lr * decay * w - lr * m_hat / (np.sqrt(v_hat) + eps)",
                 "w = w - lr * m_hat / (np.sqrt(v_hat) + eps); w = w - lr * decay * w",
@@ -74,15 +70,9 @@ EXERCISES = (
                 "np.sqrt(v_hat + eps)",
                 "is your epsilon inside the root? In Adam it stands outside.",
             ),
+            Mistake(" - lr * decay * w", "", "the weight decay is missing."),
             Mistake(
-                " - lr * decay * w",
-                "",
-                "the weight decay is missing.",
-            ),
-            Mistake(
-                "lr * decay * w",
-                "decay * w",
-                "the decay is multiplied by the learning rate, too.",
+                "lr * decay * w", "decay * w", "the decay is multiplied by the learning rate, too."
             ),
             Mistake(
                 "v = beta_2 * v + (1 - beta_2) * g**2",
@@ -108,9 +98,7 @@ EXERCISES = (
                 "off by one: the first step's rate is 0, a step for nothing.",
             ),
             Mistake(
-                "np.cos(np.pi * x)",
-                "np.cos(x)",
-                "half a turn is π: cos(πx) goes from 1 to -1.",
+                "np.cos(np.pi * x)", "np.cos(x)", "half a turn is π: cos(πx) goes from 1 to -1."
             ),
             Mistake(
                 "(steps - 1 - warmup)",
@@ -122,11 +110,7 @@ EXERCISES = (
                 "x = step / (steps - 1)",
                 "the cosine begins where the warm-up ends, at the highest rate.",
             ),
-            Mistake(
-                "low + 0.5 * (lr - low)",
-                "0.5 * lr",
-                "the rate ends at `low`, not at 0.",
-            ),
+            Mistake("low + 0.5 * (lr - low)", "0.5 * lr", "the rate ends at `low`, not at 0."),
         ),
     ),
     Exercise(

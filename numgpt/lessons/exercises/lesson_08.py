@@ -94,11 +94,7 @@ EXERCISES = (
                 "off by one: the id that reaches the share is kept, too (and the likeliest one"
                 " always).",
             ),
-            Mistake(
-                "chosen = order[before < share]",
-                "chosen = order",
-                "nothing is cut off.",
-            ),
+            Mistake("chosen = order[before < share]", "chosen = order", "nothing is cut off."),
             Mistake(
                 "before < share",
                 "before <= share",
@@ -109,11 +105,7 @@ EXERCISES = (
                 "np.argsort(p)",
                 "you keep the least likely ones: sort from the likeliest on.",
             ),
-            Mistake(
-                "return kept / kept.sum()",
-                "return kept",
-                "the sum is no longer 1.",
-            ),
+            Mistake("return kept / kept.sum()", "return kept", "the sum is no longer 1."),
             Mistake(
                 "kept[chosen] = p[chosen]",
                 "kept[chosen] = 1.0",
@@ -135,9 +127,7 @@ EXERCISES = (
                 "the new position sees itself, too: take its key in before you attend.",
             ),
             Mistake(
-                "keys @ q / np.sqrt(len(q))",
-                "keys @ q",
-                "the scores are to be divided by √D.",
+                "keys @ q / np.sqrt(len(q))", "keys @ q", "the scores are to be divided by √D."
             ),
             Mistake(
                 "keys @ q / np.sqrt(len(q))",

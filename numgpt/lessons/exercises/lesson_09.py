@@ -121,11 +121,7 @@ EXERCISES = (
                 "-rope(dy, angles)",
                 "the gradient is not the negative of a rotation: the angle is.",
             ),
-            Mistake(
-                "rope(dy, -angles)",
-                "dy",
-                "dy has to be turned as well: back.",
-            ),
+            Mistake("rope(dy, -angles)", "dy", "dy has to be turned as well: back."),
         ),
         ("dx",),
     ),
@@ -145,9 +141,7 @@ EXERCISES = (
                 "the product rule has two terms: σ changes with the gate, too.",
             ),
             Mistake(
-                "dy * up * s",
-                "dy * s",
-                "the factor up is missing: the gate is multiplied with it.",
+                "dy * up * s", "dy * s", "the factor up is missing: the gate is multiplied with it."
             ),
             Mistake(
                 "dy * gate * s",
@@ -155,9 +149,7 @@ EXERCISES = (
                 "up is multiplied with silu(gate), the gate as it is bent.",
             ),
             Mistake(
-                "dy * gate * s",
-                "dy * s",
-                "up is multiplied with silu(gate) = gate · σ(gate).",
+                "dy * gate * s", "dy * s", "up is multiplied with silu(gate) = gate · σ(gate)."
             ),
             Mistake(
                 "return dy * up * s * (1 + gate * (1 - s)), dy * gate * s",

@@ -95,15 +95,9 @@ EXERCISES = (
         _adapters,
         (
             Mistake(
-                "du = scale * dy @ b",
-                "du = dy @ b",
-                "the scale is forgotten on the way there.",
+                "du = scale * dy @ b", "du = dy @ b", "the scale is forgotten on the way there."
             ),
-            Mistake(
-                "scale * dy.T @ u",
-                "dy.T @ u",
-                "the scale is forgotten on the way there.",
-            ),
+            Mistake("scale * dy.T @ u", "dy.T @ u", "the scale is forgotten on the way there."),
             Mistake(
                 "u = x @ a.T",
                 "scale = scale / len(a); u = x @ a.T",
@@ -208,11 +202,7 @@ EXERCISES = (
                 "groups.var(axis=1, ddof=1",
                 "that is the variance: divide by its root, the standard deviation.",
             ),
-            Mistake(
-                "ddof=1, ",
-                "",
-                "the standard deviation divides by n - 1 here: ddof=1.",
-            ),
+            Mistake("ddof=1, ", "", "the standard deviation divides by n - 1 here: ddof=1."),
             Mistake(
                 "apart / (groups.std(axis=1, ddof=1, keepdims=True) + 1e-4)",
                 "apart",

@@ -49,16 +49,8 @@ EXERCISES = (
                 "return stream @ unembedding.T",
                 "the last norm is missing: the unembedding reads what it gives.",
             ),
-            Mistake(
-                "(weight * x_hat + bias)",
-                "(weight * x_hat)",
-                "the norm's bias is missing.",
-            ),
-            Mistake(
-                "(weight * x_hat + bias)",
-                "x_hat",
-                "the norm's weight and bias are missing.",
-            ),
+            Mistake("(weight * x_hat + bias)", "(weight * x_hat)", "the norm's bias is missing."),
+            Mistake("(weight * x_hat + bias)", "x_hat", "the norm's weight and bias are missing."),
             Mistake(
                 "centred = stream - stream.mean(axis=1, keepdims=True)",
                 "centred = stream",
@@ -82,11 +74,7 @@ EXERCISES = (
                 "parts",
                 "the norm subtracts the mean: each part loses its own.",
             ),
-            Mistake(
-                "weight * centred * rstd",
-                "centred * rstd",
-                "the norm's weight is missing.",
-            ),
+            Mistake("weight * centred * rstd", "centred * rstd", "the norm's weight is missing."),
             Mistake(
                 "(weight * centred * rstd)",
                 "(weight * centred)",

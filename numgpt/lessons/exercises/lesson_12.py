@@ -38,11 +38,7 @@ EXERCISES = (
                 "T * T * C",
                 "attention has two products: the scores, and the mean of the values.",
             ),
-            Mistake(
-                " + T * C * V",
-                "",
-                "the unembedding is missing.",
-            ),
+            Mistake(" + T * C * V", "", "the unembedding is missing."),
             Mistake(
                 "n_layer * (linear + attention) + T * C * V",
                 "n_layer * (linear + attention + T * C * V)",
@@ -105,11 +101,7 @@ EXERCISES = (
                 "weight.max",
                 "the largest number may be negative: take the largest absolute value.",
             ),
-            Mistake(
-                "/ 127",
-                "/ 128",
-                "128 is more than an int8 holds: the largest is 127.",
-            ),
+            Mistake("/ 127", "/ 128", "128 is more than an int8 holds: the largest is 127."),
         ),
         ("q", "scale"),
     ),
