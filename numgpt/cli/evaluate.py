@@ -106,5 +106,9 @@ def _judge(model: LanguageModel, tokenizer: BaseTokenizer, options: argparse.Nam
     )
     print(f"accuracy       {result.accuracy:.4f}")
     print(f"margin         {result.margin:.4f}")
-    left_out = f"; {result.left_out:,} left out, too long for the model" if result.left_out else ""
-    tell(f"{result.pairs:,} pair{'s' * (result.pairs != 1)}{left_out}")
+    told = f"{result.pairs:,} pair{'s' * (result.pairs != 1)}"
+    if result.cut:
+        told += f"; {result.cut:,} too long, cut from the left of the prompt"
+    if result.left_out:
+        told += f"; {result.left_out:,} left out, too long for the model"
+    tell(told)

@@ -173,7 +173,7 @@ def fit(examples: tuple[Example, ...], most: int) -> tuple[Example, ...] | None:
     first = min(int(np.argmax(example.loss_mask)) for example in examples)
     if surplus > first - 1:  # something has to predict the first target
         return None
-    return tuple(type(e)(e.ids[surplus:], e.loss_mask[surplus:]) for e in examples)
+    return tuple(e._replace(ids=e.ids[surplus:], loss_mask=e.loss_mask[surplus:]) for e in examples)
 
 
 def last_answer(example: Example, ends: Collection[int]) -> tuple[np.ndarray, np.ndarray] | None:

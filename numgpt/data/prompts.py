@@ -69,7 +69,7 @@ class PromptEncoder(ExampleEncoder):
     def fit(self, examples: tuple[Example, ...], most: int) -> tuple[Example, ...]:
         """What is too long is cut from the left."""
         self.kept.append(self._fields)
-        return tuple(type(e)(e.ids[-most:], e.loss_mask[-most:]) for e in examples)
+        return tuple(Example(e.ids[-most:], e.loss_mask[-most:]) for e in examples)
 
 
 def write_prompts(

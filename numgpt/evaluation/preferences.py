@@ -23,7 +23,8 @@ class PreferenceAccuracy:
     pairs: int
     accuracy: float  # of those where the chosen completion scores higher
     margin: float  # mean score of the chosen completions above that of the rejected ones
-    left_out: int = 0  # pairs that are too long for the model
+    left_out: int = 0  # more pairs, too long for the model
+    cut: int = 0  # pairs whose prompt was cut from the left
 
 
 def preference_accuracy(
@@ -37,7 +38,7 @@ def preference_accuracy(
     if model.score_head is None:
         named = model.name_or_path or type(model).__name__
         raise OptionError("{model} is no reward model: numgpt tune reward makes one", model=named)
-    encoder, differences, left_out = PairEncoder(tokenizer), list[float](), 0
+    encoder, differences, left_out, cut = PairEncoder(tokenizer), list[float](), 0, 0
     waiting: list[np.ndarray] = []
 
     def score() -> None:
@@ -51,10 +52,12 @@ def preference_accuracy(
     except AboutOptions as error:
         raise error.renamed({"data": "preferences"}) from None
     for record in read_records(files):
-        pair = encoder.fit(encoder.examples(record), model.context_length)
+        whole = encoder.examples(record)
+        pair = encoder.fit(whole, model.context_length)
         if pair is None:
             left_out += 1
             continue
+        cut += len(pair[0].ids) < len(whole[0].ids)
         waiting += [example.ids for example in pair]
         if len(waiting) == 2 * AT_ONCE:
             score()
@@ -63,4 +66,6 @@ def preference_accuracy(
     if not differences:
         raise OptionError("{preferences:name}: no pair is short enough for the model")
     apart = np.array(differences)
-    return PreferenceAccuracy(len(apart), float((apart > 0).mean()), float(apart.mean()), left_out)
+    return PreferenceAccuracy(
+        len(apart), float((apart > 0).mean()), float(apart.mean()), left_out, cut
+    )

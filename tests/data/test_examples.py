@@ -140,11 +140,12 @@ def test_what_teaches_nothing_is_named(plain, wrong, message):
 
 
 def test_a_long_example_is_cut_from_the_left_of_its_prompt():
-    example = Example(np.arange(10), np.arange(10) >= 6)
+    example = Example(np.arange(10), np.arange(10) >= 6, desirable=False)
     assert fit((example,), 10) == (example,)
     (cut,) = fit((example,), 5)
     assert cut.ids.tolist() == [5, 6, 7, 8, 9]
     assert cut.loss_mask.tolist() == [False, True, True, True, True]
+    assert not cut.desirable
     assert fit((example,), 4) is None  # nothing would predict the first that is learnt
     assert fit((example,), 9)[0].ids.tolist() == list(range(1, 10))  # one token too long
     alone = Example(np.arange(3), np.array([False, True, True]))
