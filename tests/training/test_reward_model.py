@@ -337,3 +337,14 @@ def test_it_is_no_language_model_to_train(tmp_path, data):
         lambda: evaluation.preference_accuracy(judge, tokenizer, asked),
         "line 1: the model was tuned on texts, and its chat template does not write conversations",
     )
+
+
+def test_pairs_that_are_too_long_are_cut_or_left_out_and_told(tmp_path, data, call):
+    start(data, tmp_path / "judge", steps=1).run()
+    long = 500 * "long "
+    cut, left_out = PAIRS[0] | {"prompt": long}, PAIRS[0] | {"chosen": long}
+    asked = write_lines(tmp_path / "long.jsonl", PAIRS[0], cut, left_out)
+    status, out, err = call("eval", "--model", tmp_path / "judge", "--preferences", asked)
+    assert (status, out.split()[0]) == (0, "accuracy")
+    told = "2 pairs; 1 too long, cut from the left of the prompt; 1 left out, too long for the"
+    assert told in err
