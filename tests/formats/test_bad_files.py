@@ -39,6 +39,16 @@ TABLE = "transformer.wte.weight"
 # Rows: what writes the files into a directory, what reads them, and what it says.
 
 
+def case(write, message, read=load_model, name=""):
+    """What is read is the directory into which `write` has written, or a file of this name."""
+
+    def place(directory):
+        write(directory)
+        return directory / name
+
+    return place, read, message
+
+
 def files(message, read=load_model, /, name="", **contents):
     """These files and nothing else; `name` is what is read, else their directory."""
 
@@ -46,29 +56,43 @@ def files(message, read=load_model, /, name="", **contents):
         for file, data in contents.items():
             data = data.encode() if isinstance(data, str) else data
             (directory / file).write_bytes(data)
-        return directory / name
 
-    return write, read, message
-
-
-def fields(path, changes):
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return case(write, message, read, name)
 
 
-def arrays(path, change):
+def after(*steps):
+    """Each does something in the directory."""
+    return lambda directory: [step(directory) for step in steps]
+
+
+def pickled(directory):
+    return write_pickled_directory(directory, MODEL)
+
+
+def fields(name, changes):
+    """A JSON file with its fields changed."""
+
+    def write(directory):
+        values = json.loads((directory / name).read_text()) | changes
+        (directory / name).write_text(json.dumps(values))
+
+    return write
+
+
+def arrays(change, name="model.safetensors"):
     """A safetensors file with its arrays changed."""
-    values = {name: np.array(tensor.raw) for name, tensor in read_safetensors(path)[0].items()}
-    change(values)
-    write_safetensors(path, values)
+
+    def write(directory):
+        tensors, _ = read_safetensors(directory / name)
+        values = {name: np.array(tensor.raw) for name, tensor in tensors.items()}
+        change(values)
+        write_safetensors(directory / name, values)
+
+    return write
 
 
 def gpt2(changes, message):
-    def write(directory):
-        write_pickled_directory(directory, MODEL)
-        fields(directory / "config.json", changes)
-        return directory
-
-    return write, load_model, message
+    return case(after(pickled, fields("config.json", changes)), message)
 
 
 def llama(changes, message):
@@ -77,25 +101,17 @@ def llama(changes, message):
         path = directory / "config.json"
         if "rope_parameters" in changes:
             path.write_text(path.read_text().replace('"rope_theta"', '"other"'))
-        fields(path, changes)
-        return directory
 
-    return write, load_model, message
+    return case(after(write, fields("config.json", changes)), message)
 
 
 def saved(change, message, read=load_model, dtype="float32"):
     """model.safetensors as numgpt has written it, then changed."""
-
-    def write(directory):
-        MODEL.save_pretrained(directory, dtype)
-        change(directory)
-        return directory
-
-    return write, read, message
+    return case(after(lambda d: MODEL.save_pretrained(d, dtype), change), message, read)
 
 
 def tensors(change, message):
-    return saved(lambda directory: arrays(directory / "model.safetensors", change), message)
+    return saved(arrays(change), message)
 
 
 def removed(name):
@@ -130,12 +146,8 @@ def spoilt(value):
     return change
 
 
-def bfloat16_of(directory):
-    load_model(directory, dtype="bfloat16")
-
-
-def int8_of(directory):
-    load_model(directory, dtype="int8")
+def in_bits(dtype):
+    return lambda directory: load_model(directory, dtype=dtype)
 
 
 def kept(change, message, dtype="int8"):
@@ -143,88 +155,72 @@ def kept(change, message, dtype="int8"):
 
     def write(directory):
         MODEL.save_pretrained(directory / "whole")
-        numgpt.formats.load_model(directory / "whole", dtype=dtype).save_pretrained(directory)
-        change(directory)
-        return directory
+        load_model(directory / "whole", dtype=dtype).save_pretrained(directory)
 
-    return write, int8_of if dtype == "int8" else bfloat16_of, message
+    return case(after(write, change), message, in_bits(dtype))
 
 
 def kept_tensors(change, message, dtype="int8"):
-    return kept(lambda directory: arrays(directory / "model.safetensors", change), message, dtype)
+    return kept(arrays(change), message, dtype)
 
 
 def settings(**changes):
-    changes = {"quantization_config": {"quant_method": "numgpt"} | changes}
-    return lambda directory: fields(directory / "config.json", changes)
+    return fields("config.json", {"quantization_config": {"quant_method": "numgpt"} | changes})
 
 
 def state(change, message):
     """pytorch_model.bin."""
 
     def write(directory):
-        path = write_pickled_directory(directory, MODEL)
         values = state_of(MODEL)
         change(values)
-        save_torch(path, values)
-        return directory
+        save_torch(pickled(directory), values)
 
-    return write, load_model, message
+    return case(write, message)
 
 
 def state_that_is(value):
-    def write(directory):
-        save_torch(write_pickled_directory(directory, MODEL), value)
-        return directory
-
-    return write, load_model, "pytorch_model.bin holds no state_dict, but a"
+    message = "pytorch_model.bin holds no state_dict, but a"
+    return case(lambda d: save_torch(pickled(d), value), message)
 
 
 def index(text, message):
-    def write(directory):
-        write_pickled_directory(directory, MODEL).unlink()
-        (directory / "pytorch_model.bin.index.json").write_text(text)
-        return directory
+    there = holding("pytorch_model.bin.index.json", text)
+    return case(after(pickled, removed("pytorch_model.bin"), there), message)
 
-    return write, load_model, message
+
+def openai(directory):
+    write_openai(directory, MODEL, TOKENIZER)
 
 
 def hparams(changes, message):
-    def write(directory):
-        write_openai(directory, MODEL, TOKENIZER)
-        fields(directory / "hparams.json", changes)
-        return directory
-
-    return write, load_model, message
+    return case(after(openai, fields("hparams.json", changes)), message)
 
 
 def bundle(change, message):
     def write(directory):
-        write_openai(directory, MODEL, TOKENIZER)
         values = openai_arrays(MODEL)
         change(values)
         write_bundle(directory / "model.ckpt", [values])
-        return directory
 
-    return write, load_model, message
+    return case(after(openai, write), message)
 
 
 def nanogpt(change, message):
     def write(directory):
         checkpoint = nanogpt_checkpoint(MODEL)
         change(checkpoint)
-        return save_torch(directory / "ckpt.pt", checkpoint)
+        save_torch(directory / "ckpt.pt", checkpoint)
 
-    return write, load_model, message
+    return case(write, message, name="ckpt.pt")
 
 
 def meta(value, message="meta.pkl: .*(itos|ids|character)"):
     def write(directory):
         save_torch(directory / "ckpt.pt", nanogpt_checkpoint(MODEL))
         (directory / "meta.pkl").write_bytes(pickle.dumps(value))
-        return directory
 
-    return write, numgpt.load, message
+    return case(write, message, numgpt.load)
 
 
 def header(changes, message):
@@ -241,30 +237,17 @@ def tokens(data, message):
     return files(message, lambda directory: open_model(directory).read_tokenizer(), **contents)
 
 
+def adapter_of(name, change, message):
+    model = adapted(name, np.float32)
+    return case(after(model.save_adapter, change), message, small_model("default").load_adapter)
+
+
 def adapter(changes, message):
-    def write(directory):
-        adapted("default", np.float32).save_adapter(directory)
-        fields(directory / "adapter_config.json", changes)
-        return directory
-
-    return write, small_model("default").load_adapter, message
-
-
-def other_adapter(message):
-    def write(directory):
-        adapted("llama_grouped", np.float32).save_adapter(directory)
-        return directory
-
-    return write, small_model("default").load_adapter, message
+    return adapter_of("default", fields("adapter_config.json", changes), message)
 
 
 def factors(change, message):
-    def write(directory):
-        adapted("default", np.float32).save_adapter(directory)
-        arrays(directory / "adapter_model.safetensors", change)
-        return directory
-
-    return write, small_model("default").load_adapter, message
+    return adapter_of("default", arrays(change, "adapter_model.safetensors"), message)
 
 
 YARN = {"rope_type": "yarn", "factor": 4.0}
@@ -430,7 +413,7 @@ FILES = [
         saved(spoilt(value), f"{name}' holds NaN or infinity", read, dtype)
         for value, name in ((np.nan, r"h\.1\.ln_1\.bias"), (-np.inf, r"wte\.weight"))
         for dtype in ("float32", "float16")
-        for read in (load_model, bfloat16_of, int8_of)
+        for read in (load_model, in_bits("bfloat16"), in_bits("int8"))
     ],
     saved(removed("model.safetensors"), r"model\.safetensors"),
     saved(removed("config.json"), r"no model in|config\.json"),
@@ -569,7 +552,9 @@ FILES = [
     tokens(GOOD.replace(b"\1B", b"\0"), "empty"),
     # Adapters.
     files(r"expected adapter_config\.json", small_model("default").load_adapter),
-    other_adapter("for no projection of the model: the adapter is for another"),
+    adapter_of(
+        "llama_grouped", nothing, "for no projection of the model: the adapter is for another"
+    ),
     adapter({"peft_type": "IA3"}, "peft_type='IA3' is not supported, only LORA"),
     adapter({"use_dora": True}, "DoRA is not supported"),
     adapter({"bias": "all"}, "bias='all' is not supported"),
