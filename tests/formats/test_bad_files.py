@@ -254,6 +254,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0}
 UNTYPED = {name: value for name, value in LLAMA3_SCALING.items() if name != "rope_type"}
 SIZES = {"version": 3, "positions": 24, "vocabulary": 37, "layers": 2, "heads": 2, "width": 16}
 SIZES |= {"padded": 37}
+SHARDS = '{"weight_map": {"wte.weight": "a.safetensors"}}'
 LLMC = llmc_checkpoint(MODEL)
 GOOD = llmc_tokenizer(TOKENIZER)
 magic, version, count, end = np.frombuffer(GOOD[:16], "<u4").tolist()
@@ -417,6 +418,10 @@ FILES = [
     ],
     saved(removed("model.safetensors"), r"model\.safetensors"),
     saved(removed("config.json"), r"no model in|config\.json"),
+    saved(
+        after(removed("model.safetensors"), holding("model.safetensors.index.json", SHARDS)),
+        r"shard 'a\.safetensors'",
+    ),
     saved(holding("config.json", "{"), r"config\.json is not valid JSON"),
     saved(holding("config.json", "[" * 200_000), "not valid JSON"),
     saved(holding("generation_config.json", '{"eos_token_id": "</s>"}'), "eos_token_id='</s>'"),

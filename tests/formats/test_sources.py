@@ -20,7 +20,7 @@ from formats.source_writers import (
     write_pickled_directory,
 )
 from formats.test_pytorch import write_archive, write_legacy
-from models.references import EVERY_CONFIG, batch, small_model, to_transformers
+from models.references import EVERY_CONFIG, assert_same, batch, small_model, to_transformers
 from support import assert_close, shared
 
 import numgpt
@@ -38,16 +38,6 @@ def tokenizer():
 
 def model_of(name, **fields):
     return GPT(dataclasses.replace(small_model(name).config, **fields), seed=7)
-
-
-def assert_same(loaded, model):
-    assert type(loaded) is type(model)
-    assert loaded.parameters.flat.dtype == np.float32
-    assert set(loaded.parameters) == set(model.parameters)
-    for name, array in model.parameters.items():
-        np.testing.assert_array_equal(loaded.parameters[name], array, err_msg=name)
-    ids, _ = batch(model.config, (2, 9))
-    assert_close(loaded(ids), model(ids))
 
 
 def assert_same_tokens(read, tokenizer):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from support import assert_close
 
 from numgpt import GPT, GPTConfig, Llama, LlamaConfig
 from numgpt.formats.families import family_of
@@ -69,6 +70,17 @@ def batch(
     return ids, targets
 
 
+def assert_same(loaded: LanguageModel, model: LanguageModel) -> None:
+    """The same parameters, so the same numbers."""
+    assert type(loaded) is type(model)
+    assert loaded.parameters.flat.dtype == np.float32
+    assert set(loaded.parameters) == set(model.parameters)
+    for name, array in model.parameters.items():
+        np.testing.assert_array_equal(loaded.parameters[name], array, err_msg=name)
+    ids, _ = batch(model.config, (2, 9))
+    assert_close(loaded(ids), model(ids))
+
+
 def to_transformers(model: LanguageModel):
     """The same weights in a model of transformers, without dropout."""
     import torch
@@ -101,6 +113,13 @@ def to_transformers(model: LanguageModel):
 def _eager(config):
     config._attn_implementation = "eager"
     return config
+
+
+def their_logits(theirs, ids: np.ndarray) -> np.ndarray:
+    import torch
+
+    with torch.no_grad():
+        return theirs.eval()(torch.tensor(ids)).logits.numpy()
 
 
 def their_loss(theirs, ids: np.ndarray, targets: np.ndarray):
