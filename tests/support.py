@@ -3,9 +3,11 @@ machines have."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tracemalloc
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -43,17 +45,10 @@ def shared(*parts: str) -> Path:
 def refused(call, message: str, place: object = "", peak: int | None = None) -> str:
     """What is said of a call that is refused: one line, the file's name first, no warning beside
     it, and no more memory taken than peak, in bytes."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), memory_below(peak) if peak else contextlib.nullcontext():
         warnings.simplefilter("error")
-        if peak is not None:
-            tracemalloc.start()
-        try:
-            with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-                call()
-            if peak is not None:
-                assert tracemalloc.get_traced_memory()[1] < peak
-        finally:
-            tracemalloc.stop()
+        with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+            call()
     said = str(error.value)
     assert str(place) in said
     assert len(said.splitlines()) == 1
@@ -75,6 +70,17 @@ def write_lines(path: Path, *values: object) -> str:
     lines = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
     path.write_text(lines, encoding="utf-8")
     return str(path)
+
+
+@contextlib.contextmanager
+def memory_below(limit: float) -> Iterator[None]:
+    """Fails if more memory than this, in bytes, is taken at any time."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit
+    finally:
+        tracemalloc.stop()
 
 
 def overwrite(path: Path, data: bytes) -> None:

@@ -9,21 +9,9 @@ import numpy as np
 
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
 # By TensorFlow's DataType; uint16 stands for the bits of bfloat16.
-CODES = {
-    np.dtype(name): code
-    for name, code in {
-        "float32": 1,
-        "float64": 2,
-        "int32": 3,
-        "uint8": 4,
-        "int16": 5,
-        "int8": 6,
-        "int64": 9,
-        "bool": 10,
-        "uint16": 14,
-        "float16": 19,
-    }.items()
-}
+CODES = {"float32": 1, "float64": 2, "int32": 3, "uint8": 4, "int16": 5, "int8": 6, "int64": 9}
+CODES |= {"bool": 10, "uint16": 14, "float16": 19}
+CODES = {np.dtype(name): code for name, code in CODES.items()}
 
 
 @functools.cache

@@ -10,7 +10,6 @@ import io
 import os
 import pickle
 import struct
-import tracemalloc
 import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import examples, overwrite, refused
+from support import examples, memory_below, overwrite, refused
 
 from numgpt.formats.pytorch import is_pytorch, read_pytorch
 from numgpt.formats.tensors import DTYPES, StoredTensor
@@ -183,7 +182,7 @@ def test_pytorch_reads_what_the_writer_of_these_tests_writes(tmp_path, write):
     import torch
 
     path = example(tmp_path / "a.pt", write)
-    assert_same(read_pytorch(path), torch.load(path, weights_only=True), torch)
+    assert_as_saved(read_pytorch(path), torch.load(path, weights_only=True), torch)
 
 
 @both_formats
@@ -216,7 +215,7 @@ def test_reads_plain_containers_of_every_binary_protocol(tmp_path, protocol):
 # Equality with PyTorch
 
 
-def assert_same(ours, theirs, torch):
+def assert_as_saved(ours, theirs, torch):
     if isinstance(theirs, torch.Tensor):
         theirs = theirs.detach()
         assert ours.shape == tuple(theirs.shape)
@@ -234,11 +233,11 @@ def assert_same(ours, theirs, torch):
         assert type(ours) is dict
         assert list(ours) == list(theirs)
         for key in theirs:
-            assert_same(ours[key], theirs[key], torch)
+            assert_as_saved(ours[key], theirs[key], torch)
     elif isinstance(theirs, (list, tuple)):
         assert len(ours) == len(theirs)
         for our, their in zip(ours, theirs, strict=True):
-            assert_same(our, their, torch)
+            assert_as_saved(our, their, torch)
     elif isinstance(theirs, torch.dtype):
         assert ours == str(theirs)
     else:
@@ -307,49 +306,9 @@ def test_reads_what_pytorch_saves(tmp_path_factory, drawn, plain, archive, proto
     path = tmp_path_factory.mktemp("p") / "a.pt"
     torch.save(value, path, pickle_protocol=protocol, _use_new_zipfile_serialization=archive)
     ours = read_pytorch(path)
-    assert_same(ours, value, torch)
+    assert_as_saved(ours, value, torch)
     for key in drawn:
         assert ours["tensors"][key].name == f"tensors.{key}"
-
-
-@pytest.mark.live("torch", "transformers")
-@pytest.mark.parametrize("archive", [True, False])
-def test_reads_a_training_checkpoint(tmp_path, archive):
-    import torch
-    from torch import nn
-
-    class GPT(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.wte = nn.Embedding(7, 4)
-            self.block = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4, bias=False))
-            self.lm_head = nn.Linear(4, 7, bias=False)
-            self.wte.weight = self.lm_head.weight
-            self.register_buffer("mask", torch.ones(3, 3).tril().bool())
-
-    model = GPT()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95))
-    loss = model.lm_head(model.block(model.wte(torch.arange(7)))).square().mean()
-    loss.backward()
-    optimizer.step()
-    checkpoint = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "model_args": {"n_layer": 1, "dropout": 0.0, "bias": False, "vocab_size": None},
-        "iter_num": 3,
-        "best_val_loss": loss.detach(),
-        "config": {"out_dir": "out", "beta2": 0.95, "decay_lr": True},
-    }
-    path = tmp_path / "ckpt.pt"
-    torch.save(checkpoint, path, _use_new_zipfile_serialization=archive)
-    ours = read_pytorch(path)
-    assert_same(ours, checkpoint, torch)
-    assert ours["model"]["wte.weight"].name == "model.wte.weight"
-    assert ours["model"]["wte.weight"].offset == ours["model"]["lm_head.weight"].offset
-    torch.save(model.block, path, _use_new_zipfile_serialization=archive)
-    refusal(
-        path, "holds a whole model, not its state_dict.*'torch.nn.modules.container.Sequential'"
-    )
 
 
 @pytest.mark.live("torch", "transformers")
@@ -367,6 +326,10 @@ def test_refuses_by_name_what_else_pytorch_saves(tmp_path):
     refusal(path, "_rebuild_tensor_v2")
     torch.save({"w": torch.ones(2).expand(1000, 2)}, path)
     refusal(path, r"tensor 'w'.*clone\(\)")
+    for archive in (True, False):
+        whole = torch.nn.Sequential(torch.nn.Linear(2, 2))
+        torch.save(whole, path, _use_new_zipfile_serialization=archive)
+        refusal(path, "holds a whole model, not its state_dict.*nn.modules.container.Sequential'")
     torch.save({"w": torch.ones(2).untyped_storage()}, path)
     assert read_pytorch(path)["w"].shape == (8,)  # bytes
 
@@ -682,12 +645,8 @@ def test_references_do_not_multiply_the_work(tmp_path, write):
 
 def test_a_huge_memo_index_takes_no_memory(tmp_path):
     code = b"]r\xff\xff\xff\xff(j\xff\xff\xff\xffe"
-    tracemalloc.start()
-    try:
+    with memory_below(1_000_000):
         read_pytorch(write_archive(tmp_path / "a.pt", b"\x80\x02" + code + b"."))
-        assert tracemalloc.get_traced_memory()[1] < 1_000_000
-    finally:
-        tracemalloc.stop()
 
 
 def changed(data, changes):
@@ -702,7 +661,7 @@ def changed(data, changes):
             del data[place : place + length]
         elif what == "duplicate":
             data[place:place] = data[place : place + length]
-        elif what == "count":  # off by a few: sizes, offsets and instructions that are nearly right
+        elif what == "count" and data:  # sizes, offsets and instructions that are nearly right
             data[place] = (data[place] + length - 20) % 256
     return bytes(data)
 
@@ -734,16 +693,12 @@ def test_a_damaged_file_is_refused_or_harmless(tmp_path, part, examples):
             overwrite(damaged, data.getvalue())
         else:
             overwrite(damaged, changed(whole, changes))
-        tracemalloc.start()
-        try:
-            read_all(read_pytorch(damaged))
-        except ValueError as error:
-            said = str(error)
-            assert said.startswith(f"{damaged}: ")
-            assert len(said.splitlines()) == 1
-        finally:
-            peak = tracemalloc.get_traced_memory()[1]
-            tracemalloc.stop()
-        assert peak < 50_000_000
+        with memory_below(50_000_000):
+            try:
+                read_all(read_pytorch(damaged))
+            except ValueError as error:
+                said = str(error)
+                assert said.startswith(f"{damaged}: ")
+                assert len(said.splitlines()) == 1
 
     check()

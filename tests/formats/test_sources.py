@@ -19,13 +19,14 @@ from formats.source_writers import (
     write_openai,
     write_pickled_directory,
 )
-from formats.test_pytorch import write_archive, write_legacy
+from formats.test_pytorch import assert_as_saved, write_archive, write_legacy
 from models.references import EVERY_CONFIG, assert_same, batch, small_model, to_transformers
 from support import assert_close, shared
 
 import numgpt
 from numgpt import GPT, CharTokenizer, Tokenizer
 from numgpt.formats import load_model, load_tokenizer
+from numgpt.formats.pytorch import read_pytorch
 
 TEXT = "Once upon a time a hen ran in the sun.\n\nOnce more it's 1234567 o'clock, naïve café! " * 3
 both_formats = pytest.mark.parametrize("write", [write_archive, write_legacy])
@@ -248,7 +249,12 @@ def test_equals_nanogpts_own_model(tmp_path, bias, archive):
         "model_args": sizes | {"bias": bias, "dropout": 0.0},
         "best_val_loss": torch.tensor(1.5),
     }
-    torch.save(checkpoint, tmp_path / "ckpt.pt", _use_new_zipfile_serialization=archive)
+    path = tmp_path / "ckpt.pt"
+    torch.save(checkpoint, path, _use_new_zipfile_serialization=archive)
+    read = read_pytorch(path)
+    assert_as_saved(read, checkpoint, torch)
+    head, table = read["model"]["lm_head.weight"], read["model"]["transformer.wte.weight"]
+    assert (table.name, table.offset) == ("model.transformer.wte.weight", head.offset)
     expected = theirs(torch.tensor(ids)).detach().numpy()
     assert_close(load_model(tmp_path)(ids), expected)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +21,11 @@ from formats.tensorflow_writer import (
     varint,
     write_bundle,
 )
+from formats.test_pytorch import CHANGES, changed
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from support import GOLDENS, examples, overwrite, refused
+from support import GOLDENS, examples, memory_below, overwrite, refused
 
 from numgpt.formats import crc32c as crc32c_module
 from numgpt.formats import tensorflow
@@ -110,11 +110,8 @@ def test_crc32c_is_that_of_the_plain_loop_however_it_is_cut(data, piece, block, 
 def test_crc32c_of_a_large_array_takes_little_memory_and_leaves_it_alone():
     data = np.random.default_rng(0).integers(0, 256, 40_000_003, np.uint8)
     data.setflags(write=False)
-    tracemalloc.start()
-    whole = crc32c(data)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 5e6 * crc32c_module.num_threads()
+    with memory_below(5e6 * crc32c_module.num_threads()):
+        whole = crc32c(data)
     remainder = 0xFFFFFFFF  # by the table alone
     for byte in data[:1_100_000].tobytes():
         remainder = remainder >> 8 ^ crc32c_module.TABLE[(remainder ^ byte) & 0xFF]
@@ -263,9 +260,9 @@ def test_refuses_values_cut_short_or_changed(tmp_path):
             refusal(prefix, rf"data-0000{file}-of-00002: ends at byte {length}, .*again")
         for place in (-1, -len(whole)):
             data.write_bytes(whole)
-            changed = bytearray(whole)
-            changed[place] ^= 16
-            data.write_bytes(changed)
+            altered = bytearray(whole)
+            altered[place] ^= 16
+            data.write_bytes(altered)
             refusal(prefix, rf"data-0000{file}.*'{name if place == -1 else ''}.*checksum; copy")
         data.write_bytes(whole)
     data.unlink()
@@ -413,23 +410,6 @@ def test_refuses_an_index_of_unlikely_size(tmp_path, monkeypatch):
     refusal(small_bundle(tmp_path), "larger than the 100 bytes")
 
 
-# Changes, four bytes each: what to do, where (two bytes), and with which byte.
-CHANGES = st.binary(min_size=4, max_size=16)
-
-
-def changed(data, changes):
-    data = bytearray(data)
-    for what, high, low, byte in zip(*[iter(changes)] * 4, strict=False):
-        place = (high << 8 | low) % (len(data) + 1)
-        if what % 4 == 0:
-            data.insert(place, byte)
-        elif what % 4 == 1:
-            del data[place : place + 1]
-        elif place < len(data):
-            data[place] = byte if what % 4 == 2 else data[place] ^ 1 << byte % 8
-    return bytes(data)
-
-
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory):
     """A bundle whose index the next tests overwrite."""
@@ -469,7 +449,7 @@ def changed_and_sealed(changes, which):
 
 
 def test_an_index_with_no_changes_is_read(victim):
-    victim.with_name("m.index").write_bytes(changed_and_sealed(b"", 4))
+    victim.with_name("m.index").write_bytes(changed_and_sealed([], 4))
     assert values(victim).keys() == {"model/h0", "model/h1"}
 
 
@@ -499,10 +479,10 @@ def test_a_changed_index_with_right_checksums_is_refused_or_harmless(victim, exa
 def test_no_index_makes_reading_take_much_memory(victim, examples):
     rng = np.random.default_rng(0)
     indexes = [index for index, _ in WRONG.values()]
-    indexes += [changed_and_sealed(rng.bytes(8), number % 5) for number in range(examples)]
-    tracemalloc.start()
-    for index in indexes:
-        reads_or_refuses(victim, index)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 20e6
+    for number in range(examples):
+        places = rng.integers(1 << 16, size=2).tolist()
+        changes = [(place, "change", 1, rng.bytes(1)) for place in places]
+        indexes.append(changed_and_sealed(changes, number % 5))
+    with memory_below(20e6):
+        for index in indexes:
+            reads_or_refuses(victim, index)
