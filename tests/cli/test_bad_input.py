@@ -63,6 +63,9 @@ CASES = {
     "generate T --model RUN --greedy --num-beams 0": "--num-beams 0: expected a whole number",
     f"{BEAMS} -n 4": "--num-return-sequences 4 is more than --num-beams 3",
     f"{BEAMS} --logprobs": "--logprobs cannot be combined with --num-beams",
+    f"{BEAMS} --temperature 0.5": "--temperature 0.5 cannot be combined with --num-beams",
+    f"{BEAMS} --seed 3": "--seed 3 cannot be combined with --num-beams",
+    "generate T --model RUN --length-penalty 2": "--length-penalty 2.0 goes with --num-beams",
     "eval --model RUN --data TEXT --context 99": "--context 99: expected 1 to the model's",
     "explain 'My lord, the' --out NEW --token 99": "--token 99: the text has tokens 0 to 3",
     # A tokenizer, a run, its sizes.
@@ -77,6 +80,10 @@ CASES = {
     f"{TRAIN} --n-head 3": "--n-embd 8 is not a multiple of --n-head 3",
     f"{TRAIN} --arch llama --n-embd 16 --n-head 4 --n-kv-head 3": "--n-head 4 is not a multiple of"
     " --n-kv-head 3",
+    **{
+        f"train --init-from RUN --out NEW {flag}": f"{flag} cannot be combined with --init-from"
+        for flag in ("--n-layer 7", "--tokenizer 'bpe'", "--vocab-size 300")
+    },
     # Tuning.
     "tune sft --data LINES --out NEW": "give --model",
     f"{TUNE} --lora-targets=": "--lora-targets '': expected the names of projections",

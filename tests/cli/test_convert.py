@@ -16,7 +16,7 @@ from models.references import batch, small_model
 from support import assert_close
 
 import numgpt
-from numgpt import CharTokenizer, Tokenizer, cli
+from numgpt import CharTokenizer, Tokenizer
 from numgpt.cli import convert as convert_module
 from numgpt.files import LOCK_FILE, REMOVED, TEMPORARY
 
@@ -39,17 +39,13 @@ def tokenizer() -> CharTokenizer:
 
 
 @pytest.fixture
-def convert(capsys):
+def convert(call):
     """Run the command -> status, stderr."""
 
     def convert(*arguments: object) -> tuple[int, str]:
-        try:
-            status = cli.main(["convert", *map(str, arguments)])
-        except SystemExit as error:
-            status = error.code
-        captured = capsys.readouterr()
-        assert captured.out == ""
-        return status, captured.err
+        status, out, err = call("convert", *arguments)
+        assert out == ""
+        return status, err
 
     return convert
 

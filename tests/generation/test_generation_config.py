@@ -10,7 +10,7 @@ import pytest
 from models.references import small_model
 
 import numgpt
-from numgpt import Tokenizer, cli
+from numgpt import Tokenizer
 from numgpt.training import Trainer, TuneConfig
 
 TEXT = "The user and the assistant say: to be, or not to be. " * 9
@@ -117,19 +117,6 @@ def test_a_chat_samples_as_the_model_says(tmp_path):
 
 
 @pytest.fixture
-def run(capsys):
-    def run(*arguments):
-        try:
-            status = cli.main([str(argument) for argument in arguments])
-        except SystemExit as error:
-            status = error.code
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
 def shipped(tmp_path):
     """The shipped model, with settings of its own."""
     model, tokenizer = numgpt.load("shakespeare")
@@ -141,16 +128,16 @@ def shipped(tmp_path):
     return tmp_path / "base"
 
 
-def test_the_command_line_heeds_it(run, shipped):
+def test_the_command_line_heeds_it(call, shipped):
     model, tokenizer = numgpt.load(shipped)
     ids = tokenizer.encode("To be")
     greedy = tokenizer.decode(model.generate(ids, do_sample=False, max_new_tokens=3)[0])
-    status, out, err = run("generate", "--model", shipped, "To be")
+    status, out, err = call("generate", "--model", shipped, "To be")
     assert (status, out) == (0, greedy + "\n")
     assert "seed" not in err
-    _, out, err = run("generate", "--model", shipped, "To be", "--temperature", 2, "--seed", 4)
+    _, out, err = call("generate", "--model", shipped, "To be", "--temperature", 2, "--seed", 4)
     assert "seed 4" in err
-    _, out, _ = run("generate", "--model", shipped, "To be", "--max-new-tokens", 1)
+    _, out, _ = call("generate", "--model", shipped, "To be", "--max-new-tokens", 1)
     assert len(out) < len(greedy) + 1
 
 
@@ -164,13 +151,13 @@ def kept(directory) -> None:
 
 
 @pytest.mark.live("transformers", "torch")
-def test_it_is_kept_wherever_the_model_goes(run, shipped, tmp_path):
+def test_it_is_kept_wherever_the_model_goes(call, shipped, tmp_path):
     kept(shipped)
     model, tokenizer = numgpt.load(shipped)
     model.save_pretrained(tmp_path / "again")
     tokenizer.save_pretrained(tmp_path / "again")
     kept(tmp_path / "again")
-    assert run("convert", shipped, tmp_path / "converted")[0] == 0
+    assert call("convert", shipped, tmp_path / "converted")[0] == 0
     kept(tmp_path / "converted")
     lines = tmp_path / "a.jsonl"
     lines.write_text('{"prompt": "To be", "completion": " or not"}\n' * 4)
@@ -215,18 +202,18 @@ def test_transformers_inputs_are_taken_as_they_are():
 # --- special tokens in a text ---
 
 
-def test_special_tokens_in_a_prompt_can_be_meant(run):
+def test_special_tokens_in_a_prompt_can_be_meant(call):
     text = "<|endoftext|>"
     options = ("--model", "shakespeare", "--logprobs", "--greedy", "--max-new-tokens", 2)
-    _, as_text, _ = run("generate", text, *options)
-    _, meant, _ = run("generate", text, *options, "--special-tokens")
+    _, as_text, _ = call("generate", text, *options)
+    _, meant, _ = call("generate", text, *options, "--special-tokens")
     assert json.loads(as_text)["tokens"] != json.loads(meant)["tokens"]
     model, tokenizer = numgpt.load("shakespeare")
     expected = model.generate([tokenizer.eos_token_id], max_new_tokens=2)[0, 1:]
     assert json.loads(meant)["text"] == tokenizer.decode(expected, skip_special_tokens=True)
 
 
-def test_special_tokens_between_stories_can_be_meant(run, tmp_path):
+def test_special_tokens_between_stories_can_be_meant(call, tmp_path):
     stories = tmp_path / "stories.txt"
     stories.write_text("Once upon a time.\n<|endoftext|>\nTo be, or not to be.\n" * 60)
     sizes = ("--n-layer=1", "--n-embd=8", "--n-head=1", "--block-size=8", "--vocab-size=270")
@@ -234,18 +221,18 @@ def test_special_tokens_between_stories_can_be_meant(run, tmp_path):
     counts = []
     for flags in ((), ("--special-tokens",)):
         out = tmp_path / f"run{len(flags)}"
-        status, _, err = run(*train, "--out", out, *flags)
+        status, _, err = call(*train, "--out", out, *flags)
         assert status == 0, err
         assert ("spells special tokens" in err) == (not flags)
         tokens = np.fromfile(out / "tokens.bin", "<u2")
         end = Tokenizer.from_pretrained(out).eos_token_id
         counts.append(int(np.count_nonzero(tokens == end)))
         (out / "tokens.bin").unlink()  # … and made again in the same way
-        status, _, err = run("train", "--resume", out, "--steps=2")
+        status, _, err = call("train", "--resume", out, "--steps=2")
         assert status == 0, err
         assert np.array_equal(np.fromfile(out / "tokens.bin", "<u2"), tokens)
     assert counts == [0, 60]
-    losses = [run("eval", "--model", out, "--data", stories, *f)[1] for f in ((), flags)]
+    losses = [call("eval", "--model", out, "--data", stories, *f)[1] for f in ((), flags)]
     assert losses[0] != losses[1]
 
 
@@ -262,37 +249,37 @@ def with_config(shipped):
     return write
 
 
-def test_beams_by_a_flag_search_whatever_the_file_samples(run, with_config):
+def test_beams_by_a_flag_search_whatever_the_file_samples(call, with_config):
     sampling = with_config(do_sample=True, temperature=0.7, top_p=0.8, max_new_tokens=4)
     search = ("--num-beams", 3)
-    status, out, err = run("generate", "--model", sampling, "To be", *search)
+    status, out, err = call("generate", "--model", sampling, "To be", *search)
     assert status == 0, err
     model, tokenizer = numgpt.load("shakespeare")
     expected = model.generate(tokenizer.encode("To be"), num_beams=3, max_new_tokens=4)[0]
     assert out == tokenizer.decode(expected) + "\n"
     # Beams of the file: a flag that samples takes their place, a contradiction is told.
     beams = with_config(num_beams=3, max_new_tokens=4)
-    assert run("generate", "--model", beams, "To be")[1] == out
-    assert "seed 5" in run("generate", "--model", beams, "To be", "--seed", 5)[2]
-    assert "seed" in run("generate", "--model", beams, "To be", "--temperature", 0.5)[2]
-    status, _, err = run("generate", "--model", beams, "To be", "--logprobs")
+    assert call("generate", "--model", beams, "To be")[1] == out
+    assert "seed 5" in call("generate", "--model", beams, "To be", "--seed", 5)[2]
+    assert "seed" in call("generate", "--model", beams, "To be", "--temperature", 0.5)[2]
+    status, _, err = call("generate", "--model", beams, "To be", "--logprobs")
     assert (status, "add --num-beams 1" in err) == (2, True)
     both = with_config(num_beams=3, do_sample=True)
-    status, _, err = run("generate", "--model", both, "To be")
+    status, _, err = call("generate", "--model", both, "To be")
     assert (status, "add --num-beams 1, or --greedy" in err) == (2, True)
     for flags in (("--num-beams", 1), ("--greedy",)):
-        assert run("generate", "--model", both, "To be", "--max-new-tokens", 2, *flags)[0] == 0
+        assert call("generate", "--model", both, "To be", "--max-new-tokens", 2, *flags)[0] == 0
 
 
-def test_lengths_by_flags_come_first(run, with_config):
+def test_lengths_by_flags_come_first(call, with_config):
     model, tokenizer = numgpt.load("shakespeare")
     length = len(tokenizer.encode("To be"))
     long = with_config(max_new_tokens=5, min_new_tokens=300, do_sample=False)
-    _, _, err = run("generate", "--model", long, "To be", "--max-length", length + 1)
+    _, _, err = call("generate", "--model", long, "To be", "--max-length", length + 1)
     assert err.startswith("1 tokens")
-    assert run("generate", "--model", long, "To be")[2].startswith("5 tokens")
-    assert run("generate", "--model", long, "To be", "--max-new-tokens", 2)[2].startswith("2 tok")
-    assert run("generate", "--model", with_config(min_new_tokens=300), "To be")[0] == 0
+    assert call("generate", "--model", long, "To be")[2].startswith("5 tokens")
+    assert call("generate", "--model", long, "To be", "--max-new-tokens", 2)[2].startswith("2 tok")
+    assert call("generate", "--model", with_config(min_new_tokens=300), "To be")[0] == 0
     model, tokenizer = numgpt.load(with_config(max_new_tokens=2, min_new_tokens=3000))
     for given, count in (({}, 2), ({"max_new_tokens": 1}, 1)):
         chat = numgpt.Chat(model, tokenizer, **given)
@@ -311,9 +298,9 @@ def test_lengths_by_flags_come_first(run, with_config):
         ({"top_k": "x", "do_sample": True}, "top.k"),
     ],
 )
-def test_wrong_values_in_the_file_are_named(run, with_config, config, message):
+def test_wrong_values_in_the_file_are_named(call, with_config, config, message):
     for command in (("generate", "To be"), ("generate", "To be", "--logprobs")):
-        status, _, err = run(*command, "--model", with_config(**config), "--max-new-tokens", 1)
+        status, _, err = call(*command, "--model", with_config(**config), "--max-new-tokens", 1)
         assert status == 2
         assert re.search(message, err)
         assert len(err.strip().splitlines()) == 1
