@@ -42,6 +42,17 @@ def shared(*parts: str) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def memory_below(limit: float) -> Iterator[None]:
+    """Fails if more memory than this, in bytes, is taken at any time."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit
+    finally:
+        tracemalloc.stop()
+
+
 def refused(call, message: str, place: object = "", peak: int | None = None) -> str:
     """What is said of a call that is refused: one line, the file's name first, no warning beside
     it, and no more memory taken than peak, in bytes."""
@@ -70,17 +81,6 @@ def write_lines(path: Path, *values: object) -> str:
     lines = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
     path.write_text(lines, encoding="utf-8")
     return str(path)
-
-
-@contextlib.contextmanager
-def memory_below(limit: float) -> Iterator[None]:
-    """Fails if more memory than this, in bytes, is taken at any time."""
-    tracemalloc.start()
-    try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] < limit
-    finally:
-        tracemalloc.stop()
 
 
 def overwrite(path: Path, data: bytes) -> None:

@@ -30,6 +30,7 @@ from numgpt.training import TrainConfig, TuneConfig
 MODEL = GPT(GPTConfig(n_layer=1, n_head=2, n_embd=8, n_positions=16, vocab_size=99))
 CLEAR = clear_model()  # a vocabulary of 61, a context of 32
 LETTERS = CharTokenizer(["a"])
+IDS = [3, 1, 4, 1, 5, 9, 2]
 
 
 BPE = Tokenizer.train("the cat sat on the mat\n" * 9, 262)
@@ -61,6 +62,10 @@ def generating(message, ids=(1, 2), **options):
 
 def searching(message, **options):
     return generating(message, **{"num_beams": 3, "max_new_tokens": 3} | options)
+
+
+def looking(message, look, *arguments, **options):
+    return lambda: look(small_model("default"), *arguments, **options), message
 
 
 def adapting(message, **options):
@@ -176,8 +181,31 @@ CALLS = [
     ),
     *[
         (lambda c=continuations: MODEL.score([1, 2], c), "expected lists of token ids")
-        for continuations in (5, [], [[]], "a", [[[1]]])
+        for continuations in (5, [], [1, 2], [[]], "a", [[[1]]])
     ],
+    (lambda: MODEL.score([], [[1]]), "empty"),
+    (lambda: MODEL.score([[1], [2]], [[1]]), "expected the ids of one text"),
+    (lambda: MODEL.score([1], [[999]]), "999"),
+    looking("token=99: expected a token id below 37", insight.saliency, IDS, 99),
+    looking("token='a': expected a token id", insight.saliency, IDS, "a"),
+    looking("against=-1: expected a token id", insight.saliency, IDS, 1, against=-1),
+    looking("position=7: the text has 7 tokens", insight.saliency, IDS, 1, position=7),
+    looking("the ids of 2 texts: pass one", insight.saliency, [IDS, IDS], 1),
+    looking("empty", insight.saliency, [], 1),
+    looking("99", insight.saliency, [1] * 99, 1),
+    looking("steps=0: expected a whole", insight.integrated_gradients, IDS, 1, steps=0),
+    looking("baseline=99: expected", insight.integrated_gradients, IDS, 1, baseline=99),
+    looking("layer=2: the model has layers 0 to 1", insight.head_outputs, IDS, 2),
+    looking("no head (0, 2): each of the 2", insight.ablation_hooks, heads=[(0, 2)]),
+    looking("no layer 2: the model has 2", insight.ablation_hooks, mlps=[2]),
+    looking("clean prompt has 2 tokens", insight.activation_patching, [1, 2], [1], 3),
+    looking("nothing is to be restored", insight.activation_patching, [1], [1], 3),
+    looking("kind='x': expected", insight.activation_patching, [1], [2], 3, kind="x"),
+    looking("the text has one token", insight.per_token, [1]),
+    looking("top=0: expected 1 to 37", insight.per_token, IDS, top=0),
+    looking("number=0: the tokens that are predicted", insight.loss_gradients, IDS, 0),
+    looking("make them equal", insight.logit_lens, IDS, targets=[1]),
+    looking("length=99: expected 1 to 12", insight.repeated_tokens, 99),
     *[
         (lambda given=given: insight.page(*given), "pass what numgpt.load returns")
         for given in ((None, LETTERS, "a"), (LETTERS, MODEL, "a"), (MODEL, None, "a"))

@@ -319,12 +319,6 @@ def test_nothing_that_is_said_gives_orders_to_the_terminal(models, tmp_path):
     assert not set("\x1b\x07\x9b\x7f") & set(piped)
 
 
-def test_help_shows_an_example(capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["chat", "--help"])
-    assert "example:\n  numgpt chat\n" in capsys.readouterr().out
-
-
 def test_a_chat_of_ones_own_says_what_the_command_says(models):
     model, tokenizer = numgpt.load(models["control"])
     options = {"max_new_tokens": 30, "top_k": 50, "seed": 4}

@@ -121,19 +121,3 @@ def test_continuations_as_long_as_the_context_allows():
     assert len(model.score([1], [[2] * length])[0].token_logprobs) == length
     with pytest.raises(ValueError, match=f"a context of 2 tokens and a continuation of {length}"):
         model.score([1, 2], [[2] * length])
-
-
-@pytest.mark.parametrize(
-    ("context", "continuations", "message"),
-    [
-        ([], [[1]], "empty|at least one"),
-        ([1], [], "expected lists of token ids"),
-        ([1], [1, 2], "expected lists of token ids"),
-        ([1], [[]], "expected lists of token ids"),
-        ([[1], [2]], [[1]], "expected the ids of one text"),
-        ([1], [[999]], "999"),
-    ],
-)
-def test_what_is_no_continuation(context, continuations, message):
-    with pytest.raises(ValueError, match=message):
-        small_model("default").score(context, continuations)

@@ -40,26 +40,15 @@ def test_a_full_context_goes_on_from_its_newer_half(name, prompt_length):
     np.testing.assert_array_equal(ids, expected)
 
 
-def test_sliding_rows_of_unequal_prompts_are_those_alone():
-    model = clear("default")
-    prompts = [[1, 2, 3, 4], [5], [6, 7]]
-    together = model.generate(prompts, max_new_tokens=20, eos_token_id=[], pad_token_id=0)
-    context = model.context_length
-    for row, prompt in zip(together, prompts, strict=True):
-        pads = 4 - len(prompt)
-        alone = model.generate(prompt, max_new_tokens=20, eos_token_id=[])[0]
-        np.testing.assert_array_equal(row[pads:], alone)
-    slid = model.generate(prompts, max_new_tokens=3 * context, eos_token_id=[], slide=True)
-    assert slid.shape == (3, 4 + 3 * context)
-
-
 def test_without_slide_the_context_ends_it():
     model = clear("default")
-    with pytest.warns(LengthWarning):
+    context = model.context_length
+    with pytest.warns(LengthWarning, match=f"{context} tokens"):
         ids = model.generate([1, 2], max_new_tokens=500, eos_token_id=[])
-    assert ids.shape[1] == model.context_length
+    assert ids.shape == (1, context)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        model.generate([1, 2], max_length=context)
         model.generate([1, 2], max_new_tokens=50, eos_token_id=[], slide=True)
     with pytest.raises(ValueError, match="shorten"):
         model.generate(np.ones(500, int))

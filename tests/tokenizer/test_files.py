@@ -77,17 +77,6 @@ def test_hugging_face_reads_our_files_with_equal_ids(saved, text):
     assert bare.encode(text).ids == ours.encode(text)
 
 
-@pytest.mark.live("transformers")
-def test_transformers_loads_the_directory(saved):
-    import transformers
-
-    ours, directory = saved
-    theirs = transformers.AutoTokenizer.from_pretrained(directory)
-    text = "They'd say words: 12 Wörter!"
-    assert theirs(text)["input_ids"] == ours.encode(text)
-    assert theirs.eos_token_id == ours.eos_token_id
-
-
 def edit(directory, tmp_path, **changes):
     """A copy of tokenizer.json with dotted keys changed."""
     whole = json.loads((directory / "tokenizer.json").read_text("utf-8"))
