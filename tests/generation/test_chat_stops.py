@@ -1,8 +1,10 @@
-"""Stop strings: they end an answer and are never shown, however the tokens cut them."""
+"""What ends an answer: stop strings, never shown however the tokens cut them, and loops, but no
+mere repetition."""
 
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Sequence
 from unittest import mock
 
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from numgpt import GPT
 from numgpt.generation import chat as chat_module
+from numgpt.generation.endings import LOOP_TIMES, LOOP_TOKENS, goes_in_circles
 from numgpt.tokenizer import BaseTokenizer
 
 STOP = "\nUser:"
@@ -52,20 +55,7 @@ def cut(text: str, places: Sequence[int]) -> list[str]:
     return [text[a:b] for a, b in itertools.pairwise(places)] or [""]
 
 
-PARTS = [
-    "\nUser:",
-    "\nUse",
-    "\n",
-    "User:",
-    "\n\n",
-    "\nUser",
-    "r:",
-    " ",
-    "Yes",
-    ":",
-    "\u00e9",
-    "\nU",
-]
+PARTS = [STOP, "\nUse", "\n", "User:", "\n\n", "\nUser", "r:", " ", "Yes", ":", "\u00e9", "\nU"]
 TEXTS = st.lists(st.sampled_from(PARTS), max_size=6).map("".join)
 CUTS = st.lists(st.integers(0, 60), max_size=20)
 
@@ -126,3 +116,29 @@ def test_the_format_and_ones_own_stop_strings_are_both_heeded():
         with tokens:
             assert said(chat, "Hi", stop_strings=stops) == expected
     assert len(chat.messages) == 6
+
+
+# --- loops ---
+
+BEFORE = list(range(1000, 1050))
+
+
+@pytest.mark.parametrize("period", [1, 2, 7, 16, 20, 64])
+def test_a_loop_is_seen_once_it_has_gone_round_often_enough(period):
+    loop = list(range(period))
+    needed = max(LOOP_TOKENS, LOOP_TIMES * period)
+    ids = BEFORE + (loop * needed)[:needed]
+    assert goes_in_circles(ids)
+    assert goes_in_circles(ids[len(BEFORE) :])
+    assert not goes_in_circles(ids[:-1])
+
+
+def test_what_varies_is_no_loop():
+    assert not goes_in_circles([])
+    assert not goes_in_circles([1])
+    rng = random.Random(0)
+    assert not goes_in_circles([rng.randrange(2) for _ in range(500)])
+    counting = [part for number in range(200) for part in (number + 10, 1, 2, 3)]
+    assert not goes_in_circles(counting)
+    assert not goes_in_circles([1] * 500 + [2])
+    assert not goes_in_circles(list(range(65)) * 8)  # longer than what counts as one

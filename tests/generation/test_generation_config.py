@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from models.references import small_model
+from models.references import small_model, their_generation
 
 import numgpt
 from numgpt import Tokenizer
@@ -41,19 +41,13 @@ CONFIGS = {
     "ends": {"max_new_tokens": 9, "eos_token_id": [3, 5, 8, 13, 21, 30], "pad_token_id": 2},
     "at least": {"max_new_tokens": 9, "min_new_tokens": 6, "eos_token_id": list(range(20))},
 }
-GIVEN = (
-    {},
-    {"max_new_tokens": 4},
-    {"max_length": 7},
-    {"repetition_penalty": 1.0},
-    {"num_beams": 1},
-)
+GIVEN = [{}, {"max_new_tokens": 4}, {"max_length": 7}, {"repetition_penalty": 1.0}]
+GIVEN += [{"num_beams": 1}]
 
 
 @pytest.mark.live("torch", "transformers")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_generate_takes_what_transformers_takes(name, tmp_path):
-    import torch
     import transformers
 
     written(tmp_path, CONFIGS[name])
@@ -63,9 +57,7 @@ def test_generate_takes_what_transformers_takes(name, tmp_path):
     for given in GIVEN:
         if given == {"num_beams": 1} and name == "sequences":
             continue  # more sequences than beams: neither makes them
-        expected = theirs.generate(
-            torch.tensor(prompts), attention_mask=torch.ones(2, 3, dtype=torch.int64), **given
-        ).numpy()
+        expected = their_generation(theirs, prompts, **given).numpy()
         np.testing.assert_array_equal(ours.generate(prompts, **given), expected)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from models.references import small_model, to_transformers
+from models.references import small_model, their_generation, to_transformers
 
 from numgpt.generation import GenerateOutput, generate
 from numgpt.layers import softmax_forward
@@ -49,16 +49,13 @@ def test_of_a_sequence_that_has_ended_only_padding_is_possible():
 
 @pytest.mark.live("torch", "transformers")
 def test_scores_equal_transformers():
-    import torch
-
     model = small_model("default")
     theirs = to_transformers(model).eval()
     options = {"max_new_tokens": 6, "repetition_penalty": 1.4, "return_dict_in_generate": True}
     options |= {"output_scores": True, "output_logits": True, "eos_token_id": None}
     ours = model.generate([[1, 2], [3, 4]], **options | {"eos_token_id": []})
-    ids = torch.tensor([[1, 2], [3, 4]])
-    mask = torch.ones_like(ids)
-    expected = theirs.generate(ids, attention_mask=mask, do_sample=False, pad_token_id=0, **options)
+    given = {"do_sample": False, "pad_token_id": 0}
+    expected = their_generation(theirs, [[1, 2], [3, 4]], **given, **options)
     assert ours.sequences.tolist() == expected.sequences.tolist()
     for name in ("scores", "logits"):
         pairs = zip(getattr(ours, name), getattr(expected, name), strict=True)

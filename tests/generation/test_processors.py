@@ -2,17 +2,92 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
-from generation import processor_reference as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models.references import CONFIGS, small_model, to_transformers
+from models.references import CONFIGS, small_model, their_generation, to_transformers
 from support import GOLDENS, assert_close, clear_model
 
 from numgpt.generation import GenerationOptions, process_logits
 from numgpt.generation.processors import choose, kth_largest
 from numgpt.layers import softmax_forward
+
+VOCABULARY, END = 37, 36
+CASES: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "temperature": {"temperature": 0.7},
+    "hot": {"temperature": 2.5},
+    "top_k": {"top_k": 5},
+    "top_k one": {"top_k": 1},
+    "top_p": {"top_p": 0.8},
+    "top_p small": {"top_p": 0.05},
+    "min_p": {"min_p": 0.1},
+    "repetition_penalty": {"repetition_penalty": 1.3},
+    "repetition_reward": {"repetition_penalty": 0.6},
+    "bad_words_ids": {"bad_words_ids": [[3], [5, 6], [1, 2, 3], [END]]},
+    "no_repeat_ngram_size": {"no_repeat_ngram_size": 2},
+    "no_repeat_ngram_size one": {"no_repeat_ngram_size": 1},
+    "min_length": {"min_length": 9},
+    "min_length reached": {"min_length": 8},
+    "all": {
+        "temperature": 0.9,
+        "top_k": 20,
+        "top_p": 0.9,
+        "min_p": 0.02,
+        "repetition_penalty": 1.2,
+        "no_repeat_ngram_size": 2,
+        "bad_words_ids": [[4], [0, 1]],
+        "min_length": 12,
+    },
+}
+
+
+def inputs(name: str) -> tuple[np.ndarray, np.ndarray]:
+    """logits (3, V) and the ids (3, 8) before them, some of which end as a banned word begins."""
+    rng = np.random.default_rng(list(name.encode()))
+    ids = rng.integers(VOCABULARY, size=(3, 8))
+    ids[0, -1], ids[1, -2:] = 5, (1, 2)
+    ids[0, :2], ids[2, 3:] = (5, 9), (7, 8, 7, 8, 7)
+    return rng.normal(scale=3, size=(3, VOCABULARY)), ids
+
+
+def their_probabilities(logits: np.ndarray, ids: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+    """(n, V) of the next token, 0 where it can't be chosen: transformers' logits processors, in the
+    order in which its `generate` applies them."""
+    import torch
+    from transformers import LogitsProcessorList, generation
+
+    processors = LogitsProcessorList()
+    if "repetition_penalty" in options:
+        processors.append(
+            generation.RepetitionPenaltyLogitsProcessor(options["repetition_penalty"])
+        )
+    if options.get("no_repeat_ngram_size"):
+        processors.append(generation.NoRepeatNGramLogitsProcessor(options["no_repeat_ngram_size"]))
+    if "bad_words_ids" in options:
+        processors.append(
+            generation.NoBadWordsLogitsProcessor(options["bad_words_ids"], torch.tensor([END]))
+        )
+    if options.get("min_length"):
+        processors.append(generation.MinLengthLogitsProcessor(options["min_length"], END))
+    for name, warper in (
+        ("temperature", generation.TemperatureLogitsWarper),
+        ("top_k", generation.TopKLogitsWarper),
+        ("top_p", generation.TopPLogitsWarper),
+        ("min_p", generation.MinPLogitsWarper),
+    ):
+        if name in options and not (name == "top_p" and options[name] == 1.0):
+            processors.append(warper(options[name]))
+    scores = processors(torch.tensor(ids), torch.tensor(logits))
+    return torch.softmax(scores, dim=-1).numpy()
+
+
+def record() -> dict[str, np.ndarray]:
+    return {name: their_probabilities(*inputs(name), options) for name, options in CASES.items()}
+
 
 OPTIONS = st.fixed_dictionaries(
     {},
@@ -33,12 +108,12 @@ OPTIONS = st.fixed_dictionaries(
 
 def our_probabilities(logits, ids, options):
     options = GenerationOptions(do_sample=True, **({"top_k": None} | options))
-    return softmax_forward(process_logits(logits, ids, options, [reference.END]))[0]
+    return softmax_forward(process_logits(logits, ids, options, [END]))[0]
 
 
-@pytest.mark.parametrize("name", reference.CASES)
+@pytest.mark.parametrize("name", CASES)
 def test_probabilities_equal_recorded_transformers(name):
-    ours = our_probabilities(*reference.inputs(name), reference.CASES[name])
+    ours = our_probabilities(*inputs(name), CASES[name])
     with np.load(GOLDENS / "processors.npz") as goldens:
         assert_close(ours, goldens[name])
 
@@ -59,15 +134,13 @@ def test_probabilities_equal_transformers(options, seed, time):
     logits = rng.normal(scale=3, size=(3, 37))
     ids = rng.integers(37, size=(3, time))
     probabilities = our_probabilities(logits, ids, options)
-    assert_close(probabilities, reference.their_probabilities(logits, ids, options))
+    assert_close(probabilities, their_probabilities(logits, ids, options))
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-12)
 
 
 @pytest.mark.live("torch", "transformers")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_greedy_text_equals_transformers(name):
-    import torch
-
     model = small_model(name)
     theirs = to_transformers(model).eval()
     prompt = np.random.default_rng(1).integers(36, size=(3, 4))
@@ -79,35 +152,18 @@ def test_greedy_text_equals_transformers(name):
         {"no_repeat_ngram_size": 2},
     ):
         ours = model.generate(prompt, max_length=limit, eos_token_id=36, **options)
-        expected = theirs.generate(
-            torch.tensor(prompt),
-            attention_mask=torch.ones(3, 4, dtype=torch.long),
-            max_length=limit,
-            do_sample=False,
-            eos_token_id=36,
-            pad_token_id=36,
-            use_cache=True,
-            **options,
-        )
+        common = {"max_length": limit, "do_sample": False, "eos_token_id": 36, "pad_token_id": 36}
+        expected = their_generation(theirs, prompt, use_cache=True, **common, **options)
         assert ours.tolist() == expected.tolist()
 
 
 @pytest.mark.live("torch", "transformers")
 def test_left_padded_batches_equal_transformers():
-    import torch
-
     model = small_model("default")
     theirs = to_transformers(model).eval()
-    ids = torch.tensor([[0, 0, 5, 6], [1, 2, 3, 4]])
-    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
-    expected = theirs.generate(
-        ids,
-        attention_mask=mask,
-        max_new_tokens=8,
-        do_sample=False,
-        pad_token_id=0,
-        eos_token_id=None,
-    )
+    ids, mask = [[0, 0, 5, 6], [1, 2, 3, 4]], [[0, 0, 1, 1], [1, 1, 1, 1]]
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    expected = their_generation(theirs, ids, mask, **options)
     assert model.generate([[5, 6], [1, 2, 3, 4]], max_new_tokens=8).tolist() == expected.tolist()
 
 
@@ -149,8 +205,6 @@ def test_the_kth_largest_is_that_of_the_sorted_row(row, k):
 @pytest.mark.live("torch", "transformers")
 @pytest.mark.parametrize("penalty", [0.6, 1.8])
 def test_a_repetition_penalty_passes_over_padding_as_transformers_does(penalty):
-    import torch
-
     model = clear_model()
     theirs = to_transformers(model).eval()
     rng = np.random.default_rng(0)
@@ -158,21 +212,9 @@ def test_a_repetition_penalty_passes_over_padding_as_transformers_does(penalty):
         ids, mask = rng.integers(model.config.vocab_size, size=(3, 6)), np.ones((3, 6), int)
         for row, padding in ((1, 2), (2, 5)):
             ids[row, :padding], mask[row, :padding] = pad, 0
-        expected = theirs.generate(
-            torch.tensor(ids),
-            attention_mask=torch.tensor(mask),
-            max_new_tokens=6,
-            repetition_penalty=penalty,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=pad,
+        options = {"max_new_tokens": 6, "repetition_penalty": penalty, "pad_token_id": pad}
+        expected = their_generation(
+            theirs, ids, mask, do_sample=False, eos_token_id=None, **options
         )
-        ours = model.generate(
-            ids,
-            attention_mask=mask,
-            max_new_tokens=6,
-            repetition_penalty=penalty,
-            eos_token_id=[],
-            pad_token_id=pad,
-        )
+        ours = model.generate(ids, attention_mask=mask, eos_token_id=[], **options)
         np.testing.assert_array_equal(ours, expected.numpy())

@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from formats import gguf_writer  # noqa: E402
-from generation import beam_reference, processor_reference  # noqa: E402
+from generation import test_beam_search, test_processors  # noqa: E402
 from layers.cases import CASES, golden_inputs  # noqa: E402
 from models import references  # noqa: E402
 from objectives import test_objectives  # noqa: E402
@@ -37,8 +37,8 @@ if __name__ == "__main__":
     np.savez_compressed(HERE / "layers.npz", **record_layers())
     np.savez_compressed(HERE / "models.npz", **references.record())
     np.savez_compressed(HERE / "adamw.npz", **test_adamw.record())
-    np.savez_compressed(HERE / "processors.npz", **processor_reference.record())
-    np.savez_compressed(HERE / "beams.npz", **beam_reference.record())
+    np.savez_compressed(HERE / "processors.npz", **test_processors.record())
+    np.savez_compressed(HERE / "beams.npz", **test_beam_search.record())
     np.savez_compressed(HERE / "gguf.npz", **gguf_writer.record())
     np.savez_compressed(HERE / "objectives.npz", **test_objectives.record())
     for path in sorted(HERE.glob("*.npz")):

@@ -122,6 +122,14 @@ def their_logits(theirs, ids: np.ndarray) -> np.ndarray:
         return theirs.eval()(torch.tensor(ids)).logits.numpy()
 
 
+def their_generation(theirs, ids: np.ndarray, mask=None, **options):
+    import torch
+
+    ids = torch.tensor(ids)
+    mask = torch.ones_like(ids) if mask is None else torch.tensor(mask)
+    return theirs.generate(ids, attention_mask=mask, **options)
+
+
 def their_loss(theirs, ids: np.ndarray, targets: np.ndarray):
     import torch
 
