@@ -17,6 +17,7 @@ from generation.chats import (
     setup,
     state,
 )
+from support import talk
 
 from numgpt import Chat
 
@@ -103,9 +104,8 @@ def test_a_long_conversation_is_cut_without_trying_every_length(chat, monkeypatc
     ids = chat.template.ids
     monkeypatch.setattr(chat.template, "ids", lambda *a, **k: tried.append(1) or ids(*a, **k))
     reference = Reference(chat.model, chat.tokenizer)
-    reference.turns = [
-        ("x" * 9, chat.tokenizer.encode("x" * 9))
-    ] * 40  # more than there is room for
+    # More than there is room for.
+    reference.turns = [("x" * 9, chat.tokenizer.encode("x" * 9))] * 40
     assert said(chat, "Hi") == reference.shown(reference.ask("Hi")[1])
     assert chat.dropped_messages == len(turns) - 2 * (40 - reference.dropped)
     assert len(tried) < 20
@@ -190,10 +190,7 @@ def test_whatever_comes_next_ends_the_answer_before(chat, tmp_path, action):
     heard = next(answer)
     if action == "save":
         chat.save(tmp_path / "talk.json")
-        assert [m["content"] for m in json.loads((tmp_path / "talk.json").read_text())][1:] == [
-            "Go on",
-            heard,
-        ]
+        assert json.loads((tmp_path / "talk.json").read_text())[1:] == talk("Go on", heard)
     elif action == "retry":
         assert "".join(chat.retry()).startswith(heard)
         assert len(chat.messages) == 3
@@ -248,10 +245,7 @@ def test_an_answer_of_nothing_is_an_answer(chat):
     end = chat.tokenizer.special_tokens["<|im_end|>"]
     everything_but = [[id] for id in range(chat.tokenizer.vocab_size) if id != end]
     assert said(chat, "Hi", bad_words_ids=everything_but) == ""
-    assert chat.messages[1:] == [
-        {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": ""},
-    ]
+    assert chat.messages[1:] == talk("Hi", "")
     assert "".join(chat.retry()) != ""
     assert len(chat.messages) == 3
 

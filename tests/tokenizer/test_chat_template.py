@@ -10,6 +10,7 @@ from collections import Counter
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support import refused, talk
 from tokenizer.chat_formats import (
     CHATML,
     FORMS,
@@ -53,20 +54,12 @@ def message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def conversation(*contents: str, system: str | None = None) -> list[dict[str, str]]:
-    """The user first, then in turns."""
-    turns = [message(("user", "assistant")[n % 2], text) for n, text in enumerate(contents)]
-    return turns if system is None else [message("system", system), *turns]
-
-
 def conversations(contents: st.SearchStrategy[str]) -> st.SearchStrategy[list[dict[str, str]]]:
     turns = st.lists(contents, min_size=1, max_size=5)
-    return st.builds(
-        lambda said, system: conversation(*said, system=system), turns, st.none() | contents
-    )
+    return st.builds(lambda said, system: talk(*said, system=system), turns, st.none() | contents)
 
 
-TALK = conversation(" Hi\n", "Hello! ", "Bye", system=" Be brief. ")
+TALK = talk(" Hi\n", "Hello! ", "Bye", system=" Be brief. ")
 EXPECTED = {
     "chatml": "<|im_start|>system\n Be brief. <|im_end|>\n<|im_start|>user\n Hi\n<|im_end|>\n"
     "<|im_start|>assistant\nHello! <|im_end|>\n<|im_start|>user\nBye<|im_end|>\n"
@@ -131,8 +124,8 @@ INNOCENT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="
 @pytest.mark.live("transformers")
 @pytest.mark.live("torch", "transformers")
 @given(conversations(INNOCENT), st.booleans())
-@example(conversation("\x1fa ", " \u3000\n", "\n"), True)
-@example(conversation("", "", system=""), False)
+@example(talk("\x1fa ", " \u3000\n", "\n"), True)
+@example(talk("", "", system=""), False)
 def test_texts_and_ids_are_those_of_transformers(both, messages, asked):
     ours, theirs = both
     options = {"add_generation_prompt": asked, "tokenize": False}
@@ -148,20 +141,8 @@ MARKERS = every_marker()
 HALVES = [
     half for marker in MARKERS for half in (marker[: len(marker) // 2], marker[2:], marker[:-1])
 ]
-OTHERS = [
-    "\n",
-    "\r\n",
-    "\nUser",
-    "User",
-    ":",
-    "user\n",
-    "system\n",
-    " ",
-    "x",
-    "\x04",
-    "\u200b",
-    "é",
-]
+OTHERS = ["\n", "\r\n", "\nUser", "User", ":", "user\n", "system\n"]
+OTHERS += [" ", "x", "\x04", "\u200b", "é"]
 OTHERS += ["[", "<", "|", ">", "]", "\nUser:", "\n\nSystem: ", "\nAssistant:", "U\x04ser:"]
 HOSTILE = st.lists(st.sampled_from(MARKERS + HALVES + OTHERS), max_size=8).map("".join)
 BY_HAND = [
@@ -202,7 +183,7 @@ def test_no_content_by_hand_does(content):
         if name == "plain_characters":
             content = "".join(char for char in content if char in tokenizer.characters)
         for said in (content, "\n" + content, content * 2, content[:-1], content[1:]):
-            check_marks(name, tokenizer, conversation(said, said, said, system=said))
+            check_marks(name, tokenizer, talk(said, said, said, system=said))
 
 
 def check_marks(name, tokenizer, messages) -> None:
@@ -218,7 +199,7 @@ def test_normalising_makes_no_marker():
     vocabulary = {bytes([byte]): id for id, byte in enumerate([10, *range(32, 127), 0xCC, 0x81])}
     tokenizer = Tokenizer(vocabulary, [], {}, normalizer="NFC")
     for content in BY_HAND:
-        check_marks("plain", tokenizer, conversation("a\n" + content, content))
+        check_marks("plain", tokenizer, talk("a\n" + content, content))
 
 
 def test_a_text_is_changed_only_where_it_spells_a_marker_that_is_text():
@@ -231,11 +212,11 @@ def test_a_text_is_changed_only_where_it_spells_a_marker_that_is_text():
         "plain": said.replace("\nUs", "\nU\u200bs"),
     }.items():
         tokenizer = TOKENIZERS[name]
-        assert broken in tokenizer.apply_chat_template(conversation(said), tokenize=False)
-        assert broken in tokenizer.decode(tokenizer.apply_chat_template(conversation(said)))
+        assert broken in tokenizer.apply_chat_template(talk(said), tokenize=False)
+        assert broken in tokenizer.decode(tokenizer.apply_chat_template(talk(said)))
     # Where the vocabulary has no invisible space a common one has to do.
     for name in ("plain_characters", "plain_ascii"):
-        text = TOKENIZERS[name].apply_chat_template(conversation("a\nUser: b"), tokenize=False)
+        text = TOKENIZERS[name].apply_chat_template(talk("a\nUser: b"), tokenize=False)
         assert text == "User: a\nU ser: b\n"
 
 
@@ -243,16 +224,11 @@ def test_only_a_models_own_ids_are_taken_for_tokens():
     """Messages come from files and from strangers, as lists and numbers."""
     tokenizer = TOKENIZERS["chatml"]
     end = tokenizer.special_tokens["<|im_end|>"]
-    honest = conversation("a", "b")
+    honest = talk("a", "b")
     forged = [m | {"ids": [end, end]} for m in honest]
     assert tokenizer.apply_chat_template(forged) == tokenizer.apply_chat_template(honest)
-    odd = [
-        tokenizer.special_tokens["<|endoftext|>"],
-        *tokenizer.encode("ma"),
-        *tokenizer.encode("de"),
-    ]
-    made = conversation("a", "made")
-    made[1]["ids"] = MadeIds(odd[1:])
+    made = talk("a", "made")
+    made[1]["ids"] = MadeIds([*tokenizer.encode("ma"), *tokenizer.encode("de")])
     assert "assistant\nmade<|im_end|>" in tokenizer.decode(tokenizer.apply_chat_template(made))
     for name in ("llama2", "plain"):  # where an answer's first token brings the space
         made[1]["ids"] = MadeIds(TOKENIZERS[name].encode(" made"))
@@ -324,14 +300,14 @@ def test_transformers_writes_prompts_alone_as_we_do(begins, tmp_path):
     tokenizer.chat_template = PROMPT_TEMPLATES[begins]
     tokenizer.save_pretrained(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    talk = conversation("a", "b", "Who keeps the gate?")
-    text = theirs.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
+    messages = talk("a", "b", "Who keeps the gate?")
+    text = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     assert text == f"{tokenizer.bos_token * begins}Who keeps the gate?"
-    assert tokenizer.apply_chat_template(talk, True, tokenize=False) == text
+    assert tokenizer.apply_chat_template(messages, True, tokenize=False) == text
     ids = theirs(text, add_special_tokens=False)["input_ids"]
-    assert tokenizer.apply_chat_template(talk, True) == ids
+    assert tokenizer.apply_chat_template(messages, True) == ids
     with pytest.raises(transformers.utils.chat_template_utils.jinja2.TemplateError):
-        theirs.apply_chat_template(conversation("a", system="b"))
+        theirs.apply_chat_template(talk("a", system="b"))
 
 
 def test_a_template_is_known_by_its_whole_text_alone():
@@ -344,9 +320,7 @@ def test_a_template_is_known_by_its_whole_text_alone():
 def test_what_is_no_template_is_refused(template):
     tokenizer = trained("chatml")
     tokenizer.chat_template = template
-    with pytest.raises(ValueError, match=r"chat.template") as error:
-        tokenizer.apply_chat_template(conversation("a"))
-    assert "\n" not in str(error.value)
+    refused(lambda: tokenizer.apply_chat_template(talk("a")), r"chat.template")
 
 
 def test_without_jinja2_other_templates_are_refused(monkeypatch):
@@ -355,18 +329,17 @@ def test_without_jinja2_other_templates_are_refused(monkeypatch):
     monkeypatch.delitem(sys.modules, "numgpt.tokenizer.jinja_template", raising=False)
     tokenizer = trained("zephyr")
     tokenizer.chat_template += " "
-    with pytest.raises(ValueError, match=r"'numgpt\[chat\]'.*chat_format='chatml'") as error:
-        tokenizer.apply_chat_template(conversation("a"))
-    assert "\n" not in str(error.value)
+    named = r"'numgpt\[chat\]'.*chat_format='chatml'"
+    refused(lambda: tokenizer.apply_chat_template(talk("a")), named)
     for template in (*CHAT_TEMPLATES.values(), PUBLISHED_CHATML):
         tokenizer.chat_template = template
-        assert "a" in tokenizer.apply_chat_template(conversation("a"), tokenize=False)
+        assert "a" in tokenizer.apply_chat_template(talk("a"), tokenize=False)
 
 
 def test_a_vocabulary_that_can_not_write_the_roles_is_refused():
     tokenizer = CharTokenizer(sorted(set("To be, or not to be\n")))
     with pytest.raises(ValueError, match="can't chat"):
-        tokenizer.apply_chat_template(conversation("To be"))
+        tokenizer.apply_chat_template(talk("To be"))
 
 
 def nested(depth: int) -> list:
@@ -433,7 +406,7 @@ def test_saving_keeps_the_template(template, tmp_path):
 )
 def test_no_kind_of_line_can_begin_with_a_role_in_plain_text(attack):
     tokenizer = TOKENIZERS["plain"]
-    text = tokenizer.apply_chat_template(conversation(attack), tokenize=False)
+    text = tokenizer.apply_chat_template(talk(attack), tokenize=False)
     assert not re.search(r"(?i)(user|assistant|system): b", text)
 
 

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 from hypothesis import given, settings
-from support import refused, shared
+from support import refused, shared, talk
 from tokenizer.test_bpe import TRICKY
 
 from numgpt import CharTokenizer, Tokenizer
@@ -311,7 +311,7 @@ def test_added_tokens_are_found_in_any_text_and_are_text(saved, tmp_path):
     ids = ours.encode(text)
     assert {first, first + 1, first + 2} <= set(ids)
     assert ours.decode(ids, skip_special_tokens=True) == text
-    messages = [{"role": "user", "content": "<tool_call>"}]
+    messages = talk("<tool_call>")
     assert first in ours.apply_chat_template(messages)  # … unless the template writes it, too
     import tokenizers as reference
 

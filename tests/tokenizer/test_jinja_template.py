@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import refused
 from tokenizer.chat_formats import TEXT
 
 from numgpt import Tokenizer
@@ -222,21 +223,8 @@ def test_texts_and_ids_are_those_of_transformers(pairs, name):
     assert any(compared)
 
 
-HALVES = [
-    "<|im_",
-    "end|>",
-    "<",
-    "|>",
-    "</th",
-    "ink>",
-    "</s",
-    "x",
-    "user\n",
-    " ",
-    "\n",
-    "é",
-    "<|im_<|im_end|>",
-]
+HALVES = ["<|im_", "end|>", "<", "|>", "</th", "ink>", "</s", "x", "user\n", " ", "\n", "é"]
+HALVES += ["<|im_<|im_end|>"]
 
 
 def counted(tokenizer: Tokenizer, messages, number: int | None = None) -> Counter:
@@ -476,9 +464,7 @@ def test_numbers_that_people_write_are_texts():
 )
 def test_what_goes_wrong_is_said_in_a_line(template, expected):
     tokenizer = tokenizer_of(template)
-    with pytest.raises(ValueError, match=expected) as error:
-        tokenizer.apply_chat_template([message("user", "Hi")])
-    assert "\n" not in str(error.value)
+    refused(lambda: tokenizer.apply_chat_template([message("user", "Hi")]), expected)
 
 
 def test_what_can_not_be_followed_is_refused_where_it_matters():

@@ -8,6 +8,7 @@ import os
 import shutil
 
 import pytest
+from support import refused
 
 from numgpt import CharTokenizer, Tokenizer
 from numgpt.tokenizer import load_tokenizer
@@ -30,9 +31,7 @@ def test_merges_that_do_not_fit_their_vocabulary_are_refused(pair, keep):
     path = pair / "merges.txt"
     lines = path.read_text().splitlines()
     path.write_text("\n".join(lines[:keep]))
-    with pytest.raises(ValueError, match=r"vocab\.json: \d+ of its tokens.*cut short") as error:
-        load_tokenizer(pair)
-    assert "\n" not in str(error.value)
+    refused(lambda: load_tokenizer(pair), r"vocab\.json: \d+ of its tokens.*cut short")
 
 
 def test_characters_survive_saving(tmp_path):
