@@ -14,8 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from formats.hub_server import hub_of, with_hub
-from formats.wheel_server import MEMBER, NAME, WHEEL, index_of, tiny_gguf
+from formats.servers import MEMBER, NAME, WHEEL, hub_of, index_of, tiny_gguf, with_hub
 from models.references import small_model
 
 import numgpt

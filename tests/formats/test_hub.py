@@ -5,8 +5,7 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from formats.hub_server import hub_of, with_hub
-from formats.wheel_server import tiny_gguf
+from formats.servers import hub_of, tiny_gguf, with_hub
 from models.references import small_model
 
 from numgpt import CharTokenizer

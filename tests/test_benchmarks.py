@@ -1,12 +1,14 @@
-"""The desk of benchmarks/: its conversations, and the checker of what is answered there."""
+"""Of benchmarks/: the desk's conversations, and the checker of what is answered there; the study of
+induction heads, its task and heads that are induction heads."""
 
 from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
-from benchmarks import desk_data
+from benchmarks import desk_data, induction
 from benchmarks.desk_data import facts_right, has
 from numgpt.data.records import MESSAGES, read_records
 
@@ -112,3 +114,29 @@ def test_facts_right(name, answer, right):
 )
 def test_facts_are_whole_words_and_whole_numbers(fact, answer, there):
     assert has(fact, answer) == there
+
+
+# --- induction heads ---
+
+
+def test_only_what_can_be_known_is_wanted():
+    ids, targets = induction.repeating(np.random.default_rng(0), 20)
+    for row, wanted in zip(ids.tolist(), targets.tolist(), strict=True):
+        first = next(place for place, target in enumerate(wanted) if target != -100)
+        assert induction.SHORTEST <= first <= induction.CONTEXT // 2
+        assert -100 not in wanted[first:]
+        for place in range(first, induction.CONTEXT):
+            assert wanted[place] == row[place + 1 - first]
+
+
+@pytest.mark.slow
+def test_heads_develop_and_copying_ends_without_them():
+    history = []
+    model = induction.trained(report=lambda *values: history.append(values))
+    scores = history[-1][2]
+    heads = induction.of_kind(scores.induction)
+    assert heads
+    assert {layer for layer, _ in heads} == {1}
+    assert {layer for layer, _ in induction.of_kind(scores.previous_token)} == {0}
+    assert induction.copied(model, []) > 0.95
+    assert induction.copied(model, heads) < 0.2
