@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import subprocess
+import sys
 import tracemalloc
 import warnings
 from collections.abc import Iterator
@@ -98,6 +101,22 @@ def is_mapped(array: np.ndarray | None) -> bool:
             return True
         array = array.base
     return False
+
+
+def python(code: str, **environment: str) -> str:
+    """The output of a fresh interpreter."""
+    clean = {
+        k: v for k, v in os.environ.items() if not k.startswith(("OPENBLAS_", "OMP_", "NUMGPT_"))
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
 
 
 def examples(few: int, many: int) -> pytest.MarkDecorator:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import os
 import pickle
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import assert_close
+from support import assert_close, python
 
 from numgpt.runtime import fewer_bits, matmul, onednn, parallel_for, single_thread_if_small
 from numgpt.runtime.fewer_bits import (
@@ -208,17 +207,11 @@ def test_memory():
 
 def info(**environment) -> str:
     code = "from numgpt.runtime.onednn import find_onednn; print(find_onednn()[1])"
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    return python(code, **environment)
 
 
 def test_it_can_be_left_alone():
-    assert info(NUMGPT_ONEDNN="0") == "not used: NUMGPT_ONEDNN=0\n"
+    assert info(NUMGPT_ONEDNN="0") == "not used: NUMGPT_ONEDNN=0"
 
 
 def test_what_is_no_library_is_said(tmp_path):
@@ -240,10 +233,7 @@ def test_a_kind_that_multiplies_wrongly_is_not_used(kind, library, monkeypatch):
             "product",
             lambda kind, x, w, out, *s: (right(kind, x, w, out, *s), out.__iadd__(1)),
         ),
-        "the order": (
-            "pack",
-            lambda *args: np.roll(type(library).pack(library, *args), 1),
-        ),
+        "the order": ("pack", lambda *args: np.roll(type(library).pack(library, *args), 1)),
         "no order": ("pack", lambda *args: None),
         "an error": ("product", lambda *_: library._call("engine_create", None, 9, 9)),
     }
@@ -306,8 +296,7 @@ def test_it_is_found_once_and_in_a_piece_of_work_too():
         "[thread.start() for thread in threads]; [thread.join() for thread in threads]\n"
         "print(len(ids), kernels.OPENBLAS.get_num_threads())"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout == "1 1\n"
+    assert python(code) == "1 1"
 
 
 @needs_onednn
@@ -317,8 +306,7 @@ def test_openblas_keeps_to_one_thread():
         "onednn.find_onednn(); runtime.set_num_threads(2)\n"
         "print(kernels.OPENBLAS.get_num_threads(), runtime.num_threads())"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout == "1 2\n"
+    assert python(code) == "1 2"
 
 
 @needs_onednn
@@ -332,7 +320,4 @@ def test_a_forked_child_multiplies():
         "    os._exit(int(not (matmul(a, b) == 600).all()))\n"
         "print(os.waitpid(child, 0)[1])"
     )
-    told = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
-    assert told.stdout == "0\n"
+    assert python(code) == "0"

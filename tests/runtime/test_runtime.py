@@ -14,23 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import python
 
 import numgpt
 from numgpt import runtime
 from numgpt.runtime import blocks, products, scratch, threads
-
-
-def python(code: str, **environment: str) -> str:
-    """The output of a fresh interpreter."""
-    clean = {
-        k: v for k, v in os.environ.items() if not k.startswith(("OPENBLAS_", "OMP_", "NUMGPT_"))
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
-
 
 EXCEPT = "except Warning as warning: print(warning)"
 SHOW = "import numgpt; print(numgpt.runtime.kernels.describe())"
