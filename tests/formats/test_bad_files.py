@@ -484,10 +484,7 @@ FILES = [
     nanogpt(lambda c: c["model_args"].update(n_layer=0), "model_args: n_layer=0"),
     nanogpt(lambda c: c["model_args"].update(n_head="2"), "model_args: n_head='2'"),
     nanogpt(lambda c: c["model_args"].update(vocab_size=None), "model_args: vocab_size=None"),
-    nanogpt(
-        lambda c: c["model_args"].update(n_embd=np.ones(1, np.float32)),
-        "model_args: n_embd=",
-    ),
+    nanogpt(lambda c: c["model_args"].update(n_embd=np.ones(1, np.float32)), "model_args: n_embd="),
     nanogpt(lambda c: c["model_args"].pop("block_size"), "model_args lacks 'block_size'"),
     nanogpt(lambda c: c["model_args"].update(n_embd=1 << 60), r"wte\.weight' has shape"),
     nanogpt(lambda c: c.pop("model_args"), "no checkpoint of nanoGPT"),
@@ -501,10 +498,7 @@ FILES = [
         lambda c: c["model"].pop("transformer.h.1.mlp.c_fc.weight"),
         r"lack 'transformer\.h\.1\.mlp\.c_fc\.weight'",
     ),
-    nanogpt(
-        lambda c: c["model"].pop("transformer.ln_f.bias"),
-        r"lack 'transformer\.ln_f\.bias'",
-    ),
+    nanogpt(lambda c: c["model"].pop("transformer.ln_f.bias"), r"lack 'transformer\.ln_f\.bias'"),
     nanogpt(
         lambda c: c["model"].update(
             {"transformer.h.0.mlp.c_fc.weight": np.ones((16, 64), np.float32)}

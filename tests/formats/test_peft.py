@@ -65,7 +65,8 @@ def test_load_with_an_adapter_and_by_itself(tmp_path):
     base = small_model("default")
     base.save_pretrained(tmp_path / "base")
     numgpt.load("shakespeare")[1].save_pretrained(tmp_path / "base")
-    assert_raises_loading(tmp_path)
+    with pytest.raises(ValueError, match="belong together"):
+        numgpt.load(tmp_path / "base")
     model = numgpt.GPT.from_pretrained(tmp_path / "base")
     assert model.name_or_path == str(tmp_path / "base")
     model.add_adapter(LoRAConfig(r=2))
@@ -77,11 +78,6 @@ def test_load_with_an_adapter_and_by_itself(tmp_path):
         other.load_adapter(tmp_path / "adapter")
     ids, _ = batch(model.config, (2, 7))
     np.testing.assert_array_equal(other(ids), model(ids))
-
-
-def assert_raises_loading(tmp_path):
-    with pytest.raises(ValueError, match="belong together"):
-        numgpt.load(tmp_path / "base")
 
 
 def test_an_adapter_of_a_named_model(tmp_path):

@@ -16,7 +16,6 @@ from numgpt import Tokenizer
 from numgpt.formats import load_model, read_safetensors, write_safetensors
 
 WEIGHTS = "model.safetensors"
-HEADS = {"default": "lm_head.weight", "llama_tied": "lm_head.weight"}
 
 
 def tensors_of(directory) -> dict[str, np.ndarray]:

@@ -8,8 +8,9 @@ import re
 import numpy as np
 import pytest
 from models.references import small_model
+from models.test_lora import adapted
 
-from numgpt import LoRAConfig, insight
+from numgpt import insight
 from numgpt.layers import softmax_forward
 from numgpt.tokenizer import CharTokenizer
 
@@ -21,11 +22,7 @@ IDS = [3, 1, 4, 1, 5, 9, 2]
 def model(request):
     if request.param != "adapter":
         return small_model(request.param, dtype=np.float64)
-    model = small_model("default", dtype=np.float64)
-    adapter = model.add_adapter(LoRAConfig(r=2, target_modules="all-linear"), seed=1)
-    for array in adapter.parameters.values():
-        array += 0.3 * np.random.default_rng(2).normal(size=array.shape)
-    return model
+    return adapted("default", r=2)
 
 
 # --- the lens ---

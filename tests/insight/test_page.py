@@ -12,9 +12,10 @@ import zlib
 import numpy as np
 import pytest
 from models.references import small_model
+from models.test_lora import adapted
 
 import numgpt
-from numgpt import LoRAConfig, insight
+from numgpt import insight
 from numgpt.insight import contents, trace
 from numgpt.insight.formulas import FORMULAS
 from numgpt.insight.payload import encode
@@ -33,11 +34,8 @@ TEXT = "ROMEO:\nMy lord, the king, my lord, the sweet queen"
 
 @pytest.fixture(params=[*MODELS, "adapter"], scope="module")
 def traced(request):
-    model = small_model("default" if request.param == "adapter" else request.param, np.float64)
-    if request.param == "adapter":
-        adapter = model.add_adapter(LoRAConfig(r=2, target_modules="all-linear"), seed=1)
-        for array in adapter.parameters.values():
-            array += 0.3 * np.random.default_rng(2).normal(size=array.shape)
+    name = request.param
+    model = adapted("default", r=2) if name == "adapter" else small_model(name, np.float64)
     return trace.trace(model, IDS, 6, range(len(model.blocks)))
 
 
