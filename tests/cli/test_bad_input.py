@@ -3,11 +3,11 @@ begun, and options in the names of their flags."""
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 
 import pytest
+from support import write_lines
 
 from numgpt import cli
 from numgpt.training import TrainConfig, Trainer
@@ -124,7 +124,7 @@ def places(tmp_path_factory):
     lines = [
         {"prompt": f"What is {n}?", "completion": f" It is {n}, of course."} for n in range(12)
     ]
-    places["LINES"].write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_lines(places["LINES"], *lines)
     sizes = {"n_layer": 1, "n_head": 2, "n_embd": 8, "block_size": 16, "tokenizer": "char"}
     config = TrainConfig(data=str(places["TEXT"]), steps=1, warmup=0, sample_every=0, **sizes)
     Trainer.start(config, places["RUN"]).run()

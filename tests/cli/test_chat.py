@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -208,6 +209,16 @@ def test_json_is_json_whatever_the_encoding(models):
 # --- at a terminal ---
 
 
+@contextlib.contextmanager
+def talking(model, home, *flags: object, leave: str = "/quit\r"):
+    """A terminal with a chat at its first prompt, which ends well."""
+    with Terminal("chat", "--model", model, *flags, home=home) as terminal:
+        terminal.read_until("\n> ")
+        yield terminal
+        terminal.type(leave)
+        assert terminal.end() == 0
+
+
 @needs_terminal
 def test_talking_and_every_command(models, tmp_path):
     with Terminal("chat", "--model", models["a"], "--max-new-tokens=5", home=tmp_path) as terminal:
@@ -254,9 +265,8 @@ def test_talking_and_every_command(models, tmp_path):
 
 @needs_terminal
 def test_ctrl_c_stops_an_answer_and_ctrl_d_leaves(models, tmp_path):
-    flags = ("--model", models["endless"], "--max-new-tokens=50000")
-    with Terminal("chat", *flags, home=tmp_path) as terminal:
-        terminal.read_until("\n> ")
+    long = "--max-new-tokens=50000"
+    with talking(models["endless"], tmp_path, long, leave="\x04") as terminal:
         for number in range(2):
             terminal.enter(f"question {number}", until="ab")
             terminal.type("\x03")
@@ -270,9 +280,7 @@ def test_ctrl_c_stops_an_answer_and_ctrl_d_leaves(models, tmp_path):
         terminal.type("\x03")
         terminal.read_until("\n> ")
         assert "2 messages written" in terminal.enter("/save later.json")
-        terminal.type("\x04")
-        assert terminal.end() == 0
-        assert b"Traceback" not in terminal.seen
+    assert b"Traceback" not in terminal.seen
     messages = json.loads((tmp_path / "talk.json").read_text())
     assert [m["content"] for m in messages[::2]] == ["question 0", "question 1"]
     for message in messages[1::2]:
@@ -288,17 +296,13 @@ def test_what_was_typed_is_remembered_for_its_owner_alone(models, tmp_path):
     for others_may_read in (False, True):
         if others_may_read:
             history.chmod(0o644)
-        flags = ("--model", models["a"], "--max-new-tokens=2")
-        with Terminal("chat", *flags, home=history.parent) as terminal:
-            terminal.read_until("\n> ")
+        with talking(models["a"], history.parent, "--max-new-tokens=2") as terminal:
             if others_may_read:  # the line before the last session's /quit
                 terminal.type("\x10\x10")
                 terminal.read_until("remember me")
                 assert "\naa\n" + CUT_OFF + "> " in terminal.enter("")
             else:
                 terminal.enter("remember me")
-            terminal.type("/quit\r")
-            assert terminal.end() == 0
         assert history.stat().st_mode & 0o777 == 0o600
         assert "remember me" in history.read_text()
 
@@ -307,8 +311,7 @@ def test_what_was_typed_is_remembered_for_its_owner_alone(models, tmp_path):
 def test_nothing_that_is_said_gives_orders_to_the_terminal(models, tmp_path):
     evil = [{"role": "system", "content": "\x1b]0;evil\x07"}]
     (tmp_path / "evil.json").write_text(json.dumps(evil))
-    with Terminal("chat", "--model", models["control"], home=tmp_path) as terminal:
-        terminal.read_until("\n> ")
+    with talking(models["control"], tmp_path) as terminal:
         shown = terminal.enter("Hello") + terminal.enter("/load evil.json")
         shown += terminal.enter("/system") + terminal.enter("/load \x16\x1bx")
         assert "\ufffd" in shown
@@ -348,9 +351,8 @@ def test_pasted_lines_are_one_message(models, tmp_path):
 
 @needs_terminal
 def test_bursts_of_ctrl_c_end_nothing_but_an_answer(models, tmp_path):
-    flags = ("--model", models["endless"], "--max-new-tokens=50000")
-    with Terminal("chat", *flags, home=tmp_path) as terminal:
-        terminal.read_until("\n> ")
+    long = "--max-new-tokens=50000"
+    with talking(models["endless"], tmp_path, long, leave="\x04") as terminal:
         for number in range(3):
             terminal.enter(f"question {number}", until="ab")
             terminal.type("\x03" * 20)
@@ -364,15 +366,12 @@ def test_bursts_of_ctrl_c_end_nothing_but_an_answer(models, tmp_path):
         terminal.type("\r")
         terminal.read_until("> ")
         assert "6 messages written" in terminal.enter("/save talk.json")
-        terminal.type("\x04")
-        assert terminal.end() == 0
 
 
 @needs_terminal
 def test_sampling_is_changed_as_one_talks(models, tmp_path):
-    flags = ("--model", models["endless"], "--max-new-tokens=40", "--greedy")
-    with Terminal("chat", *flags, home=tmp_path) as terminal:
-        terminal.read_until("\n> ")
+    flags = ("--max-new-tokens=40", "--greedy")
+    with talking(models["endless"], tmp_path, *flags) as terminal:
         for line, answer in {
             "/temperature": "temperature 0.2 (of no effect: --greedy)",
             "/temperature 5": "temperature 5.0\n",
@@ -395,5 +394,3 @@ def test_sampling_is_changed_as_one_talks(models, tmp_path):
         assert first == again
         assert "a" in first
         assert "b" in first
-        terminal.type("/quit\r")
-        assert terminal.end() == 0
