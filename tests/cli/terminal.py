@@ -42,16 +42,14 @@ class Terminal:
 
         self.keyboard, screen = pty.openpty()
         settings = {"NUMGPT_HOME": str(home), "TERM": "dumb", "INPUTRC": os.devnull}
+        settings |= {"PYTHONUTF8": "1", "PYTHONPATH": os.getcwd()}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "numgpt", *map(str, arguments)],
             stdin=screen,
             stdout=screen,
             stderr=screen,
             cwd=home,
-            env=os.environ
-            | settings
-            | {"PYTHONUTF8": "1", "PYTHONPATH": os.getcwd()}
-            | environment,
+            env=os.environ | settings | environment,
             start_new_session=True,
             # Ctrl-C reaches those whose controlling terminal this is.
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),

@@ -9,7 +9,6 @@ import shlex
 import pytest
 from support import write_lines
 
-from numgpt import cli
 from numgpt.training import TrainConfig, Trainer
 
 TEXT = "To be, or not to be, that is the question.\n" * 80
@@ -132,13 +131,9 @@ def places(tmp_path_factory):
 
 
 @pytest.mark.parametrize("line", CASES, ids=lambda line: line if len(line) < 120 else line[:40])
-def test_bad_input_is_one_line(places, tmp_path, capsys, line):
-    words = [str(places.get(word, word)) for word in shlex.split(line)]
-    try:
-        status = cli.main([str(tmp_path / "new") if word == "NEW" else word for word in words])
-    except SystemExit as error:
-        status = error.code
-    out, err = capsys.readouterr()
+def test_bad_input_is_one_line(call, places, tmp_path, line):
+    there = places | {"NEW": tmp_path / "new"}
+    status, out, err = call(*(there.get(word, word) for word in shlex.split(line)))
     *notes, last = err.strip().splitlines()
     assert (status, out) == (2, "")
     assert all(note.startswith("numgpt: note: ") for note in notes[:-1])

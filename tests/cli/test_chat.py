@@ -15,7 +15,6 @@ import pytest
 from cli.terminal import ASCII, Terminal, write_model
 
 import numgpt
-from numgpt import cli
 
 needs_terminal = pytest.mark.skipif(os.name == "nt", reason="needs a pseudo-terminal")
 
@@ -56,13 +55,11 @@ def test_a_pipe_is_one_question_and_one_answer(models):
 
 
 def test_the_shipped_model_answers():
-    status, out, err = chat(
-        "shakespeare", "--max-new-tokens", 9, "--seed", 1, stdin="Wer ist \u2603?"
-    )
+    flags = ("--max-new-tokens", 9, "--seed", 1)
+    status, out, err = chat("shakespeare", *flags, stdin="Wer ist \u2603?")
     assert (status, err) == (0, CUT_OFF)
     assert out.strip()
-    again = chat("shakespeare", "--max-new-tokens", 9, "--seed", 1, stdin="Wer ist \u2603?")
-    assert again == (status, out, err)
+    assert chat("shakespeare", *flags, stdin="Wer ist \u2603?") == (status, out, err)
 
 
 @pytest.mark.parametrize(
@@ -102,24 +99,24 @@ BAD_FLAGS = [
 @pytest.mark.parametrize(("flags", "message"), BAD_FLAGS)
 @pytest.mark.parametrize("stdin", ["", "--json"])
 def test_wrong_flags_are_told_before_anybody_speaks(
-    models, capsys, monkeypatch, flags, message, stdin
+    call, models, monkeypatch, flags, message, stdin
 ):
     monkeypatch.setattr("sys.stdin", None)  # which would fail otherwise
-    flags = [str(models["mute"]) if flag == "MUTE" else flag for flag in flags]
-    model = [] if "--model" in flags else ["--model", str(models["a"])]
-    assert cli.main(["chat", *model, *flags, *stdin.split()]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("numgpt: error: ")
-    assert captured.err.count("\n") == 1
-    assert message in captured.err
+    flags = [models["mute"] if flag == "MUTE" else flag for flag in flags]
+    model = [] if "--model" in flags else ["--model", models["a"]]
+    status, out, err = call("chat", *model, *flags, *stdin.split())
+    assert (status, out) == (2, "")
+    assert err.startswith("numgpt: error: ")
+    assert err.count("\n") == 1
+    assert message in err
 
 
-def test_without_the_default_model_it_says_how_to_get_it(tmp_path, capsys, monkeypatch):
+def test_without_the_default_model_it_says_how_to_get_it(call, tmp_path, monkeypatch):
     monkeypatch.setenv("NUMGPT_HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["chat"]) == 2
-    assert "numgpt download smollm2" in capsys.readouterr().err
+    status, _, err = call("chat")
+    assert status == 2
+    assert "numgpt download smollm2" in err
 
 
 # --- for scripts ---
@@ -192,17 +189,12 @@ def test_a_bad_line_is_answered_with_an_error_and_the_conversation_goes_on(model
 
 def test_json_is_json_whatever_the_encoding(models):
     line = json.dumps({"content": "\u2603"}) + "\n"
-    status, out, _ = chat(
-        "shakespeare",
-        "--json",
-        "--max-new-tokens=9",
-        stdin=line,
-        PYTHONUTF8="0",
-        PYTHONIOENCODING="ascii",
-    )
+    ascii_alone = {"PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    flags = ("--json", "--max-new-tokens=9")
+    status, out, _ = chat("shakespeare", *flags, stdin=line, **ascii_alone)
     assert status == 0
     assert "content" in json.loads(out)
-    _, out, _ = chat(models["a"], "--json", stdin=line, PYTHONUTF8="0", PYTHONIOENCODING="ascii")
+    _, out, _ = chat(models["a"], "--json", stdin=line, **ascii_alone)
     assert "'\u2603'" in json.loads(out)["error"]
 
 

@@ -52,17 +52,9 @@ def test_what_ends_is_scored_by_its_length(tiny, penalty):
             if end not in made[:-1] and (made[-1] == end or length == 3):
                 scores[made] = logp_of(tiny, prompt, made) / length**penalty
     best = sorted(scores, key=scores.get, reverse=True)[:2]
-    found = search(
-        tiny,
-        prompt,
-        num_beams=200,
-        num_return_sequences=2,
-        early_stopping="never",
-        length_penalty=penalty,
-        max_new_tokens=3,
-        eos_token_id=end,
-        pad_token_id=0,
-    )
+    options = {"num_beams": 200, "num_return_sequences": 2, "early_stopping": "never"}
+    options |= {"max_new_tokens": 3, "eos_token_id": end, "pad_token_id": 0}
+    found = search(tiny, prompt, length_penalty=penalty, **options)
     for row, made in zip(found.sequences.tolist(), best, strict=True):
         assert tuple(row[2 : 2 + len(made)]) == made
         assert not any(row[2 + len(made) :])  # padding

@@ -102,15 +102,8 @@ def test_the_end_of_text_token_ends_a_sequence(small_model):
 
 
 def test_sequences_that_ended_are_filled_up(small_model):
-    out = small_model.generate(
-        [1],
-        max_new_tokens=25,
-        do_sample=True,
-        num_return_sequences=6,
-        eos_token_id=7,
-        pad_token_id=3,
-        seed=1,
-    )
+    options = {"max_new_tokens": 25, "do_sample": True, "num_return_sequences": 6, "seed": 1}
+    out = small_model.generate([1], eos_token_id=7, pad_token_id=3, **options)
     ended = [row.tolist() for row in out if 7 in row[1:-1]]
     assert ended  # otherwise the seed shows nothing
     for row in ended:
@@ -149,10 +142,9 @@ def test_each_sequence_by_itself_has_no_padding(small_model):
 
 
 def test_a_prompt_that_fills_the_context_comes_back(small_model):
+    options = {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 5}
     with pytest.warns(LengthWarning):
-        out = small_model.generate(
-            list(range(32)), do_sample=True, num_return_sequences=3, max_new_tokens=5
-        )
+        out = small_model.generate(list(range(32)), **options)
     assert out.tolist() == [list(range(32))] * 3
 
 
@@ -162,10 +154,8 @@ def test_an_end_of_text_token_that_the_vocabulary_lacks_ends_nothing(small_model
     assert small_model.generate([1, 2], min_new_tokens=3).tolist() == expected
     assert small_model.generate([[1, 2], [3]]).shape == (2, 22)
     small_model.config.eos_token_id = [50256, expected[0][5]]
-    assert (
-        small_model.generate([1, 2]).tolist()[0]
-        == expected[0][: expected[0].index(expected[0][5], 2) + 1]
-    )
+    whole = expected[0]
+    assert small_model.generate([1, 2]).tolist() == [whole[: whole.index(whole[5], 2) + 1]]
 
 
 @pytest.mark.parametrize("temperature", [1e-30, 1e-45, 1e-300])

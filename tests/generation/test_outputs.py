@@ -84,10 +84,8 @@ def test_processors_of_a_callers_own():
     # What samples comes after them: of two tokens that are possible, top_k=1 leaves the likelier.
     options = {"do_sample": True, "top_k": 1, "logits_processor": [only_even], "seed": 1}
     sampled = model.generate([1, 2], max_new_tokens=3, **options)
-    assert (
-        sampled.tolist()
-        == model.generate([1, 2], max_new_tokens=3, logits_processor=[only_even]).tolist()
-    )
+    likeliest = model.generate([1, 2], max_new_tokens=3, logits_processor=[only_even])
+    assert sampled.tolist() == likeliest.tolist()
 
 
 def test_no_ngram_twice():

@@ -32,17 +32,10 @@ CASES: dict[str, dict[str, Any]] = {
     "no_repeat_ngram_size one": {"no_repeat_ngram_size": 1},
     "min_length": {"min_length": 9},
     "min_length reached": {"min_length": 8},
-    "all": {
-        "temperature": 0.9,
-        "top_k": 20,
-        "top_p": 0.9,
-        "min_p": 0.02,
-        "repetition_penalty": 1.2,
-        "no_repeat_ngram_size": 2,
-        "bad_words_ids": [[4], [0, 1]],
-        "min_length": 12,
-    },
 }
+CASES["all"] = {"temperature": 0.9, "top_k": 20, "top_p": 0.9, "min_p": 0.02}
+CASES["all"] |= {"repetition_penalty": 1.2, "no_repeat_ngram_size": 2}
+CASES["all"] |= {"bad_words_ids": [[4], [0, 1]], "min_length": 12}
 
 
 def inputs(name: str) -> tuple[np.ndarray, np.ndarray]:
