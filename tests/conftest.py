@@ -1,7 +1,5 @@
 """Fixtures and settings for all tests."""
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import io

@@ -1,8 +1,6 @@
 """What the tests share: tolerances that follow from the dtype, and the files that only some
 machines have."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Calls that cannot be, each with what is said of it: a line that names the value and the mend."""
 
-from __future__ import annotations
-
 import math
 import re
 

@@ -1,8 +1,6 @@
 """Of benchmarks/: the desk's conversations, and the checker of what is answered there; the study of
 induction heads, its task and heads that are induction heads."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

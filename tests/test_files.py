@@ -1,7 +1,5 @@
 """Whole files or none, one by one and several together; what is left behind, and what is not."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

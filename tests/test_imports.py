@@ -1,7 +1,5 @@
 """Imports go down: what a package may know of the others, read from the source."""
 
-from __future__ import annotations
-
 import ast
 from pathlib import Path
 

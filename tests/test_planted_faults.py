@@ -4,8 +4,6 @@ Each is a piece of the source that is changed in a copy of the package; the test
 must then fail. It is the tests that are tested here.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

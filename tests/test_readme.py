@@ -1,7 +1,5 @@
 """The README's blocks do what they say: Python is run, and shell too, on models of a tiny size."""
 
-from __future__ import annotations
-
 import functools
 import json
 import re

@@ -4,8 +4,6 @@ what it says.
 `numgpt download smollm2` fetches it (98 MB); without it these tests are skipped.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

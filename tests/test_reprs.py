@@ -1,7 +1,5 @@
 """What things say of themselves in a notebook: a line, with the sizes that tell what they are."""
 
-from __future__ import annotations
-
 import pytest
 
 from numgpt import GPT, AdamW, CharTokenizer, Chat, GPTConfig, KVCache, Llama, LlamaConfig, load

@@ -3,8 +3,6 @@
 The tests draw a few hundred. For more, from the checkout: python tests/campaigns/damage.py 5000
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

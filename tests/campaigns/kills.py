@@ -3,8 +3,6 @@
 The tests try each point of short runs. `kill_at` works by forking, and needs POSIX.
 """
 
-from __future__ import annotations
-
 import builtins
 import io
 import os

@@ -1,7 +1,5 @@
 """Damage and kills, as many as are quick.  For more: damage.py beside this file, and -m slow."""
 
-from __future__ import annotations
-
 import errno
 import functools
 import os

@@ -1,8 +1,6 @@
 """Command lines that cannot be, each with what is said of it: one line, exit status 2, nothing
 begun, and options in the names of their flags."""
 
-from __future__ import annotations
-
 import os
 import shlex
 

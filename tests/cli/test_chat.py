@@ -1,7 +1,5 @@
 """numgpt chat from a pipe, for scripts, and with a person at a terminal."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

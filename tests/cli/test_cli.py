@@ -1,7 +1,5 @@
 """The command line as a person meets it: output, errors, exit status, pipes."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

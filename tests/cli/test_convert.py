@@ -1,7 +1,5 @@
 """numgpt convert: the same model in another directory, or nothing at all."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,7 +1,5 @@
 """numgpt lessons."""
 
-from __future__ import annotations
-
 from numgpt.lessons.course import LESSONS
 from numgpt.lessons.notebooks import write_notebooks
 

@@ -1,7 +1,5 @@
 """Closed descriptors, early interrupts, absurd variables: a line or nothing, never a traceback."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

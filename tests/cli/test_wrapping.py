@@ -1,7 +1,5 @@
 """Words on a terminal: broken between, not within, as they come."""
 
-from __future__ import annotations
-
 import random
 
 import pytest

@@ -1,7 +1,5 @@
 """Examples: what is learnt of them, how they are cut, kept on disk and put into batches."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import unittest.mock

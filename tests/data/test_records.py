@@ -1,7 +1,5 @@
 """JSON lines with the keys that people have: found, read, told apart; what is wrong is named."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

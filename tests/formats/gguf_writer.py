@@ -1,8 +1,6 @@
 """Writes GGUF from the description of the format, and models as llama.cpp's converter lays them
 out, for the tests, good and bad."""
 
-from __future__ import annotations
-
 import math
 import struct
 

@@ -1,8 +1,6 @@
 """A hub and a package index of the tests' own, on this machine; in the index's one wheel is a
 model."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib

@@ -1,8 +1,6 @@
 """Writes models as other projects release them, from the descriptions of their formats, for the
 tests, good and bad."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

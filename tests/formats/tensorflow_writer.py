@@ -1,7 +1,5 @@
 """Writes TensorFlow's bundles from the description of the format, for the tests, good and bad."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 

@@ -1,8 +1,6 @@
 """Files of models that are not as they should be, each with what is said of it: one line that
 names the file and what is wrong in it, at once and without the memory that its numbers claim."""
 
-from __future__ import annotations
-
 import json
 import pickle
 

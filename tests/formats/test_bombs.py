@@ -1,7 +1,5 @@
 """Small files that ask for more than anybody waits for, or say more than anybody reads."""
 
-from __future__ import annotations
-
 import io
 import json
 import pickle

@@ -1,7 +1,5 @@
 """Files of models with pieces of bytes changed: each works, or is refused in one line."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import pickle

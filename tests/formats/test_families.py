@@ -1,7 +1,5 @@
 """A family that the project does not have is added as its README says, and then all of it works."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """GGUF as a container: both ways with the gguf package, and files that contradict themselves."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

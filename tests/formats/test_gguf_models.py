@@ -1,7 +1,5 @@
 """Whole models in GGUF as llama.cpp lays them out: weights, sizes, tokenizer, chat template."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

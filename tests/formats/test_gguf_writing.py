@@ -1,7 +1,5 @@
 """GGUF out: what was written is read again, by numgpt and by the gguf package."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 

@@ -1,7 +1,5 @@
 """Models by hub id, from a hub of the test's own on this machine."""
 
-from __future__ import annotations
-
 import subprocess
 
 import pytest

@@ -1,8 +1,6 @@
 """Model directories: both ways with transformers, both styles of config.json, mapped memory,
 shards, and what is refused."""
 
-from __future__ import annotations
-
 import json
 import sys
 

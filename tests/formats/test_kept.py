@@ -1,7 +1,5 @@
 """Models that were saved in fewer bits: mapped when they are loaded so, and the same numbers."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

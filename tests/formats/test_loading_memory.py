@@ -1,8 +1,6 @@
 """Weights are mapped in their file, or read from it: loading takes the memory of the parameters,
 and that of one tensor more, not twice the model."""
 
-from __future__ import annotations
-
 import gc
 import os
 import tracemalloc

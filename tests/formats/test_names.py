@@ -1,7 +1,5 @@
 """Where models are looked for, and where numgpt keeps its own."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

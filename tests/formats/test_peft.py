@@ -1,7 +1,5 @@
 """Adapters in PEFT's files: saved, loaded, refused where they do not fit; against PEFT itself."""
 
-from __future__ import annotations
-
 import json
 import warnings
 

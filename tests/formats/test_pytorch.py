@@ -4,8 +4,6 @@ The writer below makes both kinds of files without PyTorch, and PyTorch reads th
 installed; so what is proved with it holds for torch.save's own files.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import pickle

@@ -1,7 +1,5 @@
 """Quantised types: bit for bit the gguf package's weights, into any target."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 

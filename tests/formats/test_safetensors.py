@@ -1,7 +1,5 @@
 """safetensors: round trips, equality with the reference library, damaged and hostile files."""
 
-from __future__ import annotations
-
 import json
 import os
 

@@ -1,7 +1,5 @@
 """Models as other projects release them: the same parameters and tokens as were written."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pickle

@@ -1,7 +1,5 @@
 """TensorFlow's bundles: round trips, equality with TensorFlow, damaged and hostile files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

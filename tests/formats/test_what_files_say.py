@@ -1,7 +1,5 @@
 """What a file says of its weights is what is computed, or is refused or told by name."""
 
-from __future__ import annotations
-
 import warnings
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Small models that chat, and what they ought to say: the whole conversation computed anew."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Sequences that decode together: each is what it is alone, whoever comes and goes beside it."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from generation.chats import count_positions

@@ -1,7 +1,5 @@
 """Beam search: against transformers, and against all continuations that there are."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 

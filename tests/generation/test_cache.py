@@ -1,7 +1,5 @@
 """The KV cache between calls: what it holds is not computed again, and nothing else changes."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from generation.chats import CONTEXT, count_positions, random_model

@@ -1,8 +1,6 @@
 """Conversations: every answer is the one that the whole conversation, computed anew, would get,
 whatever was kept, dropped, broken off or made again."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """What a chat refuses, in one line, and then is as it was."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,8 +1,6 @@
 """What ends an answer: stop strings, never shown however the tokens cut them, and loops, but no
 mere repetition."""
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Generation: cache, decoding loop, reproducibility, batches, what ends a sequence, errors."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given, settings

@@ -1,7 +1,5 @@
 """generation_config.json: what it says is generated where nothing is given; and it is kept."""
 
-from __future__ import annotations
-
 import json
 import re
 

@@ -1,7 +1,5 @@
 """Scores, logits and processors of a caller's own; how probable given continuations are."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from models.references import small_model, their_generation, to_transformers

@@ -1,7 +1,5 @@
 """Logits processors and greedy decoding against transformers."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What generate does beyond one context, and what padding must not do."""
 
-from __future__ import annotations
-
 import warnings
 
 import numpy as np

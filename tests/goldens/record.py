@@ -4,8 +4,6 @@ Writes the .npz files beside this one. Inputs are drawn from fixed seeds, here a
 that only the answers are stored.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

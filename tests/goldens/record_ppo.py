@@ -8,8 +8,6 @@ its loop has at each backward is taken from its frame, with the derivative of it
 log-probabilities and the values.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 from pathlib import Path

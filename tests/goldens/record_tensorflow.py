@@ -4,8 +4,6 @@ Writes tensorflow/one_shard, named and shaped as OpenAI's GPT-2, and tensorflow/
 all dtypes and a tensor of strings; beside each, its arrays as .npz.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

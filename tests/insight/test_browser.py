@@ -1,8 +1,6 @@
 """The page in a real browser: every view, by mouse and by keyboard, and its numbers against
 NumPy's."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

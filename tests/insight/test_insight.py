@@ -1,7 +1,5 @@
 """Lens, attribution, heads, patching and saliency: sums that must hold, and finite differences."""
 
-from __future__ import annotations
-
 import html
 import re
 

@@ -1,8 +1,6 @@
 """The page: its formulas hold with the numbers beside them, it carries them whole, and wrong input
 is one line."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re

@@ -1,7 +1,5 @@
 """The same numbers from TransformerLens and captum, around the same random models."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from models.references import small_model, to_transformers

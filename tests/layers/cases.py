@@ -5,8 +5,6 @@ derivatives. A case's `ours` and `theirs` map arrays by name to results by name:
 for each gradient, for the loss Σ y · dy.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 """The layers as somebody tries them out: without arrays for the gradients, with leading axes, with
 what they don't take, and under `gradcheck`."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from support import assert_close

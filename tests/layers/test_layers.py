@@ -1,8 +1,6 @@
 """Every layer, forward and backward: PyTorch's answers, recorded and live; numerical
 derivatives."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given, settings

@@ -1,8 +1,6 @@
 """What the common cases leave out: dropout, masks, scale, extreme logits, and work cut into many
 blocks."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from layers.cases import CASES, golden_inputs

@@ -1,8 +1,6 @@
 """Every exercise: the solution is right, what stands there at first is not, and each typical
 mistake gets its hint."""
 
-from __future__ import annotations
-
 import linecache
 import sys
 

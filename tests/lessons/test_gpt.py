@@ -1,7 +1,5 @@
 """The screen that holds all of GPT computes what numgpt.GPT does."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

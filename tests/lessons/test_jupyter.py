@@ -1,7 +1,5 @@
 """A notebook in a browser's Jupyter, by mouse and keyboard, without the network."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import socket

@@ -1,7 +1,5 @@
 """Lessons run, become notebooks, and never take the place of what a learner has written."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

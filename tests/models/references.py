@@ -1,8 +1,6 @@
 """transformers' GPT2LMHeadModel and LlamaForCausalLM on our weights: logits, loss, gradients, and
 a short training run."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Copies and pickles are whole and independent: a copied model trains, and only itself."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 

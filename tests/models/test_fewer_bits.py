@@ -1,7 +1,5 @@
 """Models whose matrices are kept in fewer bits: what they compute, what they refuse, adapters."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 

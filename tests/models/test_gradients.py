@@ -1,7 +1,5 @@
 """Gradients: whatever the weights of targets, however a batch is cut, of what trains alone."""
 
-from __future__ import annotations
-
 import copy
 import subprocess
 import sys

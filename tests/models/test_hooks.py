@@ -1,7 +1,5 @@
 """Hooks: what they see, what a replacement does, forward and backward."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from models.references import batch, small_model

@@ -1,7 +1,5 @@
 """The KV cache: slots of unequal lengths, sequences that join and leave, each as if alone."""
 
-from __future__ import annotations
-
 import warnings
 
 import numpy as np

@@ -1,7 +1,5 @@
 """LoRA on models: what trains, what stays, merging, several adapters."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 

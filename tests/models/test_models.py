@@ -1,7 +1,5 @@
 """Whole models against transformers: logits, loss, every gradient, a training run."""
 
-from __future__ import annotations
-
 import fnmatch
 
 import numpy as np

@@ -1,7 +1,5 @@
 """How models are written: blocks that fit on a screen, backward as the mirror of forward."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import re

@@ -1,7 +1,5 @@
 """Activations, their gradients and the effect of replacing them, against TransformerLens."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from models.references import batch, small_model, to_transformers

@@ -1,7 +1,5 @@
 """Every objective with its options: inputs, what differentiates, and the formula in PyTorch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

@@ -1,8 +1,6 @@
 """Every objective: numerical derivatives, autograd on the formula, and that cutting changes
 nothing."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from objectives.cases import CASES

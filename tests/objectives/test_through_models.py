@@ -1,7 +1,5 @@
 """Objectives through a model: the gradient by all parameters, however the step is cut."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from models.references import small_model

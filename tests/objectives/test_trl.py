@@ -1,7 +1,5 @@
 """trl's own losses, gradients and steps on tiny models, beside ours on the same batches."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 

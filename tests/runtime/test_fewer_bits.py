@@ -1,7 +1,5 @@
 """Weights in fewer bits, with oneDNN and without; what oneDNN is used for, and when it is not."""
 
-from __future__ import annotations
-
 import copy
 import os
 import pickle

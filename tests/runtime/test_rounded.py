@@ -1,7 +1,5 @@
 """Products in bfloat16 for training: exact of what was rounded, and each array rounded once."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from models.references import batch, small_model, to_transformers

@@ -1,8 +1,6 @@
 """The machine's room: kernels are chosen early and politely, memory is used again, threads change
 no result."""
 
-from __future__ import annotations
-
 import functools
 import os
 import platform

@@ -1,7 +1,5 @@
 """Tokenizers of every chat format, small, with templates as published models have them."""
 
-from __future__ import annotations
-
 from numgpt import CharTokenizer, Tokenizer
 from numgpt.tokenizer import BaseTokenizer
 

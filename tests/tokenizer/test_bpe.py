@@ -1,7 +1,5 @@
 """Byte-level BPE against tiktoken, on real text, on any Unicode, and where it could be slow."""
 
-from __future__ import annotations
-
 import sys
 import time
 from itertools import pairwise

@@ -1,8 +1,6 @@
 """Conversations as tokens: what transformers makes of the template, and nothing that people type
 can mark a role."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections import Counter

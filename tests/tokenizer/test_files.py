@@ -1,8 +1,6 @@
 """Tokenizer files: every layout is read and written, and Hugging Face reads ours, with equal
 ids."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

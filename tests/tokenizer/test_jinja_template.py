@@ -1,8 +1,6 @@
 """Chat templates that are programs: rendered as transformers renders them, and nobody but the
 template marks a turn."""
 
-from __future__ import annotations
-
 import json
 import re
 import warnings

@@ -1,8 +1,6 @@
 """What tokenizers' files say beside the vocabulary: older layouts, flags, tokens with a part; what
 transformers makes of the same files is what we do."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

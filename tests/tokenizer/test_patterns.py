@@ -1,7 +1,5 @@
 """Every known pattern: cut, encoded, saved and loaded as Hugging Face's tokenizers do it."""
 
-from __future__ import annotations
-
 import json
 import sys
 import unicodedata

@@ -1,7 +1,5 @@
 """Tokenizer files: another library reads them alike, what does not fit is refused."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

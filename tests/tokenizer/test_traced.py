@@ -1,7 +1,5 @@
 """Texts that know who wrote them: what str makes of them, and each character from where it was."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

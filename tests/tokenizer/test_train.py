@@ -1,7 +1,5 @@
 """Learning a vocabulary: equal to Hugging Face's trainer, and to the algorithm's definition."""
 
-from __future__ import annotations
-
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path

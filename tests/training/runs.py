@@ -1,7 +1,5 @@
 """What tests of runs share: their logs, runs that are interrupted, steps that are cut."""
 
-from __future__ import annotations
-
 import json
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """AdamW against torch.optim.AdamW, recorded and live; clipping; the schedule."""
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 

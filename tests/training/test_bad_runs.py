@@ -1,7 +1,5 @@
 """Runs that can't go on, or begin, each with what is said of it: one line, and nothing changed."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -1,7 +1,5 @@
 """What a run finds in its directory and leaves there: nothing that is somebody's is lost."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import json

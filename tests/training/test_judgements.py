@@ -1,7 +1,5 @@
 """KTO as a run: judged completions, what they are compared with, and what is logged."""
 
-from __future__ import annotations
-
 import json
 from functools import partial
 

@@ -1,7 +1,5 @@
 """DPO as a run: pairs, their reference, what is logged, and a run that goes on bit for bit."""
 
-from __future__ import annotations
-
 import io
 import math
 from functools import partial

@@ -1,7 +1,5 @@
 """A reward model: its head and gradients, a run that learns to rank, its files, its accuracy."""
 
-from __future__ import annotations
-
 import random
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Policies that learn from what they wrote themselves: rollouts, rewards, GRPO and PPO as runs."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

@@ -1,7 +1,5 @@
 """Steps: totals of all batches first, then their gradients, whatever the task; memory; records."""
 
-from __future__ import annotations
-
 import gc
 import tracemalloc
 

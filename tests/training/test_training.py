@@ -1,7 +1,5 @@
 """Training: it learns, resumes bit for bit, survives kills, and refuses early what would fail."""
 
-from __future__ import annotations
-
 import errno
 import math
 import random

@@ -1,7 +1,5 @@
 """Supervised tuning: the training loop on examples, by an adapter or by the whole model."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import math
