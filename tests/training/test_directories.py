@@ -610,7 +610,7 @@ def test_a_start_reads_nothing_back(text, tmp_path, monkeypatch):
     counted(formats, "load_tokenizer")
     counted(formats.loading, "read_model")
     counted(pretraining, "encode_corpus")
-    counted(corpus, "_sha256")
+    counted(corpus, "sha256")
     counted(loop, "load_checkpoint")
     trainer = start(text, tmp_path / "run", init_from=str(tmp_path / "base"), steps=4)
     assert counts == {"load": 1, "read_model": 1, "encode_corpus": 1}
