@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -38,6 +37,8 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
 
 def sha256(path: Path) -> str:
     """Of a file of any size."""
+    import hashlib  # loads OpenSSL, which nothing else at the start needs
+
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while part := file.read(1 << 20):
