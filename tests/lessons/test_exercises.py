@@ -2,6 +2,7 @@
 mistake gets its hint."""
 
 import linecache
+import re
 import sys
 
 import numpy as np
@@ -197,6 +198,10 @@ def _changed(number, change):
     return lambda *arguments: change(EXERCISES[number].solution(*arguments))
 
 
+def _doubled(gradients, name):
+    return gradients | {name: 2 * gradients[name]}
+
+
 ELSEWHERE = {
     "a name too many": (
         "6.3",
@@ -219,10 +224,10 @@ ELSEWHERE = {
         _changed("3.3", lambda result: (1.5 + result[0], result[1])),
         "loss is not right yet: it is ",
     ),
-    "digits enough to differ": (
-        "8.2",
-        _changed("8.2", lambda p: p + np.eye(len(p))[1] * 1e-6),
-        "p is not right yet: 5 of 6 numbers are right; it is 0.0",
+    "one of several names": (
+        "6.3",
+        _changed("6.3", lambda result: (result[0], _doubled(result[1], "h.0.ln_2.bias"))),
+        "the dictionary of gradients is not right yet: 'h.0.ln_2.bias' is 2 times the right one",
     ),
     "the sign of a number": (
         "3.3",
@@ -237,7 +242,7 @@ ELSEWHERE = {
     "a list too short": (
         "3.5",
         _changed("3.5", lambda result: (result[0], result[1][:1])),
-        "the list of gradients has 1 element, expected 2",
+        "the list of gradients has 1 element, expected 2, with batches with 2 elements.",
     ),
     "a generator": (
         "3.5",
@@ -271,6 +276,15 @@ def test_what_fits_no_mistake_is_described_elsewhere(name):
     text = verdict(exercise, function).text
     assert text.startswith(f"✗ {number} {exercise.name}: {message}"), text
     assert "Hint" not in text
+
+
+def test_two_numbers_that_are_nearly_alike_are_shown_with_the_digits_that_differ():
+    text = verdict(
+        EXERCISES["8.2"], _changed("8.2", lambda p: p * (1 + 3e-7 * (p == p.max())))
+    ).text
+    said, wanted = re.search(r"it is (\S+) at \[\d\], expected (\S+), with", text).groups()
+    assert said != wanted
+    assert float(said) == pytest.approx(float(wanted), rel=1e-6)
 
 
 def test_the_line_that_raises_is_the_learners(monkeypatch):
