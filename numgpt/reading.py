@@ -47,11 +47,12 @@ def sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def about(place: object) -> Iterator[None]:
-    """What is wrong within gets the name of the file, or of its part, in front."""
+def about(place: object, kind: type[ValueError] = ValueError) -> Iterator[None]:
+    """What is wrong within, by errors of this kind, gets the name of the file, or of its part, in
+    front."""
     try:
         yield
-    except ValueError as error:
+    except kind as error:
         raise ValueError(f"{place}: {str(error).removeprefix(f'{place}: ')}") from None
 
 

@@ -67,7 +67,7 @@ def register(subparsers: Any) -> None:
             "kto",
             KTOConfig,
             _end_of_preferences,
-            "judgements: make good answers likelier, bad ones less likely, without pairs of them",
+            "judgements: make good answers likelier, and bad ones less likely, without pairs",
             "numgpt tune kto --model smollm2 --data judged.jsonl --out runs/judged\n"
             "numgpt tune kto --resume runs/judged --steps 400",
             '{"prompt": "…", "completion": "…", "label": true}  of texts, or of lists of messages',

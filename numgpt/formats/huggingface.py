@@ -21,6 +21,7 @@ from numgpt.formats.source import Source, WeightMapping, is_finite
 from numgpt.formats.tensors import StoredTensor
 from numgpt.messages import quoted, shown
 from numgpt.models.language_model import LanguageModel
+from numgpt.options import OptionError
 from numgpt.reading import about, naming, read_json_object
 from numgpt.tokenizer import load_tokenizer
 
@@ -80,7 +81,7 @@ def open_directory(directory: Path, named: Path | None = None) -> Source:
         config.validate()
     tensors = [pair for file in _weight_files(directory, named) for pair in _read(file)]
     if is_kept:
-        with about(f"{path}: quantization_config"):
+        with about(f"{path}: quantization_config", OptionError):
             tensors = read_kept(tensors, quantised, family, config)
     return Source(
         directory,

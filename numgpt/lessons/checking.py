@@ -319,8 +319,9 @@ def _described(given: np.ndarray, right: np.ndarray) -> Iterator[str]:
     finite = np.isfinite(right)
     scale = np.vdot(right[finite], right[finite])
     factor = float(np.vdot(given[finite], right[finite]) / scale) if scale > 0 else 0.0
-    if right.size > 1 and abs(factor) > 1e-9 and _equal(given, factor * right):
-        whole = max(factor, 1 / factor)
+    differs = abs(factor) > 1e-9 and abs(factor - 1) > 1e-3
+    if right.size > 1 and differs and _equal(given, factor * right):
+        whole = max(abs(factor), 1 / abs(factor))
         simple = abs(whole - round(whole)) < 1e-6
         guess = "a sum for a mean, or a factor forgotten?" if simple else "which factor is it?"
         yield f"is {factor:.6g} times the right one: {guess}"

@@ -36,8 +36,14 @@ def check(function: Callable[..., Any], number: str | None = None) -> None:
 def _as_given(exercise: Exercise, function: Callable[..., Any]) -> bool:
     """Whether it is still the code whose fault is to be found."""
     codes = [getattr(one, "__code__", None) for one in (function, exercise.given)]
-    facts = [(c.co_code, c.co_names, c.co_consts) if c else None for c in codes]
-    return facts[0] == facts[1]
+    return None not in codes and _facts(codes[0]) == _facts(codes[1])
+
+
+def _facts(code: Any) -> Any:
+    """What a code does, wherever it stands: that of its own functions, too."""
+    if not isinstance(code, CodeType):
+        return code
+    return code.co_code, code.co_names, [*map(_facts, code.co_consts)]
 
 
 def _because_of_another(exercise: Exercise, function: Callable[..., Any]) -> str:

@@ -154,6 +154,14 @@ DIFFERENCES = {
     ),
     "sign": (lambda dy, cache: (-dy @ cache[1].T, 0, 0), "dx has the wrong sign"),
     "factor": (lambda dy, cache: (dy @ cache[1].T / 4, 0, 0), "dx is 0.25 times the right one"),
+    "twice, and the other way": (
+        lambda dy, cache: (-2 * dy @ cache[1].T, 0, 0),
+        "dx is -2 times the right one: a sum for a mean, or a factor forgotten?",
+    ),
+    "nearly right": (
+        lambda dy, cache: (1.00001 * dy @ cache[1].T, 0, 0),
+        "dx is not right yet: 0 of 12 numbers are right; it is ",
+    ),
     "other factor": (
         lambda dy, cache: (0.9 * dy @ cache[1].T, 0, 0),
         "dx is 0.9 times the right one: which factor is it?",
@@ -300,7 +308,20 @@ def test_what_differs_most_is_shown():
     assert "dx is not right yet: 10 of 12 numbers are right; it is 7 at [2, 0], expected " in text
 
 
-def test_code_whose_fault_is_to_be_found_gets_no_hint_before_it_was_changed(capsys):
+@pytest.mark.parametrize("number", ["1.5", "2.5", "3.5", "4.3", "7.4", "9.3", "10.5"])
+def test_code_whose_fault_is_to_be_found_gets_no_hint_before_it_was_changed(number, capsys):
+    """… as it stands in a notebook's cell, below a comment of the learner's."""
+    exercise = EXERCISES[number]
+    namespace = definitions(exercise.lesson).copy()
+    cell = compile(f"# mine\n{exercise.cell.stub}", "<cell>", "exec", dont_inherit=True)
+    exec(cell, namespace)
+    check(namespace[exercise.name])
+    said = capsys.readouterr().out
+    assert said.startswith(f"✗ {number} ")
+    assert "Hint" not in said
+
+
+def test_code_that_was_changed_gets_its_hint(capsys):
     exercise = EXERCISES["4.3"]
     check(exercise.compiled(exercise.cell.stub))
     assert "dweight is 0.5 times the right one" in (said := capsys.readouterr().out)
