@@ -102,9 +102,12 @@ def is_mapped(array: np.ndarray | None) -> bool:
 
 
 def python(code: str, **environment: str) -> str:
-    """The output of a fresh interpreter."""
+    """The output of a fresh interpreter, which knows no settings but where oneDNN is."""
+    settings = ("OPENBLAS_", "OMP_", "NUMGPT_")
     clean = {
-        k: v for k, v in os.environ.items() if not k.startswith(("OPENBLAS_", "OMP_", "NUMGPT_"))
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(settings) or name == "NUMGPT_ONEDNN"
     }
     result = subprocess.run(
         [sys.executable, "-c", code],

@@ -26,6 +26,7 @@ def pair(tmp_path):
 
 @pytest.mark.parametrize("keep", [0, 1, 5])
 def test_merges_that_do_not_fit_their_vocabulary_are_refused(pair, keep):
+    assert list(load_tokenizer(pair).special_tokens) == ["<|endoftext|>"]
     path = pair / "merges.txt"
     lines = path.read_text().splitlines()
     path.write_text("\n".join(lines[:keep]))
