@@ -13,6 +13,7 @@ import numpy as np
 
 from numgpt.lessons import script
 from numgpt.lessons.checking import Exercise, verdict
+from numgpt.lessons.course import LESSONS
 from numgpt.lessons.exercises import EXERCISES
 from numgpt.messages import one_line, shown
 
@@ -144,7 +145,9 @@ def _numbered(number: object) -> Exercise:
         return EXERCISES[str(number)]
     lesson = str(number).partition(".")[0]
     of_lesson = [f"{e.number} {e.name}" for e in EXERCISES.values() if str(e.lesson) == lesson]
-    there = f"lesson {lesson} has {', '.join(of_lesson)}" if of_lesson else "lessons are 1 to 12"
+    there = f"lessons are 1 to {len(LESSONS)}"
+    if of_lesson:
+        there = f"lesson {lesson} has {', '.join(of_lesson)}"
     raise ValueError(f"there is no exercise {shown(number)}: {there}")
 
 
