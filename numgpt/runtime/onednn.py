@@ -1,20 +1,20 @@
 """oneDNN's matrix products, where it is installed: of fewer bits, and float32's beside them.
 
-NumPy multiplies float32 and float64. oneDNN, the library below PyTorch and CTranslate2, multiplies
-bfloat16 and int8 too, where the CPU has instructions for them. Two things of it are called here:
+It is the library below PyTorch and CTranslate2. Two things of it are called here:
 
     its gemms       a @ b of float32, or of bfloat16, as they lie in memory; float32 out
-    a primitive     x Wᵀ of x (N, I) and W (O, I) in fewer bits, made for these sizes; float32 out
+    a primitive     x Wᵀ of x (N, I) and W (O, I), made for these sizes; float32 out: for W in fewer
+                    bits, and for few rows of float32, for which a gemm copies W first
 
 Packed. With v numbers in 32 bits (2 of bfloat16, 4 of int8), W lies as (O/64, I/16v, 16, 64, v): an
 instruction takes v inputs of 16 outputs, and a product walks through W once, so that sixteen rows
 take hardly longer than one. That of int8, vpdpbusd, multiplies an unsigned x by a signed W: x comes
 as x + 128, and `shift` takes 128 Σ_i W_oi off.
 
-Threads. oneDNN's, OpenMP's, spin while they wait, as OpenBLAS's do, and on two cores push these
-aside: products by both in turn took up to twenty times as long. So where oneDNN is used, OpenBLAS
-is held to one thread, and large products of float32, but for a single row, are oneDNN's
-(products.py). In numgpt's own threads, and in a forked child, a product keeps to its thread.
+Threads. oneDNN's, OpenMP's, spin while they wait, as OpenBLAS's do: on two cores, products by both
+in turn took up to twenty times as long. So where oneDNN is used, OpenBLAS is held to one thread,
+and large products of float32, but for a single row, are oneDNN's (products.py). In numgpt's own
+threads, and in a forked child, a product keeps to its thread.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ DISTRIBUTION = "onednn-cpu-gomp"  # what the extra installs
 SETTINGS = {"GOMP_SPINCOUNT": "20000", "ONEDNN_VERBOSE": "none"}
 INPUTS, OUTPUTS = 16, 64  # of a block of packed weights
 CODES = {"float32": 3, "bfloat16": 2, "int8": 5, "uint8": 6}  # dnnl_types.h of all oneDNN 3
-CPU, IN_ORDER, AS_IT_LIKES, BY_OUTPUT = 1, 1, 1, 1 << 1
-WEIGHTS_LIE, COUNT, SIZES = 131, 263, 264  # what is asked; the last two of blocks
+CPU, IN_ORDER, AS_IT_LIKES, BY_OUTPUT, WEIGHTS_LIE, BLOCKS = 1, 1, 1, 1 << 1, 131, 264
 ARGUMENTS = 1, 17, (WEIGHTS := 33), 4096 | WEIGHTS, 41  # source, target, W, scales, shift
-GEMMS = {"float32": "sgemm", "uint16": "gemm_bf16bf16f32"}  # which no manual has: on trial
-OF_X = {"bfloat16": "bfloat16", "int8": "uint8"}  # by the kind of W
+GEMMS = {np.dtype("f4"): "sgemm", np.dtype("u2"): "gemm_bf16bf16f32"}  # in no manual: on trial
+OF_X = {"float32": "float32", "bfloat16": "bfloat16", "int8": "uint8"}  # by the kind of W
+FEW_ROWS = {b"N": range(4, 33), b"T": range(4, 129)}  # by how b lies
 
 
 class _Argument(ctypes.Structure):
@@ -79,10 +79,11 @@ class OneDNN:
         self._process = os.getpid()
         self._engine = self._make("engine_create", CPU, ctypes.c_size_t(0))
         self._stream = self._make("stream_create", self._engine, IN_ORDER)
-        a, out = np.arange(21, dtype=np.float32).reshape(3, 7), np.empty((3, 3), np.float32)
-        for b in (a.T, np.ascontiguousarray(a.T)):
-            if not self.gemm(a, b, out) or not np.array_equal(out, a @ b):
-                raise RuntimeError("it gave a wrong product in its trial")
+        for a in (np.arange(7 * n, dtype=np.float32).reshape(n, 7) for n in (3, 8)):
+            for b in (a.T, np.ascontiguousarray(a.T)):
+                out = np.empty((len(a), len(a)), np.float32)
+                if not self.gemm(a, b, out) or not np.array_equal(out, a @ b):
+                    raise RuntimeError("it gave a wrong product in its trial")
 
     def gemm(self, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> bool:
         """out = a @ b in float32, of float32 or bfloat16 (uint16); False: one lies in no order."""
@@ -90,18 +91,22 @@ class OneDNN:
             return self.gemm(b.T, a.T, out.T)
         of_a, of_b, of_out = _lies(a), _lies(b), _lies(out)
         fits = a.shape[1] == len(b) and out.shape == (len(a), b.shape[1])
-        fits &= a.dtype == b.dtype and a.dtype.name in GEMMS and out.dtype == np.float32
+        fits &= a.dtype == b.dtype and a.dtype in GEMMS and out.dtype == np.float32
         if not (fits and of_a and of_b and of_out and of_out[0] == b"N"):
             return False  # NumPy does it, or says what is wrong
+        side, place, step = of_b
+        few = self.version > "3" and a.dtype == np.float32 and len(a) in FEW_ROWS[side]
+        if few and a.flags.c_contiguous and out.flags.c_contiguous:
+            self.product("float32", a, (place,), out, (step, 1) if side == b"N" else (1, step))
+            return True
         self._choose_threads()
-        sizes = of_a[0], of_b[0], *out.shape, a.shape[1]
-        self._call(GEMMS[a.dtype.name], *sizes, 1.0, *of_a[1:], *of_b[1:], 0.0, *of_out[1:])
+        sizes = of_a[0], side, *out.shape, a.shape[1]
+        self._call(GEMMS[a.dtype], *sizes, 1.0, *of_a[1:], place, step, 0.0, *of_out[1:])
         return True
 
     def round(self, x: np.ndarray, out: np.ndarray) -> None:
         """x, float32 in C order -> out, bfloat16 as uint16; what is below 2⁻¹²⁶ becomes 0."""
-        exact, rounded = (self._array(kind, x.size) for kind in ("float32", "bfloat16"))
-        self._reorder(exact, x, rounded, out)
+        self._reorder(self._array("float32", x.size), x, self._array("bfloat16", x.size), out)
 
     def pack(self, kind: str, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
         """W (O, I) of a kind, in C order -> packed, of this shape; None where it is not to be."""
@@ -126,35 +131,33 @@ class OneDNN:
         described = self._described(kind, 1, width, outputs, likes)
         order = _Object(self.library.dnnl_primitive_desc_query_md(described, WEIGHTS_LIE, 0))
         order.of = described
-        sizes, count = ctypes.POINTER(ctypes.c_int64)(), ctypes.c_int()
-        self._call("memory_desc_query", order, COUNT, ctypes.byref(count))
-        self._call("memory_desc_query", order, SIZES, ctypes.byref(sizes))
+        blocks = ctypes.POINTER(ctypes.c_int64)()
+        self._call("memory_desc_query", order, BLOCKS, ctypes.byref(blocks))
         together = {"bfloat16": 2, "int8": 4}[kind]
         area = (width + -width % (INPUTS * together)) * (outputs + -outputs % OUTPUTS)
         fits = self.library.dnnl_memory_desc_get_size(order) == area * 4 // together
-        return order if fits and sizes[: count.value] == [INPUTS, OUTPUTS, together] else None
+        return order if fits and blocks[:3] == [INPUTS, OUTPUTS, together] else None
 
-    def product(self, kind: str, x: np.ndarray, weights: tuple[int, ...], out: np.ndarray) -> None:
-        """out = x Wᵀ of bfloat16, (x Wᵀ) · scales + shift of int8, with x unsigned.  x (N, I), out
-        (N, O), in C order; `weights`: where packed W, scales and shift (O,), in float32, lie."""
-        key = threading.get_ident(), self._choose_threads(), kind, *x.shape, out.shape[1], weights
-        primitive, memories, arguments = self._product(*key)
+    def product(self, kind: str, x: np.ndarray, w: Any, out: np.ndarray, steps: Any = None) -> None:
+        """out = x Wᵀ, of int8 (x Wᵀ) · scales + shift with x unsigned.  x (N, I), out (N, O), in C
+        order; `w`: where W, scales and shift (O,), in float32, lie. W is packed, or each input and
+        each output is so many `steps` from the next."""
+        thread, sizes = (threading.get_ident(), self._choose_threads()), (*x.shape, out.shape[1])
+        primitive, memories, arguments = self._product(*thread, kind, sizes, w, steps)
         self.library.dnnl_memory_set_data_handle(memories[0], address(x))
         self.library.dnnl_memory_set_data_handle(memories[1], address(out))
         self._call("primitive_execute", primitive, self._stream, len(memories), arguments)
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019
-    def _product(
-        self, thread: int, threads: int, kind: str, n: int, i: int, o: int, weights: tuple[int, ...]
-    ) -> tuple:
+    def _product(self, thread: int, threads: int, kind: str, sizes: Any, w: Any, steps: Any) -> Any:
         """A primitive, and its arguments: each thread has its own, as they say where arrays lie."""
-        order = self.order(kind, o, i)
+        n, i, o = sizes
+        order = self._array(kind, i, o, strides=steps) if steps else self.order(kind, o, i)
         self._set_threads(threads)
         primitive = self._make("primitive_create", self._described(kind, n, i, o, order))
         lies = [self._array(OF_X[kind], n, i), self._array("float32", n, o), order]
         lies += [self._array("float32", o), self._array("float32", 1, o)]
-        memories = list(map(self._memory, lies, (None, None, *weights)))
-        return primitive, memories, _arguments(memories)
+        return primitive, *self._arguments(lies, (None, None, *w))
 
     def _described(self, kind: str, n: int, i: int, o: int, order: Any) -> _Object:
         """The product of x (N, I) and Wᵀ (I, O), with W in an order."""
@@ -169,23 +172,25 @@ class OneDNN:
 
     def _array(self, kind: str, *shape: int, strides: Any = ()) -> _Object:
         """In C order, or with strides; None: in the order that the library likes."""
-        numbers = ctypes.c_int64 * len(shape)
-        what = len(shape), numbers(*shape), CODES[kind]
-        if strides is None:
-            return self._make("memory_desc_create_with_tag", *what, AS_IT_LIKES)
-        steps = numbers(*strides or (*shape[1:], 1))
-        return self._make("memory_desc_create_with_strides", *what, steps)
+        numbers, by = ctypes.c_int64 * len(shape), "tag" if strides is None else "strides"
+        order = AS_IT_LIKES if strides is None else numbers(*strides or (*shape[1:], 1))
+        what = len(shape), numbers(*shape), CODES[kind], order
+        return self._make(f"memory_desc_create_with_{by}", *what)
 
-    def _memory(self, lies: Any, place: int | None = None) -> _Object:
-        return self._make("memory_create", lies, self._engine, ctypes.c_void_p(place))
+    def _arguments(self, lies: list, places: tuple[int | None, ...]) -> tuple[list[_Object], Any]:
+        """Of a primitive, by how and where arrays lie."""
+        of = list(zip(lies, map(ctypes.c_void_p, places), strict=False))
+        memories = [self._make("memory_create", how, self._engine, place) for how, place in of]
+        pairs = zip(ARGUMENTS, (memory.value for memory in memories), strict=False)
+        return memories, (_Argument * len(memories))(*(_Argument(*pair) for pair in pairs))
 
     def _reorder(self, lies: Any, source: np.ndarray, to: Any, target: np.ndarray) -> None:
         self._choose_threads()
         how = lies, self._engine, to, self._engine, None
         described = self._make("reorder_primitive_desc_create", *how)
-        memories = [self._memory(lies, address(source)), self._memory(to, address(target))]
+        memories, arguments = self._arguments([lies, to], (address(source), address(target)))
         reorder = self._make("primitive_create", described), self._stream
-        self._call("primitive_execute", *reorder, 2, _arguments(memories))
+        self._call("primitive_execute", *reorder, len(memories), arguments)
 
     def _make(self, name: str, *arguments: Any) -> _Object:
         made, (what, _) = _Object(), name.removeprefix("matmul_").split("_create")
@@ -201,11 +206,6 @@ class OneDNN:
         alone = in_a_piece() or blas_is_single_threaded() or os.getpid() != self._process
         self._set_threads(count := 1 if alone else num_threads())
         return count
-
-
-def _arguments(memories: list[_Object]) -> Any:
-    pairs = [_Argument(*pair) for pair in zip(ARGUMENTS, (m.value for m in memories), strict=False)]
-    return (_Argument * len(pairs))(*pairs)
 
 
 def _lies(matrix: np.ndarray) -> tuple[bytes, int, int] | None:

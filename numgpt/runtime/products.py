@@ -13,8 +13,10 @@ long with NumPy 2.4 and its OpenBLAS 0.3.31, 1.6 to 1.04 times with NumPy 2.5 an
 
 Where oneDNN is installed, it makes the large products of float32 (onednn.py says why it has to be
 all of them): of GPT-2 124M on two cores of Zen 5 in 0.5 to 0.75 of the time for 2 to 64 rows, the
-same for a thousand. A single row alone is OpenBLAS's, which streams weights as fast and is called
-with less ado.
+same for a thousand. Its gemm copies weights, too; for some numbers of rows (FEW_ROWS there) it has
+a product that does not, which takes 0.7 to 0.9 of the gemm's time on two cores of Zen 4, and for 16
+rows by weights that lie in columns, as a Llama's, 0.45. A single row alone is OpenBLAS's, which
+streams weights as fast and is called with less ado.
 """
 
 from __future__ import annotations

@@ -273,6 +273,32 @@ def test_large_products_of_float32_are_onednns(rows, transposed, monkeypatch):
 
 
 @needs_onednn
+@pytest.mark.parametrize(
+    ("rows", "in_columns", "copied"),
+    [
+        (3, False, True),
+        (4, False, False),
+        (32, False, False),
+        (33, False, True),
+        (3, True, True),
+        (4, True, False),
+        (128, True, False),
+        (129, True, True),
+    ],
+)
+def test_few_rows_of_float32_meet_weights_as_they_lie(rows, in_columns, copied, monkeypatch):
+    asked = []
+    real = LIBRARY.product
+    monkeypatch.setattr(LIBRARY, "product", lambda *given: asked.append(1) or real(*given))
+    a, b = matrix(rows, 300), matrix(300, 900)[:, 100:700]
+    b = matrix(900, 400)[100:700, :300].T if in_columns else b  # of a wider one, both
+    for _ in range(2):
+        assert_close(matmul(a, b), (a.astype(np.float64) @ b).astype(np.float32))
+        b *= -3  # other weights in the same memory
+    assert len(asked) == (0 if copied else 2)
+
+
+@needs_onednn
 def test_shapes_that_do_not_fit_are_refused_as_numpy_does():
     for a, b in (((600, 500), (600, 700)), ((600, 700), (600, 600))):
         with pytest.raises(ValueError, match="mismatch"):
