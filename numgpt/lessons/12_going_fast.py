@@ -216,10 +216,10 @@ wide = rng.normal(size=(2048, 3072)).astype(np.float32)
 q, k, v = rng.normal(size=(3, 1, 8, 512, 64)).astype(np.float32)
 for threads in sorted({1, every}):
     numgpt.set_num_threads(threads)
-    product = 1e3 * seconds(lambda: a @ b)
+    product = 1e3 * seconds(lambda: numgpt.runtime.matmul(a, b))
     rows = 1e3 * seconds(lambda: numgpt.layers.gelu_tanh_forward(wide))
     heads = 1e3 * seconds(lambda: numgpt.layers.attention_forward(q, k, v))
-    print(f"{threads} threads: product {product:.1f} ms, rows {rows:.1f} ms, heads {heads:.1f} ms")
+    print(f"threads {threads}: product {product:.1f} ms, rows {rows:.1f} ms, heads {heads:.1f} ms")
 numgpt.set_num_threads(every)
 
 # %% [markdown]

@@ -23,7 +23,7 @@ LESSONS = (
     Lesson(7, "Training a model that writes", "train, and read what the curves say", 15, "6"),
     Lesson(8, "Sampling and the KV cache", "make a model write, and write fast", 15, "5"),
     Lesson(9, "Real weights: what Llama changes", "read any open model's page", 20, "6"),
-    Lesson(10, "From continuing to answering", "derive and run LoRA, DPO, GRPO", 30, "3, 7"),
+    Lesson(10, "From continuing to answering", "derive and run LoRA, DPO, GRPO", 20, "3, 7"),
     Lesson(11, "Looking inside", "find out what a model does, and test it", 20, "5, 6"),
     Lesson(12, "Going fast", "count, measure, and make NumPy keep up", 15, "5, 6"),
 )

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from numgpt import objectives
 from numgpt.lessons import check, figure, solution, yours
 from numgpt.lessons.checking import Exercise, Mistake, verdict
 from numgpt.lessons.course import LESSONS
@@ -33,6 +34,23 @@ def test_the_solution_is_right(exercise):
         True,
         f"✓ {exercise.number} {exercise.name} is right.",
     )
+
+
+def test_lesson_10_is_what_numgpt_does():
+    rng = np.random.default_rng(0)
+    of_lesson = definitions(10)
+    logps = rng.normal(size=(4, 6)) - 5
+    loss, by_chosen, by_rejected = of_lesson["dpo"](*logps, beta=0.3)
+    theirs, derivatives, _ = objectives.dpo(*logps, beta=0.3)
+    np.testing.assert_allclose(loss, theirs, rtol=1e-12)
+    np.testing.assert_allclose((by_chosen, by_rejected), derivatives, rtol=1e-12)
+    rewards, (logp, old) = rng.normal(size=8), 0.3 * rng.normal(size=(2, 8, 3)) - 2
+    advantages = of_lesson["advantages_of_groups"](rewards, 4)
+    np.testing.assert_allclose(advantages, objectives.group_advantages(rewards, 4), rtol=1e-12)
+    loss, dlogp = of_lesson["policy_loss"](logp, old, advantages[:, None])
+    theirs, derivatives, _ = objectives.grpo(logp, old, advantages, np.ones((8, 3), bool))
+    np.testing.assert_allclose(loss / 24, theirs, rtol=1e-12)
+    np.testing.assert_allclose(dlogp / 24, derivatives, rtol=1e-12)
 
 
 @ALL

@@ -36,7 +36,7 @@ def _ratios(rng):
     advantages = np.array([1.0, 1, 1, 1, -1, -1, -1])
     return [
         (logp, 0 * logp, advantages),
-        (rng.normal(size=6), rng.normal(size=6), rng.normal(size=6), 0.1),
+        (*rng.normal(size=(3, 2, 3)), 0.1),
     ]
 
 
@@ -127,8 +127,8 @@ EXERCISES = (
                 "the reference is forgotten: what counts is how each has changed against it.",
             ),
             Mistake(
-                "np.log1p(np.exp(-z)).mean()",
-                "np.log1p(np.exp(-z)).sum()",
+                "np.logaddexp(0, -z).mean()",
+                "np.logaddexp(0, -z).sum()",
                 "off by a factor of B: the mean over pairs is asked for.",
             ),
             Mistake(
