@@ -295,7 +295,7 @@ def test_few_rows_of_float32_meet_weights_as_they_lie(rows, in_columns, copied, 
     for _ in range(2):
         assert_close(matmul(a, b), (a.astype(np.float64) @ b).astype(np.float32))
         b *= -3  # other weights in the same memory
-    assert len(asked) == (0 if copied else 2)
+    assert len(asked) == (0 if copied or LIBRARY.version < "3" else 2)  # oneDNN 2 has other ones
 
 
 @needs_onednn
