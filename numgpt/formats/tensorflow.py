@@ -24,7 +24,6 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -121,11 +120,8 @@ def read_bundle(prefix: str | os.PathLike) -> dict[str, ChecksummedTensor]:
         if key != b"":
             raise _RefusedError("holds no bundle header")
         shards = _shards(prefix, header)
-        tensors = [_tensor(key, value, shards) for key, value in table]
-        spans = sorted((t.path, t.offset, t.offset + t.size, t.name) for t in tensors if t.size)
-        for (path, _, end, name), (next_path, begin, _, next_name) in pairwise(spans):
-            if path == next_path and begin < end:
-                raise _RefusedError(f"tensors {shown(name)} and {shown(next_name)} overlap")
+        # Keys that begin with 0 are those of slices, whose tensor has an entry that says so.
+        tensors = [_tensor(key, value, shards) for key, value in table if not key.startswith(b"\0")]
     except _RefusedError as error:
         raise ValueError(f"{index}: {error.problem}; {error.mend}") from None
     return {tensor.name: tensor for tensor in tensors if tensor.dtype in DTYPES}
@@ -154,14 +150,13 @@ def _shards(prefix: str, header: bytes) -> list[tuple[Path, int]]:
 
 
 def _tensor(key: bytes, value: bytes, shards: list[tuple[Path, int]]) -> ChecksummedTensor:
-    in_slices = key.startswith(b"\0")  # the key of a slice is 0, tensor's name, 0, extent
-    name = (key[1:].split(b"\0")[0] if in_slices else key).decode(errors="backslashreplace")
+    name = key.decode(errors="backslashreplace")
     try:
-        if not in_slices and name.encode() != key:
+        if name.encode() != key:
             raise _RefusedError("has a name that is not UTF-8")
         fields = _message(value)
         code, shard, offset, size = (_number(fields, number) for number in (1, 3, 4, 5))
-        if in_slices or 7 in fields:
+        if 7 in fields:
             raise _RefusedError("is stored in slices", "save it again without a partitioner")
         if code not in CODES:
             raise _RefusedError(f"has the unknown type {code}", "save it again as float32")
@@ -197,26 +192,15 @@ def _shape(message: bytes) -> tuple[int, ...]:
 
 
 def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of a LevelDB table, the keys ascending."""
+    """Keys and values of a LevelDB table."""
     if len(data) < FOOTER or not data.endswith(MAGIC):
         raise _RefusedError(f"its {len(data)} bytes don't end as an index does")
     handles, _ = _varints(data[-FOOTER:-8], 0, 4)
-    metaindex, index = handles[:2], handles[2:]
-    blocks = [_varints(value, 0, 2)[0] for _, value in _entries(_block(data, index))]
-    end = 0
-    for offset, size in [*blocks, metaindex, index]:  # in this order, so none is used twice
-        if offset < end:
-            raise _RefusedError(
-                f"the block at byte {offset} begins before {end}, where another ends"
-            )
-        end = offset + size + TRAILER
-    for _ in _entries(_block(data, metaindex)):
-        pass  # nothing that we need, but it should be whole
-    before = None
+    blocks = [_varints(value, 0, 2)[0] for _, value in _entries(_block(data, handles[2:]))]
+    if sum(size for _, size in blocks) > len(data):  # one could be there any number of times
+        raise _RefusedError(f"its blocks have more than its {len(data)} bytes")
     for handle in blocks:
-        for key, value in _entries(_block(data, handle), before):
-            yield key, value
-            before = key
+        yield from _entries(_block(data, handle))
 
 
 def _block(data: bytes, handle: list[int]) -> bytes:
@@ -236,32 +220,22 @@ def _block(data: bytes, handle: list[int]) -> bytes:
     return data[offset:end]
 
 
-def _entries(block: bytes, before: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
-    """The entries of a block, whose keys must ascend from `before`."""
+def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The keys and values of a block."""
     count = int.from_bytes(block[-4:], "little")
     end = len(block) - 4 * (count + 1)
     if end < 0:
         raise _RefusedError(f"a block of {len(block)} bytes tells of {count} restarts")
-    restarts = set(np.frombuffer(block[end:-4], "<u4").tolist()) - {0}
     at, key = 0, b""
     while at < end:
-        start = at
         (shared, fresh, size), at = _varints(block, at, 3)
-        if shared > len(key) or (shared and start in restarts) or fresh + size > end - at:
+        if shared > len(key) or fresh + size > end - at:
             raise _RefusedError(f"the entry behind {shown(key)} contradicts its block")
         if shared + fresh > LONGEST_NAME:
             raise _RefusedError(f"a name has more than {LONGEST_NAME} bytes", "shorten it")
         key = key[:shared] + block[at : at + fresh]
-        if before is not None and key <= before:
-            raise _RefusedError(
-                f"the name {shown(key)} stands behind {shown(before)}, names ascend"
-            )
         at += fresh + size
         yield key, block[at - size : at]
-        before = key
-        restarts.discard(start)
-    if restarts:
-        raise _RefusedError(f"a block restarts at byte {min(restarts)}, where no entry begins")
 
 
 def _varints(data: bytes, at: int, count: int) -> tuple[list[int], int]:

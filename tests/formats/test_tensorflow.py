@@ -91,24 +91,20 @@ def test_the_sparse_polynomial_is_a_multiple():
     data=st.binary(max_size=3000),
     piece=st.sampled_from([1, 7, 300, 5000]),
     block=st.sampled_from([1, 2, 8]),
-    share=st.sampled_from([1, 100, 5000]),
-    threads=st.integers(1, 5),
 )
 @settings(max_examples=200)
-@example(data=bytes(range(251)) * 12, piece=300, block=2, share=100, threads=3)
-def test_crc32c_is_that_of_the_plain_loop_however_it_is_cut(data, piece, block, share, threads):
+@example(data=bytes(range(251)) * 12, piece=300, block=2)
+def test_crc32c_is_that_of_the_plain_loop_however_it_is_cut(data, piece, block):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(crc32c_module, "PIECE", piece)
         patch.setattr(crc32c_module, "LARGEST_BLOCK", block)
-        patch.setattr(crc32c_module, "LEAST_SHARE", share)
-        patch.setattr(crc32c_module, "num_threads", lambda: threads)
         assert crc32c(data) == plain_crc32c(data)
 
 
 def test_crc32c_of_a_large_array_takes_little_memory_and_leaves_it_alone():
     data = np.random.default_rng(0).integers(0, 256, 40_000_003, np.uint8)
     data.setflags(write=False)
-    with memory_below(5e6 * crc32c_module.num_threads()):
+    with memory_below(5e6):
         whole = crc32c(data)
     remainder = 0xFFFFFFFF  # by the table alone
     for byte in data[:1_100_000].tobytes():
@@ -317,31 +313,18 @@ WRONG = {
     "index handle beyond": (footer(0, 0, 1 << 40, 9), "beyond its"),
     "index of huge size": (footer(0, 0, 0, (1 << 64) - 1), "beyond its"),
     "handle beyond 64 bits": (footer(0, 0)[:-46] + b"\xff" * 10 + footer(0)[-36:], "number"),
-    "no such block": (with_handles((1 << 50, 8)), "begins before"),
-    "block in the footer": (with_handles((0, 10_000)), "begins before"),
-    "index points to itself": (with_handles((INDEX_AT, 20)), "begins before"),
-    "index points to the metaindex": (with_handles((META_AT, 4)), "begins before"),
-    "block twice": (with_handles((0, len(BLOCK)), (0, len(BLOCK))), "begins before"),
-    "blocks overlap": (with_handles((0, len(BLOCK)), (len(BLOCK) + 4, 1)), "begins before"),
+    "no such block": (with_handles((1 << 50, 8)), "beyond its"),
+    "block in the footer": (with_handles((0, len(BLOCK) + 60)), "beyond its"),
+    "block of huge size": (with_handles((0, 10_000)), "blocks have more than its"),
+    "block any number of times": (with_handles(*[(0, len(BLOCK))] * 9), "blocks have more than"),
+    "index points to itself": (with_handles((INDEX_AT, 20)), "beyond its"),
+    "index points to the metaindex": (with_handles((META_AT, 8)), "no bundle header"),
+    "blocks overlap": (with_handles((0, len(BLOCK)), (len(BLOCK) + 4, 1)), "checksum"),
     "block not on its bounds": (with_handles((0, len(BLOCK) - 1)), "checksum"),
     "snappy": (with_block(BLOCK, compression=1), "snappy"),
     "other compression": (with_block(BLOCK, compression=9), "method 9"),
-    "metaindex broken": (with_block(BLOCK, metaindex=b"abc"), "3 bytes"),
     "empty block": (with_block(b""), "0 bytes"),
     "too many restarts": (with_block(b"\xff" * 8), "restarts"),
-    "restart nowhere": (
-        with_block(raw_entry(0, b"", header()) + restarts(0, 3)),
-        "restarts at byte 3",
-    ),
-    "restart that shares": (
-        with_block(
-            raw_entry(0, b"", header())
-            + raw_entry(0, b"ab", GOOD)
-            + raw_entry(1, b"c", GOOD)
-            + restarts(0, 3 + len(header()) + 5 + len(GOOD))
-        ),
-        "contradicts",
-    ),
     "shares too much": (with_block(raw_entry(1, b"", header()) + restarts(0)), "contradicts"),
     "value too long": (
         with_block(raw_entry(0, b"", header(), size=1 << 63) + restarts(0)),
@@ -350,9 +333,6 @@ WRONG = {
     "varint without end": (with_block(b"\x80" * 20 + restarts(0)), "number"),
     "varint of 11 bytes": (with_block(b"\x80" * 10 + b"\0" * 5 + restarts(0)), "number"),
     "long name": (index_of([FIRST, (b"a" * 1001, GOOD)]), "more than 1000"),
-    "same name twice": (index_of([FIRST, (b"a", GOOD), (b"a", GOOD)]), "'a' stands behind b'a'"),
-    "names descend": (index_of([FIRST, (b"b", GOOD), (b"a", GOOD)]), "ascend"),
-    "names descend over blocks": (index_of([FIRST, (b"b", GOOD), (b"a", GOOD)], 2), "ascend"),
     "name is no text": (index_of([FIRST, (b"\xff", GOOD)]), "xff.* not UTF-8"),
     "no header": (index_of([(b"a", GOOD)]), "no bundle header"),
     "nothing": (table([], []), "no bundle header"),
@@ -381,9 +361,10 @@ WRONG = {
     "unknown type": (entries(entry(8, (1,), 0, 8)), "'a' has the unknown type 8"),
     "no type": (entries(b""), "'a' has the unknown type 0"),
     "slices": (entries(GOOD + bytes_field(7, b"")), "'a' is stored in slices"),
-    "a slice": (index_of([FIRST, (b"\0part\0\1\1\2", GOOD)]), "'part' is stored in slices"),
-    "overlap": (entries(GOOD, entry(1, (2,), 4, 8)), "tensors 'a' and 'b' overlap"),
-    "the same values twice": (entries(GOOD, GOOD), "tensors 'a' and 'b' overlap"),
+    "a slice": (
+        index_of([FIRST, (b"\0part\0\1\x80\x82", GOOD), (b"part", GOOD + bytes_field(7, b""))]),
+        "'part' is stored in slices",
+    ),
     "wrong checksum": (entries(entry(1, (2,), 0, 8)), "'a' don't match their checksum"),
     "shape is a number": (entries(number_field(1, 1) + number_field(2, 3)), "'a' .* field 2"),
     "size is bytes": (entries(number_field(1, 1) + bytes_field(5, b"")), "'a' .* field 5"),
