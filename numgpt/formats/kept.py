@@ -77,15 +77,11 @@ class KeptTensor(StoredTensor):
     def is_float(self) -> bool:
         return True
 
-    def _plain(self) -> Weight:
+    @property
+    def raw(self) -> np.ndarray:
+        """What the stored numbers stand for, in float32."""
         rows = self.kept(multiplied=False)
-        return rows.T if self.transposed else rows
-
-    def rows(self, first: int, stop: int) -> np.ndarray:
-        return np.asarray(self._plain()[slice(first, stop)])  # type: ignore[index]
-
-    def read_into(self, target: np.ndarray) -> None:
-        target[...] = np.asarray(self._plain()).reshape(target.shape)
+        return np.asarray(rows.T if self.transposed else rows)
 
 
 def read_kept(
@@ -140,4 +136,4 @@ def _array(tensor: StoredTensor, files: dict[Path, np.ndarray]) -> np.ndarray:
     dtype = DTYPES[tensor.dtype]
     size = dtype.itemsize * int(np.prod(tensor.shape, dtype=np.int64))
     piece = files[tensor.path][tensor.offset : tensor.offset + size]
-    return piece.view(dtype).reshape(tensor.shape)
+    return np.require(piece.view(dtype).reshape(tensor.shape), requirements="A")

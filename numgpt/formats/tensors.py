@@ -80,13 +80,6 @@ class StoredTensor:
         """Whether weights can be stored so."""
         return self.dtype in ("F64", "F32", "F16", "BF16")
 
-    def rows(self, first: int, stop: int) -> np.ndarray:
-        """Some of the rows, in float32."""
-        raw = self.raw[first:stop]
-        if self.dtype == "BF16":  # the upper half of a float32
-            return (raw.astype(np.uint32) << 16).view(np.float32)
-        return raw.astype(np.float32)
-
     def read_into(self, target: np.ndarray) -> None:
         """Convert the values to the target's dtype, in place.
 

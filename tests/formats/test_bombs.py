@@ -100,7 +100,7 @@ def test_a_header_of_many_megabytes_is_not_read(tmp_path):
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", 90_000_000))
         file.truncate(90_000_100)
-    with within(LIMIT), pytest.raises(ValueError, match=r"x\.safetensors is no safetensors file"):
+    with within(LIMIT), pytest.raises(ValueError, match=r"x\.safetensors is not a whole"):
         read_safetensors(path)
 
 
