@@ -55,19 +55,18 @@ def open_directory(directory: Path, named: Path | None = None) -> Source:
     fields = read_json_object(path)
     model_type = fields.get("model_type")
     family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
-    if family is None and isinstance(fields.get("model"), dict) and "trainer" in fields:
-        raise ValueError(
-            f"{directory} is a run of minGPT, whose model.pt is not read: save its weights as"
-            " transformers' GPT2LMHeadModel, whose names it has"
-        )
     if family is None:
         raise ValueError(
             f"{path}: model_type={shown(model_type)} is not supported, only {', '.join(FAMILIES)}"
         )
     quantised: Any = fields.get("quantization_config") or {}
-    is_kept = isinstance(quantised, dict) and quantised.get("quant_method") == METHOD
-    if quantised and not is_kept:
-        raise ValueError(f"{path}: {_quantised(quantised)}")
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+    if quantised and method != METHOD:
+        raise ValueError(
+            f"{path}: the weights are quantised ({shown(method or quantised)}), which is not read:"
+            " take the model in bfloat16, float32 or GGUF, or save it dequantised (transformers'"
+            " model.dequantize())"
+        )
     # What ends a text can be in a file of its own, for generation.
     generation = directory / GENERATION_FILE
     for_generation = read_json_object(generation) if generation.is_file() else {}
@@ -80,7 +79,7 @@ def open_directory(directory: Path, named: Path | None = None) -> Source:
         config = family.config_from(fields)
         config.validate()
     tensors = [pair for file in _weight_files(directory, named) for pair in _read(file)]
-    if is_kept:
+    if method == METHOD:
         with about(f"{path}: quantization_config", OptionError):
             tensors = read_kept(tensors, quantised, family, config)
     return Source(
@@ -92,18 +91,6 @@ def open_directory(directory: Path, named: Path | None = None) -> Source:
         WeightMapping(family, config),
         lambda: load_tokenizer(directory),
         for_generation,
-    )
-
-
-def _quantised(config: Any) -> str:
-    """What a quantization_config means for the weights beside it."""
-    method = config.get("quant_method") if isinstance(config, dict) else None
-    if method is None and isinstance(config, dict):  # as older files of bitsandbytes say it
-        bits = [n for n in ("load_in_4bit", "load_in_8bit") if config.get(n)]
-        method = "bitsandbytes" if bits else None
-    return (
-        f"the weights are quantised ({shown(method or config)}), which is not read: take the model"
-        " in bfloat16, float32 or GGUF, or save it dequantised (transformers' model.dequantize())"
     )
 
 
@@ -159,20 +146,13 @@ def save_model(
         ours, path = model.generation_config, Path(directory) / GENERATION_FILE
         if ours or path.is_file():
             ends = {name: fields[name] for name in ("bos_token_id", "eos_token_id")}
-            _write_json(staged / GENERATION_FILE, ends | ours if ours else _old_fields(path) | ends)
+            both = ends | ours if ours else read_json_object(path) | ends
+            _write_json(staged / GENERATION_FILE, both)
 
 
 def _write_json(path: Path, fields: dict[str, Any]) -> None:
     with naming(path):
         path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-
-
-def _old_fields(path: Path) -> dict[str, Any]:
-    """What a file that is about to be replaced says, where it can be read."""
-    try:
-        return read_json_object(path)
-    except ValueError:
-        return {}
 
 
 def _read(path: Path) -> list[tuple[str, StoredTensor]]:

@@ -264,8 +264,6 @@ BIAS = ("output_norm.bias", "F64", (16,), b"\x7e" * 8 * 16)  # 1e301
 OTHERS = [tensor for tensor in tensors_of(MODEL) if tensor[0] != BIAS[0]]
 BEYOND = gguf_file(metadata_of(MODEL), [BIAS, *OTHERS])
 GGUF = model_gguf(MODEL)
-MINGPT = {"system": {"work_dir": "out"}, "model": {"model_type": "gpt-mini"}, "trainer": {}}
-MINGPT = json.dumps(MINGPT)
 
 
 FILES = [
@@ -276,7 +274,6 @@ FILES = [
     files("is no model that numgpt can read", name="a.txt", **{"a.txt": b"text"}),
     files("is no model that numgpt can read", name="empty.gguf", **{"empty.gguf": b""}),
     files("is no model that numgpt can read", name="a.bin", **{"a.bin": bytes(99)}),
-    files("is a run of minGPT, whose model.pt is not", **{"config.json": MINGPT, "model.pt": "x"}),
     files("there is no file or directory", name="absent"),
     # config.json of GPT-2.
     gpt2({"model_type": "mamba"}, "mamba"),
@@ -308,7 +305,7 @@ FILES = [
         for settings, named in [
             ({"quant_method": "gptq", "bits": 4}, "'gptq'"),
             ({"quant_method": "fp8"}, "'fp8'"),
-            ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "'bitsandbytes'"),
+            ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "{.*'load_in_4bit': True"),
             ({"quant_method": "compressed-tensors"}, "'compressed-tensors'"),
         ]
     ],

@@ -190,10 +190,6 @@ def one_entry(data: bytes, count: int = 1) -> bytes:
     return header([data], [], entry_count=count) + bytes(8)
 
 
-def two_tensors(*infos: bytes) -> bytes:
-    return padded(header([], [*infos]), 32) + bytes(128)
-
-
 def aligned(kind: str, value: object) -> bytes:
     return gguf_file({"general.alignment": (kind, value)}, []) + bytes(64)
 
@@ -225,13 +221,11 @@ REFUSED = {
         one_entry(NAME + u32(9) + u32(99) + u64(1)),
         "'name' has values of unknown type 99",
     ),
-    "entry twice": (one_entry(2 * entry("name", "u8", 1), 2), "entry 'name' is there twice"),
-    "tensor twice": (two_tensors(ONE, ONE), "tensor 'w' is there twice"),
     "tensor's name": (one_tensor(u64(1 << 33)), "the name of tensor 0"),
     "tensor's name is no text": (one_tensor(string(b"\x80")), "name of tensor 0 is not UTF-8"),
     "tensor's name of two lines": (one_tensor(tensor_entry("a\nb", 0, (0,), 0)), r"'a\\nb'"),
-    "long name": (one_tensor(tensor_entry("w" * 1001, 0, (8,), 0)), "tensor 0 is 1001 bytes"),
-    "long name of an entry": (one_entry(entry("n" * 1001, "u8", 1)), "entry 0 is 1001 bytes"),
+    "long name": (one_tensor(tensor_entry("w" * 9999, 31, (8,), 0)), "'w.*w' is stored as type"),
+    "long name of an entry": (one_entry(string("n" * 9999) + u32(13)), "'n.*n' has a value of"),
     "axes": (one_tensor(string("w") + u32(5)), "'w' has 5 dimensions"),
     "many axes": (one_tensor(string("w") + u32((1 << 32) - 1)), "'w' has 4294967295 dimensions"),
     "shape": (one_tensor(tensor_entry("w", 0, (9,), 0)), r"'w', F32 of shape \[9\].*not lie"),
@@ -249,11 +243,6 @@ REFUSED = {
     "Q2_K": (one_tensor(tensor_entry("w", 10, (256,), 0)), "'w' is stored as Q2_K.*take a file"),
     "type in a gap": (one_tensor(tensor_entry("w", 31, (8,), 0)), "'w' is stored as type 31"),
     "type": (one_tensor(tensor_entry("w", HUGE >> 32, (8,), 0)), "stored as type 4294967295"),
-    "overlap": (
-        two_tensors(tensor_entry("v", 0, (16,), 0), tensor_entry("w", 0, (8,), 32)),
-        "tensor 'w' overlaps",
-    ),
-    "same place": (two_tensors(ONE, tensor_entry("v", 0, (8,), 0)), "tensor '[vw]' overlaps"),
     "alignment 0": (aligned("u32", 32).replace(u32(32), u32(0)), "general.alignment='0'"),
     "large alignment": (aligned("u32", 1 << 17), "general.alignment='131072'"),
     "negative alignment": (
