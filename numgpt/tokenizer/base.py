@@ -297,7 +297,6 @@ TOKENIZER_FILES = (
     "encoder.json",
     "vocab.bpe",
     "tokenizer.model",
-    "characters.json",
 )
 
 

@@ -7,7 +7,6 @@ tokenizer_config.json        beside these: what begins and ends a text, the form
 chat_template.jinja          beside these: the form of a chat, where it has a file of its own
 special_tokens_map.json      beside these, until 2023: which tokens are special, …
 added_tokens.json            … and which were added to the vocabulary
-characters.json              the characters of a CharTokenizer, as earlier versions wrote them
 
 All files of a tokenizer change together.
 """
@@ -23,7 +22,7 @@ from typing import Any
 
 from numgpt.files import finish_replacing, replacing_together
 from numgpt.messages import shown
-from numgpt.reading import naming, read_json, read_json_object
+from numgpt.reading import naming, read_json_object
 from numgpt.tokenizer import sections
 from numgpt.tokenizer.base import END_OF_TEXT, TOKENIZER_FILES, BaseTokenizer
 from numgpt.tokenizer.bpe import Tokenizer
@@ -32,7 +31,6 @@ from numgpt.tokenizer.character import CharTokenizer
 
 PAIRED_FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 MOST_TOKENS = 1 << 29  # of a vocabulary: data keep more in 32 bits than an id
-CHARACTERS_FILE = "characters.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates/*.jinja"
 SPECIAL_FILE, ADDED_FILE = "special_tokens_map.json", "added_tokens.json"
@@ -55,11 +53,9 @@ def load_tokenizer(directory: str | os.PathLike) -> BaseTokenizer:
             config = _read_config(directory)
             lines = _read_text(directory / merges).split("\n")
             return _naming(path, _from_vocabulary_and_merges, read_json_object(path), lines, config)
-    if (path := directory / CHARACTERS_FILE).is_file():
-        return _naming(path, CharTokenizer, read_json(path))
     raise FileNotFoundError(
-        f"no tokenizer in {directory}: expected tokenizer.json, vocab.json with merges.txt,"
-        f" encoder.json with vocab.bpe, or {CHARACTERS_FILE}"
+        f"no tokenizer in {directory}: expected tokenizer.json, vocab.json with merges.txt, or"
+        " encoder.json with vocab.bpe"
     )
 
 

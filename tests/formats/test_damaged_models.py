@@ -57,7 +57,7 @@ def write_llmc(directory):
 
 def write_pickled(directory, model, write=write_archive):
     write_pickled_directory(directory, model, write=write)
-    (directory / "characters.json").write_text('["a", "b", "c"]')
+    CharTokenizer("abc").save_pretrained(directory)
 
 
 def write_safe(directory):
@@ -96,6 +96,8 @@ def works_or_is_refused(place):
     """Also without a warning, which would be a second line."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        # True where a value has changed of the one matrix that some files hold twice.
+        warnings.filterwarnings("ignore", ".*is not the embedding's table")
         try:
             source = open_model(place)
         except (ValueError, FileNotFoundError) as error:
