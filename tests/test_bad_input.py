@@ -175,7 +175,7 @@ CALLS = [
     ),
     (
         lambda: MODEL.run_with_hooks([1], {"hook_embed": lambda: None}),
-        "under hook_embed does not take one argument",
+        "takes 0 positional arguments but 1 was given",
     ),
     *[
         (lambda c=continuations: MODEL.score([1, 2], c), "expected lists of token ids")

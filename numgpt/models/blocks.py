@@ -31,14 +31,6 @@ from typing import NamedTuple
 import numpy as np
 
 from numgpt import layers
-from numgpt.layers import (
-    dropout_backward,
-    dropout_forward,
-    rope_backward,
-    rope_forward,
-    swiglu_backward,
-    swiglu_forward,
-)
 from numgpt.layers.attention import AttentionCache
 from numgpt.layers.dropout import DropoutCache
 from numgpt.layers.swiglu import SwiGLUCache
@@ -108,14 +100,14 @@ class Block:
         y, norm_1 = self.norm_1.forward(x, hook.under("ln1."))
         saved = ctx.save(y, self.norm_1.output, norm_1)  # for dW: y, or output(norm_1)
         y, attention = self.attention.forward(y, saved, ctx, hook.under("attn."))
-        y, dropout_1 = dropout_forward(y, p, ctx.rng)
+        y, dropout_1 = layers.dropout_forward(y, p, ctx.rng)
         x = ctx.rows_like(y, x)  # the last tokens' alone, where attention gave only those
         x = ctx.add(x, hook.rows("hook_attn_out", y))
         x = hook.rows("hook_resid_mid", x)
         y, norm_2 = self.norm_2.forward(x, hook.under("ln2."))
         saved = ctx.save(y, self.norm_2.output, norm_2)
         y, mlp = self.mlp.forward(y, saved, ctx, hook.under("mlp."))
-        y, dropout_2 = dropout_forward(y, p, ctx.rng)
+        y, dropout_2 = layers.dropout_forward(y, p, ctx.rng)
         x = hook.rows("hook_resid_post", ctx.add(x, hook.rows("hook_mlp_out", y)))
         return x, BlockCache(norm_1, attention, dropout_1, norm_2, mlp, dropout_2)
 
@@ -123,11 +115,11 @@ class Block:
         """dx (N, C), the gradient of the residual stream, may be added to in place -> dx."""
         hook = ctx.grad_hooks.under(self.hook_prefix)
         dx = hook.rows("hook_resid_post", dx)
-        dy = dropout_backward(hook.rows("hook_mlp_out", dx), cache.dropout_2)
+        dy = layers.dropout_backward(hook.rows("hook_mlp_out", dx), cache.dropout_2)
         dy = self.mlp.backward(dy, cache.mlp, g, hook.under("mlp."))  # type: ignore[arg-type]
         dx = ctx.add(dx, self.norm_2.backward(dy, cache.norm_2, g, hook.under("ln2.")))
         dx = hook.rows("hook_resid_mid", dx)
-        dy = dropout_backward(hook.rows("hook_attn_out", dx), cache.dropout_1)
+        dy = layers.dropout_backward(hook.rows("hook_attn_out", dx), cache.dropout_1)
         dy = self.attention.backward(dy, cache.attention, ctx, g, hook.under("attn."))
         dx = ctx.add(dx, self.norm_1.backward(dy, cache.norm_1, g, hook.under("ln1.")))
         return hook.rows("hook_resid_pre", dx)
@@ -201,11 +193,12 @@ class Attention:
         dqkv = empty((len(dy), self.qkv.width), dy.dtype)  # one array, as qkv is one product
         dq, dk, dv = self.split(dqkv, ctx.batch)  # views of it, written by what follows
         self.attend_backward(dz, cache, hook, out=(dq, dk, dv))
-        hook.heads_into("hook_v", dv)
-        for name, d, norm in (("k", dk, cache.k_norm), ("q", dq, cache.q_norm)):
-            d_raw = self.prepared_backward(name, d, norm, ctx, g, hook)
-            if d_raw is not d:  # a hook, a norm or RoPE has made a new array
-                d[...] = d_raw
+        dv_raw = hook.heads("hook_v", dv)
+        dk_raw = self.prepared_backward("k", dk, cache.k_norm, ctx, g, hook)
+        dq_raw = self.prepared_backward("q", dq, cache.q_norm, ctx, g, hook)
+        for d, raw in ((dv, dv_raw), (dk, dk_raw), (dq, dq_raw)):
+            if raw is not d:  # a hook, a norm or RoPE has made a new array
+                d[...] = raw
         return self.qkv.backward(dqkv, cache.qkv, g)  # (N, (H + 2K) · D) -> (N, C)
 
     def split(self, qkv: np.ndarray, batch: int) -> Triple:
@@ -256,7 +249,7 @@ class Attention:
             x = hook(f"hook_{name}_normed", x)  # as TransformerLens shows it, (B, H, T, D)
         if self.rotates:
             assert ctx.rotation is not None
-            x, _ = rope_forward(x, ctx.rotation)
+            x, _ = layers.rope_forward(x, ctx.rotation)
             x = hook.heads(f"hook_rot_{name}", x)
         return x, cache
 
@@ -272,7 +265,7 @@ class Attention:
         """(B, H or K, T, D), the gradient of what `prepared` gave -> of what it was given."""
         if self.rotates:
             assert ctx.rotation is not None
-            dx = rope_backward(hook.heads(f"hook_rot_{name}", dx), ctx.rotation)
+            dx = layers.rope_backward(hook.heads(f"hook_rot_{name}", dx), ctx.rotation)
         if cache is not None:
             dx = self.norms[name].backward(hook(f"hook_{name}_normed", dx), cache, g)
         return hook.heads(f"hook_{name}", dx)
@@ -336,7 +329,7 @@ class GatedMLP:
         y, fc = self.fc.forward(y, saved, ctx.rng)  # (N, C) -> (N, 2F)
         gate, up = np.split(y, 2, axis=1)  # views (N, F)
         gate, up = hook.rows("hook_pre", gate), hook.rows("hook_pre_linear", up)
-        y, swiglu = swiglu_forward(gate, up)
+        y, swiglu = layers.swiglu_forward(gate, up)
         y = hook.rows("hook_post", y)
         saved = ctx.save(y, self._gated, swiglu)
         y, out = self.out.forward(y, saved, ctx.rng)  # (N, F) -> (N, C)
@@ -349,11 +342,11 @@ class GatedMLP:
         dy = hook.rows("hook_post", self.out.backward(dy, cache.out, g))  # (N, C) -> (N, F)
         dgate_up = empty((len(dy), self.fc.width), dy.dtype)
         dgate, dup = np.split(dgate_up, 2, axis=1)  # views, to be filled
-        swiglu_backward(dy, cache.swiglu, out=(dgate, dup))
+        layers.swiglu_backward(dy, cache.swiglu, out=(dgate, dup))
         hook.rows_into("hook_pre", dgate)
         hook.rows_into("hook_pre_linear", dup)
         return self.fc.backward(dgate_up, cache.fc, g)  # (N, 2F) -> (N, C)
 
     @staticmethod
     def _gated(cache: SwiGLUCache) -> np.ndarray:
-        return swiglu_forward(*cache)[0]
+        return layers.swiglu_forward(*cache)[0]

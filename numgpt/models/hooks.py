@@ -14,7 +14,6 @@ the gradient at it, and takes its derivative at what it had computed.
 from __future__ import annotations
 
 import difflib
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -35,13 +34,11 @@ class Hooks:
     """The functions of one pass, by name."""
 
     def __init__(self, functions: Mapping[str, Hook], batch: int, prefix: str = ""):
-        self.functions = functions
-        self.batch = batch
-        self.prefix = prefix
+        self.functions, self.batch, self.prefix = functions, batch, prefix
 
     def under(self, prefix: str) -> Hooks:
         """The same hooks, for the names that begin so."""
-        return Hooks(self.functions, self.batch, self.prefix + prefix)
+        return Hooks(self.functions, self.batch, self.prefix + prefix) if self.functions else self
 
     def has(self, name: str) -> bool:
         """Whether a function is there for the name."""
@@ -49,7 +46,7 @@ class Hooks:
 
     def __call__(self, name: str, array: np.ndarray) -> np.ndarray:
         """What the pass goes on with.  array as users see it."""
-        if not self.has(name):
+        if not self.functions or not self.has(name):
             return array
         name = self.prefix + name
         seen = array.view()
@@ -57,24 +54,13 @@ class Hooks:
         result = self.functions[name](seen)
         if result is None or result is seen:
             return array
-        if not isinstance(result, np.ndarray) or (result.shape, result.dtype) != (
-            array.shape,
-            array.dtype,
-        ):
-            given = (
-                f"an array of shape {result.shape}, {result.dtype}"
-                if isinstance(result, np.ndarray)
-                else shown(result)
-            )
-            raise ValueError(
-                f"the hook {name} returned {given}: expected None, or an array of shape"
-                f" {array.shape}, {array.dtype}"
-            )
+        if (given := _described(result)) != (expected := _described(array)):
+            raise ValueError(f"the hook {name} returned {given}: expected None, or {expected}")
         return result
 
     def rows(self, name: str, x: np.ndarray) -> np.ndarray:
         """x (N, C), which users see as (B, T, C)."""
-        if not self.has(name):
+        if not self.functions or not self.has(name):
             return x
         seen = x.reshape(self.batch, -1, x.shape[-1])
         result = self(name, seen)
@@ -82,7 +68,7 @@ class Hooks:
 
     def heads(self, name: str, x: np.ndarray) -> np.ndarray:
         """x (B, H, T, D), which users see as (B, T, H, D)."""
-        if not self.has(name):
+        if not self.functions or not self.has(name):
             return x
         seen = x.transpose(0, 2, 1, 3).copy()  # x may be a view on what is written to later
         result = self(name, seen)
@@ -93,34 +79,15 @@ class Hooks:
         if self.has(name):
             x[...] = self.rows(name, x.copy())
 
-    def heads_into(self, name: str, x: np.ndarray) -> None:
-        """As `heads`, for x that is a view: what takes its place is written into it."""
-        if self.has(name):
-            x[...] = self.heads(name, x)
+
+NO_HOOKS = Hooks({}, 1)
 
 
-class NoHooks(Hooks):
-    """There are none: all passes as it is."""
-
-    def __init__(self) -> None:
-        super().__init__({}, 1)
-
-    def under(self, prefix: str) -> Hooks:
-        return self
-
-    def has(self, name: str) -> bool:
-        return False
-
-    def rows(self, name: str, x: np.ndarray) -> np.ndarray:
-        return x
-
-    def __call__(self, name: str, array: np.ndarray) -> np.ndarray:
-        return array
-
-    heads = rows
-
-
-NO_HOOKS = NoHooks()
+def _described(value: object) -> str:
+    """What errors say of a value: of an array its shape and dtype."""
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape}, {value.dtype}"
+    return shown(value)
 
 
 def check_hooks(kind: str, hooks: Mapping[str, Hook], known: Sequence[str]) -> None:
@@ -133,21 +100,6 @@ def check_hooks(kind: str, hooks: Mapping[str, Hook], known: Sequence[str]) -> N
     for name, function in hooks.items():
         if not callable(function):
             raise TypeError(f"{kind}: under {name} is {shown(function)}: expected a function")
-        if not takes(function, 1):
-            raise TypeError(
-                f"{kind}: {shown(function)} under {name} does not take one argument, the array"
-            )
-
-
-def takes(function: Callable, count: int) -> bool:
-    """Whether a function can be called with so many arguments, as far as it tells."""
-    try:
-        inspect.signature(function).bind(*range(count))
-    except TypeError:
-        return False
-    except ValueError:  # it has no signature
-        return True
-    return True
 
 
 def check_names(kind: str, names: Iterable[str], known: Sequence[str]) -> None:
@@ -216,11 +168,14 @@ def run_with_gradients(
     activations: dict[str, np.ndarray] = {}
     gradients: dict[str, np.ndarray] = {}
     watchers = {**given, **{name: _keeper(name, activations, given.get(name)) for name in names}}
-    hidden, back = model.run(
-        ids, None, watchers, {name: _keeper(name, gradients) for name in names}
-    )
+    keepers = {name: _keeper(name, gradients) for name in names}
+    hidden, back = model.run(ids, None, watchers, keepers)
     logits = model.unembedding.logits(hidden).reshape(*ids.shape, -1)
-    upstream = _checked_dlogits(dlogits(logits), logits).reshape(len(hidden), -1)
+    upstream = dlogits(logits)
+    if not isinstance(upstream, np.ndarray) or upstream.shape != logits.shape:
+        expected = f"expected an array of the logits' shape, {logits.shape}"
+        raise ValueError(f"dlogits returned {_described(upstream)}: {expected}")
+    upstream = upstream.astype(logits.dtype, copy=False).reshape(len(hidden), -1)
     nothing_trains = Gradients({}, logits.dtype)
     back(model.unembedding.logits_backward(upstream, hidden, nothing_trains), nothing_trains)
     return logits, activations, gradients
@@ -259,16 +214,3 @@ def _keeper(name: str, kept: dict[str, np.ndarray], replaces: Hook | None = None
         return result
 
     return keep
-
-
-def _checked_dlogits(returned: object, logits: np.ndarray) -> np.ndarray:
-    """Raises ValueError for what has not the logits' shape."""
-    if not isinstance(returned, np.ndarray):
-        raise ValueError(
-            f"dlogits returned {shown(returned)}: expected an array of the logits' shape"
-        )
-    if returned.shape != logits.shape:
-        raise ValueError(
-            f"dlogits returned shape {returned.shape}: expected that of the logits, {logits.shape}"
-        )
-    return returned.astype(logits.dtype, copy=False)

@@ -318,5 +318,5 @@ def test_gradients_with_replaced_activations():
 
     numeric = (f(value + step) - f(value - step)) / 2e-5
     assert gradients[name][0, 2, 3] == pytest.approx(numeric, rel=1e-6)
-    with pytest.raises(ValueError, match="dlogits returned shape"):
+    with pytest.raises(ValueError, match="dlogits returned an array of shape"):
         model.run_with_gradients(IDS, lambda logits: logits[0], name)
