@@ -14,7 +14,7 @@ from numgpt.runtime.kernels import physical_memory
 from numgpt.runtime.memory import ALLOCATOR
 from numgpt.runtime.products import add_matmul, matmul
 from numgpt.runtime.rounded import Rounded, multiplies_rounded, read_by, rounded_weight
-from numgpt.runtime.scratch import empty, empty_like, release_scratch
+from numgpt.runtime.scratch import empty, empty_like
 from numgpt.runtime.threads import (
     num_threads,
     parallel_for,
@@ -23,34 +23,3 @@ from numgpt.runtime.threads import (
     worthwhile_threads,
 )
 from numgpt.runtime.weights import SideBySide, Weight
-
-__all__ = [
-    "ALLOCATOR",
-    "DTYPES",
-    "NOWHERE",
-    "Accumulator",
-    "FewerBits",
-    "Rounded",
-    "SideBySide",
-    "SumsSideBySide",
-    "Weight",
-    "add_into",
-    "add_matmul",
-    "empty",
-    "empty_like",
-    "kernels",
-    "matmul",
-    "mean_product",
-    "multiplies_rounded",
-    "num_threads",
-    "over_row_blocks",
-    "parallel_for",
-    "physical_memory",
-    "read_by",
-    "release_scratch",
-    "rounded_weight",
-    "set_num_threads",
-    "single_thread_if_small",
-    "sum_rows",
-    "worthwhile_threads",
-]

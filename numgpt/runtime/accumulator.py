@@ -17,17 +17,20 @@ from numgpt.runtime.weights import Weight
 
 
 class Accumulator:
-    """Σ of contributions, in the array `out`, which is undefined before the first.
+    """Σ of contributions, in the array `out`, which is undefined before the first; with out=None
+    they go nowhere, so that they need not be computed.
 
     `names` are what the sum is a part of, `written` those that have got a contribution.
     """
 
-    needed = True  # False: contributions go nowhere, so that they need not be computed
-
     def __init__(
-        self, out: np.ndarray, names: tuple[str, ...] = ("",), written: set[str] | None = None
+        self,
+        out: np.ndarray | None,
+        names: tuple[str, ...] = ("",),
+        written: set[str] | None = None,
     ):
-        self.out = out
+        self.needed = out is not None
+        self.out: np.ndarray = out  # type: ignore[assignment]
         self.names = names
         self.written: set[str] = set() if written is None else written
 
@@ -39,10 +42,12 @@ class Accumulator:
     @property
     def T(self) -> Accumulator:  # noqa: N802 (as arrays have it)
         """The same sum, seen transposed."""
-        return Accumulator(self.out.T, self.names, self.written)
+        return Accumulator(self.out.T, self.names, self.written) if self.needed else self
 
     def add(self, term: np.ndarray) -> None:
         """out += term."""
+        if not self.needed:
+            return
         if self._is_first():
             np.copyto(self.out, term)
         else:
@@ -51,6 +56,8 @@ class Accumulator:
     def add_outer(self, a: np.ndarray | None, b: np.ndarray | None) -> None:
         """out += aᵀ b = Σ_n a_n ⊗ b_n, straight into its place.  a (N, I), b (N, O), out (I, O).
         Where the sum is not needed, there may be neither."""
+        if not self.needed:
+            return
         if a is None or b is None:
             raise ValueError("the layer's input was not kept: its weight was frozen in the forward")
         if self._is_first():
@@ -60,10 +67,13 @@ class Accumulator:
 
     def add_sum(self, rows: np.ndarray) -> None:
         """out += Σ_n rows_n.  rows (N, C), out (C,)."""
-        self.add(sum_rows(rows))
+        if self.needed:
+            self.add(sum_rows(rows))
 
     def add_rows(self, ids: np.ndarray, rows: np.ndarray) -> None:
         """out[ids_n] += rows_n for all n, where ids may repeat.  ids (N,), rows (N, C)."""
+        if not self.needed:
+            return
         if self._is_first():
             self.out.fill(0)
         # Sorting brings equal ids together: each sum runs over consecutive rows.
@@ -78,41 +88,16 @@ class Accumulator:
         return first
 
 
-class _Nowhere(Accumulator):
-    """Takes contributions to what isn't trained, and forgets them."""
-
-    needed = False
-
-    def __init__(self) -> None:
-        self.out = None  # type: ignore[assignment]
-
-    @property
-    def T(self) -> Accumulator:  # noqa: N802
-        return self
-
-    def add(self, term: np.ndarray) -> None:
-        pass
-
-    def add_outer(self, a: np.ndarray | None, b: np.ndarray | None) -> None:
-        pass
-
-    def add_sum(self, rows: np.ndarray) -> None:
-        pass
-
-    def add_rows(self, ids: np.ndarray, rows: np.ndarray) -> None:
-        pass
-
-
-NOWHERE = _Nowhere()
+NOWHERE = Accumulator(None)  # of what is not trained
 
 
 class SumsSideBySide(Accumulator):
     """Sums that lie apart, for contributions to all of them: each takes its columns."""
 
     def __init__(self, sums: Sequence[tuple[slice, Accumulator]]):
+        super().__init__(None)
         self.sums = sums
         self.needed = any(one.needed for _, one in sums)
-        self.out = None  # type: ignore[assignment]
 
     def add_outer(self, a: np.ndarray | None, b: np.ndarray | None) -> None:
         assert b is not None

@@ -13,6 +13,7 @@ which products that follow each other closely still find them awake.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -28,12 +29,10 @@ THREAD_TIMEOUT = "20"  # 2^20 ticks of an x86 CPU's clock, some 0.4 ms
 def cpu_flags() -> set[str]:
     """The instruction sets that Linux reports for this CPU; empty where there is no
     /proc/cpuinfo."""
-    try:
+    with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("flags"):
                 return set(line.partition(":")[2].split())
-    except OSError:
-        pass
     return set()
 
 
@@ -97,13 +96,10 @@ def find_openblas() -> OpenBLAS | None:
     import numpy  # noqa: F401
 
     paths = [str(path) for path in bundled_openblas()]
-    try:
-        mapped = {
-            line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines()
-        }
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        mapped = {line.split(maxsplit=5)[-1] for line in lines}
         paths += sorted(path for path in mapped if "openblas" in Path(path).name)
-    except OSError:
-        pass
     for path in paths:
         try:
             library = ctypes.CDLL(path)
@@ -111,10 +107,8 @@ def find_openblas() -> OpenBLAS | None:
             continue
         for prefix in ("scipy_", ""):
             for suffix in ("64_", ""):
-                try:
+                with contextlib.suppress(AttributeError):
                     return OpenBLAS(library, prefix, suffix)
-                except AttributeError:
-                    continue
     return None
 
 

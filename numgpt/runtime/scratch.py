@@ -148,8 +148,3 @@ def empty_like(array: np.ndarray) -> np.ndarray:
 def after_fork_in_child() -> None:
     """A thread that is not there any more may have held the pool's lock."""
     _pool.lock = threading.RLock()
-
-
-def release_scratch() -> None:
-    """Give all idle scratch memory back to the system."""
-    _pool.release()

@@ -39,7 +39,7 @@ class Weight:
 
     def __getitem__(self, ids: np.ndarray) -> np.ndarray:
         """Rows.  ids (…) -> (…, O)."""
-        raise NotImplementedError
+        return np.asarray(self)[ids]
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -75,15 +75,9 @@ class Transposed(Weight):
     def transposed_product(self, dy: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         return self.weight.product(dy, out)
 
-    def __getitem__(self, ids: np.ndarray) -> np.ndarray:
-        return np.asarray(self)[ids]
-
     @property
     def T(self) -> Weight:  # noqa: N802
         return self.weight
-
-    def __repr__(self) -> str:
-        return f"<transposed {self.weight!r}>"
 
     @property
     def nbytes(self) -> int:
@@ -116,9 +110,6 @@ class SideBySide(Weight):
         for columns, matrix in others:
             add_into(out, matmul(dy[:, columns], matrix.T))
         return out
-
-    def __getitem__(self, ids: np.ndarray) -> np.ndarray:
-        return np.concatenate([matrix[ids] for matrix in self.matrices], axis=-1)
 
     @property
     def nbytes(self) -> int:

@@ -28,10 +28,10 @@ from numgpt import (
     LoRAConfig,
     Tokenizer,
     load,
-    runtime,
 )
 from numgpt.formats import load_model
 from numgpt.formats.crc32c import crc32c
+from numgpt.runtime import scratch
 
 GPT2 = {"n_layer": 2, "n_head": 2, "n_embd": 64, "n_positions": 8, "vocab_size": 300}
 LLAMA = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 64, "vocab_size": 300}
@@ -77,7 +77,7 @@ def test_loading_needs_one_tensor_more_than_the_model(tmp_path, monkeypatch, sou
     WRITERS[source][0](tmp_path, model)
     del model
     load_model(tmp_path)  # what is imported or cached on first use is no part of it
-    runtime.release_scratch()
+    scratch._pool.release()
     gc.collect()
     tracemalloc.start()
     try:
