@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -68,12 +69,10 @@ class Tile(NamedTuple):
 
 def tiles(heads: Heads, queries: int, keys: int) -> list[Tile]:
     """The tiles of these heads' T queries and S keys; the last one sees all keys."""
-    size = _queries_of_a_tile(queries)
-    starts = range(0, queries, size)
-    stops = [min(start + size, queries) for start in starts]
+    edges = [*range(0, queries, _queries_of_a_tile(queries)), queries]
     return [
         Tile(heads, slice(start, stop), slice(0, keys - queries + stop))
-        for start, stop in zip(starts, stops, strict=True)
+        for start, stop in pairwise(edges)
     ]
 
 

@@ -20,23 +20,18 @@ import numpy as np
 
 
 def exponentials(z: np.ndarray, axis: int = -1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """z, float -> exp(z - M) in the memory of z, M and Z with a 1 at the axis.
+    """z, float -> exp(z - M) in the memory of z, M and Z with a 1 at the axis, -1 or -2.
 
     Where all of z is -∞, M is the most negative number and Z is 1.
     """
     highest = np.maximum(z.max(axis=axis, keepdims=True), np.finfo(z.dtype).min)
     z -= highest
     np.exp(z, out=z)
+    # Sums as products with ones: several times faster than np.sum.
+    ones = np.ones(z.shape[axis], z.dtype)
+    total = z @ ones[:, None] if axis == -1 else ones[None] @ z
     # The largest z contributes exp(0) = 1, so a sum below 1 means that all are -∞.
-    return z, highest, np.maximum(sum_along(z, axis), 1)
-
-
-def sum_along(z: np.ndarray, axis: int) -> np.ndarray:
-    """Σ over the last axis or the one before it, with a 1 at it."""
-    # As a product with ones: several times faster than np.sum.
-    if axis == -1:
-        return z @ np.ones((z.shape[-1], 1), z.dtype)
-    return np.ones((1, z.shape[-2]), z.dtype) @ z
+    return z, highest, np.maximum(total, 1)
 
 
 def log_softmax(z: np.ndarray) -> np.ndarray:
