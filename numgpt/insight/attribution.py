@@ -21,7 +21,7 @@ from numgpt.insight.targets import Target, target
 from numgpt.models.blocks import Block
 from numgpt.models.inputs import Ids
 from numgpt.models.language_model import LanguageModel
-from numgpt.models.modules import Linear
+from numgpt.models.modules import LayerNorm, Linear
 
 TOLERANCE = 1e-4  # of the sum, relative to its largest part: float32 products
 ROUNDED = 2**-6  # … where products round what they multiply to bfloat16
@@ -54,13 +54,16 @@ def attribution_of(
 ) -> dict[str, np.ndarray]:
     """`direct_logit_attribution` of activations that are there: those of `attribution_names`."""
     at, last = of.position, f"{model.blocks[-1].hook_prefix}hook_resid_post"
-    _, norm_cache = model.final_norm.forward(cache[last][0, at : at + 1])
-    rstd = norm_cache.computed.rstd.astype(np.float64)
+    norm = model.final_norm
+    _, norm_cache = norm.forward(cache[last][0, at : at + 1])
+    rstd = norm_cache.computed.rstd[0].astype(np.float64)
     direction = of.direction(model).astype(np.float64)
 
     def parts(x: np.ndarray) -> np.ndarray:
         """(…, C) of the stream -> (…) of the logit."""
-        return model.final_norm.summand(x.astype(np.float64), rstd[0]) @ direction
+        x = x.astype(np.float64)
+        centred = x - x.mean(axis=-1, keepdims=True) if isinstance(norm, LayerNorm) else x
+        return (norm.weight * (centred * rstd)) @ direction
 
     found = {
         name.removeprefix("hook_"): parts(cache[name][0, at]) for name in model.embedding_hooks
@@ -76,9 +79,7 @@ def attribution_of(
         mlp_biases.append(parts(mlp_bias))
     found |= {"heads": np.array(heads), "attention_biases": np.array(attention_biases)}
     found |= {"mlps": np.array(mlps), "mlp_biases": np.array(mlp_biases)}
-    bias_of_norm = model.final_norm.bias
-    of_norm = np.zeros(()) if bias_of_norm is None else np.asarray(bias_of_norm @ direction)
-    found["final_bias"] = of_norm
+    found["final_bias"] = np.zeros(()) if norm.bias is None else norm.bias @ direction
     _check_sum(found, float(of.value(logits)[0]), model.in_fewer_bits)
     return {name: np.asarray(value) for name, value in found.items()}
 

@@ -27,16 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numgpt.layers import (
-    dropout_backward,
-    dropout_forward,
-    gelu_erf_backward,
-    gelu_erf_forward,
-    gelu_tanh_backward,
-    gelu_tanh_forward,
-    relu_backward,
-    relu_forward,
-)
+from numgpt import layers
 from numgpt.layers.dropout import DropoutCache
 from numgpt.layers.embedding import EmbeddingCache
 from numgpt.messages import shown
@@ -52,10 +43,10 @@ from numgpt.options import OptionError, number, optional, require, token_ids, tr
 # forward gives the output again (MLP._activated): x, or for ReLU its output, as relu(relu(x)) =
 # relu(x).
 ACTIVATIONS = {
-    "gelu_new": (gelu_tanh_forward, gelu_tanh_backward),
-    "gelu_pytorch_tanh": (gelu_tanh_forward, gelu_tanh_backward),
-    "gelu": (gelu_erf_forward, gelu_erf_backward),
-    "relu": (relu_forward, relu_backward),
+    "gelu_new": (layers.gelu_tanh_forward, layers.gelu_tanh_backward),
+    "gelu_pytorch_tanh": (layers.gelu_tanh_forward, layers.gelu_tanh_backward),
+    "gelu": (layers.gelu_erf_forward, layers.gelu_erf_backward),
+    "relu": (layers.relu_forward, layers.relu_backward),
 }
 
 
@@ -200,7 +191,7 @@ class GPT(LanguageModel[GPTConfig, GPTCache]):
         position, wpe = self.wpe.forward(positions.ravel())
         x = ctx.hooks.rows("hook_embed", x)
         x = ctx.add(x, ctx.hooks.rows("hook_pos_embed", position))
-        x, dropout = dropout_forward(x, self.config.embd_pdrop, ctx.rng)
+        x, dropout = layers.dropout_forward(x, self.config.embd_pdrop, ctx.rng)
         caches = []
         for block in self.blocks:
             x, cache = block.forward(x, ctx)
@@ -216,7 +207,7 @@ class GPT(LanguageModel[GPTConfig, GPTCache]):
             dx = block.backward(dx, cache.blocks.pop(), ctx, g)  # the last cache is its own
         if ctx.first_trained:
             return  # all before that block is frozen, the embeddings too
-        dx = dropout_backward(dx, cache.dropout)
+        dx = layers.dropout_backward(dx, cache.dropout)
         self.wpe.backward(ctx.grad_hooks.rows("hook_pos_embed", dx), cache.wpe, g)
         self.wte.backward(ctx.grad_hooks.rows("hook_embed", dx), cache.wte, g)
 

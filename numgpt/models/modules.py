@@ -18,23 +18,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from numgpt.layers import (
-    LinearCache,
-    TokenStatistics,
-    embedding_backward,
-    embedding_forward,
-    layernorm_backward,
-    layernorm_forward,
-    layernorm_output,
-    linear_backward,
-    linear_cross_entropy,
-    linear_forward,
-    linear_log_probs_backward,
-    linear_log_probs_forward,
-    rmsnorm_backward,
-    rmsnorm_forward,
-    rmsnorm_output,
-)
+from numgpt import layers
 from numgpt.layers.cross_entropy import LogProbsCache
 from numgpt.layers.embedding import EmbeddingCache
 from numgpt.layers.layernorm import LayerNormCache
@@ -111,7 +95,7 @@ class Linear:
         self, x: np.ndarray, saved: Saved | None = None, rng: np.random.Generator | None = None
     ) -> tuple[np.ndarray, ProjectionCache]:
         """x (N, I) -> y (N, O), cache.  `saved` gives x to the backward: without it x is kept."""
-        y, of_linear = linear_forward(x, self.weight, self.bias)
+        y, of_linear = layers.linear_forward(x, self.weight, self.bias)
         caches, read = [], of_linear.x
         if read is not None and read.nbytes < x.nbytes and not self.loras:
             rounded = read  # kept as it is, in half the memory of x
@@ -127,7 +111,7 @@ class Linear:
         dweight = g.beside(self.weights, self.columns, self.transposed)
         dbias = g.beside(self.biases, self.columns)
         x = cache.x() if dweight.needed or any(lora.trains(g) for lora in self.loras) else None
-        dx, _, _ = linear_backward(dy, LinearCache(x, self.weight), dweight, dbias)
+        dx, _, _ = layers.linear_backward(dy, layers.LinearCache(x, self.weight), dweight, dbias)
         for lora, of_lora in zip(self.loras, cache.loras, strict=True):
             add_into(dx, lora.backward(dy[:, lora.columns], x, of_lora, g))
         return dx
@@ -142,11 +126,11 @@ class Embedding:
 
     def forward(self, ids: np.ndarray) -> tuple[np.ndarray, EmbeddingCache]:
         """ids (N,) -> y (N, C), cache."""
-        return embedding_forward(ids, self.weight)
+        return layers.embedding_forward(ids, self.weight)
 
     def backward(self, dy: np.ndarray, cache: EmbeddingCache, g: Gradients) -> None:
         """dy (N, C).  Ids have no gradient."""
-        embedding_backward(dy, cache, g.accumulator(self.name))
+        layers.embedding_backward(dy, cache, g.accumulator(self.name))
 
 
 class Unembedding:
@@ -173,12 +157,12 @@ class Unembedding:
         targets: np.ndarray,
         weights: np.ndarray,
         g: Gradients,
-        statistics: TokenStatistics | None = None,
+        statistics: layers.TokenStatistics | None = None,
     ) -> tuple[float, np.ndarray]:
         """Σ weights · (-log p[target]), forward and backward in one.  hidden (N, C), targets and
         weights (N,) -> loss, dhidden (N, C); statistics are added to."""
         dweight = g.accumulator(self.name)
-        loss, dhidden, _ = linear_cross_entropy(
+        loss, dhidden, _ = layers.linear_cross_entropy(
             hidden, self.weight, targets, weights, dweight, statistics=statistics
         )
         return loss, dhidden
@@ -192,7 +176,7 @@ class Unembedding:
     ) -> tuple[np.ndarray, LogProbsCache]:
         """log p[target], 0 where it is -100.  hidden (N, C), targets (N,) -> logp (N,), cache,
         which has the entropies where they are asked for."""
-        return linear_log_probs_forward(hidden, self.weight, targets, temperature, entropy)
+        return layers.linear_log_probs_forward(hidden, self.weight, targets, temperature, entropy)
 
     def log_probs_backward(
         self,
@@ -203,7 +187,7 @@ class Unembedding:
     ) -> np.ndarray:
         """dlogp and dentropy (N,) -> dhidden (N, C)."""
         dweight = g.accumulator(self.name)
-        return linear_log_probs_backward(dlogp, cache, dweight, dentropy)[0]
+        return layers.linear_log_probs_backward(dlogp, cache, dweight, dentropy)[0]
 
 
 class ScoreHead:
@@ -276,27 +260,16 @@ class Norm:
         of_x_hat = cache.computed._replace(weight=np.ones_like(self.weight))
         return backward(replaced, of_x_hat, *(NOWHERE for _ in self.parameter_names))[0]
 
-    def summand(self, x: np.ndarray, rstd: np.ndarray) -> np.ndarray:
-        """What a summand x (…, C) of the input adds to y, where the whole input has this rstd: with
-        the scale taken as constant, the norm is linear. The bias is another summand of y."""
-        raise NotImplementedError
-
 
 class LayerNorm(Norm):
     """y = weight · x̂ + bias, x̂ = (x - mean(x)) / sqrt(var(x) + eps)."""
 
-    functions = layernorm_forward, layernorm_output, layernorm_backward
+    functions = layers.layernorm_forward, layers.layernorm_output, layers.layernorm_backward
     kinds = ("weight", "bias")
-
-    def summand(self, x: np.ndarray, rstd: np.ndarray) -> np.ndarray:
-        return self.weight * ((x - x.mean(axis=-1, keepdims=True)) * rstd)
 
 
 class RMSNorm(Norm):
     """y = weight · x̂, x̂ = x / sqrt(mean(x²) + eps)."""
 
-    functions = rmsnorm_forward, rmsnorm_output, rmsnorm_backward
+    functions = layers.rmsnorm_forward, layers.rmsnorm_output, layers.rmsnorm_backward
     kinds = ("weight",)
-
-    def summand(self, x: np.ndarray, rstd: np.ndarray) -> np.ndarray:
-        return self.weight * (x * rstd)

@@ -9,6 +9,7 @@ from models.references import small_model
 from models.test_lora import adapted
 
 from numgpt import insight
+from numgpt.insight import attribution
 from numgpt.layers import softmax_forward
 from numgpt.tokenizer import CharTokenizer
 
@@ -123,7 +124,7 @@ def test_a_heads_part_is_what_the_logit_loses_without_it(model):
 
 def test_parts_that_do_not_add_up_are_told(monkeypatch):
     model = small_model("default")
-    monkeypatch.setattr(type(model.final_norm), "summand", lambda self, x, rstd: x)
+    monkeypatch.setattr(attribution, "bias_of", lambda linear, dtype: np.ones(linear.width, dtype))
     with pytest.raises(ArithmeticError, match="the parts add up to"):
         insight.direct_logit_attribution(model, IDS, 11)
 
