@@ -11,6 +11,7 @@ from numgpt.layers.softmax import log_softmax
 from numgpt.messages import shown
 from numgpt.models.kv_cache import KVCache
 from numgpt.models.language_model import Ids, LanguageModel
+from numgpt.options import is_list
 
 AT_ONCE = 16  # continuations side by side
 
@@ -33,10 +34,8 @@ def score(model: LanguageModel, context: Ids, continuations: Sequence[Ids]) -> l
     prompt, *others = model.check_ids(context)
     if others:
         raise ValueError(f"the context is {shown(context)}: expected the ids of one text")
-    if isinstance(continuations, np.ndarray):
-        continuations = list(continuations)
-    listed = isinstance(continuations, Sequence) and not isinstance(continuations, (str, bytes))
-    if not listed or not continuations or not all(map(_is_text, continuations)):
+    listed = is_list(continuations) and len(continuations) > 0
+    if not listed or any(np.ndim(ids) != 1 or len(ids) == 0 for ids in continuations):
         raise ValueError(
             f"the continuations are {shown(continuations)}: expected lists of token ids, [[5], …]"
         )
@@ -59,18 +58,14 @@ def score(model: LanguageModel, context: Ids, continuations: Sequence[Ids]) -> l
         read[:, 0] = prompt[-1]
         for row, ids in zip(read, part, strict=True):
             row[1 : len(ids)] = ids[:-1]
-        hidden = model.hidden(read, cache.repeat(len(part)).view(counts))
+        copies = cache if len(part) == 1 else cache.selected([0] * len(part))
+        hidden = model.hidden(read, copies.view(counts))
         rows = hidden.reshape(*read.shape, -1)
         scores += [
             _score(model.unembedding.logits(row[: len(ids)]), ids)
             for row, ids in zip(rows, part, strict=True)
         ]
     return scores
-
-
-def _is_text(ids: Ids) -> bool:
-    """Whether these can be the ids of one text."""
-    return np.ndim(ids) == 1 and np.size(ids) > 0
 
 
 def _score(logits: np.ndarray, ids: np.ndarray) -> Score:

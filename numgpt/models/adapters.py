@@ -3,7 +3,7 @@ back. To lessons/gpt.py they add what lora.py computes beside a weight, s · x A
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -14,26 +14,16 @@ from numgpt.models.parameters import Parameters
 from numgpt.runtime import Weight
 
 
-class Adapters(Mapping[str, Adapter]):
+class Adapters(dict[str, Adapter]):
     """Adapters by name.  The active one is computed beside the weights, or merged into them."""
 
     def __init__(self) -> None:
-        self._adapters: dict[str, Adapter] = {}
         self.active_name: str | None = None
         # The weights as they were before the active adapter was merged into them.
         self._pristine: dict[str, np.ndarray] | None = None
 
-    def __getitem__(self, name: str) -> Adapter:
-        return self._adapters[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._adapters)
-
-    def __len__(self) -> int:
-        return len(self._adapters)
-
     def __repr__(self) -> str:
-        return f"<Adapters: {self._adapters}, active: {self.active_name}>"
+        return f"<Adapters: {super().__repr__()}, active: {self.active_name}>"
 
     @property
     def active(self) -> Adapter | None:
@@ -59,7 +49,7 @@ class Adapters(Mapping[str, Adapter]):
                 f"there is an adapter {shown(name)} already: delete_adapter, or give another name"
             )
         self.check_not_merged()
-        self._adapters[name] = adapter
+        self[name] = adapter
 
     def activate(self, name: str | None) -> None:
         """Compute with this one, or with none.  Raises ValueError for a name that is not there."""
@@ -68,10 +58,6 @@ class Adapters(Mapping[str, Adapter]):
             raise ValueError(f"there is no adapter {shown(name)}: there are {there}")
         self.check_not_merged()
         self.active_name = name
-
-    def remove(self, name: str) -> None:
-        """Forget one that is not active."""
-        del self._adapters[name]
 
     def merge(self, linears: Iterable[Linear], parameters: Parameters) -> None:
         """Add the active one's s · B A to the weights, and keep these as they were."""

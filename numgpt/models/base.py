@@ -364,7 +364,7 @@ class BaseModel(Generic[ConfigT, CacheT]):
             self.set_adapter(name)  # tells which there are
         if name == self.active_adapter:
             self.set_adapter(None)
-        self.adapters.remove(name)
+        del self.adapters[name]
 
     def merge_adapter(self) -> None:
         """Add the active adapter's s · B A to the weights: nothing is computed beside them any

@@ -75,11 +75,6 @@ class Config:
         return getattr(self, self.width_field)
 
     @property
-    def projected_width(self) -> int:
-        """How many numbers a token's projections read in a block, but for attention's output."""
-        return 2 * self.width + self.inner_width
-
-    @property
     def kv_heads(self) -> int:
         """K, the heads that keys and values have."""
         return self.heads

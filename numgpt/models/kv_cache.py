@@ -44,8 +44,6 @@ class KVCache:
     def view(self, counts: np.ndarray | int = 1, first: int = 0, stop: int | None = None) -> KVView:
         """One pass over the slots from `first` up to `stop`, of counts new tokens each."""
         slots = slice(first, len(self.lengths) if stop is None else stop)
-        if not len(self.lengths[slots]):
-            raise ValueError(f"slots {first} to {slots.stop} are none: the pass would be empty")
         return KVView(self, slots, np.broadcast_to(counts, len(self.lengths[slots])))
 
     def truncate(self, length: int, slot: int | None = None) -> None:
@@ -69,12 +67,6 @@ class KVCache:
         keys[:, :, :, filled] = self.keys[:, :, :, filled]
         values[:, :, :, filled] = self.values[:, :, :, filled]
         self.keys, self.values = keys, values
-
-    def repeat(self, times: int) -> KVCache:
-        """A cache that holds each sequence `times` times: one prompt, several continuations."""
-        if times == 1:
-            return self
-        return self.selected(np.repeat(np.arange(len(self.lengths)), times).tolist())
 
     def selected(self, slots: Sequence[int]) -> KVCache:
         """A cache of the sequences in these slots, in this order; one may stand there twice."""

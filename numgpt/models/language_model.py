@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
@@ -119,9 +120,11 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
         return np.concatenate([y for y, _ in results]), [cache for _, cache in results]
 
     def _training_context(self, ids: np.ndarray, rng: np.random.Generator | None) -> Context:
-        """A pass that a backward follows.  What the projections read is kept where it is little,
-        and else recomputed: that costs less than the memory."""
-        numbers = ids.size * self.config.layers * self.config.projected_width
+        """A pass that a backward follows.  What the projections read (2C + F numbers a token and
+        block, beside z) is kept where it is little, and else recomputed: that costs less than the
+        memory."""
+        read = 2 * self.config.width + self.config.inner_width
+        numbers = ids.size * self.config.layers * read
         return Context(
             len(ids),
             rng,
@@ -197,17 +200,18 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
         statistics are added to: how many targets count, how many are the likeliest token, and the
         entropy of the predictions.
         """
-        sums = self.sums(add_to)
+        self.gradients = None
         ids, targets = self._check(ids, targets)
         w = weights_array(weights, targets, self.parameters.dtype).ravel()
-        seen = None if statistics is None else TokenStatistics()
-        with sums as g:
+        seen = TokenStatistics()
+        with self.sums(add_to) as g:
             hidden, back = self.run(ids, rng, hooks, backward_hooks)
-            loss, dhidden = self.unembedding.cross_entropy(hidden, targets.ravel(), w, g, seen)
+            loss, dhidden = self.unembedding.cross_entropy(
+                hidden, targets.ravel(), w, g, statistics and seen
+            )
             back(dhidden, g)
-        if statistics is not None and seen is not None:
+        if statistics is not None:
             statistics.add(seen)
-        self.gradients = g
         return loss, g
 
     def value_and_grads(
@@ -229,10 +233,10 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
         with entropy=True objective(logp, entropies) -> loss, (dlogp, dentropies), metrics, and with
         values=True the score head's values (B, T) come last. The rest is as in `loss_and_grads`.
         """
-        sums = self.sums(add_to)
+        self.gradients = None
         ids, targets = self._check(ids, targets)
         head = score_runs.head_of(self) if values else None
-        with sums as g:
+        with self.sums(add_to) as g:
             hidden, back = self.run(ids, rng)
             logp, cache = self.unembedding.log_probs(hidden, targets.ravel(), temperature, entropy)
             seen = {"dlogp": logp}
@@ -247,7 +251,6 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
             if head is not None:
                 add_into(dhidden, head.backward(by["dvalues"], hidden, g))
             back(dhidden, g)
-        self.gradients = g
         return loss, g, metrics
 
     def _check(self, ids: Ids, targets: Ids) -> tuple[np.ndarray, np.ndarray]:
@@ -255,9 +258,11 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
         ids = self.check_ids(ids)
         return ids, targets_array(targets, ids, self.config)
 
-    def sums(self, add_to: Gradients | None) -> Gradients:
-        """What a call adds its gradients to. The last ones are forgotten, so that the new ones can
-        take their memory."""
+    @contextmanager
+    def sums(self, add_to: Gradients | None) -> Iterator[Gradients]:
+        """What a call adds its gradients to, and the model's afterwards. The last ones are
+        forgotten, so that the new ones can take their memory. An error clears them: the gradients
+        of some of a batch would look like those of all of it."""
         self.adapters.check_not_merged()
         self.gradients = None
         if add_to is not None and add_to.layout != self.trained:
@@ -265,7 +270,13 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
                 "add_to holds gradients of other parameters than those that train now: call"
                 " loss_and_grads without it first"
             )
-        return Gradients(self.trained, self.parameters.dtype) if add_to is None else add_to
+        g = Gradients(self.trained, self.parameters.dtype) if add_to is None else add_to
+        try:
+            yield g
+        except BaseException:
+            g.clear()
+            raise
+        self.gradients = g
 
     # --- what happens inside ---
 
@@ -365,17 +376,16 @@ def _checked(
     what is none of that."""
     expected = names[0] if len(names) == 1 else f"({', '.join(names)})"
     if not isinstance(result, tuple) or len(result) != 3:
-        what = f"the objective returned {shown(result)}: expected loss, {expected}, metrics"
-        raise ValueError(what)
+        wrong = f"the objective returned {shown(result)}"
+        raise ValueError(f"{wrong}: expected loss, {expected}, metrics")
     loss, derivatives, metrics = result
-    several = len(names) > 1 and isinstance(derivatives, tuple)
-    arrays = [*map(np.asarray, derivatives if several else [derivatives])]
-    for name, array in zip(names, arrays, strict=False):
+    each = (derivatives,) if len(names) == 1 else derivatives
+    if not isinstance(each, tuple) or len(each) != len(names):
+        raise ValueError(f"the objective returned {shown(derivatives)}: expected {expected}")
+    by = {name: np.asarray(derivative) for name, derivative in zip(names, each, strict=True)}
+    for name, array in by.items():
         if array.shape != shape:
             raise ValueError(
                 f"the objective's {name} has shape {array.shape}, logp {shape}: they must be equal"
             )
-    if len(arrays) != len(names):
-        raise ValueError(f"the objective returned {shown(derivatives)}: expected {expected}")
-    flat = (array.astype(dtype, copy=False).ravel() for array in arrays)
-    return float(loss), dict(zip(names, flat, strict=True)), metrics
+    return float(loss), {n: a.astype(dtype, copy=False).ravel() for n, a in by.items()}, metrics

@@ -150,10 +150,8 @@ class LoRAConfig:
                     projections[0],
                     there[0],
                 )
-            missing: list[str] = []
-        else:
-            found = [n for n in projections if any(_is_called(n, target) for target in targets)]
-            missing = [t for t in targets if not any(_is_called(n, t) for n in projections)]
+            return found
+        missing = [t for t in targets if not any(_is_called(n, t) for n in projections)]
         if missing and strict:
             raise OptionError(
                 "{target_modules:name}: {0} is none of the model's projections: {1}, or {2} for all"
@@ -162,7 +160,7 @@ class LoRAConfig:
                 ", ".join(there),
                 ALL_LINEAR,
             )
-        return found
+        return [n for n in projections if any(_is_called(n, target) for target in targets)]
 
 
 def fitting(patterns: Mapping[str, T], name: str, usual: T) -> T:

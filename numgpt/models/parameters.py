@@ -34,9 +34,7 @@ def layout_of(shapes: Mapping[str, tuple[int, ...]]) -> Layout:
     Weight decay treats the two differently, and so finds each kind in one piece.
     """
     offsets, offset = {}, 0
-    for name in sorted(
-        shapes, key=lambda name: len(shapes[name]) < 2
-    ):  # stable: keeps the order within a kind
+    for name in sorted(shapes, key=lambda name: len(shapes[name]) < 2):  # stable within a kind
         offsets[name] = offset
         offset += math.prod(shapes[name])
     return {name: (offsets[name], tuple(shape)) for name, shape in shapes.items()}
@@ -221,7 +219,7 @@ class Gradients(Mapping[str, np.ndarray]):
     @property
     def flat(self) -> np.ndarray:
         """All sums as one vector, in the layout's order."""
-        self._fill()
+        self._fill(self._arrays)
         return self._flat
 
     @flat.setter
@@ -231,15 +229,6 @@ class Gradients(Mapping[str, np.ndarray]):
     @property
     def dtype(self) -> np.dtype:
         return self._flat.dtype
-
-    def __enter__(self) -> Gradients:
-        """`with gradients:` an error clears them: the gradients of some of a batch would look like
-        those of all of it."""
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self.clear()
 
     def clear(self) -> None:
         """No contributions: all sums are 0 again."""
@@ -253,9 +242,9 @@ class Gradients(Mapping[str, np.ndarray]):
         for name in other._written:
             self.accumulator(name).add(other._arrays[name])
 
-    def _fill(self) -> None:
-        """Write the zeros of what has got no contribution."""
-        for name in self._arrays.keys() - self._written:
+    def _fill(self, names: Iterable[str]) -> None:
+        """Write the zeros of those that have got no contribution."""
+        for name in set(names) - self._written:
             self._arrays[name].fill(0)
             self._written.add(name)
 
@@ -271,9 +260,7 @@ class Gradients(Mapping[str, np.ndarray]):
         return f"<Gradients: {len(self)} arrays, {self._flat.size:,} numbers of {self._flat.dtype}>"
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._written:
-            self._arrays[name].fill(0)
-            self._written.add(name)
+        self._fill([name])
         return self._arrays[name]
 
     def __contains__(self, name: object) -> bool:

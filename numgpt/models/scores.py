@@ -61,7 +61,6 @@ def scores_and_grads(
         dhidden = np.zeros_like(hidden)
         dhidden[rows] = head.backward(dscores.astype(hidden.dtype), hidden[rows], g)
         back(dhidden, g)
-    model.gradients = g
     return float(loss), g, metrics
 
 

@@ -78,7 +78,7 @@ def test_right_padded_prompts_give_all_their_logits(name):
     cache.reserve(30)
     assert cache.keys.shape[3] >= 30
     check(step(model, cache, [[9]] * 3), [alone(model, row) for row in ([1, 2, 9], [5, 9], [9])])
-    twice = cache.repeat(2)
+    twice = cache.selected([0, 0, 1, 1, 2, 2])
     assert twice.lengths.tolist() == [3, 3, 2, 2, 1, 1]
     logits = step(model, twice, [[8]] * 6)
     check(logits[::2], [alone(model, row) for row in ([1, 2, 9, 8], [5, 9, 8], [9, 8])])
@@ -100,7 +100,7 @@ def test_what_is_not_filled_reaches_no_result(name):
         step(model, cache, [[1, 2, 3, 4], [5]])
         cache.reserve(30)
         assert np.isfinite(step(model, cache, [[1], [2]])).all()
-        assert np.isfinite(step(model, cache.repeat(2), [[1]] * 4)).all()
+        assert np.isfinite(step(model, cache.selected([0, 0, 1, 1]), [[1]] * 4)).all()
 
 
 def test_what_a_cache_does_not_take_is_told():
