@@ -211,7 +211,7 @@ CALLS = [
     (lambda: insight.page(MODEL, BPE, "a", target=5), "target=5: expected a text"),
     # Prompts.
     generating("empty", ids=[]),
-    generating("prompt 0 is empty: give at least one token", ids=[[], [1]]),
+    generating("ids are empty: give at least one token", ids=[[], [1]]),
     generating("61, outside the vocabulary of 61", ids=[61]),
     generating("33 tokens are more than the model's n_positions=32: shorten", ids=range(33)),
     generating("pad on the left", ids=[[1, 2]], attention_mask=[[1, 0]]),

@@ -102,11 +102,6 @@ class Prompt:
         self.logits: np.ndarray | None = None  # (V,) after it, once it has been read
         self.cache: KVCache | None = None  # it alone, where more wait than slots are free
 
-    @property
-    def is_being_read(self) -> bool:
-        """Whether it is in the slot after those that decode, with a part of its tokens."""
-        return self.done > 0 and self.logits is None
-
 
 class Batcher:
     """Sequences in the slots of one KV cache.
@@ -131,6 +126,7 @@ class Batcher:
         self.cache = KVCache(model, slots, 1) if cache is None else cache
         self.decoding: list[Sequence] = []  # the one in slot 0, in slot 1, …
         self.waiting: dict[bytes, Prompt] = {}  # by its ids, in the order in which they came
+        self._kept = max(1, model.context_length // 2)  # of a full context: its newer half
 
     @property
     def busy(self) -> bool:
@@ -281,7 +277,7 @@ class Batcher:
                 self.cache.move(len(self.decoding), slot)
                 self.decoding[slot] = last
         front = next(iter(self.waiting.values()), None)
-        if ended and front is not None and front.is_being_read:
+        if ended and front is not None and front.done and front.logits is None:
             self.cache.move(len(self.decoding) + len(ended), len(self.decoding))
         return ended
 
@@ -294,11 +290,6 @@ class Batcher:
             for sequence in prompt.sequences
         )
         self.cache.reserve(needed)
-
-    @property
-    def _kept(self) -> int:
-        """How many tokens of a full context stay: its newer half."""
-        return max(1, self.model.context_length // 2)
 
     def _slide(self, slot: int, sequence: Sequence) -> None:
         """Go on from the newer half of a full context, which is read again but for its last

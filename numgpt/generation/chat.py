@@ -86,23 +86,18 @@ class Chat:
         self.statistics = TurnStatistics(context_length=model.context_length)
         self.system: str | None = None
         self._turns: list[dict[str, Any]] = []
-        self._dropped = 0  # of _turns, from the front
+        self.dropped_messages = 0  # of _turns, from the front: the context no longer holds them
         self._cache: KVCache | None = None
         self._cached_ids: list[int] = []
-        self._speaking: Generator[str, None, None] = _silence()
+        self._speaking: Generator[str, None, None] | None = None
         if system is not None:
             self.set_messages([{"role": "system", "content": system}])
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy goes its own way from here: with turns of its own, and what it needs of the keys
         # and values computed again. An answer that is being made is not part of it.
-        state = self.__dict__ | {"_turns": list(self._turns), "_cache": None, "_cached_ids": []}
-        del state["_speaking"]
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._speaking = _silence()
+        own = {"_turns": list(self._turns), "_cache": None, "_cached_ids": [], "_speaking": None}
+        return self.__dict__ | own
 
     def __repr__(self) -> str:
         return f"<Chat: {len(self.messages)} messages, with {self.model!r}>"
@@ -112,11 +107,6 @@ class Chat:
         """The conversation so far, with the messages that the context no longer holds."""
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         return system + [{"role": m["role"], "content": m["content"]} for m in self._turns]
-
-    @property
-    def dropped_messages(self) -> int:
-        """How many of the oldest messages the context no longer holds."""
-        return self._dropped
 
     def reset(self) -> None:
         """Begin again, with the same system prompt."""
@@ -131,29 +121,22 @@ class Chat:
         for number, message in enumerate(checked_messages(said) if said else ()):
             if not isinstance(message.get("content"), str):
                 raise ValueError(f"message {number} has no text as its content")
-            if message["role"] not in ("user", "assistant") and (
-                number or message["role"] != "system"
-            ):
-                raise ValueError(
-                    f"message {number} has the role {shown(message['role'])}: expected user or"
-                    " assistant, and the system first or not at all"
-                )
-        conversation = list(said)
-        system = said.pop(0)["content"] if said and said[0]["role"] == "system" else None
-        for number, message in enumerate(said):
+        system = said[0]["content"] if said and said[0]["role"] == "system" else None
+        turns = said if system is None else said[1:]
+        for number, message in enumerate(turns):
             if message["role"] != ("user", "assistant")[number % 2]:
                 raise ValueError(
                     f"message {number + (system is not None)} is the {message['role']}'s: user and"
-                    " assistant take turns"
+                    " assistant take turns, after the system if it speaks"
                 )
-        if len(said) % 2:
+        if len(turns) % 2:
             raise ValueError("the conversation ends with a question: leave it out, and ask it")
-        if len(conversation) > 1:
-            self.template.ids(conversation)  # which the template may refuse
+        if len(said) > 1:
+            self.template.ids(said)  # which the template may refuse
         if system is not None:
             self._check_room_beside(system)
         self._stop_speaking()
-        self.system, self._turns, self._dropped = system, said, 0
+        self.system, self._turns, self.dropped_messages = system, turns, 0
 
     def set_options(self, **options: Any) -> None:
         """Options of `generate` for all answers from now on.  Raises ValueError for one that is
@@ -222,7 +205,8 @@ class Chat:
 
     def _stop_speaking(self) -> None:
         """End the answer before, if nobody heard its end: what was said counts."""
-        self._speaking.close()
+        if self._speaking is not None:
+            self._speaking.close()
 
     def _answer(
         self, question: dict[str, Any], place: int, options: dict[str, Any]
@@ -245,7 +229,7 @@ class Chat:
             generation_config={},  # which the options have
             **{"eos_token_id": ends} | options | {"max_new_tokens": min(most, room)},
         )
-        self._dropped = dropped
+        self.dropped_messages = dropped
         self._speaking = self._say(question, place, ids, tokens, stops, reused, min(most, room))
         return self._speaking
 
@@ -310,7 +294,7 @@ class Chat:
                 new_tokens=len(made),
                 prompt_seconds=first - began,
                 seconds=time.perf_counter() - first,
-                dropped_messages=self._dropped,
+                dropped_messages=self.dropped_messages,
                 context_tokens=len(ids) + len(made),
                 context_length=self.model.context_length,
                 finish_reason=reason,
@@ -327,7 +311,7 @@ class Chat:
             messages = [*system, *self._turns[dropped:place], question]
             return self.template.ids(messages, add_generation_prompt=True)
 
-        dropped = min(self._dropped, place)
+        dropped = min(self.dropped_messages, place)
         ids = ids_without(dropped)
         if len(ids) + reserve > context:
             fewer = range(dropped, place + 1, 2)
@@ -366,11 +350,6 @@ class Chat:
         self._cache.truncate(common)
         self._cached_ids = ids[:common]
         return self._cache
-
-
-def _silence() -> Generator[str, None, None]:
-    """An answer that has ended."""
-    yield from ()
 
 
 def _read_messages(path: str | os.PathLike) -> list[Any]:

@@ -118,17 +118,15 @@ class GenerationOptions:
     def limits(self, prompt_length: int) -> tuple[int, int]:
         """How many new tokens there must be, and may be, after a prompt.  Raises OptionError where
         max_length leaves none."""
-        most = self.max_new_tokens
-        if most is None:
-            most = (
-                DEFAULT_NEW_TOKENS if self.max_length is None else self.max_length - prompt_length
-            )
+        whole = self.max_length
+        usual = DEFAULT_NEW_TOKENS if whole is None else whole - prompt_length
+        most = usual if self.max_new_tokens is None else self.max_new_tokens
         if most < 1:
             raise OptionError(
                 "{max_length} counts the prompt, which has {0} tokens already: raise it, or use"
                 " {max_new_tokens:name}",
                 prompt_length,
-                max_length=self.max_length,
+                max_length=whole,
             )
         return max(self.min_length - prompt_length, self.min_new_tokens), most
 
@@ -266,21 +264,10 @@ _COMBINATIONS: tuple[Combination, ...] = (
     ),
 )
 
-# What people call options that have other names here.
-OTHER_NAMES = {
-    "max_tokens": "max_new_tokens",
-    "temp": "temperature",
-    "max_completion_tokens": "max_new_tokens",
-    "n": "num_return_sequences",
-    "stop": "stop_strings",
-    "stop_sequences": "stop_strings",
-    "generator": "seed",
-    "random_state": "seed",
-    "penalty": "repetition_penalty",
-    "sample": "do_sample",
-    "ids": "the first argument",
-    "input_ids": "the first argument",
-}
+# Options of other libraries whose names here are not near theirs.
+OTHER_NAMES = {"n": "num_return_sequences", "max_completion_tokens": "max_new_tokens"}
+OTHER_NAMES |= {"temp": "temperature", "generator": "seed", "random_state": "seed"}
+OTHER_NAMES |= {"stop": "stop_strings", "stop_sequences": "stop_strings"}
 
 # What sampling alone reads.
 SAMPLING = ("temperature", "top_k", "top_p", "min_p")

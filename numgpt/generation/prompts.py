@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from numgpt.generation.options import GenerationOptions, eos_and_pad
-from numgpt.messages import shown
 from numgpt.models.language_model import Ids, LanguageModel
 
 
@@ -24,14 +23,16 @@ class Prompts(NamedTuple):
         cls, model: LanguageModel, ids: Ids, attention_mask: Ids | None, options: GenerationOptions
     ) -> Prompts:
         """Raises ValueError for a prompt, or a mask, that is invalid."""
-        ids, mask = _pad_left(ids, attention_mask, eos_and_pad(model, options)[1])
+        ids, mask = _pad_left(model, ids, attention_mask, eos_and_pad(model, options)[1])
         padded = model.check_ids(ids, any_length=options.slide)
         mask = _check_mask(mask, padded)
         each = [row[real] for row, real in zip(padded, mask, strict=True)]
         return cls(padded, np.where(mask, padded, -1), each)
 
 
-def _pad_left(ids: Ids, attention_mask: Ids | None, pad_token_id: int) -> tuple[Ids, Ids | None]:
+def _pad_left(
+    model: LanguageModel, ids: Ids, attention_mask: Ids | None, pad_token_id: int
+) -> tuple[Ids, Ids | None]:
     """Prompts of unequal length -> rows of equal length and the mask of what is no padding."""
     listed = isinstance(ids, abc.Sequence) and all(hasattr(row, "__len__") for row in ids)
     rows = [row for row in ids if isinstance(row, (abc.Sequence, np.ndarray))] if listed else []
@@ -41,16 +42,11 @@ def _pad_left(ids: Ids, attention_mask: Ids | None, pad_token_id: int) -> tuple[
         raise ValueError(
             "attention_mask goes with prompts of equal length; unequal ones are padded by generate"
         )
-    for number, row in enumerate(rows):
-        if len(row) == 0:
-            raise ValueError(f"prompt {number} is empty: give at least one token")
-        if np.asarray(row).dtype.kind not in "iu":
-            raise ValueError(f"prompt {number} is {shown(row)}: token ids are integers")
     width = max(map(len, rows))
     padded = np.full((len(rows), width), pad_token_id, np.int64)
     mask = np.zeros((len(rows), width), bool)
     for target, real, row in zip(padded, mask, rows, strict=True):
-        target[width - len(row) :] = row
+        target[width - len(row) :] = model.check_ids(row, any_length=True)
         real[width - len(row) :] = True
     return padded, mask
 
