@@ -327,7 +327,7 @@ class GatedMLP:
     ) -> tuple[np.ndarray, GatedMLPCache]:
         """y (N, C) -> (N, C), cache."""
         y, fc = self.fc.forward(y, saved, ctx.rng)  # (N, C) -> (N, 2F)
-        gate, up = np.split(y, 2, axis=1)  # views (N, F)
+        gate, up = y[:, : y.shape[1] // 2], y[:, y.shape[1] // 2 :]  # views (N, F)
         gate, up = hook.rows("hook_pre", gate), hook.rows("hook_pre_linear", up)
         y, swiglu = layers.swiglu_forward(gate, up)
         y = hook.rows("hook_post", y)
