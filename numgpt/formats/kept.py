@@ -27,7 +27,8 @@ from numgpt.messages import shown
 from numgpt.models.language_model import LanguageModel
 from numgpt.options import OptionError
 from numgpt.runtime import FewerBits, Weight
-from numgpt.runtime.fewer_bits import KINDS, packed_shape
+from numgpt.runtime.fewer_bits import KINDS
+from numgpt.runtime.stored_rows import packed_shape
 
 METHOD = "numgpt"
 CODES = {"bfloat16": "BF16", "int8": "I8"}  # of a kind's numbers

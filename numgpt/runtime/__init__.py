@@ -9,12 +9,13 @@ large array.
 from numgpt.runtime import kernels  # first: this import chooses the kernels and then loads NumPy
 from numgpt.runtime.accumulator import NOWHERE, Accumulator, SumsSideBySide
 from numgpt.runtime.blocks import add_into, mean_product, over_row_blocks, sum_rows
-from numgpt.runtime.fewer_bits import DTYPES, FewerBits
+from numgpt.runtime.fewer_bits import DTYPES
 from numgpt.runtime.kernels import physical_memory
 from numgpt.runtime.memory import ALLOCATOR
 from numgpt.runtime.products import add_matmul, matmul
 from numgpt.runtime.rounded import Rounded, multiplies_rounded, read_by, rounded_weight
 from numgpt.runtime.scratch import empty, empty_like
+from numgpt.runtime.stored_rows import FewerBits
 from numgpt.runtime.threads import (
     num_threads,
     parallel_for,

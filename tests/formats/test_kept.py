@@ -10,7 +10,8 @@ from support import is_mapped
 from numgpt import GPT, CharTokenizer, GPTConfig, cli, formats
 from numgpt.formats import read_safetensors, write_safetensors
 from numgpt.runtime import FewerBits, Weight
-from numgpt.runtime.fewer_bits import KINDS, packed_shape
+from numgpt.runtime.fewer_bits import KINDS
+from numgpt.runtime.stored_rows import packed_shape
 
 LETTERS = CharTokenizer([chr(200 + number) for number in range(130)])
 

@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import assert_close, python
 
-from numgpt.runtime import fewer_bits, matmul, onednn, parallel_for, single_thread_if_small
+from numgpt.runtime import matmul, onednn, parallel_for, single_thread_if_small, stored_rows
 from numgpt.runtime.fewer_bits import (
     KINDS,
     ROUNDED_BY_LIBRARY,
-    FewerBits,
     Int8,
     from_bfloat16,
     to_bfloat16,
 )
 from numgpt.runtime.kernels import cpu_flags
+from numgpt.runtime.stored_rows import FewerBits
 
 LIBRARY = onednn.find_onednn()[0]
 RELATIVE = {"bfloat16": 2**-8, "int8": 1 / 254}  # of the largest of a row, at most
@@ -117,7 +117,7 @@ def test_sums_that_do_not_fit_32_bits_are_not_onednns():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_product_of_many_panels(kind, library, monkeypatch, thread_count):
-    monkeypatch.setattr(fewer_bits, "PANEL_BYTES", 1 << 16)
+    monkeypatch.setattr(stored_rows, "PANEL_BYTES", 1 << 16)
     weight, x = KINDS[kind].rounded(matrix(1000, 96), library), matrix(30, 96, seed=1)
     dy = matrix(30, 1000, seed=2)
     rounded = np.asarray(weight)
