@@ -204,11 +204,6 @@ CALLS = [
     looking("number=0: the tokens that are predicted", insight.loss_gradients, IDS, 0),
     looking("make them equal", insight.logit_lens, IDS, targets=[1]),
     looking("length=99: expected 1 to 12", insight.repeated_tokens, 99),
-    *[
-        (lambda given=given: insight.page(*given), "pass what numgpt.load returns")
-        for given in ((None, LETTERS, "a"), (LETTERS, MODEL, "a"), (MODEL, None, "a"))
-    ],
-    (lambda: insight.page(MODEL, BPE, "a", target=5), "target=5: expected a text"),
     # Prompts.
     generating("empty", ids=[]),
     generating("ids are empty: give at least one token", ids=[[], [1]]),

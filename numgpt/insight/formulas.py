@@ -10,8 +10,6 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from numgpt.insight.words import LESSONS, WORDS
-
 
 class Formula(NamedTuple):
     title: str
@@ -51,6 +49,10 @@ class Formula(NamedTuple):
 
 
 _BOTH = "in its table W · weight is one factor"
+_GELU = (
+    "Each number by itself: large ones pass, those below zero are held back. Without such a bend"
+    " two matrices in a row would be no more than one matrix."
+)
 
 FORMULAS = {
     "embedding": Formula(
@@ -62,6 +64,7 @@ FORMULAS = {
         "dx: BTC; dwte: VC",
         "embedding_backward",
         "wte is the table of the tokens' vectors",
+        words="A token's id chooses a row of a table: its vector, with which the stream begins.",
     ),
     "layernorm": Formula(
         "LayerNorm",
@@ -74,6 +77,9 @@ FORMULAS = {
         "layernorm_backward",
         "mean and var are those of a token's C features",
         "the sums go over the tokens",
+        words="A token's numbers are moved and scaled to mean 0 and variance 1, so that what reads"
+        " them meets vectors of one size; then each feature has a scale (weight) and a shift"
+        " (bias) of its own, which training finds.",
     ),
     "rmsnorm": Formula(
         "RMSNorm",
@@ -85,6 +91,9 @@ FORMULAS = {
         "rmsnorm_backward",
         "mean is that of a token's C features",
         "the sum goes over the tokens",
+        words="A token's numbers are scaled to mean square 1, so that what reads them meets"
+        " vectors of one size; then each feature has a scale (weight) of its own, which training"
+        " finds.",
     ),
     "qkv": Formula(
         "Queries, keys, values",
@@ -96,6 +105,8 @@ FORMULAS = {
         "linear_backward",
         "y is what the norm before has made",
         f"g is the gradient at that norm's x̂, weight being the norm's; {_BOTH}",
+        words="Three vectors of each token, for each head: the query is what the token looks for,"
+        " the key what it is found by, the value what is taken from it.",
     ),
     "head norms": Formula(
         "Norms of queries and keys",
@@ -108,6 +119,8 @@ FORMULAS = {
         "rmsnorm_backward",
         "mean is that of a query's or a key's D features; queries have one weight, keys another",
         "the sum goes over tokens and heads",
+        words="Each query and each key is brought to one size, as the tokens' vectors are before a"
+        " branch, so that the scores stay within bounds.",
     ),
     "rope": Formula(
         "Rotary positions",
@@ -119,6 +132,8 @@ FORMULAS = {
         "   dk likewise",
         "dq, dq′: BTHD; dk, dk′: BTKD",
         "rope_backward",
+        words="Queries and keys are turned, two of their numbers at a time, by an angle that grows"
+        " with the token's place: their product then depends on how far apart two tokens are.",
     ),
     "scores": Formula(
         "Scores",
@@ -129,6 +144,8 @@ FORMULAS = {
         "ds: BHTS; dq: BTHD; dk: BTKD",
         "tile_backward",
         "i is a query's place, j a key's",
+        words="How well each key fits a query: their scalar product. A query sees its own token"
+        " and those before it.",
     ),
     "softmax": Formula(
         "Softmax",
@@ -140,6 +157,8 @@ FORMULAS = {
         "softmax_backward",
         "",
         "m goes over the keys, as j does",
+        words="Scores become probabilities, which are above 0 and have the sum 1: how much the"
+        " query looks at each key.",
     ),
     "values": Formula(
         "Sum of values",
@@ -149,6 +168,8 @@ FORMULAS = {
         "dp_ij = dz_i · v_j,   dv_j = Σ_i p_ij dz_i",
         "dz: BTHD; dp: BHTS; dv: BTKD",
         "tile_backward, attention_backward",
+        words="What the head takes from the tokens: the sum of their values, each times its"
+        " probability.",
     ),
     "output": Formula(
         "Heads together",
@@ -159,6 +180,7 @@ FORMULAS = {
         "dout: BTC; dz: BTHD",
         "linear_backward",
         "W_O[h] are the D rows of W_O that head h has",
+        words="One matrix turns what all heads have taken into a vector of the stream's width.",
     ),
     "stream": Formula(
         "Into the stream",
@@ -168,6 +190,7 @@ FORMULAS = {
         "dout = dx,   and dx goes on, unchanged, to the x before",
         "dx, dout: BTC",
         "",
+        words="The vector is added to the stream: what was there stays.",
     ),
     "feed-forward in": Formula(
         "Feed-forward, in",
@@ -179,6 +202,8 @@ FORMULAS = {
         "linear_backward",
         "y is what the norm before has made",
         f"g is the gradient at that norm's x̂, weight being the norm's; {_BOTH}",
+        words="A vector of F numbers, more than the stream has, each of them a weighted sum of the"
+        " token's numbers with weights of its own.",
     ),
     "gated feed-forward in": Formula(
         "Feed-forward, in",
@@ -191,6 +216,8 @@ FORMULAS = {
         "linear_backward",
         "y is what the norm before has made",
         f"g is the gradient at that norm's x̂, weight being the norm's; {_BOTH}",
+        words="Two vectors of F numbers, more than the stream has: each number of the one (gate)"
+        " decides how much passes of the other (up).",
     ),
     "gelu_tanh": Formula(
         "GELU",
@@ -203,6 +230,7 @@ FORMULAS = {
         "gelu_tanh_backward",
         "σ(x) = 1/(1 + exp(−x))",
         "σ stands for σ(2u), u for what it is in the forward",
+        words=_GELU,
     ),
     "gelu_erf": Formula(
         "GELU",
@@ -212,6 +240,7 @@ FORMULAS = {
         "dpre = dpost · slope,   slope = Φ(pre) + pre φ(pre),   φ(x) = exp(−x²/2) / √(2π)",
         "dpost, dpre: BTF",
         "gelu_erf_backward",
+        words=_GELU,
     ),
     "relu": Formula(
         "ReLU",
@@ -221,6 +250,8 @@ FORMULAS = {
         "dpre = dpost · slope,   slope = 1 where pre > 0, else 0",
         "dpost, dpre: BTF",
         "relu_backward",
+        words="Each number by itself: above zero it passes, below it becomes 0. Without such a"
+        " bend two matrices in a row would be no more than one matrix.",
     ),
     "swiglu": Formula(
         "SwiGLU",
@@ -232,6 +263,8 @@ FORMULAS = {
         "swiglu_backward",
         "",
         "σ stands for σ(gate), σ(z) = 1/(1 + exp(−z))",
+        words="Each number of up is multiplied by silu(gate): about gate where gate is large,"
+        " about 0 where it is far below zero.",
     ),
     "feed-forward out": Formula(
         "Feed-forward, out",
@@ -241,6 +274,7 @@ FORMULAS = {
         "dpost = dout Wᵀ,   dW = postᵀ dout,   db = Σ dout",
         "dout: BTC; dpost: BTF",
         "linear_backward",
+        words="Back to a vector of the stream's width, by one matrix.",
     ),
     "logits": Formula(
         "Logits",
@@ -252,6 +286,8 @@ FORMULAS = {
         "linear_cross_entropy",
         "v is a token of the vocabulary, y what the final norm has made",
         f"g is the gradient at that norm's x̂, weight being the norm's; {_BOTH}",
+        words="How well the token's last vector fits every token of the vocabulary: a scalar"
+        " product each, the logit.",
     ),
     "loss": Formula(
         "Probabilities and loss",
@@ -263,9 +299,22 @@ FORMULAS = {
         "linear_cross_entropy",
         "M = max_v z_v,   Z = Σ_v exp(z_v − M)",
         "[v = target] is 1 where v is the target, and else 0",
+        words="Logits become probabilities, and the loss is −log of the probability of the token"
+        " that comes: 0 if it was certain.",
     ),
 }
-FORMULAS = {
-    name: formula._replace(words=WORDS[name], lesson=LESSONS[name])
-    for name, formula in FORMULAS.items()
+
+# The notebook of the course (`numgpt lessons`) that each step is derived in.
+_LESSONS = {
+    "02_from_a_neuron_to_a_layer": ("relu",),
+    "03_softmax_and_cross_entropy": ("loss",),
+    "04_layernorm_and_gelu": ("layernorm", "gelu_tanh", "gelu_erf"),
+    "05_attention": ("qkv", "scores", "softmax", "values", "output"),
+    "06_your_own_gpt": ("embedding", "stream", "feed-forward in", "feed-forward out", "logits"),
+    "09_real_weights": ("rmsnorm", "head norms", "rope", "gated feed-forward in", "swiglu"),
+}
+FORMULAS |= {
+    step: FORMULAS[step]._replace(lesson=notebook)
+    for notebook, steps in _LESSONS.items()
+    for step in steps
 }

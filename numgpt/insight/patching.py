@@ -20,7 +20,6 @@ import numpy as np
 
 from numgpt.insight.targets import Target, target
 from numgpt.layers import IGNORE_INDEX
-from numgpt.layers.softmax import log_softmax
 from numgpt.messages import shown
 from numgpt.models.hooks import Hook
 from numgpt.models.inputs import Ids, targets_array
@@ -150,11 +149,12 @@ def ablation(
     """How much the mean loss on a text rises without each head and each feed-forward layer:
     {"heads": (L, H), "mlps": (L,)}, in nats.  means as in `ablation_hooks`."""
     layers, heads = range(len(model.blocks)), range(model.config.heads)
-    targets = targets_array(targets, model.check_ids(ids), model.config)
-    before = _loss(model, ids, targets, {})
+    inputs = model.check_ids(ids)
+    wanted = targets_array(targets, inputs, model.config)
+    before = _loss(model, inputs, wanted, {})
 
     def rise(**what: Any) -> float:
-        return _loss(model, ids, targets, ablation_hooks(model, means=means, **what)) - before
+        return _loss(model, inputs, wanted, ablation_hooks(model, means=means, **what)) - before
 
     return {
         "heads": np.array([[rise(heads=[(layer, head)]) for head in heads] for layer in layers]),
@@ -174,15 +174,12 @@ def _taking_out(heads: list[int] | None, mean: np.ndarray | None) -> Hook:
     return take_out
 
 
-def _loss(model: LanguageModel, ids: Ids, targets: Ids, hooks: dict[str, Hook]) -> float:
+def _loss(
+    model: LanguageModel, ids: np.ndarray, targets: np.ndarray, hooks: dict[str, Hook]
+) -> float:
     """Mean loss over the targets that count, with hooks."""
-    target_ids = np.atleast_2d(np.asarray(targets))
-    logp = log_softmax(model.run_with_hooks(ids, hooks))
-    counted = target_ids != IGNORE_INDEX
-    of_targets = np.take_along_axis(logp, np.where(counted, target_ids, 0)[..., None], axis=-1)[
-        ..., 0
-    ]
-    return -float(of_targets[counted].astype(np.float64).mean())
+    logp, _ = model.unembedding.log_probs(model.hidden(ids, hooks=hooks), targets.ravel())
+    return -float(logp.sum(dtype=np.float64) / np.count_nonzero(targets != IGNORE_INDEX))
 
 
 def _runs(

@@ -18,14 +18,12 @@ from numgpt.insight.tables import (
     Input,
     Table,
     concatenated,
-    heads_product,
     largest,
     matrix_product,
     product,
     values,
 )
 from numgpt.insight.trace import Trace
-from numgpt.insight.words import WORDS
 from numgpt.layers.sigmoid import sigmoid
 from numgpt.layers.softmax import exponentials
 from numgpt.models.blocks import Block, GatedMLP
@@ -90,7 +88,8 @@ def embedding_step(of: Trace) -> Step:
             forward_shapes=f"{formula.forward_shapes}; wpe: PC",
             backward=f"{formula.backward},   dwpe[t] = dx_t",
             backward_shapes=f"{formula.backward_shapes}; dwpe: PC",
-            words=WORDS["embedding and position"],
+            words="A token's id chooses a row of one table, its place in the text a row of another:"
+            " their sum is the vector with which the stream begins.",
         ).and_symbols("wpe that of the places'")
     stream, dx = a.x(f"{model.blocks[0].hook_prefix}hook_resid_pre"), a.dx("hook_embed")
     same = (of.ids[:, None] == of.ids).astype(dx.dtype)
@@ -163,13 +162,14 @@ def qkv_step(a: Numbers, block: Block) -> Step:
     """Three products of the same y."""
     y, _ = block.norm_1.forward(a.x("hook_resid_pre"))
     matrix, bias = block.attention.qkv.matrix(), bias_of(block.attention.qkv, y.dtype)
+    y_in = [Input("y", y)]
     tables, strips, back, gradients, start = [], [], [], [], 0
     for name, heads in (("q", "H"), ("k", "K"), ("v", "K")):
         x, dx = a.x(f"attn.hook_{name}"), a.dx(f"attn.hook_{name}")
         columns = slice(start, start + x[0].size)
         start = columns.stop
         w, b = matrix[:, columns], bias[columns]
-        tables.append(heads_product(name, [Input("y", y)], w, x, b, ("y", "W"), heads))
+        tables.append(matrix_product(name, y_in, w, x, b, ("y", "W"), heads=heads))
         strips.append(Strip(name, heads, x))
         back.append(Strip(f"d{name}", heads, dx))
         gradients.append(Input(f"d{name}", dx))
@@ -195,7 +195,8 @@ def output_step(a: Numbers, block: Block) -> Step:
     if bias.any():
         columns |= {"b": bias}
     whole = matrix_product("out", [Input("z", z)], matrix, out, bias, ("z", "W"))
-    back = heads_product("dz", [Input("dout", dout)], matrix.T, dz, None, ("dout", "W"), "H")
+    dout_in = [Input("dout", dout)]
+    back = matrix_product("dz", dout_in, matrix.T, dz, None, ("dout", "W"), heads="H")
     return Step(
         "output",
         with_biases(FORMULAS["output"], linear),

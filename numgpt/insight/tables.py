@@ -164,31 +164,20 @@ def matrix_product(
     factors: tuple[str, str],
     rows: str = "feature",
     chosen: np.ndarray | None = None,
+    heads: str = "",
 ) -> Product:
-    """result (T, O) = x (T, I) matrix (I, O) + bias (O,): its largest features, or chosen ones."""
-    chosen = largest(result, FEATURES) if chosen is None else chosen
-    picked = np.take_along_axis(result, chosen, axis=-1)
-    biases = None if bias is None else bias[chosen]
-    return product(title, inputs, matrix.T[chosen], chosen, picked, factors, rows, "", biases)
+    """result = x (T, I) matrix (I, O) + bias (O,): its largest features, or chosen ones.
 
-
-def heads_product(
-    title: str,
-    inputs: list[Input],
-    matrix: np.ndarray,
-    result: np.ndarray,
-    bias: np.ndarray | None,
-    factors: tuple[str, str],
-    heads: str,
-) -> Product:
-    """result (T, H, D) = x (T, I) matrix (I, H · D) + bias: each head's largest features."""
-    _, count, size = result.shape
-    chosen = largest(result, HEAD_FEATURES)  # (T, H, n)
-    columns = chosen + size * np.arange(count)[:, None]
-    picked = np.take_along_axis(result, chosen, axis=-1)
+    The result is (T, O), or by heads (T, H, D) with O = H · D: then each head's largest.
+    """
+    if chosen is None:
+        chosen = largest(result, HEAD_FEATURES if heads else FEATURES)
+    picked, columns = np.take_along_axis(result, chosen, axis=-1), chosen
+    if heads:
+        _, count, size = result.shape
+        columns = chosen + size * np.arange(count)[:, None]  # (T, H, n)
     biases = None if bias is None else bias[columns]
-    w = matrix.T[columns]  # (T, H, n, I)
-    return product(title, inputs, w, chosen, picked, factors, "feature", heads, biases)
+    return product(title, inputs, matrix.T[columns], chosen, picked, factors, rows, heads, biases)
 
 
 def concatenated(parts: list[Product]) -> Product:

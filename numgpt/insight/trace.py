@@ -97,16 +97,12 @@ def chosen_layers(model: LanguageModel, layers: tuple[int | None, int | None] | 
     """Layers A up to, but not including, B, each of which may be None; None: all.  Raises
     ValueError for none of them."""
     count = len(model.blocks)
-    try:
-        first, last = (None, None) if layers is None else layers
-        first, last = 0 if first is None else first, count if last is None else last
-        chosen = range(first, last)
-    except (TypeError, ValueError):
-        raise OptionError("{layers}: expected (A, B), layers A to B - 1", layers=layers) from None
+    first, last = (None, None) if layers is None else layers
+    first, last = 0 if first is None else first, count if last is None else last
     if not 0 <= first < last <= count:
         range_of = f"{first}:{last}: expected A:B with A below B, of the layers 0:{count}"
         raise OptionError(f"{{layers:name}} {range_of}")
-    return chosen
+    return range(first, last)
 
 
 def differences(

@@ -310,7 +310,7 @@ def test_a_page_from_the_command_line(call, tmp_path):
     for flags, message in (
         (("--token", 99), "--token 99: the text has tokens 0 to 3"),
         (("--layers", "x"), "expected A:B, as in 0:4 for the first four layers, got 'x'"),
-        (("--out", tmp_path), "is a directory: name a file in it"),
+        (("--out", tmp_path), f"{tmp_path}: Is a directory: name a file"),
         (("--out", tmp_path / "no/page.html"), "there is no directory"),
     ):
         status, _, err = call("explain", "My lord, the", "--out", out, *flags)
