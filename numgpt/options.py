@@ -49,9 +49,6 @@ class AboutOptions(Exception):  # noqa: N818 (a warning is one, too)
         """A message of options whose values are attributes of an object."""
         return cls(template, *texts, **{n: getattr(options, n) for n in _NAMED.findall(template)})
 
-    def __reduce__(self) -> tuple:
-        return _again, (type(self), self.template, self.texts, self.options)
-
     def told(self, write: WriteOption) -> str:
         """The message, each option as `write` writes it."""
         named = {name: _Option(name, value, write) for name, value in self.options.items()}
@@ -96,10 +93,6 @@ class _Option:
 
     def __format__(self, spec: str) -> str:
         return self.write(self.name) if spec == "name" else self.write(self.name, self.value)
-
-
-def _again(cls: type[AboutOptions], template: str, texts: tuple, options: dict) -> AboutOptions:
-    return cls(template, *texts, **options)
 
 
 # --- what the value of an option may be ---

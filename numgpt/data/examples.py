@@ -75,7 +75,7 @@ class ExampleEncoder:
             raise error.after(record.place) from None
         except ValueError as error:
             raise ValueError(f"{record.place}: {error}") from None
-        if not any(loss_mask[1:]):  # nothing predicts a first token
+        if self.learnt and not any(loss_mask[1:]):  # nothing predicts a first token
             raise ValueError(
                 f"{record.place}: nothing in it is trained on: it needs a message of the"
                 " assistant (with a weight other than 0), a completion, or a text of two tokens"

@@ -12,14 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from numgpt.data.corpus import TokensFile
 from numgpt.data.examples import Example, ExampleEncoder, without_weights
 from numgpt.data.finding import PROMPTS_FILE
 from numgpt.data.records import COMPLETION, PROMPT, Record
 from numgpt.files import replacing
-from numgpt.options import AboutOptions
 from numgpt.reading import naming
 from numgpt.tokenizer import BaseTokenizer
 
@@ -34,21 +31,16 @@ class PromptEncoder(ExampleEncoder):
         self.kept: list[dict[str, Any]] = []  # the fields of those that were encoded
         self._fields: dict[str, Any] = {}
 
-    def examples(self, record: Record) -> tuple[Example, ...]:
-        """Raises ValueError naming file and line for a record without a prompt to continue."""
+    def _tokens(self, record: Record) -> tuple[list[int], list[bool]]:
+        """Raises ValueError for a record without a prompt to continue."""
         if record.kind not in (PROMPT, COMPLETION):
             raise ValueError(
-                f"{record.place}: it has {record.kind}: what is to be continued has the key prompt,"
-                " and others for the reward"
+                f"it has {record.kind}: what is to be continued has the key prompt, and others for"
+                " the reward"
             )
-        try:
-            ids = self.ids(record.fields["prompt"], record.fields.get("tools"))
-        except AboutOptions as error:
-            raise error.after(record.place) from None
-        except ValueError as error:
-            raise ValueError(f"{record.place}: {error}") from None
+        ids = self.ids(record.fields["prompt"], record.fields.get("tools"))
         self._fields = record.fields
-        return (Example(np.array(ids, np.int64), np.zeros(len(ids), bool)),)
+        return ids, [False] * len(ids)
 
     def ids(
         self, prompt: str | list[dict[str, Any]], tools: list[dict[str, Any]] | None = None

@@ -100,22 +100,15 @@ class Tokenizer(BaseTokenizer):
             raise ValueError(
                 f"the vocabulary lacks the byte {shown(bytes(printable[:1]))}: not a byte-level BPE"
             )
-        try:
-            table = [
-                (vocabulary[left], vocabulary[right], vocabulary[left + right])
-                for left, right in self.merges
-            ]
-        except KeyError as error:
-            missing = error.args[0]
-            number, (left, right) = next(
-                (number, pair)
-                for number, pair in enumerate(self.merges)
-                if missing in (*pair, pair[0] + pair[1])
-            )
-            raise ValueError(
-                f"merge {number} joins {shown(left)} and {shown(right)},"
-                f" but {shown(missing)} is not in the vocabulary"
-            ) from None
+        table = []
+        for number, (left, right) in enumerate(self.merges):
+            try:
+                table.append((vocabulary[left], vocabulary[right], vocabulary[left + right]))
+            except KeyError as error:
+                raise ValueError(
+                    f"merge {number} joins {shown(left)} and {shown(right)},"
+                    f" but {shown(error.args[0])} is not in the vocabulary"
+                ) from None
         self._table = MergeTable(table)
         # A special or added token that merges make -> its two parts.
         named_ids = {*self.special_tokens.values(), *self.added_tokens.values()}

@@ -104,10 +104,8 @@ class MergeTable:
         rank, left, right = self._origin[token]
         if not (self.makes_whole(left) and self.makes_whole(right)):
             return False
-        right_edges, left_edges = (
-            list(self._edges(left, 2, rank)),
-            list(self._edges(right, 1, rank)),
-        )
+        right_edges = list(self._edges(left, 2, rank))
+        left_edges = list(self._edges(right, 1, rank))
         for x, x_ends in right_edges:
             for y, y_ends in left_edges:
                 crossing = self._ranks.get((x, y), NEVER)

@@ -51,6 +51,19 @@ def message_of(origin: str) -> int | None:
     return number if number >= 0 else None
 
 
+def _in_case(change: Callable[[str], str]) -> Callable[[Traced], Traced]:
+    """A method of str that changes letters, as one of Traced."""
+
+    def changed(self: Traced) -> Traced:
+        text = change(self.plain)
+        if len(text) == len(self):
+            return Traced(text, self.origin)
+        by_character = joined(Traced(change(c.plain), c.origin) for c in self)
+        return by_character if by_character == text else Traced(text)
+
+    return changed
+
+
 class Traced(str):
     """A text with an origin for each character."""
 
@@ -160,30 +173,12 @@ class Traced(str):
 
     # --- letters in another case ---
 
-    def _each(self, change: Callable[[str], str]) -> Traced:
-        changed = change(self.plain)
-        if len(changed) == len(self):
-            return Traced(changed, self.origin)
-        by_character = joined(Traced(change(c.plain), c.origin) for c in self)
-        return by_character if by_character == changed else Traced(changed)
-
-    def upper(self) -> Traced:
-        return self._each(str.upper)
-
-    def lower(self) -> Traced:
-        return self._each(str.lower)
-
-    def casefold(self) -> Traced:
-        return self._each(str.casefold)
-
-    def swapcase(self) -> Traced:
-        return self._each(str.swapcase)
-
-    def title(self) -> Traced:
-        return self._each(str.title)
-
-    def capitalize(self) -> Traced:
-        return self._each(str.capitalize)
+    upper = _in_case(str.upper)
+    lower = _in_case(str.lower)
+    casefold = _in_case(str.casefold)
+    swapcase = _in_case(str.swapcase)
+    title = _in_case(str.title)
+    capitalize = _in_case(str.capitalize)
 
 
 def as_traced(text: str) -> Traced:

@@ -106,9 +106,7 @@ def _learn(pieces: Counter[str], room: int, min_frequency: int) -> Iterator[tupl
     new = 256
     while new < 256 + room and heap:
         count, pair = heapq.heappop(heap)
-        if (
-            counts[pair] != -count
-        ):  # it has lost occurrences to other merges since: back to its place
+        if counts[pair] != -count:  # other merges took some of its occurrences: back to its place
             if counts[pair] > 0:
                 heapq.heappush(heap, (-counts[pair], pair))
             continue

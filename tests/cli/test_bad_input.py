@@ -41,7 +41,7 @@ CASES = {
     "generate 'To be, or not to be, that' --model RUN --no-slide": "n_positions=16",
     "tokenizer decode 12x --tokenizer RUN": "12x",
     "tokenizer decode 9999 --tokenizer RUN": "9999",
-    f"tokenizer decode {'1' * 23}": "not in the vocabulary",
+    f"tokenizer decode {'1' * 23}": f"one sequence of ids below 1024, not [{'1' * 23}]",
     f"tokenizer decode {DIGITS}": "is not a token id",
     # How tokens are chosen.
     "generate T --model RUN --temperature 0": "--temperature 0.0: expected a number above 0; for"
