@@ -113,12 +113,10 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 def _fail(error: object, status: int) -> int:
     if isinstance(error, OSError) and error.strerror is not None:
-        where = error.filename
-        if where is None:  # what writes a file names it
-            where = "standard output"
-        where = where if where is None or len(str(where)) < 300 else f"{str(where)[:300]}…"
-        mend = MENDS.get(error.errno or 0)
-        error = ": ".join(str(part) for part in (where, error.strerror, mend) if part is not None)
+        # What writes a file names it.
+        where = "standard output" if error.filename is None else str(error.filename)
+        where = where if len(where) < 300 else f"{where[:300]}…"
+        error = ": ".join(filter(None, (where, error.strerror, MENDS.get(error.errno or 0))))
     tell(f"numgpt: error: {one_line(error)}")
     return status
 

@@ -6,6 +6,7 @@ import argparse
 import itertools
 import json
 import math
+import os
 import secrets
 import shutil
 import sys
@@ -210,24 +211,15 @@ class _Terminal:
                 while True:
                     line = input(CONTINUED if lines else PROMPT)
                     lines.append(line.removesuffix("\\"))
-                    line.encode()  # what is no UTF-8 comes as surrogates
                     if not line.endswith("\\"):
                         return "\n".join(lines).rstrip("\n")  # of what was pasted
-        except (KeyboardInterrupt, SystemError) as error:
-            # When two come at once, Python has no better word for it than SystemError.
-            if isinstance(error, SystemError) and not isinstance(
-                error.__cause__, KeyboardInterrupt
-            ):
-                raise
+        except KeyboardInterrupt:
             print()
             _say("(/quit or Ctrl-D leaves)")
             return ""
         except EOFError:
             print()
             return "\n".join(lines) if lines else None
-        except UnicodeError:
-            _say("that is not UTF-8 text: type it again")
-            return ""
 
     def obey(self, command: str, argument: str) -> None:
         action = self.commands.get(command)
@@ -311,18 +303,14 @@ class _Terminal:
         return self.seed - 1
 
     def save(self, path: str) -> None:
-        if not path:
-            raise ValueError("name a file: /save talk.json")
-        file = _expanded(path)
+        file = _file(path)
         if file.exists():
             self.chat.check_conversation(file)  # anything else is not overwritten
         self.chat.save(file)
         _say(f"{len(self.chat.messages)} messages written to {path}")
 
     def load(self, path: str) -> None:
-        if not path:
-            raise ValueError("name a file: /load talk.json")
-        self.chat.load(_expanded(path))
+        self.chat.load(_file(path))
         _say(f"{len(self.chat.messages)} messages read from {path}")
 
     def stats(self, _: str) -> None:
@@ -335,16 +323,14 @@ class _Terminal:
         )
 
 
-def _expanded(path: str) -> Path:
-    """The path, with a home directory in place of ~.  Raises ValueError where there is none, or no
-    file but a device."""
-    try:
-        expanded = Path(path).expanduser()
-        if expanded.exists() and not expanded.is_file() and not expanded.is_dir():
-            raise ValueError(f"{path:.200} is no file")
-        return expanded
-    except RuntimeError:
-        raise ValueError(f"nobody here has the home directory {path.split('/')[0]:.80}") from None
+def _file(path: str) -> Path:
+    """Raises ValueError where none is named, or something that is no file (a device)."""
+    if not path:
+        raise ValueError("name a file: talk.json")
+    file = Path(os.path.expanduser(path))
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{path:.200} is no file")
+    return file
 
 
 def _say(text: str) -> None:

@@ -11,14 +11,6 @@ from typing import Any
 
 from numgpt.messages import shown
 
-LARGEST_FILE = 1 << 20  # bytes
-
-# What other programs call an option.
-OTHERS_NAMES = {"learning_rate": "lr", "max_iters": "steps", "max_steps": "steps", "rank": "lora_r"}
-OTHERS_NAMES |= {"r": "lora_r", "num_train_epochs": "epochs", "num_epochs": "epochs"}
-OTHERS_NAMES |= {"per_device_train_batch_size": "batch_size", "warmup_steps": "warmup"}
-OTHERS_NAMES |= {"gradient_accumulation_steps": "grad_accum", "output_dir": "out"}
-
 
 def read_toml(path: str | Path, known: Collection[str]) -> dict[str, Any]:
     """The options in a TOML file.  Raises ValueError for what is not TOML, or no option, by
@@ -29,10 +21,7 @@ def read_toml(path: str | Path, known: Collection[str]) -> dict[str, Any]:
         raise ValueError("--config needs Python 3.11 or later, or: pip install tomli") from None
     try:
         with open(path, "rb") as file:
-            text = file.read(LARGEST_FILE + 1)
-        if len(text) > LARGEST_FILE:
-            raise ValueError(f"it has more than {LARGEST_FILE} bytes")
-        options = tomllib.loads(text.decode("utf-8-sig"))
+            options = tomllib.loads(file.read().decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text") from None
     except (ValueError, RecursionError) as error:  # not TOML
@@ -47,8 +36,7 @@ def read_toml(path: str | Path, known: Collection[str]) -> dict[str, Any]:
                 f"{path}: [{name:.80}] is a section; options stand in the file without any"
             )
         if name not in known:
-            others = OTHERS_NAMES.get(name)
-            near = [others] if others in known else difflib.get_close_matches(name, known, 1)
+            near = difflib.get_close_matches(name, known, 1)
             names = ", ".join(map(repr, near or known))
             hint = f"did you mean {names}?" if near else f"there are {names}"
             raise ValueError(f"{path}: {shown(name)} is not an option; {hint}")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from numgpt.cli.common import add_adapter, add_command, check_directory_name
+from numgpt.cli.common import add_adapter, add_command, check_directory_name, show_progress
 from numgpt.files import DirectoryLock, finish_replacing, is_ours, replacing_together, sweep
 from numgpt.formats import load_adapter, open_model, read_model, resolve, save_model
 from numgpt.formats.gguf_writing import FILE_TYPES, save_gguf
@@ -143,8 +142,6 @@ def _progress(what: str, count: int) -> Any:
     def report(name: str) -> None:
         nonlocal done
         done += 1
-        if sys.stderr.isatty():
-            end = "\n" if done == count else ""
-            tell(f"\r{what} {done} of {count}  {name:<48.48}", end=end)
+        show_progress(f"{what} {done} of {count}  {name:.40}", done == count)
 
     return report

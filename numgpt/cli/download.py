@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from typing import Any
 
-from numgpt.cli.common import add_command
+from numgpt.cli.common import add_command, show_progress
 from numgpt.formats.catalogue import CATALOGUE, HUB_NAMES
 from numgpt.formats.downloads import download
 from numgpt.formats.names import models_directory
@@ -36,10 +35,7 @@ def run(options: argparse.Namespace) -> None:
     began = time.perf_counter()
 
     def progress(done: int, total: int) -> None:
-        if sys.stderr.isatty():
-            tell(f"\r{done / 1e6:.0f} of {total / 1e6:.0f} MB", end="")
-            if done >= total:
-                tell("")
+        show_progress(f"{done / 1e6:.0f} of {total / 1e6:.0f} MB", done >= total)
 
     if not there and options.name in CATALOGUE and CATALOGUE[options.name].note:
         tell(f"{options.name}: {CATALOGUE[options.name].note}")

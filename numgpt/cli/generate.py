@@ -93,7 +93,7 @@ def register(subparsers: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    _check(options)
+    refuse(options, _COMBINATIONS)
     prompt = text_argument(" ".join(options.prompt) if options.prompt else None, "prompt")
     model, tokenizer = load_language_model(options)
     allowed = "all" if options.special_tokens else ()
@@ -212,7 +212,7 @@ def _given_beside_beams(name: str) -> Combination:
     )
 
 
-# What the library does not know of: flags that go together, or do not.
+# What the library does not know of: flags that go together, or do not, or are no names of its own.
 _COMBINATIONS: tuple[Combination, ...] = (
     (
         lambda o: _beams(o) > 1 and o.logprobs,
@@ -235,16 +235,9 @@ _COMBINATIONS: tuple[Combination, ...] = (
         lambda o: o.greedy and (o.num_return_sequences or 1) > max(_beams(o), 1),
         "{greedy:name} writes the same text every time: leave {num_return_sequences:name} out",
     ),
+    (lambda o: "" in o.ban, "{ban}: expected texts that are not empty"),
+    (lambda o: "" in o.stop, "{stop}: expected texts that are not empty"),
 )
-
-
-def _check(options: argparse.Namespace) -> None:
-    """Raises ValueError for flags that cannot be combined, and for texts that are none."""
-    refuse(options, _COMBINATIONS)
-    for flag, texts in (("--ban", options.ban), ("--stop", options.stop)):
-        for text in texts:
-            if not text or (not text.isprintable() and not _is_unicode(text)):
-                raise ValueError(f"{flag} {shown(text)}: give a text in UTF-8 that is not empty")
 
 
 def _write_logprobs(
@@ -265,13 +258,6 @@ def _write_logprobs(
             tokens.append(told(id, step[row]) | {"top": [told(i, step[row]) for i in likeliest]})
         text = tokenizer.decode(ids, skip_special_tokens=True)
         print(json.dumps({"prompt": prompt, "text": text, "tokens": tokens}), flush=True)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        return bool(text.encode())
-    except UnicodeEncodeError:
-        return False
 
 
 def _spaces(tokenizer: Any) -> tuple[str, ...]:

@@ -231,7 +231,7 @@ def test_talking_and_every_command(models, tmp_path):
             "/system ": "\nBe brief.\n",
             "/load": "/load: name a file",
             "/load absent.json": "/load absent.json: No such file",
-            "/load .": "/load .: ",
+            "/load .": "/load: . is no file",
             "/save absent/talk.json": "/save absent/talk.json: No such file",
             "/load talk.json": "2 messages read from talk.json",
             "/retry ": "\naaaaa\n" + CUT_OFF + "> ",
@@ -373,7 +373,7 @@ def test_sampling_is_changed_as_one_talks(models, tmp_path):
             "/temperature nan": "/temperature: nan is not above 0",
             "/seed 7": "seed is 7",
             "/seed -1": "/seed: -1 is not a whole number",
-            "/save ~nobody-of-this-name/a": "nobody here has the home directory ~nobody",
+            "/save ~nobody-of-this-name/a": "/save ~nobody-of-this-name/a: No such file",
             "/save /dev/full": "/save: /dev/full is no file",
             "/load /dev/zero": "/load: /dev/zero is no file",
         }.items():
