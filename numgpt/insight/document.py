@@ -143,6 +143,8 @@ def require_place(path: str | os.PathLike) -> None:
     """Raises FileExistsError for a file that is no page of this kind, another OSError where none
     can be written."""
     place = Path(path)
+    if str(path) == "-":
+        raise FileNotFoundError('"-" is no name for a page: name a file')
     if not (place.parent.is_dir() and os.access(place.parent, os.W_OK)):
         raise FileNotFoundError(
             f"{place}: there is no directory {place.parent} that can be written: make it first"

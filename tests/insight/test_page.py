@@ -595,6 +595,8 @@ def test_a_place_that_can_not_be_written(shipped, tmp_path):
     for directory in (tmp_path, ""):
         with pytest.raises(IsADirectoryError):
             page.save(directory)
+    with pytest.raises(FileNotFoundError, match="name a file"):
+        page.save("-")
 
 
 def test_progress_is_told(shipped):
