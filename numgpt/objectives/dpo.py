@@ -158,18 +158,18 @@ def dpo(
             f"label_smoothing={label_smoothing}: expected 0, or below 0.5 with"
             f" {' or '.join(sorted(SMOOTHED))}"
         )
+    same_shapes(
+        chosen_logps=chosen_logps,
+        rejected_logps=rejected_logps,
+        ref_chosen_logps=ref_chosen_logps,
+        ref_rejected_logps=ref_rejected_logps,
+    )
     logps = [chosen_logps, rejected_logps]
-    same_shapes(chosen_logps=chosen_logps, rejected_logps=rejected_logps)
     if loss_type in WITHOUT_REFERENCE:
         ratios = logps
+    elif ref_chosen_logps is None or ref_rejected_logps is None:
+        raise ValueError(f"loss_type={loss_type!r} needs the reference's log-probabilities")
     else:
-        if ref_chosen_logps is None or ref_rejected_logps is None:
-            raise ValueError(f"loss_type={loss_type!r} needs the reference's log-probabilities")
-        same_shapes(
-            chosen_logps=chosen_logps,
-            ref_chosen_logps=ref_chosen_logps,
-            ref_rejected_logps=ref_rejected_logps,
-        )
         ratios = [chosen_logps - ref_chosen_logps, rejected_logps - ref_rejected_logps]
     per = [np.ones_like(logp) for logp in logps]
     if loss_type in PER_TOKEN:

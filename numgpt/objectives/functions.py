@@ -67,10 +67,9 @@ def masked(mask: np.ndarray, **arrays: np.ndarray | None) -> tuple[np.ndarray, .
     return counts.astype(first.dtype), *kept.values()  # type: ignore[arg-type]
 
 
-def of_completions(advantages: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Advantages (B,) themselves.  Raises ValueError for another number of them than the mask (B,
-    T) has completions, or where one is not finite."""
+def of_completions(advantages: np.ndarray, mask: np.ndarray) -> None:
+    """Raises ValueError for another number of advantages (B,) than the mask (B, T) has completions,
+    or where one is not finite."""
     same_shapes(advantages=advantages)
     if advantages.shape != mask.shape[:1]:
         raise ValueError(f"advantages have shape {advantages.shape}: expected {mask.shape[:1]}")
-    return advantages

@@ -142,25 +142,23 @@ def grpo(
     log_ratio = logps - old_logps
     if level == "sequence":
         log_ratio = np.broadcast_to(log_ratio.sum(axis=1, keepdims=True) / n, m.shape)
+    ratio = np.exp(log_ratio)
     losses, dlog_ratio = clipped(log_ratio, a, epsilon, high)
     dlogps, metrics = np.zeros_like(losses), {}
     share = m / ((m.sum() if tokens is None else tokens) or 1)
     if ref_logps is not None:
         distance, dkl = kl(logps, ref_logps)
         metrics["kl"] = float((share * distance).sum())
-    if beta and ref_logps is not None:
-        ratio = np.exp(log_ratio) if corrected_kl else np.ones_like(losses)
-        losses = losses + beta * ratio * distance
-        dlogps = dlogps + beta * ratio * dkl
-        if corrected_kl:
-            dlog_ratio = dlog_ratio + beta * ratio * distance
-    dlogps = weights * dlogps
+        if beta:
+            price = beta * (ratio if corrected_kl else np.ones_like(ratio))
+            losses = losses + price * distance
+            dlogps = weights * (price * dkl)
+            if corrected_kl:
+                dlog_ratio = dlog_ratio + price * distance
     if level == "token":
         dlogps += weights * dlog_ratio
     else:  # a completion's tokens have parts 1/n in the one ratio
         dlogps += (weights * dlog_ratio).sum(axis=1, keepdims=True) * m / n
-
-    ratio = np.exp(log_ratio)
     metrics |= {
         "clip_ratio/low_mean": float((share * ((ratio < 1 - epsilon) & (a < 0))).sum()),
         "clip_ratio/high_mean": float((share * ((ratio > 1 + high) & (a > 0))).sum()),

@@ -17,7 +17,6 @@ arXiv:1211.5063): g ← g · min(1, clip / (‖g‖ + 10⁻⁶)), the 10⁻⁶ a
 from __future__ import annotations
 
 import math
-import numbers
 
 import numpy as np
 
@@ -90,11 +89,9 @@ class AdamW:
         """Raises ValueError for a hyperparameter out of its range."""
         require(self, number(least=0), "lr", "weight_decay")
         require(self, number(above=0), "eps")
-        betas = self.betas
-        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-            raise ValueError(f"betas={shown(betas)}: expected two numbers in [0, 1)")
-        if not all(isinstance(beta, numbers.Real) and 0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas={shown(betas)}: expected two numbers in [0, 1)")
+        two = isinstance(self.betas, (tuple, list)) and len(self.betas) == 2
+        if not two or not all(map(number(least=0, below=1, numpys=True).fits, self.betas)):
+            raise ValueError(f"betas={shown(self.betas)}: expected two numbers in [0, 1)")
 
     def _update(
         self, g: np.ndarray, w: np.ndarray, m: np.ndarray, v: np.ndarray, clip: float, decay: float
@@ -123,12 +120,6 @@ def gradient_norm(flat: np.ndarray) -> float:
     """‖g‖₂, summed up in float64 from blocks."""
     with np.errstate(over="ignore"):
         squares = sum(over_row_blocks(lambda g: float(g @ g), flat))
-    if SMALLEST_SQUARES < squares < math.inf or not flat.size:
-        return math.sqrt(squares)
-    # Squares that are too large or too small for the dtype: of gradients scaled to 1.
-    largest = float(max(over_row_blocks(lambda g: np.abs(g).max(), flat)))
-    if largest == 0 or not math.isfinite(largest):
-        return largest
-    scale = flat.dtype.type(largest)
-    squares = sum(over_row_blocks(lambda g: float(np.vdot(g / scale, g / scale)), flat))
-    return largest * math.sqrt(squares)
+    if not SMALLEST_SQUARES < squares < math.inf:  # some were too small or too large for float32
+        squares = sum(over_row_blocks(lambda g: float(np.square(g, dtype=float).sum()), flat))
+    return math.sqrt(squares)
