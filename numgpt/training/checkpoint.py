@@ -36,18 +36,26 @@ from numgpt.models.config import Config
 from numgpt.models.lora import Adapter, LoRAConfig, adapter_shapes
 from numgpt.models.modules import SCORE
 from numgpt.models.parameters import Layout, Parameters
-from numgpt.options import OptionError
+from numgpt.options import OptionError, number, require, whole
 from numgpt.runtime import DTYPES, multiplies_rounded, physical_memory
 from numgpt.training.adamw import AdamW
-from numgpt.training.config import RunConfig, options_of
-from numgpt.training.configs import CONFIGS
+from numgpt.training.config import RunConfig, TrainConfig, options_of
+from numgpt.training.rollout_config import GRPOConfig, PPOConfig
 from numgpt.training.step import Sums
-from numgpt.training.tune_config import TuningConfig
+from numgpt.training.tune_config import DPOConfig, KTOConfig, RewardConfig, TuneConfig, TuningConfig
 
+# The options of every kind of run, by the name that its checkpoint has for it.
+CONFIGS: dict[str, type[RunConfig]] = {
+    one.kind: one
+    for one in (TrainConfig, TuneConfig, DPOConfig, KTOConfig, RewardConfig, GRPOConfig, PPOConfig)
+}
 ARRAYS = ("weights", "m", "v")
+COUNTS = ("best_step", "unreported_steps", "batches", "tokens_seen")  # of the state
 HEAD = "head"  # where a score head trains too
 MADE = "made."  # begins the name of an array that a task has made
 SEEN = {"tokens": "targets"}  # what a sum was called in version 0.1.0
+# What is raised on the way through a state that is not as it should be.
+DAMAGE = ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError
 
 
 class BaseModelError(ValueError):
@@ -100,14 +108,10 @@ def save_checkpoint(directory: Path, state: RunState) -> None:
     if head is not None:
         tensors[HEAD] = head[SCORE]
     tensors |= {MADE + name: array for name, array in state.made.items()}
-    saved = {
+    saved = {name: getattr(state, name) for name in COUNTS} | {
         "step": optimizer.steps,
         "best_loss": None if math.isinf(state.best_loss) else state.best_loss,
-        "best_step": state.best_step,
         "unreported": state.unreported,
-        "unreported_steps": state.unreported_steps,
-        "batches": state.batches,
-        "tokens_seen": state.tokens_seen,
         "generator": state.rng.bit_generator.state,
         "kind": state.config.kind,
         "options": dataclasses.asdict(state.config),
@@ -133,19 +137,15 @@ def load_checkpoint(directory: str | Path) -> RunState:
         raise FileNotFoundError(f"nothing to resume: there is no {path}")
     tensors, metadata = read_safetensors(path)
     try:
-        return _restore(_training_state(metadata), tensors)
+        return _restore(json.loads(metadata["training"]), tensors)
     except BaseModelError as error:
         raise BaseModelError(f"{directory}: {error}") from None
-    except KeyError as error:
-        reason = f"{error} is missing"
-    except ValueError as error:
-        reason = one_line(error)
-    except (LookupError, TypeError, AttributeError, ArithmeticError):
-        reason = "a part of its state is of another kind than it should be"
-    raise ValueError(
-        f"{path} is not a checkpoint that numgpt can go on from ({reason:.300}): put a copy"
-        f" of it back, or start a new run from the weights in {directory}"
-    )
+    except DAMAGE as error:
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise ValueError(
+            f"{path} is not a checkpoint that numgpt can go on from ({reason:.300}): put a copy"
+            f" of it back, or start a new run from the weights in {directory}"
+        ) from None
 
 
 def tuned_on_conversations(directory: str | os.PathLike) -> bool:
@@ -157,27 +157,14 @@ def tuned_on_conversations(directory: str | os.PathLike) -> bool:
         return False
     try:
         _, metadata = read_safetensors(place / CHECKPOINT_FILE)
-        return tokens_file_from(_training_state(metadata)["tokens"]).conversations
-    except (ValueError, LookupError, TypeError):  # which is for --resume to say
+        return tokens_file_from(json.loads(metadata["training"])["tokens"]).conversations
+    except DAMAGE:  # which is for --resume to say
         return False
 
 
-def _training_state(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Raises ValueError where it is no JSON object, KeyError where there is none."""
-    try:
-        saved = json.loads(metadata["training"])
-    except (ValueError, RecursionError):
-        raise ValueError("its state is not JSON") from None
-    if not isinstance(saved, dict):
-        raise ValueError("its state is not a JSON object")
-    return saved
-
-
 def _restore(saved: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> RunState:
-    """Raises ValueError, KeyError, … for what no checkpoint says."""
-    config_class = CONFIGS.get(str(saved["kind"]))
-    if config_class is None:
-        raise ValueError(f"kind={shown(saved['kind'])} is not one of {', '.join(CONFIGS)}")
+    """Raises an error of DAMAGE for what no checkpoint says."""
+    config_class = CONFIGS[saved["kind"]]
     known = options_of(config_class)
     config = config_class(**{n: v for n, v in saved["options"].items() if n in known})
     config.validate()
@@ -185,10 +172,7 @@ def _restore(saved: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> RunS
     head = tensors.get(HEAD)
     if not len(flat) + (0 if head is None else head.raw.size) == len(m) == len(v):
         raise ValueError("weights and moments have different sizes")
-    kind = saved["model"]["model_type"]
-    family = FAMILIES.get(str(kind))
-    if family is None:
-        raise ValueError(f"model_type={shown(kind)} is not one of {', '.join(FAMILIES)}")
+    family = FAMILIES[saved["model"]["model_type"]]
     model_config = family.model.config_class(**saved["model"])
     model_config.validate()
     layout = {name: (offset, tuple(shape)) for name, (offset, shape) in saved["layout"].items()}
@@ -205,22 +189,24 @@ def _restore(saved: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> RunS
         model.add_score_head(head.finite())
     state = RunState.new(config, model, tokens_file_from(saved["tokens"]))
     state.optimizer.m[:], state.optimizer.v[:] = m, v
-    state.optimizer.steps = _count("step", saved["step"])
+    state.optimizer.steps = saved["step"]
     state.rng.bit_generator.state = saved["generator"]
-    if (best := saved["best_loss"]) is not None:
-        state.best_loss = _number("best_loss", best)
-        state.best_step = _count("best_step", saved["best_step"])
-    sums, steps = saved["unreported"], saved.get("unreported_steps")
-    if isinstance(sums, list):  # as version 0.1.0 had it
-        loss, steps = sums
-        seen = saved["statistics"]
-        sums = {"loss": loss} | {SEEN.get(name, name): value for name, value in seen.items()}
+    if isinstance(saved["unreported"], list):  # as version 0.1.0 had it
+        loss, saved["unreported_steps"] = saved["unreported"]
+        seen = {SEEN.get(name, name): value for name, value in saved["statistics"].items()}
+        saved["unreported"] = {"loss": loss} | seen
+    for name in COUNTS:
+        setattr(state, name, saved[name])
+    if saved["best_loss"] is not None:
+        state.best_loss = saved["best_loss"]
+        require(state, number(), "best_loss")
+    require(state.optimizer, whole(0), "steps")
+    require(state, whole(0), *COUNTS)
+    state.unreported = saved["unreported"]
+    if not all(map(number().fits, state.unreported.values())):
+        raise ValueError(f"unreported={shown(state.unreported)}")
     made = {n.removeprefix(MADE): tensor for n, tensor in tensors.items() if n.startswith(MADE)}
     state.made = {name: np.array(tensor.raw).reshape(tensor.shape) for name, tensor in made.items()}
-    state.unreported = {str(name): _number("unreported", value) for name, value in sums.items()}
-    state.unreported_steps = _count("unreported_steps", steps)
-    state.batches = _count("batches", saved["batches"])
-    state.tokens_seen = _count("tokens_seen", saved["tokens_seen"])
     return state
 
 
@@ -267,18 +253,6 @@ def _check_layout(layout: Layout, shapes: dict[str, tuple[int, ...]], size: int)
         end += math.prod(shape)
     if end != size:
         raise ValueError(f"the layout has {end} numbers, the file {size}")
-
-
-def _count(name: str, value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 53:
-        raise ValueError(f"{name}={shown(value)}")
-    return value
-
-
-def _number(name: str, value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise ValueError(f"{name}={shown(value)}")
-    return float(value)
 
 
 def checkpoint_bytes(model: LanguageModel) -> int:
