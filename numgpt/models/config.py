@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
+
+
+class Sizes(NamedTuple):
+    """Those of a model that is made from nothing."""
+
+    vocab_size: int
+    context_length: int
+    layers: int
+    heads: int
+    kv_heads: int  # 0: as many as heads
+    width: int
 
 
 class Config:
@@ -22,18 +33,9 @@ class Config:
     pad_token_id: int | None  # fills up a batch
 
     @classmethod
-    def of_sizes(
-        cls,
-        model_type: str,
-        vocab_size: int,
-        context_length: int,
-        layers: int,
-        heads: int,
-        kv_heads: int,
-        width: int,
-    ) -> Config:
-        """A config for training from nothing; kv_heads=0 is as many as heads.  Raises ValueError
-        for sizes that the family can't have."""
+    def of_sizes(cls, model_type: str, sizes: Sizes) -> Config:
+        """A config for training from nothing.  Raises ValueError for sizes that the family can't
+        have."""
         raise NotImplementedError
 
     def validate(self) -> None:

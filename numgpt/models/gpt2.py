@@ -32,7 +32,7 @@ from numgpt.layers.dropout import DropoutCache
 from numgpt.layers.embedding import EmbeddingCache
 from numgpt.messages import shown
 from numgpt.models.blocks import MLP, Attention, Block, BlockCache
-from numgpt.models.config import Config
+from numgpt.models.config import Config, Sizes
 from numgpt.models.context import Context
 from numgpt.models.language_model import LanguageModel
 from numgpt.models.modules import Embedding, LayerNorm, Linear, NormCache, Unembedding
@@ -81,24 +81,15 @@ class GPTConfig(Config):
     model_type: str = "gpt2"
 
     @classmethod
-    def of_sizes(
-        cls,
-        model_type: str,
-        vocab_size: int,
-        context_length: int,
-        layers: int,
-        heads: int,
-        kv_heads: int,
-        width: int,
-    ) -> GPTConfig:
-        if kv_heads:
-            raise OptionError("{n_kv_head}: GPT-2's heads share no keys", n_kv_head=kv_heads)
+    def of_sizes(cls, model_type: str, sizes: Sizes) -> GPTConfig:
+        if sizes.kv_heads:
+            raise OptionError("{n_kv_head}: GPT-2's heads share no keys", n_kv_head=sizes.kv_heads)
         return cls(
-            n_layer=layers,
-            n_head=heads,
-            n_embd=width,
-            n_positions=context_length,
-            vocab_size=vocab_size,
+            n_layer=sizes.layers,
+            n_head=sizes.heads,
+            n_embd=sizes.width,
+            n_positions=sizes.context_length,
+            vocab_size=sizes.vocab_size,
         )
 
     def validate(self) -> None:

@@ -29,7 +29,7 @@ from numgpt.layers import llama3_frequencies, rope_frequencies, rope_rotation
 from numgpt.layers.embedding import EmbeddingCache
 from numgpt.messages import shown
 from numgpt.models.blocks import Attention, Block, BlockCache, GatedMLP
-from numgpt.models.config import Config
+from numgpt.models.config import Config, Sizes
 from numgpt.models.context import Context
 from numgpt.models.language_model import LanguageModel
 from numgpt.models.modules import Embedding, Linear, NormCache, RMSNorm, Unembedding
@@ -79,28 +79,19 @@ class LlamaConfig(Config):
     model_type: str = "llama"  # or another of MODEL_TYPES
 
     @classmethod
-    def of_sizes(
-        cls,
-        model_type: str,
-        vocab_size: int,
-        context_length: int,
-        layers: int,
-        heads: int,
-        kv_heads: int,
-        width: int,
-    ) -> LlamaConfig:
+    def of_sizes(cls, model_type: str, sizes: Sizes) -> LlamaConfig:
         return cls(
             model_type=model_type,
             attention_bias=model_type == "qwen2",
             attention_output_bias=False,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=kv_heads or heads,
-            hidden_size=width,
+            num_hidden_layers=sizes.layers,
+            num_attention_heads=sizes.heads,
+            num_key_value_heads=sizes.kv_heads or sizes.heads,
+            hidden_size=sizes.width,
             # Three matrices of 8/3 C have the parameters of GPT-2's two of 4 C.
-            intermediate_size=-(-8 * width // 3 // INNER_MULTIPLE) * INNER_MULTIPLE,
-            max_position_embeddings=context_length,
-            vocab_size=vocab_size,
+            intermediate_size=-(-8 * sizes.width // 3 // INNER_MULTIPLE) * INNER_MULTIPLE,
+            max_position_embeddings=sizes.context_length,
+            vocab_size=sizes.vocab_size,
             tie_word_embeddings=True,
         )
 

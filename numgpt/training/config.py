@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from numgpt.data.finding import OTHER_WEIGHTS, absolute, absolute_model
 from numgpt.formats.families import FAMILIES
-from numgpt.models.config import Config
+from numgpt.models.config import Config, Sizes
 from numgpt.options import (
     OptionError,
     OptionWarning,
@@ -231,9 +231,9 @@ class TrainConfig(RunConfig):
 
     def model_config(self, vocab_size: int, context_length: int) -> Config:
         """That of a new model of these sizes."""
-        sizes = (self.n_layer, self.n_head, self.n_kv_head, self.n_embd)
-        config_class = FAMILIES[self.arch].model.config_class
-        return config_class.of_sizes(self.arch, vocab_size, context_length, *sizes)
+        blocks = self.n_layer, self.n_head, self.n_kv_head, self.n_embd
+        sizes = Sizes(vocab_size, context_length, *blocks)
+        return FAMILIES[self.arch].model.config_class.of_sizes(self.arch, sizes)
 
 
 # What a family's config calls the sizes.

@@ -34,10 +34,10 @@ class ToyConfig(Config):
     model_type: str = "toy"
 
     @classmethod
-    def of_sizes(cls, model_type, vocab_size, context_length, layers, heads, kv_heads, width):
-        if heads != 1:
+    def of_sizes(cls, model_type, sizes):
+        if sizes.heads != 1:
             raise ValueError("a toy has one head")
-        return cls(depth=layers, context=context_length, size=width, vocab_size=vocab_size)
+        return cls(sizes.layers, sizes.context_length, sizes.width, sizes.vocab_size)
 
     def validate(self):
         pass
