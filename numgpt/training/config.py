@@ -31,7 +31,7 @@ from numgpt.options import (
 from numgpt.runtime import DTYPES, multiplies_rounded
 from numgpt.training import defaults
 
-MOST_EPOCHS = MOST_ACCUMULATED = 1_000_000
+MOST_ACCUMULATED = 1_000_000
 GROUPS = ("data", "model", "adapter", "objective", "schedule", "intervals")  # of options, in --help
 
 
@@ -53,6 +53,10 @@ class RunConfig:
     command: ClassVar[str]  # of numgpt, which makes such runs
     length_option: ClassVar[str]  # the most tokens that a sequence of a batch has
     sequences: ClassVar[int] = 1  # that one of a batch stands for
+    # Options that may change when a run goes on; the others can't.
+    may_change: ClassVar[frozenset[str]] = frozenset(
+        ("steps", "lr", "min_lr", "warmup", "weight_decay", "beta2", "grad_clip", "dropout")
+    ) | {"log_every", "eval_every", "sample_every", "save_every"}
 
     steps: int = option(None, "optimizer steps", "schedule", whole(1))
     batch_size: int = option(None, "sequences, or groups of them, in a batch", "schedule", whole(1))
@@ -140,6 +144,15 @@ class RunConfig:
             warnings.warn(warning, stacklevel=2)
             self.warmup = tenth
 
+    def fit_context(self, model: Config, most: int) -> None:
+        """Give the most tokens of a sequence, where they are not chosen, their value: all of the
+        model's context, up to `most`.  Raises OptionError for more than it has."""
+        name, context = self.length_option, model.context_length
+        self.fill({name: min(context, most)})
+        if self.longest > context:
+            longer = f"{{{name}}} is more than the model's {{0}}={{1}}: lower it"
+            raise OptionError.of(self, longer, model.context_field, context)
+
     def fill(self, values: dict[str, Any]) -> None:
         """Give what is not chosen its value."""
         for name, value in values.items():
@@ -153,6 +166,7 @@ class TrainConfig(RunConfig):
 
     kind = command = "train"
     length_option = "block_size"
+    may_change = RunConfig.may_change | {"batch_size", "grad_accum", "dtype", "eval_batches"}
 
     data: str | list[str] | None = option(
         None,
@@ -208,14 +222,9 @@ class TrainConfig(RunConfig):
         self.fill(defaults.FROM_NOTHING if self.init_from is None else defaults.FROM_A_MODEL)
 
     @property
-    def context(self) -> int:
-        """block_size, once the model has decided what None stands for."""
-        assert self.block_size is not None
-        return self.block_size
-
-    @property
     def longest(self) -> int:
-        return self.context
+        assert self.block_size is not None  # once the model has decided it
+        return self.block_size
 
     @property
     def products(self) -> str:

@@ -18,8 +18,6 @@ class Groups(Rollouts):
     """Prompts, each with a group of completions."""
 
     config: GRPOConfig
-    fixed = Rollouts.fixed | {"group_size", "loss_type", "level", "epsilon_high", "scale_rewards"}
-    fixed |= {"beta", "kl"}
     of_tokens = frozenset(("kl", "entropy", "clip_ratio/low_mean", "clip_ratio/high_mean"))
 
     def prepared(self, batches: list[RolledBatch]) -> list[RolledBatch]:

@@ -16,7 +16,6 @@ from numgpt.objectives import kto
 from numgpt.training.preferences import Referenced
 from numgpt.training.step import Sums
 from numgpt.training.tune_config import KTOConfig
-from numgpt.training.tuning import FIXED
 
 COMPLETIONS, KL = "completions", "kl"  # names among the sums
 
@@ -25,7 +24,6 @@ class Judgements(Referenced):
     """Completions, each beside one that does not belong to its prompt."""
 
     config: KTOConfig
-    fixed = FIXED | {"beta", "desirable_weight", "undesirable_weight"}
     encoder = JudgedEncoder
     unit = "judged completion"
 

@@ -26,6 +26,7 @@ from numgpt.files import DirectoryLock, sweep
 from numgpt.formats.source import is_finite
 from numgpt.models import LanguageModel
 from numgpt.options import OptionError
+from numgpt.reading import about
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.training.checkpoint import (
     RunState,
@@ -43,7 +44,7 @@ from numgpt.training.records import Callback, Note, Record, Report, Sample, Save
 from numgpt.training.rewards import RewardError
 from numgpt.training.starting import change_options, remove_other_weights, start_run
 from numgpt.training.step import add_sums, learning_rate, step
-from numgpt.training.tasks import RunTask, TrainingError
+from numgpt.training.tasks import TrainingError
 
 
 class Trainer:
@@ -58,12 +59,12 @@ class Trainer:
         state: RunState,
         out: Path,
         tokenizer: BaseTokenizer,
-        task: RunTask,
         lock: DirectoryLock,
         notes: list[Record],
         report: Callback | None,
     ):
-        self.state, self.out, self.tokenizer, self.task = state, out, tokenizer, task
+        self.state, self.out, self.tokenizer = state, out, tokenizer
+        self.task = KINDS[type(state.config)](state, out, tokenizer)
         self.config, self.model, self.optimizer = state.config, state.model, state.optimizer
         self.lock, self.notes, self.tell = lock, notes, report or (lambda record: None)
         self.log = Log(out, keep_to_step=state.optimizer.steps)
@@ -104,10 +105,10 @@ class Trainer:
             raise OptionError("{out}: name a directory", out=out)
         out, notes = Path(out), list[Record]()
         with _locking(out) as lock, warnings_as_notes(tell := report or notes.append):
-            task = KINDS[type(config)]
-            state, tokenizer = start_run(config, out, task.prepare, tell, overwrite)
+            prepare = KINDS[type(config)].prepare
+            state, tokenizer = start_run(config, out, prepare, tell, overwrite)
             config.warn_of_slow_products()
-            return cls(state, out, tokenizer, task(state, out, tokenizer), lock, notes, report)
+            return cls(state, out, tokenizer, lock, notes, report)
 
     @classmethod
     def resume(
@@ -131,8 +132,7 @@ class Trainer:
             if not isinstance(state.config, kind):
                 command = f"numgpt {state.config.command}"
                 raise ValueError(f"{out} is a run of another kind: resume it with {command}")
-            task = KINDS[type(state.config)]
-            change_options(state.config, changes or {}, task.fixed, out)
+            change_options(state.config, changes or {}, out)
             state.apply_options()
             if not state.optimizer.steps:  # its beginning may have been cut short before this
                 remove_other_weights(out)
@@ -141,13 +141,11 @@ class Trainer:
             )
             check_disk(out, state.model)
             tokenizer = formats.load_tokenizer(out)
-            try:
+            with about(out):
                 check_tokenizer(tokenizer, state.tokens)
-            except ValueError as error:
-                raise ValueError(f"{out}: {error}") from None
-            task.restore(state, out, tokenizer)
+            KINDS[type(state.config)].restore(state, out, tokenizer)
             state.config.warn_of_slow_products()
-            return cls(state, out, tokenizer, task(state, out, tokenizer), lock, notes, report)
+            return cls(state, out, tokenizer, lock, notes, report)
 
     def run(self, report: Callback | None = None) -> None:
         """Train to the last step, or until `stop_requested` is set.  Saves before it returns.
@@ -178,22 +176,24 @@ class Trainer:
 
     def _run(self) -> None:
         config, state = self.config, self.state
-        clock = _Clock(self.optimizer.steps, state.tokens_seen)
+        first, first_token, seconds = self.optimizer.steps, state.tokens_seen, 0.0
         while self.optimizer.steps < config.steps and not self.stop_requested:
+            began = time.perf_counter()
             norm = self.step()
+            seconds += time.perf_counter() - began
             done = self.optimizer.steps
             last = done == config.steps
-            with clock.stopped():
-                validates = self.task.validates and (last or done % config.eval_every == 0)
-                val_loss = self.validate() if validates else None
-                if validates or done % config.log_every == 0 or done == 1 or last:
-                    self.report(val_loss, norm, clock)
-                if last or done % config.save_every == 0:
-                    self.save(ends=last)
-                if config.sample_every and (last or done % config.sample_every == 0):
-                    self.tell(Sample(done, state.best_step, *self.task.sample()))
-                for remark in self.task.remarks():
-                    self.tell(Note(remark))
+            validates = self.task.validates and (last or done % config.eval_every == 0)
+            val_loss = self.validate() if validates else None
+            if validates or done % config.log_every == 0 or done == 1 or last:
+                speed = (state.tokens_seen - first_token) / seconds
+                self.report(val_loss, norm, speed, seconds / (done - first))
+            if last or done % config.save_every == 0:
+                self.save(ends=last)
+            if config.sample_every and (last or done % config.sample_every == 0):
+                self.tell(Sample(done, state.best_step, *self.task.sample()))
+            for remark in self.task.remarks():
+                self.tell(Note(remark))
         stopped = self.optimizer.steps < config.steps
         if stopped or self.saved_step != self.optimizer.steps:  # as a callback's error was between
             self.save(ends=True)
@@ -276,12 +276,13 @@ class Trainer:
                 self.optimizer.steps,
             )
 
-    def report(self, val_loss: float | None, norm: float, clock: _Clock) -> None:
+    def report(
+        self, val_loss: float | None, norm: float, tokens_per_second: float, seconds_a_step: float
+    ) -> None:
         """Tell of the steps since the last time, and log it."""
         state, done = self.state, self.optimizer.steps
         sums, steps = state.unreported, state.unreported_steps
         state.unreported, state.unreported_steps = {}, 0
-        seconds = clock.seconds()
         report = Report(
             done,
             self.config.steps,
@@ -289,8 +290,8 @@ class Trainer:
             val_loss,
             self.optimizer.lr,
             norm,
-            (state.tokens_seen - clock.first_token) / seconds,
-            seconds / (done - clock.first_step) * (self.config.steps - done),
+            tokens_per_second,
+            seconds_a_step * (self.config.steps - done),
             self.task.metrics(sums),
         )
         self.log.add(report.logged())
@@ -315,23 +316,3 @@ def _locking(out: Path) -> Iterator[DirectoryLock]:
     except BaseException:
         lock.release()
         raise
-
-
-class _Clock:
-    """Measures the steps, without what is between them."""
-
-    def __init__(self, first_step: int, first_token: int):
-        self.first_step, self.first_token = first_step, first_token
-        self.began, self.elsewhere = time.perf_counter(), 0.0
-        self.pause: float | None = None
-
-    def seconds(self) -> float:
-        now = time.perf_counter() if self.pause is None else self.pause
-        return now - self.began - self.elsewhere
-
-    @contextmanager
-    def stopped(self) -> Iterator[None]:
-        self.pause = time.perf_counter()
-        yield
-        self.elsewhere += time.perf_counter() - self.pause
-        self.pause = None

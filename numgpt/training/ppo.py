@@ -25,7 +25,6 @@ class ActorCritic(Rollouts):
 
     config: PPOConfig
     keeps_head = False
-    fixed = Rollouts.fixed | {"kl_coef", "gamma", "lam", "vf_coef", "cliprange_value"}
     of_completions = frozenset(("objective/kl", "objective/rlhf_reward"))
     of_tokens = frozenset(("objective/entropy", "policy/clipfrac_avg", "policy/approxkl_avg"))
     of_tokens |= {"val/clipfrac_avg", "loss/policy_avg", "loss/value_avg"}

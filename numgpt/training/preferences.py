@@ -27,7 +27,7 @@ from numgpt.training.checkpoint import RunState
 from numgpt.training.records import Callback, Note
 from numgpt.training.step import Sums
 from numgpt.training.tune_config import DPOConfig, ReferenceConfig
-from numgpt.training.tuning import FIXED, Tuning
+from numgpt.training.tuning import Tuning
 
 PAIRS = "pairs"  # the name of their number among the sums
 
@@ -67,7 +67,6 @@ class Preferences(Referenced):
     """Pairs, chosen and rejected, of nearly equal length."""
 
     config: DPOConfig
-    fixed = FIXED | {"beta", "loss_type", "label_smoothing", "gamma"}
     encoder = PairEncoder
     unit = "preference"
 

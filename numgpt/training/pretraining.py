@@ -20,7 +20,6 @@ from numgpt.data.corpus import (
     read_documents,
 )
 from numgpt.formats.families import FAMILIES
-from numgpt.models import LanguageModel
 from numgpt.options import OptionError, OptionFileError
 from numgpt.tokenizer import BaseTokenizer, CharTokenizer, Tokenizer
 from numgpt.training.checkpoint import RunState, check_disk, check_memory
@@ -32,17 +31,11 @@ from numgpt.training.tasks import NextTokens
 
 SAMPLE_TOKENS = 200
 SAMPLE_PROMPT = 8  # tokens of validation text before a sample
-# What decides on the tokens, the sizes and the batches of a run; the rest may change when it is
-# resumed.
-FIXED = frozenset(("data", "val_fraction", "tokenizer", "vocab_size", "arch", "n_layer", "n_head"))
-FIXED |= frozenset(("n_kv_head", "n_embd", "block_size", "init_from", "seed", "special_tokens"))
-FIXED |= {"keep"}
 
 
 class Text(NextTokens):
     """Windows of a corpus."""
 
-    fixed = FIXED
     statistics = False
     config: TrainConfig
 
@@ -54,8 +47,7 @@ class Text(NextTokens):
         check_not_replaced(documents, replaced_files(out))
         config.make_absolute()
         if config.init_from is not None:
-            origin = config.init_from
-            model, tokenizer = formats.load(origin, mmap=False)  # all of it trains
+            model, tokenizer = formats.load(config.init_from, mmap=False)  # all of it trains
             if model.score_head is not None:
                 raise OptionError.of(config, "{init_from} is a reward model: name a language model")
             if model.adapter is not None:
@@ -63,18 +55,18 @@ class Text(NextTokens):
                 merged = type(model)(model.config, parameters=model.parameters)
                 merged.generation_config = model.generation_config
                 model = merged
-            _fit_context(config, model)
+            config.fit_context(model.config, MOST_CONTEXT)
             check_memory(config, model.config)
         else:
-            check_memory(config, config.model_config(config.vocab_size, config.context))
+            check_memory(config, config.model_config(config.vocab_size, config.longest))
             if config.tokenizer == "bpe":
                 report(Note(f"learning a vocabulary of {config.vocab_size} tokens from the text"))
             tokenizer = make_tokenizer(config, documents)
             model = None
         tokens = encode_corpus(documents, tokenizer, staged, config.special_tokens)
-        check_length(tokens, config.val_fraction, config.context)
+        check_length(tokens, config.val_fraction, config.longest)
         if model is None:
-            sizes = config.model_config(tokenizer.vocab_size, config.context)
+            sizes = config.model_config(tokenizer.vocab_size, config.longest)
             sizes.bos_token_id = sizes.eos_token_id = tokenizer.eos_token_id
             model = FAMILIES[config.arch].model(sizes, seed=config.seed)
         check_disk(out, model)
@@ -86,7 +78,7 @@ class Text(NextTokens):
     def __init__(self, state: RunState, out: Path, tokenizer: BaseTokenizer):
         super().__init__(state, out, tokenizer)
         config = self.config
-        self.corpus = open_corpus(out, state.tokens, config.val_fraction, config.context)
+        self.corpus = open_corpus(out, state.tokens, config.val_fraction, config.longest)
 
     @classmethod
     def restore(cls, state: RunState, out: Path, tokenizer: BaseTokenizer) -> None:
@@ -109,14 +101,14 @@ class Text(NextTokens):
     def next_step(self) -> list[Batch]:
         config = self.config
         return [
-            self.corpus.batch(self.state.rng, config.batch_size, config.context)
+            self.corpus.batch(self.state.rng, config.batch_size, config.longest)
             for _ in range(config.grad_accum)
         ]
 
     def held_out(self) -> Iterable[Batch]:
         config = self.config
         return self.corpus.validation_batches(
-            config.eval_batches, config.batch_size, config.context
+            config.eval_batches, config.batch_size, config.longest
         )
 
     def sample(self) -> tuple[str, str]:
@@ -135,20 +127,6 @@ class Text(NextTokens):
             seed=self.state.optimizer.steps,
         )[0]
         return self.tokenizer.decode(prompt), self.tokenizer.decode(ids[len(prompt) :])
-
-
-def _fit_context(config: TrainConfig, model: LanguageModel) -> None:
-    """Give block_size its value where the model decides it."""
-    if config.block_size is None:
-        config.block_size = min(MOST_CONTEXT, model.context_length)
-    if config.block_size > model.context_length:
-        raise OptionError(
-            "{block_size} is more than the {0}={1} of {2}: lower it",
-            model.config.context_field,
-            model.context_length,
-            config.init_from,
-            block_size=config.block_size,
-        )
 
 
 def make_tokenizer(config: TrainConfig, documents: Documents) -> BaseTokenizer:

@@ -21,7 +21,7 @@ from numgpt.objectives import reward
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.training.step import Sums
 from numgpt.training.tune_config import RewardConfig, TuningConfig
-from numgpt.training.tuning import FIXED, Tuning
+from numgpt.training.tuning import Tuning
 
 PAIRS = "pairs"  # the name of their number among the sums
 
@@ -30,7 +30,6 @@ class RewardModel(Tuning):
     """Pairs, chosen and rejected, of nearly equal length."""
 
     config: RewardConfig
-    fixed = FIXED | {"center_coefficient"}
     encoder = PairEncoder
     group = 2
     unit = "preference"

@@ -45,6 +45,7 @@ class RolloutConfig(TuningConfig):
 
     many, lora_lr = defaults.ROLLOUTS, defaults.ROLLOUTS_LORA_LR
     needed = ("model",)
+    may_change = TuningConfig.may_change - {"grad_accum"}
 
     grad_accum: int = option(
         4, "batches whose gradients make one step", "schedule", whole(1, MOST_ACCUMULATED)
@@ -88,12 +89,10 @@ class RolloutConfig(TuningConfig):
     @property
     def weights(self) -> list[float]:
         """A weight for each reward, and for the task's."""
-        given, count = self.reward_weights, len(self.rewards) + (self.task is not None)
-        return (
-            [1.0] * count
-            if given is None
-            else [*map(float, [given] if isinstance(given, str) else given)]
-        )
+        given = self.reward_weights
+        if given is None:
+            return [1.0] * (len(self.rewards) + (self.task is not None))
+        return [*map(float, [given] if isinstance(given, str) else given)]
 
     def needed_models(self) -> list[tuple[str, str]]:
         judges = [("reward", name) for name in self.rewards if os.path.isdir(name)]

@@ -49,7 +49,7 @@ from numgpt.training.rewards import (
 from numgpt.training.rollout_config import RolloutConfig
 from numgpt.training.step import Sums
 from numgpt.training.tune_config import TuningConfig
-from numgpt.training.tuning import FIXED, Tuning, drawn
+from numgpt.training.tuning import Tuning, drawn
 
 DECODED_AT_ONCE = 32  # completions
 IN_VAIN = 10  # rollouts that teach nothing, after which that is told
@@ -87,9 +87,6 @@ class Rollouts(Tuning):
     """Prompts to continue, and what their completions are worth."""
 
     config: RolloutConfig
-    fixed = FIXED | {"task", "task_size", "reward", "reward_weights", "max_completion_length"}
-    fixed |= {"temperature", "iterations", "epsilon", "mask_truncated", "grad_accum"}
-    fixed |= {"entropy_coef"}
     encoder = PromptEncoder
     unit = "prompt"
     of_tokens: ClassVar[frozenset[str]]  # of the sums, those over tokens, …

@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from numgpt.data.corpus import TOKENS_FILE
@@ -17,7 +18,7 @@ from numgpt.files import finish_replacing, replacing_together
 from numgpt.formats.huggingface import WEIGHTS_FILE, model_files
 from numgpt.formats.peft import ADAPTER_FILES
 from numgpt.messages import quoted, shown
-from numgpt.options import OptionError
+from numgpt.options import OptionError, require
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.tokenizer.base import tokenizer_files
 from numgpt.training.checkpoint import CHECKPOINT_FILE, RunState, save_checkpoint
@@ -61,26 +62,19 @@ def start_run(
     return state, tokenizer
 
 
-def change_options(
-    config: RunConfig, changes: Mapping[str, Any], fixed: Collection[str], out: Path
-) -> None:
+def change_options(config: RunConfig, changes: Mapping[str, Any], out: Path) -> None:
     """Change options of a run that goes on.  Raises OptionError for one that there is not, for one
     that cannot change any more, and for what an option can't be."""
     known = options_of(type(config))
     for name, value in changes.items():
         if name not in known or (value is None and getattr(config, name) is not None):
             raise OptionError("{0}={1} is not an option of such a run", name, shown(value))
-        if not known[name].metadata["rule"].fits(value):
-            expected = known[name].metadata["rule"].expected
-            raise OptionError(f"{{{name}}}: expected {expected}", **{name: value})
+        require(SimpleNamespace(**{name: value}), known[name].metadata["rule"], name)
         value = from_anywhere(config, name, value)
         began = _listed(getattr(config, name))
-        if name in fixed and _listed(value) != began:
-            mend = (
-                "raise {steps:name} instead"
-                if name == "epochs"
-                else "start a new run in another {out:name}"
-            )
+        if name not in config.may_change and _listed(value) != began:
+            mend = "start a new run in another {out:name}"
+            mend = "raise {steps:name} instead" if name == "epochs" else mend
             raise OptionError(
                 f"{{{name}}}: the run in {{0}} began with {{1}}, and that cannot change; {mend}",
                 out,
@@ -103,9 +97,7 @@ def _check_free(out: Path) -> None:
     a run, a model or a tokenizer."""
     for place in (out, *(out / name for name in OTHER_WEIGHTS)):
         if there := run_files(place):
-            way_out = (
-                "continue the run with {resume:name} {2}, " if CHECKPOINT_FILE in there else ""
-            )
+            way_out = "continue the run with {resume:name} {2}, " * (CHECKPOINT_FILE in there)
             telling = [name for name in (CHECKPOINT_FILE, WEIGHTS_FILE) if name in there]
             raise OptionError(
                 f"{{0}} holds a {{1}} already: {way_out}choose another {{out:name}}, or replace the"

@@ -27,7 +27,6 @@ class RunTask(Task[Any], ABC):
     """All that the loop asks of what it trains on: that of step.Task, and what is between steps. Of
     the sums of a step, "loss" and "tokens" (that were read) are reported."""
 
-    fixed: ClassVar[frozenset[str]]  # options that cannot change any more when a run goes on
     validates: bool = True  # whether anything is held out
     keeps_head: ClassVar[bool] = True  # whether a score head belongs to what the run makes
     config: RunConfig

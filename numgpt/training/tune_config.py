@@ -20,8 +20,6 @@ from numgpt.tokenizer.conversation import template_variables
 from numgpt.training import defaults
 from numgpt.training.config import RunConfig, option, options_of
 
-MOST_EPOCHS = 1_000_000
-
 
 @dataclass
 class TuningConfig(RunConfig):
@@ -34,6 +32,7 @@ class TuningConfig(RunConfig):
     many: ClassVar[tuple[float, ...]]
     lora_lr: ClassVar[float]
     needed: ClassVar[tuple[str, ...]] = ("model", "data")
+    may_change = RunConfig.may_change | {"grad_accum", "lora_dropout", "show", "answers"}
 
     model: str = option(
         None, "the model to tune: a directory or a name", "model", text(), absolute_model
@@ -95,7 +94,7 @@ class TuningConfig(RunConfig):
         None,
         "times that each example is seen, where no steps are given",
         "schedule",
-        number(above=0, below=MOST_EPOCHS),
+        number(above=0, below=1_000_000),
     )
 
     weight_decay: float = option(0.0, "decoupled decay of matrices", "schedule", number(0))

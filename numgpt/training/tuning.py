@@ -38,10 +38,6 @@ from numgpt.training.tasks import NextTokens, RunTask
 from numgpt.training.tune_config import TuningConfig
 
 SAMPLE_TOKENS = 80
-FIXED = frozenset(("model", "data", "val_data", "val_fraction", "max_length", "chat_format"))
-FIXED |= {"chat_var"}
-FIXED |= frozenset(("lora_r", "lora_alpha", "lora_targets", "use_rslora", "batch_size", "epochs"))
-FIXED |= {"seed", "keep", "dtype"}
 
 
 def answer_prompts_alone(tokenizer: BaseTokenizer) -> None:
@@ -75,24 +71,6 @@ def drawn(records: Iterable[Record], config: TuningConfig) -> Iterator[tuple[Rec
         yield record, number == next_held_out
 
 
-def _encode_again(
-    task: type[Tuning], config: TuningConfig, out: Path, encoder: ExampleEncoder
-) -> TokensFile:
-    try:
-        files, held_out = _files(config)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"{out / TOKENS_FILE} is missing, and so are the data: {error}"
-        ) from None
-    if STANDARD_INPUT in (*files, *held_out):
-        raise ValueError(
-            f"{out / TOKENS_FILE} is missing, and the data came by standard input: put the"
-            " file back"
-        )
-    records = task.records(config, files, held_out)
-    return encode_examples(records, encoder, config.example_length, out)[0]
-
-
 class _Shown:
     """Notes the first examples, with what is trained on marked."""
 
@@ -110,7 +88,6 @@ class _Shown:
 class Tuning(RunTask):
     """Batches of examples, or of groups of them, of nearly equal length."""
 
-    fixed = FIXED
     encoder: ClassVar[type[ExampleEncoder]] = ExampleEncoder
     group: ClassVar[int] = 1  # examples that are made of a record
     unit: ClassVar[str] = "example"
@@ -127,7 +104,7 @@ class Tuning(RunTask):
         replaced = [one for one in (out, *(out / name for name in OTHER_WEIGHTS)) if run_files(one)]
         for name, path in config.needed_models():
             place = Path(path) if Path(path).is_dir() else Path(path).parent
-            if any(there.exists() and os.path.samefile(there, place) for there in replaced):
+            if any(os.path.samefile(there, place) for there in replaced):
                 needed = f"{{{name}}} is what would be replaced, and the run needs it"
                 raise OptionError(f"{needed}: name another {{out:name}}", **{name: path})
         # What trains as a whole is in memory of its own; the base of an adapter stays in its file.
@@ -141,15 +118,7 @@ class Tuning(RunTask):
         if model.in_fewer_bits:
             kept = f"{config.stored}, {model.parameters.nbytes / 1e6:,.1f} MB"
             report(Note(f"the base is kept in {kept}; its adapter in float32"))
-        longest = min(model.context_length, MOST_LENGTH)
-        config.max_length = longest if config.max_length is None else config.max_length
-        if config.max_length > model.context_length:
-            raise OptionError.of(
-                config,
-                "{max_length} is more than the model's {0}={1}: lower it",
-                model.config.context_field,
-                model.context_length,
-            )
+        config.fit_context(model.config, MOST_LENGTH)
         if config.lora_r:
             config.lora_alpha = config.lora().lora_alpha
             with config.naming_adapter_options():
@@ -218,13 +187,24 @@ class Tuning(RunTask):
         config = state.config
         assert isinstance(config, TuningConfig)
         encoder = cls.encoder(tokenizer, template_variables(config.chat_vars))
-        check_tokens(out, state.tokens, lambda: _encode_again(cls, config, out, encoder))
+
+        def encode_again() -> TokensFile:
+            missing = f"{out / TOKENS_FILE} is missing, and"
+            try:
+                files, held_out = _files(config)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{missing} so are the data: {error}") from None
+            if STANDARD_INPUT in (*files, *held_out):
+                raise ValueError(f"{missing} the data came by standard input: put the file back")
+            records = cls.records(config, files, held_out)
+            return encode_examples(records, encoder, config.example_length, out)[0]
+
+        check_tokens(out, state.tokens, encode_again)
 
     def __str__(self) -> str:
         held_out = f", {len(self.examples.val):,} held out" if self.validates else ""
         count = len(self.examples.train)
-        unit = self.unit
-        return f"{count:,} {unit}{'s' * (count != 1)} to train on{held_out}"
+        return f"{count:,} {self.unit}{'s' * (count != 1)} to train on{held_out}"
 
     def next_step(self) -> list[Batch]:
         config, drawn = self.config, self.state.batches
