@@ -45,8 +45,6 @@ class Judgements(Referenced):
         count, half = totals[COMPLETIONS], len(batch.ids) // 2
 
         def objective(logp: np.ndarray) -> tuple[float, np.ndarray, dict[str, float]]:
-            if not np.isfinite(logp).all() or not np.isfinite(totals[KL]):
-                return np.nan, np.zeros_like(logp), {}  # which the loop tells
             loss, dlogps, metrics = self._kto(batch, logp.sum(axis=1), totals)
             return loss, dlogps[:, None] * np.ones_like(logp), metrics
 
@@ -65,6 +63,8 @@ class Judgements(Referenced):
         """What kto says of a batch, from the log-probabilities (B,) of its completions."""
         config = self.config
         assert self.reference is not None
+        if not np.isfinite(logps).all() or not np.isfinite(totals[KL]):
+            return np.nan, np.zeros_like(logps), {}  # which the loop tells
         good = [self.examples.example(int(number)).desirable for number in batch.numbers]
         return kto(
             logps,
@@ -79,8 +79,6 @@ class Judgements(Referenced):
 
     def metrics(self, sums: Sums) -> dict[str, float]:
         """Means over the good completions, or over the bad ones."""
-        if not sums.get(COMPLETIONS):
-            return {}
         counts = {"chosen": sums["chosen"], "rejected": sums[COMPLETIONS] - sums["chosen"]}
         means = {
             name: sums[name] / counts[name.partition("/")[2]]
@@ -97,6 +95,5 @@ class Judgements(Referenced):
         for batch in batches:
             half = len(batch.ids) // 2
             logps = model.log_probs(batch.ids[:half], batch.targets[:half]).sum(axis=1)
-            finite = np.isfinite(logps).all() and np.isfinite(totals[KL])
-            loss += self._kto(batch, logps, totals)[0] if finite else np.nan
+            loss += self._kto(batch, logps, totals)[0]
         return loss

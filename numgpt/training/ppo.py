@@ -6,16 +6,14 @@ The head belongs to the run: it is in the checkpoint, and what is kept for use i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from numgpt.models import LanguageModel
-from numgpt.models.parameters import Gradients
 from numgpt.objectives import gae, ppo, token_rewards, value, whitened
+from numgpt.objectives.functions import Metrics
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.training.rollout_config import PPOConfig
-from numgpt.training.rollouts import TOKENS, RolledBatch, Rollouts
+from numgpt.training.rollouts import COMPLETIONS, TOKENS, RolledBatch, Rollouts
 from numgpt.training.step import Sums
 from numgpt.training.tune_config import TuningConfig
 
@@ -25,9 +23,11 @@ class ActorCritic(Rollouts):
 
     config: PPOConfig
     keeps_head = False
-    of_completions = frozenset(("objective/kl", "objective/rlhf_reward"))
-    of_tokens = frozenset(("objective/entropy", "policy/clipfrac_avg", "policy/approxkl_avg"))
-    of_tokens |= {"val/clipfrac_avg", "loss/policy_avg", "loss/value_avg"}
+    has_values = True
+    entropy = "objective/entropy"
+    means = Rollouts.means | dict.fromkeys(("objective/kl", "objective/rlhf_reward"), COMPLETIONS)
+    means |= dict.fromkeys((entropy, "policy/clipfrac_avg", "policy/approxkl_avg"), TOKENS)
+    means |= dict.fromkeys(("val/clipfrac_avg", "loss/policy_avg", "loss/value_avg"), TOKENS)
 
     @classmethod
     def fit_model(
@@ -38,21 +38,13 @@ class ActorCritic(Rollouts):
         model.add_score_head(np.zeros((1, model.config.width)))
 
     def prepared(self, batches: list[RolledBatch]) -> list[RolledBatch]:
-        config, model = self.config, self.state.model
-        with self.the_reference() as reference:
-            for batch in batches:
-                batch.ref_logps = reference.log_probs(batch.ids, batch.targets, config.temperature)
+        self.refer(batches)
         for batch in batches:
-            batch.old_values = model.values(batch.ids)
+            batch.old_values = self.state.model.values(batch.ids)
             batch.advantages, batch.returns = self._of_tokens(batch)
-        parts = [(b.advantages.astype(np.float64), b.mask) for b in batches]  # type: ignore
-        sums = (
-            float(sum(mask.sum() for _, mask in parts)),
-            sum(float((a * mask).sum()) for a, mask in parts),
-            sum(float((a**2 * mask).sum()) for a, mask in parts),
-        )
+        counted = np.concatenate([batch.advantages[batch.mask] for batch in batches], dtype=float)
+        sums = float(len(counted)), float(counted.sum()), float((counted**2).sum())
         for batch in batches:
-            assert batch.advantages is not None
             batch.advantages = whitened(batch.advantages, batch.mask, sums)
         return batches
 
@@ -60,7 +52,6 @@ class ActorCritic(Rollouts):
         """Advantages and returns (n, T); what leaving the reference cost is told."""
         config, mask = self.config, batch.mask
         assert batch.ref_logps is not None
-        assert batch.old_values is not None
         scores = np.nan_to_num(batch.rewards)
         by_token = token_rewards(scores, batch.old_logps, batch.ref_logps, mask, config.kl_coef)
         gone = float(((batch.old_logps - batch.ref_logps) * mask).sum())
@@ -68,52 +59,21 @@ class ActorCritic(Rollouts):
         by_token = by_token.astype(batch.old_values.dtype)
         return gae(by_token, batch.old_values, mask, config.gamma, config.lam)
 
-    def totals(self, model: LanguageModel, batches: Sequence[RolledBatch]) -> Sums:
-        return {TOKENS: max(1, sum(int(batch.mask.sum()) for batch in batches))}
-
-    def gradients(
-        self, model: LanguageModel, batch: RolledBatch, totals: Sums, add_to: Gradients | None
-    ) -> tuple[Sums, Gradients]:
-        config, tokens, mask = self.config, totals[TOKENS], batch.mask
-        advantages, old_values, returns = batch.advantages, batch.old_values, batch.returns
-        assert advantages is not None
-        assert old_values is not None
-        assert returns is not None
-        share = mask / tokens
-
-        def objective(
-            logps: np.ndarray, entropies: np.ndarray, values: np.ndarray
-        ) -> tuple[float, tuple[np.ndarray, ...], dict[str, float]]:
-            if not np.isfinite(logps).all() or not np.isfinite(values[mask]).all():
-                return np.nan, (np.zeros_like(logps),) * 3, {}  # which the loop tells
-            of_policy, dlogps, acted = ppo(
-                logps, batch.old_logps, advantages, mask, config.epsilon, tokens
-            )
-            of_value, dvalues, judged = value(
-                values, old_values, returns, mask, config.cliprange_value, tokens
-            )
-            entropy = float((share * entropies).sum())
-            told = {
-                "objective/entropy": entropy,
-                "policy/clipfrac_avg": acted["clipfrac"],
-                "policy/approxkl_avg": acted["approxkl"],
-                "val/clipfrac_avg": judged["clipfrac_value"],
-                "loss/policy_avg": of_policy,
-                "loss/value_avg": of_value,
-            }
-            loss = of_policy + config.vf_coef * of_value - config.entropy_coef * entropy
-            return loss, (dlogps, -config.entropy_coef * share, config.vf_coef * dvalues), told
-
-        loss, gradients, metrics = model.value_and_grads(
-            batch.ids,
-            batch.targets,
-            objective,
-            self.state.rng if config.has_dropout else None,
-            temperature=config.temperature,
-            entropy=True,
-            values=True,
-            add_to=add_to,
+    def objective(
+        self, batch: RolledBatch, totals: Sums, logps: np.ndarray, values: np.ndarray
+    ) -> tuple[float, tuple[np.ndarray, np.ndarray], Metrics]:
+        config, mask, tokens = self.config, batch.mask, totals[TOKENS]
+        of_policy, dlogps, acted = ppo(
+            logps, batch.old_logps, batch.advantages, mask, config.epsilon, tokens
         )
-        sums = {name: told * tokens for name, told in metrics.items()}
-        sums |= {"loss": loss, "tokens": batch.tokens, TOKENS: int(mask.sum())}
-        return sums | batch.told, gradients
+        of_value, dvalues, judged = value(
+            values, batch.old_values, batch.returns, mask, config.cliprange_value, tokens
+        )
+        told = {
+            "policy/clipfrac_avg": acted["clipfrac"],
+            "policy/approxkl_avg": acted["approxkl"],
+            "val/clipfrac_avg": judged["clipfrac_value"],
+            "loss/policy_avg": of_policy,
+            "loss/value_avg": of_value,
+        }
+        return of_policy + config.vf_coef * of_value, (dlogps, config.vf_coef * dvalues), told

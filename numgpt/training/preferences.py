@@ -77,8 +77,6 @@ class Preferences(Referenced):
         self, model: LanguageModel, batch: Batch, totals: Sums, add_to: Gradients | None
     ) -> tuple[Sums, Gradients]:
         def objective(logp: np.ndarray) -> tuple[float, np.ndarray, dict[str, float]]:
-            if not np.isfinite(logp).all():
-                return np.nan, np.zeros_like(logp), {}  # which the loop tells
             loss, derivatives, metrics = self._dpo(batch, logp, totals[PAIRS])
             return loss, np.concatenate(derivatives)[:, None] * np.ones_like(logp), metrics
 
@@ -91,7 +89,9 @@ class Preferences(Referenced):
 
     def _dpo(self, batch: Batch, logp: np.ndarray, count: float) -> Any:
         """What dpo says of a batch, from the log-probabilities (2B, T) of its tokens."""
-        half, config = len(logp) // 2, self.config
+        config, half = self.config, len(logp) // 2
+        if not np.isfinite(logp).all():
+            return np.nan, np.zeros((2, half)), {}  # which the loop tells
         chosen, rejected = np.split(logp.sum(axis=1), [half])
         lengths = np.count_nonzero(batch.targets != IGNORED, axis=1)
         references = (None, None)
@@ -110,16 +110,12 @@ class Preferences(Referenced):
         )
 
     def metrics(self, sums: Sums) -> dict[str, float]:
-        if not sums.get(PAIRS):
-            return {}
-        own = [name for name in sums if "/" in name]
-        return {name: sums[name] / sums[PAIRS] for name in own}
+        return {name: value / sums[PAIRS] for name, value in sums.items() if "/" in name}
 
     def held_out_loss(self, model: LanguageModel) -> float:
         count, loss = len(self.examples.val), 0.0
         for batch in self.held_out():
-            logp = model.log_probs(batch.ids, batch.targets)
-            loss += self._dpo(batch, logp, count)[0] if np.isfinite(logp).all() else np.nan
+            loss += self._dpo(batch, model.log_probs(batch.ids, batch.targets), count)[0]
         return loss
 
 

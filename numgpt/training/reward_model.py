@@ -51,8 +51,6 @@ class RewardModel(Tuning):
         self, model: LanguageModel, batch: Batch, totals: Sums, add_to: Gradients | None
     ) -> tuple[Sums, Gradients]:
         def objective(scores: np.ndarray) -> tuple[float, np.ndarray, dict[str, float]]:
-            if not np.isfinite(scores).all():
-                return np.nan, np.zeros_like(scores), {}  # which the loop tells
             loss, derivatives, metrics = self._reward(scores, totals[PAIRS])
             return loss, np.concatenate(derivatives), metrics
 
@@ -69,20 +67,21 @@ class RewardModel(Tuning):
         return [self.examples.example(n, place).ids for place in (0, 1) for n in numbers]
 
     def _reward(self, scores: np.ndarray, count: float) -> Any:
+        """What reward says of the scores (2B,) of pairs, first the chosen ones."""
         chosen, rejected = np.split(scores, 2)
+        if not np.isfinite(scores).all():
+            return np.nan, np.zeros((2, len(chosen))), {}  # which the loop tells
         center = self.config.center_coefficient
         return reward(chosen, rejected, center_coefficient=center, count=count)
 
     def metrics(self, sums: Sums) -> dict[str, float]:
         own = sums.keys() - {"loss", "tokens", PAIRS}
-        return {name: sums[name] / sums[PAIRS] for name in sorted(own)} if sums.get(PAIRS) else {}
+        return {name: sums[name] / sums[PAIRS] for name in sorted(own)}
 
     def held_out_loss(self, model: LanguageModel) -> float:
         loss = 0.0
         for batch in self.held_out():
-            scores = model.scores(self._texts(batch))
-            finite = np.isfinite(scores).all()
-            loss += self._reward(scores, len(self.examples.val))[0] if finite else np.nan
+            loss += self._reward(model.scores(self._texts(batch)), len(self.examples.val))[0]
         return loss
 
     def sample(self) -> tuple[str, str]:

@@ -27,8 +27,7 @@ import os
 import re
 import sys
 import traceback
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -37,6 +36,7 @@ import numpy as np
 
 from numgpt import formats
 from numgpt.data.examples import ExampleEncoder
+from numgpt.data.records import PROMPT, Record
 from numgpt.messages import one_line, shown
 from numgpt.options import OptionError
 from numgpt.training.tasks import TrainingError
@@ -62,8 +62,8 @@ class Completion(NamedTuple):
     example: dict[str, Any]  # the fields of its line, the prompt among them
 
 
-class Reward(ABC):
-    """What makes numbers of completions; one after another, unless it overrides `__call__`."""
+class Reward:
+    """What makes numbers of completions: of each by itself, or of several together."""
 
     name: str
     needs: str | None = None  # a field of the line
@@ -72,12 +72,12 @@ class Reward(ABC):
         """(B,) float64, NaN where it does not apply.  Raises RewardError."""
         return np.array([self.of(completion) for completion in completions], np.float64)
 
-    def check(self, prompt: Any) -> None:  # noqa: B027 (most can be asked about any)
-        """Raises OptionError where it can't be asked about such prompts."""
-
-    @abstractmethod
     def of(self, completion: Completion) -> float:
         """What one is worth."""
+        raise NotImplementedError
+
+    def check(self, prompt: Any) -> None:
+        """Raises OptionError where it can't be asked about such prompts."""
 
 
 class FunctionReward(Reward):
@@ -91,9 +91,7 @@ class FunctionReward(Reward):
             return math.nan
         try:
             given = self.function(*copy.deepcopy(completion))  # which it may change
-        except BaseException as error:  # SystemExit, too, is an error of its
-            if isinstance(error, KeyboardInterrupt):
-                raise
+        except (Exception, SystemExit) as error:
             what = "the reward {0} raised {1}, for the completion {2}: {3}"
             kind, said = type(error).__name__, f"{one_line(error):.300}"
             raise RewardError(what, self.name, kind, shown(completion.text), said) from error
@@ -128,9 +126,6 @@ class ModelReward(Reward):
         texts, step = [self._ids(completion) for completion in completions], SCORED_AT_ONCE
         parts = (texts[first : first + step] for first in range(0, len(texts), step))
         return np.concatenate([*map(self.model.scores, parts)]).astype(np.float64)
-
-    def of(self, completion: Completion) -> float:
-        return float(self([completion])[0])
 
     def check(self, prompt: Any) -> None:
         try:
@@ -192,6 +187,23 @@ def gym_dataset(task: str, size: int, seed: int) -> Any:
         raise OptionError("{task} is refused: {0}", one_line(error), task=task) from None
 
 
+def gym_records(task: str, size: int, seed: int) -> Iterator[Record]:
+    """The questions of a task, each once.  Raises OptionError as `gym_dataset`."""
+    seen = set[str]()  # else one that is held out could be trained on
+    dataset = gym_dataset(task, size, seed)
+    for index in range(size):
+        try:
+            entry = dataset[index]
+        except Exception as error:  # whatever its generator raises of an option
+            raise OptionError("{task} is refused: {0}", one_line(error), task=task) from None
+        if entry["question"] in seen:
+            continue
+        seen.add(entry["question"])
+        prompt = [{"role": "user", "content": entry["question"]}]
+        fields = {"prompt": prompt, "answer": str(entry["answer"]), "index": index}
+        yield Record(task, index + 1, PROMPT, fields, "question")
+
+
 def _value(text: str) -> Any:
     """A number, truth or list, where it is one in JSON; else the text."""
     try:
@@ -233,9 +245,7 @@ def _imported(path: str, name: str, reward: str) -> Function:
         raise OptionError("{reward}: there is no such file", reward=reward)
     try:
         module = _module(path, os.stat(path).st_mtime_ns)
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
+    except (Exception, SystemExit) as error:
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
         place = f", in line {frames[-1].lineno}" if frames else ""
         what = "{reward} fails to import ({0}: {1}{2})"

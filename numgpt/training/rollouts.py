@@ -15,9 +15,9 @@ checkpoint.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,13 +27,16 @@ from numgpt import formats
 from numgpt.data.batch import IGNORED
 from numgpt.data.examples import ExampleEncoder
 from numgpt.data.prompts import PromptEncoder, read_prompts, write_prompts
-from numgpt.data.records import PROMPT, Record
+from numgpt.data.records import Record
 from numgpt.formats.peft import fingerprint
 from numgpt.generation.batcher import Batcher
 from numgpt.generation.batcher import Sequence as Decoded
 from numgpt.generation.options import GenerationOptions
-from numgpt.messages import one_line, shown
+from numgpt.messages import shown
 from numgpt.models import LanguageModel
+from numgpt.models.parameters import Gradients
+from numgpt.objectives import group_advantages
+from numgpt.objectives.functions import Metrics
 from numgpt.options import OptionError
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.training.checkpoint import BaseModelError, RunState
@@ -43,7 +46,7 @@ from numgpt.training.rewards import (
     GymReward,
     Reward,
     RewardError,
-    gym_dataset,
+    gym_records,
     named_reward,
 )
 from numgpt.training.rollout_config import RolloutConfig
@@ -54,6 +57,7 @@ from numgpt.training.tuning import Tuning, drawn
 DECODED_AT_ONCE = 32  # completions
 IN_VAIN = 10  # rollouts that teach nothing, after which that is told
 COMPLETIONS, TOKENS, GROUPS, SCORED = "completions", "counted", "groups", "scored"  # among the sums
+LATER: Any = None  # what a kind of rollouts gives a value
 
 
 @dataclass
@@ -66,11 +70,10 @@ class RolledBatch:
     lengths: np.ndarray  # (n,): ids that are no padding
     rewards: np.ndarray  # (n,), NaN where none applies
     told: Sums = field(default_factory=dict)  # sums that are reported
-    # What an objective makes of them:
-    advantages: np.ndarray | None = None  # (n,) of completions, or (n, T) of tokens
     ref_logps: np.ndarray | None = None  # (n, T), by the reference
-    old_values: np.ndarray | None = None  # (n, T), of the value head
-    returns: np.ndarray | None = None  # (n, T)
+    advantages: np.ndarray = LATER  # (n,) of completions, or (n, T) of tokens
+    old_values: np.ndarray = LATER  # (n, T), of the value head
+    returns: np.ndarray = LATER  # (n, T)
 
     @property
     def mask(self) -> np.ndarray:
@@ -89,15 +92,25 @@ class Rollouts(Tuning):
     config: RolloutConfig
     encoder = PromptEncoder
     unit = "prompt"
-    of_tokens: ClassVar[frozenset[str]]  # of the sums, those over tokens, …
-    of_completions: ClassVar[frozenset[str]] = frozenset()  # … and over completions
+    entropy: ClassVar[str]  # what the entropy is called among the metrics
+    has_values: ClassVar[bool] = False  # whether there is a value head
+    # (batch, totals, log π of its tokens, with a head also their values) -> its part of the loss,
+    # derivatives by these arrays (n, T), metrics: means over the step's tokens.
+    objective: Callable[..., tuple[float, tuple[np.ndarray, ...], Metrics]]
+    # Of the sums those that are told: the means over what another one counts.
+    means: ClassVar[dict[str, str]] = {
+        "reward": SCORED,
+        "reward_std": GROUPS,
+        "frac_reward_zero_std": GROUPS,
+        "completions/mean_length": COMPLETIONS,
+        "completions/clipped_ratio": COMPLETIONS,
+    }
 
     def __init__(self, state: RunState, out: Path, tokenizer: BaseTokenizer):
         """Raises OptionError for a reward that there is not."""
         super().__init__(state, out, tokenizer)
         config = self.config
         self.prompts, self.base = read_prompts(out, len(self.examples), state.tokens)
-        self.reference: LanguageModel | None = None  # in memory of its own
         self.rewards: list[Reward] = [*map(named_reward, config.rewards)]
         if config.task is not None:
             self.rewards.append(GymReward(config.task, config.task_size, config.seed))
@@ -127,7 +140,7 @@ class Rollouts(Tuning):
     ) -> Iterator[tuple[Record, bool]]:
         if config.task is None:
             return super().records(config, files, held_out)
-        return drawn(_of_task(config), config)
+        return drawn(gym_records(config.task, config.task_size, config.seed), config)
 
     @classmethod
     def stage(
@@ -144,24 +157,30 @@ class Rollouts(Tuning):
                 raise OptionError(missing, shown(needed), reward=name)
         write_prompts(staged, encoder.kept, state.tokens, fingerprint(state.model))
 
-    @contextmanager
-    def the_reference(self) -> Iterator[LanguageModel]:
-        """The model that the run began as: the frozen base below the adapter, or the files again.
-        Raises BaseModelError where those hold another one."""
-        state, config = self.state, self.config
-        if state.model.adapter is not None:
-            with state.model.without_adapter():
-                yield state.model
-            return
-        if self.reference is None:
-            self.reference = formats.load_model(config.model)
-            if fingerprint(self.reference) != self.base:
-                raise BaseModelError(
-                    f"{shown(config.model)}, the reference, has other weights than the run began"
-                    " with: put those back"
-                )
-        with self.reference.autocast(config.products):
-            yield self.reference
+    def refer(self, batches: list[RolledBatch]) -> None:
+        """Give batches their log π_ref, by the model that the run began as: the frozen base below
+        the adapter, or the files again."""
+        model, config = self.state.model, self.config
+        if model.adapter is None:
+            model = self.reloaded
+            as_it_began = model.autocast(config.products)
+        else:
+            as_it_began = model.without_adapter()
+        with as_it_began:
+            for batch in batches:
+                batch.ref_logps = model.log_probs(batch.ids, batch.targets, config.temperature)
+
+    @cached_property
+    def reloaded(self) -> LanguageModel:
+        """What the model's files hold, in memory of its own.  Raises BaseModelError where that is
+        not what the run began with."""
+        model = formats.load_model(self.config.model)
+        if fingerprint(model) != self.base:
+            raise BaseModelError(
+                f"{shown(self.config.model)}, the reference, has other weights than the run began"
+                " with: put those back"
+            )
+        return model
 
     # --- completions, rewards, batches ---
 
@@ -200,16 +219,12 @@ class Rollouts(Tuning):
             for place in range(config.grad_accum)
         ]
         prompts = np.concatenate(each).repeat(config.sequences)
-        rngs = [
-            np.random.default_rng([config.seed, number, place]) for place in range(len(prompts))
-        ]
-        made = self.complete(prompts, rngs)
+        seeds = ([config.seed, number, place] for place in range(len(prompts)))
+        made = self.complete(prompts, [*map(np.random.default_rng, seeds)])
         by_reward = self.rewarded(prompts, made)
         edges = np.cumsum([len(numbers) * config.sequences for numbers in each])[:-1]
-        parts = zip(
-            np.split(np.arange(len(made)), edges), np.split(by_reward, edges, axis=1), strict=True
-        )
-        return self.prepared([self._batch([made[n] for n in rows], some) for rows, some in parts])
+        parts = np.split(np.arange(len(made)), edges)
+        return self.prepared([self._batch([made[n] for n in p], by_reward[:, p]) for p in parts])
 
     def complete(
         self, prompts: np.ndarray, rngs: Sequence[np.random.Generator | None]
@@ -254,11 +269,8 @@ class Rollouts(Tuning):
     def _batch(self, made: list[Decoded], by_reward: np.ndarray) -> RolledBatch:
         rewards = self.total(by_reward)
         lengths = np.array([len(one.prompt) + len(one.made) - 1 for one in made])
-        longest = lengths.max()
-        ids, targets = (
-            np.zeros((len(made), longest), np.int64),
-            np.full((len(made), longest), IGNORED),
-        )
+        ids = np.zeros((len(made), lengths.max()), np.int64)
+        targets = np.full(ids.shape, IGNORED)
         old_logps = np.zeros(ids.shape, np.float32)
         for row, one in enumerate(made):
             start, whole = len(one.prompt) - 1, np.append(one.prompt, one.made)
@@ -276,11 +288,6 @@ class Rollouts(Tuning):
         """Sums over completions, and over groups of several, for the metrics."""
         groups = rewards.reshape(-1, self.config.sequences)
         scored = ~np.isnan(groups)
-        means = np.where(scored, groups, 0).sum(axis=1, keepdims=True) / np.maximum(
-            1, scored.sum(axis=1, keepdims=True)
-        )
-        apart = np.where(scored, groups - means, 0)
-        stds = np.sqrt((apart**2).sum(axis=1) / np.maximum(1, scored.sum(axis=1) - 1))
         told: Sums = {
             COMPLETIONS: len(made),
             SCORED: int(scored.sum()),
@@ -289,6 +296,8 @@ class Rollouts(Tuning):
             "completions/clipped_ratio": sum(one.finish_reason != "stop" for one in made),
         }
         if self.config.sequences > 1:
+            apart = group_advantages(rewards, self.config.sequences, "none").reshape(groups.shape)
+            stds = np.sqrt((apart**2).sum(axis=1) / np.maximum(1, scored.sum(axis=1) - 1))
             without = np.all((groups == groups[:, :1]) | ~scored, axis=1)
             told |= {GROUPS: len(groups), "reward_std": float(stds.sum())}
             told["frac_reward_zero_std"] = int(without.sum())
@@ -301,26 +310,52 @@ class Rollouts(Tuning):
     def prepared(self, batches: list[RolledBatch]) -> list[RolledBatch]:
         """The batches of a rollout, with what has to be known of all of it."""
 
+    # --- a step ---
+
+    def totals(self, model: LanguageModel, batches: Sequence[RolledBatch]) -> Sums:
+        counted = sum(int(batch.mask.sum()) for batch in batches)
+        return {TOKENS: max(1, counted), COMPLETIONS: sum(len(batch.ids) for batch in batches)}
+
+    def gradients(
+        self, model: LanguageModel, batch: RolledBatch, totals: Sums, add_to: Gradients | None
+    ) -> tuple[Sums, Gradients]:
+        """Those of the objective, less the bonus for entropy, its mean over the step's tokens."""
+        config, tokens, mask = self.config, totals[TOKENS], batch.mask
+        share = mask / tokens
+
+        def objective(
+            logps: np.ndarray, entropies: np.ndarray, *values: np.ndarray
+        ) -> tuple[float, tuple[np.ndarray, ...], dict[str, float]]:
+            if not all(np.isfinite(array[mask]).all() for array in (logps, *values)):
+                return np.nan, (np.zeros_like(logps),) * (2 + len(values)), {}  # the loop tells
+            loss, (dlogps, *dvalues), metrics = self.objective(batch, totals, logps, *values)
+            entropy = float((share * entropies).sum())
+            derivatives = dlogps, -config.entropy_coef * share, *dvalues
+            told = metrics | {self.entropy: entropy}
+            return loss - config.entropy_coef * entropy, derivatives, told
+
+        loss, gradients, metrics = model.value_and_grads(
+            batch.ids,
+            batch.targets,
+            objective,
+            self.state.rng if config.has_dropout else None,
+            temperature=config.temperature,
+            entropy=True,
+            values=self.has_values,
+            add_to=add_to,
+        )
+        sums = {name: value * tokens for name, value in metrics.items()}
+        sums |= {"loss": loss, "tokens": batch.tokens, TOKENS: int(mask.sum())}
+        return sums | batch.told, gradients
+
     # --- what is told ---
 
     def metrics(self, sums: Sums) -> dict[str, float]:
         """Means over completions, groups or tokens, named as trl names them."""
-        told: dict[str, float] = {}
-        for name, value in sums.items():
-            if name == "reward":
-                if sums[SCORED]:
-                    told[name] = value / sums[SCORED]
-            elif name.startswith("rewards/") and name.endswith("/mean"):
-                count = sums[f"{name.removesuffix('mean')}{SCORED}"]
-                if count:
-                    told[name] = value / count
-            elif name.startswith("completions/") or name in self.of_completions:
-                told[name] = value / sums[COMPLETIONS]
-            elif name in ("reward_std", "frac_reward_zero_std"):
-                told[name] = value / sums[GROUPS]
-            elif name in self.of_tokens and sums[TOKENS]:
-                told[name] = value / sums[TOKENS]
-        return told
+        each = {f"rewards/{name}/mean": f"rewards/{name}/{SCORED}" for name in self.reward_names}
+        counts = self.means | each
+        told = {name: sums[counts[name]] for name in sums if name in counts}
+        return {name: sums[name] / count for name, count in told.items() if count}
 
     def remarks(self) -> Iterable[str]:
         if self.in_vain == IN_VAIN and not self.remarked:
@@ -360,33 +395,8 @@ class Rollouts(Tuning):
         }
 
     def _restored(self) -> list[RolledBatch]:
-        places = {name.partition(".")[0] for name in self.state.made}
-        return [
-            RolledBatch(
-                **{  # type: ignore[arg-type]
-                    name.partition(".")[2]: array
-                    for name, array in self.state.made.items()
-                    if name.startswith(f"{place}.")
-                }
-            )
-            for place in range(len(places))
-        ]
-
-
-def _of_task(config: RolloutConfig) -> Iterator[Record]:
-    """The questions of a task, each once."""
-    assert config.task is not None
-    seen = set[str]()  # else one that is held out could be trained on
-    dataset = gym_dataset(config.task, config.task_size, config.seed)
-    for index in range(config.task_size):
-        try:
-            entry = dataset[index]
-        except Exception as error:  # whatever its generator raises of an option
-            refused = "{task} is refused: {0}"
-            raise OptionError(refused, one_line(error), task=config.task) from None
-        if entry["question"] in seen:
-            continue
-        seen.add(entry["question"])
-        prompt = [{"role": "user", "content": entry["question"]}]
-        fields = {"prompt": prompt, "answer": str(entry["answer"]), "index": index}
-        yield Record(config.task, index + 1, PROMPT, fields, "question")
+        batches: dict[int, dict[str, Any]] = {}
+        for name, array in self.state.made.items():
+            place, _, part = name.partition(".")
+            batches.setdefault(int(place), {})[part] = array
+        return [RolledBatch(**batches[place]) for place in sorted(batches)]
