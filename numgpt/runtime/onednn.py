@@ -3,8 +3,7 @@
 It is the library below PyTorch and CTranslate2. Two things of it are called here:
 
     its gemms       a @ b of float32, or of bfloat16, as they lie in memory; float32 out
-    a primitive     x Wᵀ of x (N, I) and W (O, I), made for these sizes; float32 out: for W in fewer
-                    bits, and for few rows of float32, for which a gemm copies W first
+    a primitive     x Wᵀ, made for its sizes: W (O, I) in fewer bits, or few rows x; float32 out
 
 Packed. With v numbers in 32 bits (2 of bfloat16, 4 of int8), W lies as (O/64, I/16v, 16, 64, v): an
 instruction takes v inputs of 16 outputs, and a product walks through W once, so that sixteen rows
@@ -41,7 +40,7 @@ CPU, IN_ORDER, AS_IT_LIKES, BY_OUTPUT, WEIGHTS_LIE, BLOCKS = 1, 1, 1, 1 << 1, 13
 ARGUMENTS = 1, 17, (WEIGHTS := 33), 4096 | WEIGHTS, 41  # source, target, W, scales, shift
 GEMMS = {np.dtype("f4"): "sgemm", np.dtype("u2"): "gemm_bf16bf16f32"}  # in no manual: on trial
 OF_X = {"float32": "float32", "bfloat16": "bfloat16", "int8": "uint8"}  # by the kind of W
-FEW_ROWS = {b"N": range(4, 33), b"T": range(4, 129)}  # by how b lies
+FEW_ROWS = {b"N": range(4, 33), b"T": range(4, 129)}  # by how b lies, which a gemm copies first
 
 
 class _Argument(ctypes.Structure):
@@ -139,25 +138,26 @@ class OneDNN:
         return order if fits and blocks[:3] == [INPUTS, OUTPUTS, together] else None
 
     def product(self, kind: str, x: np.ndarray, w: Any, out: np.ndarray, steps: Any = None) -> None:
-        """out = x Wᵀ, of int8 (x Wᵀ) · scales + shift with x unsigned.  x (N, I), out (N, O), in C
-        order; `w`: where W, scales and shift (O,), in float32, lie. W is packed, or each input and
-        each output is so many `steps` from the next."""
+        """out = x Wᵀ, of int8 (x Wᵀ) · scales + shift, x unsigned.  x (N, I), out (N, O): C order.
+        `w`: where W, scales, shift (O,) lie; W packed, or with `steps` from input to input, output
+        to output."""
         thread, sizes = (threading.get_ident(), self._choose_threads()), (*x.shape, out.shape[1])
-        primitive, memories, arguments = self._product(*thread, kind, sizes, w, steps)
-        self.library.dnnl_memory_set_data_handle(memories[0], address(x))
-        self.library.dnnl_memory_set_data_handle(memories[1], address(out))
+        primitive, memories, arguments = self._product(*thread, kind, sizes, steps)
+        for memory, place in zip(memories, (address(x), address(out), *w), strict=True):
+            self.library.dnnl_memory_set_data_handle(memory, place)
         self._call("primitive_execute", primitive, self._stream, len(memories), arguments)
 
-    @functools.lru_cache(maxsize=4096)  # noqa: B019
-    def _product(self, thread: int, threads: int, kind: str, sizes: Any, w: Any, steps: Any) -> Any:
-        """A primitive, and its arguments: each thread has its own, as they say where arrays lie."""
+    @functools.lru_cache(maxsize=256)  # noqa: B019 (of half a megabyte each)
+    def _product(self, thread: int, threads: int, kind: str, sizes: Any, steps: Any) -> Any:
+        """A primitive and its arguments, of each thread's own: they say where arrays lie."""
         n, i, o = sizes
         order = self._array(kind, i, o, strides=steps) if steps else self.order(kind, o, i)
         self._set_threads(threads)
         primitive = self._make("primitive_create", self._described(kind, n, i, o, order))
         lies = [self._array(OF_X[kind], n, i), self._array("float32", n, o), order]
-        lies += [self._array("float32", o), self._array("float32", 1, o)]
-        return primitive, *self._arguments(lies, (None, None, *w))
+        if kind == "int8":
+            lies += [self._array("float32", o), self._array("float32", 1, o)]
+        return primitive, *self._arguments(lies, (None,) * len(lies))
 
     def _described(self, kind: str, n: int, i: int, o: int, order: Any) -> _Object:
         """The product of x (N, I) and Wᵀ (I, O), with W in an order."""
@@ -179,8 +179,8 @@ class OneDNN:
 
     def _arguments(self, lies: list, places: tuple[int | None, ...]) -> tuple[list[_Object], Any]:
         """Of a primitive, by how and where arrays lie."""
-        of = list(zip(lies, map(ctypes.c_void_p, places), strict=False))
-        memories = [self._make("memory_create", how, self._engine, place) for how, place in of]
+        of = zip(lies, [self._engine] * len(lies), map(ctypes.c_void_p, places), strict=True)
+        memories = [self._make("memory_create", *each) for each in of]
         pairs = zip(ARGUMENTS, (memory.value for memory in memories), strict=False)
         return memories, (_Argument * len(memories))(*(_Argument(*pair) for pair in pairs))
 
