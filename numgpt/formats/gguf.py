@@ -175,10 +175,9 @@ def _place(
         stop = offset + count // block_size * block_bytes
         if offset % alignment or start + stop > size:
             raise ValueError(
-                f"{path}: tensor {shown(name)}, {kind} of shape {list(shape)}"
-                f" at offset {offset}, does"
-                f" not lie within the file of {size} bytes, or not on a multiple of {alignment}:"
-                f" {DAMAGED}"
+                f"{path}: tensor {shown(name)}, {kind} of shape {list(shape)} at offset {offset},"
+                f" does not lie within the file of {size} bytes, or not on a multiple of"
+                f" {alignment}: {DAMAGED}"
             )
         made = QuantisedTensor if kind in BLOCKS else StoredTensor
         tensors[name] = made(path, name, kind, shape, start + offset)

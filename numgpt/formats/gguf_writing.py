@@ -32,7 +32,7 @@ from numgpt.formats.llamacpp import (
 )
 from numgpt.formats.llamacpp import Metadata as ReadMetadata
 from numgpt.formats.source import is_finite
-from numgpt.layers import llama3_frequencies, rope_frequencies
+from numgpt.layers import rope_frequencies
 from numgpt.messages import shown
 from numgpt.models import GPT, LanguageModel, Llama
 from numgpt.options import OptionError
@@ -238,10 +238,8 @@ def _tensors(
             return mapping.as_stored(name, np.asarray(model.parameters[name])).reshape(shape)
 
         yield mapping.stored_name(name), kind if is_matrix else "F32", shape, made
-    if scaling := getattr(config, "rope_scaling", None):
-        plain = rope_frequencies(config.head_size, config.rope_theta)
-        numbers = {name: float(n) for name, n in scaling.items() if not isinstance(n, str)}
-        factors = plain / llama3_frequencies(plain, **numbers)
+    if getattr(config, "rope_scaling", None):
+        factors = rope_frequencies(config.head_size, config.rope_theta) / config.frequencies()
         yield FREQUENCY_FACTORS, "F32", factors.shape, lambda: factors
 
 
@@ -261,30 +259,27 @@ def metadata_of_tokenizer(tokenizer: BaseTokenizer, model: LanguageModel) -> Met
     tokens, types = [f"[UNUSED{id}]" for id in range(size)], np.full(size, UNUSED, np.int32)
     for token, id in tokenizer.vocabulary.items():
         tokens[id], types[id] = to_printable(token), NORMAL
-    for named, kind in (
-        (tokenizer.added_tokens, USER_DEFINED),
-        (tokenizer.special_tokens, CONTROL),
-    ):
+    kinds = {USER_DEFINED: tokenizer.added_tokens, CONTROL: tokenizer.special_tokens}
+    for kind, named in kinds.items():
         for text, id in named.items():
             tokens[id], types[id] = text, kind
+    merges = [f"{to_printable(left)} {to_printable(right)}" for left, right in tokenizer.merges]
     told: Metadata = {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": pre,
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": types,
-        "tokenizer.ggml.merges": [
-            f"{to_printable(left)} {to_printable(right)}" for left, right in tokenizer.merges
-        ],
+        "tokenizer.ggml.merges": merges,
         "tokenizer.ggml.add_bos_token": bool(tokenizer.add_bos_token),
     }
     ends = model.config.eos_token_id
     ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
     eos = tokenizer.eos_token_id
     eos = eos if eos in ends or not ends else ends[0]
-    named = dict(zip(ENDS[1:], (id for id in ends if id != eos), strict=False))
+    others = dict(zip(ENDS[1:], (id for id in ends if id != eos), strict=False))
     if len(ends) > len(ENDS):
         raise ValueError(f"eos_token_id={ends}: GGUF has room for {len(ENDS)}")
-    ids = {"bos": tokenizer.bos_token_id, ENDS[0]: eos} | named
+    ids = {"bos": tokenizer.bos_token_id, ENDS[0]: eos} | others
     told |= {f"tokenizer.ggml.{n}_token_id": int(i) for n, i in ids.items() if i is not None}
     if tokenizer.chat_template is not None:
         told["tokenizer.chat_template"] = tokenizer.chat_template

@@ -75,10 +75,6 @@ class KeptTensor(StoredTensor):
         return self.kind.of_arrays(self.arrays, self.of_rows, multiplied)
 
     @property
-    def is_float(self) -> bool:
-        return True
-
-    @property
     def raw(self) -> np.ndarray:
         """What the stored numbers stand for, in float32."""
         rows = self.kept(multiplied=False)
@@ -98,7 +94,9 @@ def read_kept(
         kinds = " or ".join(KINDS)
         raise OptionError(f"{{kind}}: expected {kinds}", kind=settings.get("kind"))
     stored, shapes = dict(tensors), family.model.shapes(config)
-    files = {path: _bytes(path) for path in {tensor.path for tensor in stored.values()}}
+    # Each file is mapped once: what are neighbours in it are neighbours in memory.
+    paths = {tensor.path for tensor in stored.values()}
+    files = {path: np.memmap(path, np.uint8, mode="r").view(np.ndarray) for path in paths}
     found, parts = dict[str, StoredTensor](), set[str]()
     for name, tensor in stored.items():
         ours = family.our_name(name, config)
@@ -126,11 +124,6 @@ def read_kept(
     if not found:
         raise OptionError("{kind}: no matrix is stored so", kind=kind.kind)
     return [(name, found.get(name, tensor)) for name, tensor in tensors if name not in parts]
-
-
-def _bytes(path: Path) -> np.ndarray:
-    """A file, mapped once: what are neighbours in it are neighbours in memory."""
-    return np.memmap(path, np.uint8, mode="r").view(np.ndarray)
 
 
 def _array(tensor: StoredTensor, files: dict[Path, np.ndarray]) -> np.ndarray:

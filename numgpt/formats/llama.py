@@ -6,8 +6,6 @@ import dataclasses
 import re
 from typing import Any
 
-import numpy as np
-
 from numgpt.formats.family import Family
 from numgpt.messages import shown
 from numgpt.models.llama import Llama, LlamaConfig
@@ -96,16 +94,6 @@ def config_fields(config: LlamaConfig) -> dict[str, Any]:
             " all but the last, its Qwen3 as Llama, and these two on no other"
         )
     return fields | {"architectures": [f"{config.model_type.capitalize()}ForCausalLM"]}
-
-
-def is_rotated(name: str) -> bool:
-    """Whether a parameter makes queries or keys, whose rows llama.cpp orders in another way."""
-    return ".q_proj." in name or ".k_proj." in name
-
-
-def in_neighbours(rows: np.ndarray, size: int) -> np.ndarray:
-    """Rows (H·D, …) with halves as pairs -> a view (H, D/2, 2, …) with neighbours as pairs."""
-    return rows.reshape(-1, 2, size // 2, *rows.shape[1:]).swapaxes(1, 2)
 
 
 LLAMA, QWEN2, QWEN3 = (

@@ -13,11 +13,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from numgpt.formats import gpt2, llama
+from numgpt.formats.families import FAMILIES
 from numgpt.formats.gguf import read_gguf
 from numgpt.formats.source import Source, WeightMapping
 from numgpt.formats.tensors import StoredTensor
-from numgpt.layers import llama3_frequencies, rope_frequencies
 from numgpt.messages import shown
 from numgpt.models.gpt2 import GPTConfig
 from numgpt.models.llama import LlamaConfig
@@ -37,7 +36,7 @@ CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
 ENDS = ("eos", "eot", "eom")  # of a text, a turn, a message: each ends what is generated
 FREQUENCY_FACTORS = "rope_freqs.weight"
 # The scaling that published Llama 3.1 and 3.2 models share; their factors differ.
-LLAMA3 = {
+LLAMA3: dict[str, float | str] = {
     "rope_type": "llama3",
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
@@ -83,12 +82,13 @@ def open_file(path: Path) -> Source:
             f"{path} is one of several shards, which is not supported: merge them first"
             " (llama-gguf-split --merge)"
         )
-    if architecture not in _CONFIGS:
+    if architecture not in MAPPINGS:
         raise ValueError(
             f"{path}: general.architecture={shown(architecture)} is not supported, only"
-            f" {', '.join(_CONFIGS)}"
+            f" {', '.join(MAPPINGS)}"
         )
-    family, config_from = _CONFIGS[architecture]
+    family = FAMILIES[architecture]
+    config_from = _gpt2_config if architecture == "gpt2" else _llama_config
     if "token_embd.weight" not in tensors:
         raise ValueError(f"{path}: the weights lack 'token_embd.weight'")
     if not tensors["token_embd.weight"].shape:
@@ -101,14 +101,9 @@ def open_file(path: Path) -> Source:
         config.bos_token_id = bos if bos < LARGEST_ID else None  # -1 says none, in 32 bits
         config.eos_token_id = (ends or [None])[0] if len(ends) < 2 else ends
         config.validate()
+    mapping, named = MAPPINGS[architecture](family, config), tensors.items()
     return Source(
-        path,
-        path,
-        family,
-        config,
-        list(tensors.items()),
-        MAPPINGS[architecture](family, config),
-        lambda: read_tokenizer(path, metadata),
+        path, path, family, config, named, mapping, lambda: read_tokenizer(path, metadata)
     )
 
 
@@ -118,9 +113,8 @@ def read_tokenizer(path: Path, metadata: Metadata) -> Tokenizer:
     if kind != "gpt2":
         known = {"llama": " (SentencePiece)", "bert": " (WordPiece)", "t5": " (Unigram)"}
         raise ValueError(
-            f"{path}: tokenizer.ggml.model={shown(kind)}{known.get(kind, '')}"
-            " is not supported, only"
-            " byte-level BPE ('gpt2')"
+            f"{path}: tokenizer.ggml.model={shown(kind)}{known.get(kind, '')} is not supported,"
+            " only byte-level BPE ('gpt2')"
         )
     tokens = metadata.require("tokenizer.ggml.tokens", list)
     pre = metadata.get("tokenizer.ggml.pre", str, "default")
@@ -213,28 +207,25 @@ def _llama_config(metadata: Metadata, tensors: dict[str, StoredTensor]) -> Llama
     if metadata.get(f"{kind}.expert_count", int, 0):
         raise ValueError(f"{kind}.expert_count: a mixture of experts is not supported")
     if FREQUENCY_FACTORS in tensors:
-        config.rope_scaling = _scaling_of(tensors[FREQUENCY_FACTORS], config)
+        _set_scaling(config, tensors[FREQUENCY_FACTORS])
     return config
 
 
-def _scaling_of(stored: StoredTensor, config: LlamaConfig) -> dict[str, Any]:
+def _set_scaling(config: LlamaConfig, stored: StoredTensor) -> None:
     """Llama 3's scaling in the terms of a config, from the factors in the file."""
     if stored.shape != (config.head_size // 2,):
         raise ValueError(
             f"{FREQUENCY_FACTORS} has shape {list(stored.shape)}, heads of size"
             f" {config.head_size} ask for {[config.head_size // 2]}"
         )
-    frequencies = rope_frequencies(config.head_size, config.rope_theta)
+    plain = config.frequencies()
     factors = np.empty(stored.shape, np.float32)
     stored.read_into(factors)
-    scaling = LLAMA3 | {"factor": float(factors.max())}
-    numbers = {n: float(value) for n, value in scaling.items() if isinstance(value, (int, float))}
     if not np.isfinite(factors).all() or factors.min() <= 0:
         raise ValueError(f"{FREQUENCY_FACTORS} holds what is no factor")
-    ours = frequencies / llama3_frequencies(frequencies, **numbers)
-    if not np.allclose(ours, factors, rtol=1e-4):
+    config.rope_scaling = LLAMA3 | {"factor": float(factors.max())}
+    if not np.allclose(plain / config.frequencies(), factors, rtol=1e-4):
         raise ValueError(f"{FREQUENCY_FACTORS} is not the scaling of Llama 3.1 or 3.2")
-    return scaling
 
 
 class GGUFWeightMapping(WeightMapping):
@@ -308,9 +299,10 @@ class LlamaWeightMapping(Qwen2WeightMapping):
     """The same names; what is rotated pairs neighbours."""
 
     def as_stored(self, name: str, array: np.ndarray) -> np.ndarray:
-        if llama.is_rotated(name):
-            return llama.in_neighbours(array, self.config.head_size)
-        return array
+        if ".q_proj." not in name and ".k_proj." not in name:
+            return array
+        pairs = self.config.head_size // 2  # (H·D, …) -> (H, D/2, 2, …)
+        return array.reshape(-1, 2, pairs, *array.shape[1:]).swapaxes(1, 2)
 
 
 MAPPINGS = {  # by general.architecture
@@ -318,10 +310,4 @@ MAPPINGS = {  # by general.architecture
     "llama": LlamaWeightMapping,
     "qwen2": Qwen2WeightMapping,
     "qwen3": Qwen2WeightMapping,
-}
-_CONFIGS = {
-    "gpt2": (gpt2.FAMILY, _gpt2_config),
-    "llama": (llama.LLAMA, _llama_config),
-    "qwen2": (llama.QWEN2, _llama_config),
-    "qwen3": (llama.QWEN3, _llama_config),
 }

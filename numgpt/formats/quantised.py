@@ -19,6 +19,7 @@ lie apart. Each function takes n blocks of bytes and gives their weights,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -33,15 +34,10 @@ class QuantisedTensor(StoredTensor):
     """An array that is stored in blocks of quantised weights."""
 
     @property
-    def is_float(self) -> bool:
-        return True
-
-    @property
     def raw(self) -> np.ndarray:
         """The blocks, memory-mapped, (n, bytes)."""
         block_size, block_bytes, _ = BLOCKS[self.dtype]
-        count = int(np.prod(self.shape, dtype=np.int64)) // block_size
-        shape = count, block_bytes
+        shape = math.prod(self.shape) // block_size, block_bytes
         return np.memmap(self.path, np.uint8, mode="r", offset=self.offset, shape=shape)
 
     def read_into(self, target: np.ndarray) -> None:

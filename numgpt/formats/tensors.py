@@ -77,8 +77,8 @@ class StoredTensor:
 
     @property
     def is_float(self) -> bool:
-        """Whether weights can be stored so."""
-        return self.dtype in ("F64", "F32", "F16", "BF16")
+        """Whether weights can be stored so: also in quantised types."""
+        return self.dtype in ("F64", "F32", "F16", "BF16") or self.dtype not in DTYPES
 
     def read_into(self, target: np.ndarray) -> None:
         """Convert the values to the target's dtype, in place.
