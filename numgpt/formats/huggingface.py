@@ -31,21 +31,20 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLED_FILE = "pytorch_model.bin"
 PICKLED_INDEX_FILE = "pytorch_model.bin.index.json"
+_WEIGHTS = (WEIGHTS_FILE, INDEX_FILE, PICKLED_FILE, PICKLED_INDEX_FILE)
 _SHARD = re.compile(r"(model-\d+-of-\d+\.safetensors|pytorch_model-\d+-of-\d+\.bin)")
 
 
 def model_files(directory: Path) -> list[str]:
     """The names of the files in a directory that belong to a model in this layout."""
-    names = {CONFIG_FILE, GENERATION_FILE, WEIGHTS_FILE, INDEX_FILE}
-    names |= {PICKLED_FILE, PICKLED_INDEX_FILE}
+    names = (CONFIG_FILE, GENERATION_FILE, *_WEIGHTS)
     there = sorted(os.listdir(directory)) if directory.is_dir() else []
     return [name for name in there if name in names or _SHARD.fullmatch(name)]
 
 
 def is_model(directory: Path) -> bool:
     """Whether a directory has both config.json and weights; many with a GGUF have the former."""
-    weights = (WEIGHTS_FILE, INDEX_FILE, PICKLED_FILE, PICKLED_INDEX_FILE)
-    return (directory / CONFIG_FILE).is_file() and any((directory / w).is_file() for w in weights)
+    return (directory / CONFIG_FILE).is_file() and any((directory / w).is_file() for w in _WEIGHTS)
 
 
 def open_directory(directory: Path, named: Path | None = None) -> Source:
@@ -82,16 +81,8 @@ def open_directory(directory: Path, named: Path | None = None) -> Source:
     if method == METHOD:
         with about(f"{path}: quantization_config", OptionError):
             tensors = read_kept(tensors, quantised, family, config)
-    return Source(
-        directory,
-        path,
-        family,
-        config,
-        tensors,
-        WeightMapping(family, config),
-        lambda: load_tokenizer(directory),
-        for_generation,
-    )
+    mapping, tokenizer = WeightMapping(family, config), lambda: load_tokenizer(directory)
+    return Source(directory, path, family, config, tensors, mapping, tokenizer, for_generation)
 
 
 def save_model(
@@ -142,15 +133,16 @@ def save_model(
             raise ValueError(f"{name} holds NaN or infinity: such weights are not saved")
     with replacing_together(directory) as staged:
         write_safetensors(staged / WEIGHTS_FILE, tensors, dtype=dtype, report=report)
-        _write_json(staged / CONFIG_FILE, fields)
+        write_json(staged / CONFIG_FILE, fields)
         ours, path = model.generation_config, Path(directory) / GENERATION_FILE
         if ours or path.is_file():
             ends = {name: fields[name] for name in ("bos_token_id", "eos_token_id")}
             both = ends | ours if ours else read_json_object(path) | ends
-            _write_json(staged / GENERATION_FILE, both)
+            write_json(staged / GENERATION_FILE, both)
 
 
-def _write_json(path: Path, fields: dict[str, Any]) -> None:
+def write_json(path: Path, fields: dict[str, Any]) -> None:
+    """… as a file of its own, for people to read."""
     with naming(path):
         path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 

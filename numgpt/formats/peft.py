@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import re
 import warnings
@@ -24,7 +23,7 @@ from numgpt.files import finish_replacing, replacing_together
 from numgpt.formats.catalogue import CATALOGUE
 from numgpt.formats.families import family_of
 from numgpt.formats.family import Family
-from numgpt.formats.huggingface import state_dict
+from numgpt.formats.huggingface import state_dict, write_json
 from numgpt.formats.pytorch import read_pytorch
 from numgpt.formats.safetensors import read_safetensors, write_safetensors
 from numgpt.formats.source import is_finite, without_wrappers
@@ -35,7 +34,7 @@ from numgpt.models.lora import Adapter, LoRAConfig, adapter_shapes, fitting
 from numgpt.models.modules import SCORE
 from numgpt.models.parameters import Parameters
 from numgpt.options import OptionError
-from numgpt.reading import about, naming, read_json_object
+from numgpt.reading import about, read_json_object
 
 T = TypeVar("T")
 ADAPTER_CONFIG_FILE = "adapter_config.json"
@@ -99,18 +98,14 @@ def save_adapter(
     if not os.fspath(directory):
         raise ValueError('directory="": name a directory')
     adapter, family = model.adapters[name], family_of(model)
-    tensors = {}
+    modules, tensors = {name: _module(family, name) for name in adapter.names()}, {}
     head = model.head_parameters if model.head_of == name else None
     for ours, array in {**adapter.parameters, **(head or {})}.items():
         if not is_finite(array):
             raise ValueError(f"{ours} holds NaN or infinity: such weights are not saved")
-    for ours, array in adapter.parameters.items():
-        projection, _, part = ours.rpartition(".lora_")
-        tensors[f"{_PREFIX}{_module(family, projection)}.lora_{part}"] = array
-    if head is not None:
-        tensors[f"{_PREFIX}{SCORE}"] = head[SCORE]
-    alpha = adapter.config.lora_alpha
-    modules = {name: _module(family, name) for name in adapter.names()}
+        projection, lora, part = ours.rpartition(".lora_")
+        tensors[_PREFIX + (f"{modules[projection]}{lora}{part}" if lora else ours)] = array
+    alpha, targets = adapter.config.lora_alpha, _local_targets(adapter, model)
     fields = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if head is None else "SEQ_CLS",
@@ -122,7 +117,7 @@ def save_adapter(
         "alpha_pattern": _exact(adapter.config.alpha_pattern, modules),
         "lora_dropout": adapter.config.lora_dropout,
         "use_rslora": adapter.config.use_rslora,
-        "target_modules": _targets(adapter, model, family),
+        "target_modules": [modules.get(name, name) for name in targets],
         "fan_in_fan_out": any(family.is_transposed(f"{n}.weight") for n in adapter.names()),
         "bias": "none",
         "inference_mode": True,
@@ -130,9 +125,7 @@ def save_adapter(
     with replacing_together(directory, remove=ADAPTER_FILES) as staged:
         told = {_FINGERPRINT: fingerprint(model)} if not model.in_fewer_bits else {}
         write_safetensors(staged / ADAPTER_FILE, tensors, told)
-        path = staged / ADAPTER_CONFIG_FILE
-        with naming(path):
-            path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        write_json(staged / ADAPTER_CONFIG_FILE, fields)
 
 
 def _exact(patterns: Mapping[str, T], names: Mapping[str, str]) -> dict[str, T]:
@@ -145,11 +138,6 @@ def _exact(patterns: Mapping[str, T], names: Mapping[str, str]) -> dict[str, T]:
 def _module(family: Family, projection: str) -> str:
     """Hugging Face's name for a projection."""
     return family.stored_name(f"{projection}.weight").removesuffix(".weight")
-
-
-def _targets(adapter: Adapter, model: LanguageModel, family: Family) -> list[str]:
-    targets = _local_targets(adapter, model)
-    return targets if "." not in targets[0] else [_module(family, name) for name in targets]
 
 
 def _local_targets(adapter: Adapter, model: LanguageModel) -> list[str]:
@@ -186,8 +174,8 @@ def load_adapter(
     adapter = Adapter(config, parameters)
     config.target_modules = _local_targets(adapter, model)
     config.exclude_modules = config.layers_to_transform = config.layers_pattern = None
-    base, tuned = fields.get("base_model_name_or_path"), metadata.get(_FINGERPRINT)
-    tuned = None if model.in_fewer_bits else tuned
+    base = fields.get("base_model_name_or_path")
+    tuned = None if model.in_fewer_bits else metadata.get(_FINGERPRINT)
     if tuned is None or tuned != fingerprint(model):
         _warn_of_base(directory, model, base, tuned is not None)
     weight = None if head is None else head.finite()
@@ -211,9 +199,9 @@ def fingerprint(model: LanguageModel) -> str:
 
 def _warn_of_base(directory: Path, model: LanguageModel, base: Any, is_other: bool) -> None:
     """Tell that an adapter may be for another model, by its name or by its weights."""
-    told = isinstance(base, str) and base
-    if told and not _same(base, model.name_or_path):
-        what = f"the model is {shown(model.name_or_path)}: if they differ,"
+    told, name = isinstance(base, str) and base, model.name_or_path
+    if told and name is not None and hub_name(base) != hub_name(name):
+        what = f"the model is {shown(name)}: if they differ,"
     elif is_other:
         what = "whose weights were others: if they differed by more than rounding,"
     else:
@@ -226,13 +214,14 @@ def _warn_of_base(directory: Path, model: LanguageModel, base: Any, is_other: bo
 
 
 def base_of(directory: Path) -> str:
-    """The name of the model that an adapter is for, as it is known here.  Raises ValueError where
-    the adapter does not say."""
+    """The name of the model that an adapter is for, the catalogue's where it has one.  Raises
+    ValueError where the adapter does not say."""
     base = read_json_object(directory / ADAPTER_CONFIG_FILE).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         which = "{0} is an adapter that does not say of which model: name the model, and"
         raise OptionError(which + " {adapter:name} {1}", directory, quoted(directory))
-    return _local_name(base)
+    known = {model.hub_id: local for local, model in CATALOGUE.items()}
+    return base if os.path.exists(base) else known.get(base, base)
 
 
 def _named_base(directory: Path) -> str:
@@ -247,17 +236,6 @@ def hub_name(name: str) -> str:
     if os.path.exists(name):
         return os.path.abspath(name)
     return CATALOGUE[name].hub_id if name in CATALOGUE else name
-
-
-def _local_name(name: str) -> str:
-    """The catalogue's name for a hub id, where it has one."""
-    known = {model.hub_id: local for local, model in CATALOGUE.items()}
-    return name if os.path.exists(name) else known.get(name, name)
-
-
-def _same(base: str, name: str | None) -> bool:
-    """Whether two names may be the same model's; nothing is known of a model without one."""
-    return name is None or hub_name(base) == hub_name(name)
 
 
 def _config(fields: Mapping[str, Any], model: LanguageModel) -> tuple[LoRAConfig, list[str]]:
@@ -282,9 +260,8 @@ def _config(fields: Mapping[str, Any], model: LanguageModel) -> tuple[LoRAConfig
             " save_pretrained(…, path_initial_model_for_weight_conversion=…)"
         )
     fields = _NEEDED | dict(fields)
-    config = LoRAConfig(
-        **{n: fields[n] for n in _USED if fields.get(n) is not None or n in _NEEDED}
-    )
+    given = {n: fields[n] for n in _USED if fields.get(n) is not None or n in _NEEDED}
+    config = LoRAConfig(**given)
     config.validate()
     family = family_of(model)
     names = {name: _module(family, name) for name in model.projection_shapes()}
@@ -355,11 +332,7 @@ def _parameters(
             )
         if not tensor.is_float:
             raise ValueError(f"{tensor.path}: tensor {shown(tensor.name)} is {tensor.dtype}")
-        array = np.empty(shape, np.float32)
-        tensor.read_into(array)
-        if not is_finite(array):
-            raise ValueError(f"{tensor.path}: tensor {shown(tensor.name)} holds NaN or infinity")
-        arrays[name] = array
+        arrays[name] = tensor.finite()
     parameters = Parameters.empty(Parameters.separate(arrays).layout, model.parameters.dtype)
     for name, array in parameters.items():
         array[...] = arrays[name]

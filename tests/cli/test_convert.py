@@ -213,7 +213,7 @@ def test_what_is_broken_off_leaves_nothing(source, convert, tmp_path, monkeypatc
             assert path.name == "config.json"
             raise error
 
-        monkeypatch.setattr(huggingface, "_write_json", full)
+        monkeypatch.setattr(huggingface, "write_json", full)
     status, _ = convert(source, tmp_path / "new")
     assert status == (130 if isinstance(error, KeyboardInterrupt) else 1)
     assert not (tmp_path / "new").exists()
