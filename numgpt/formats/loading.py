@@ -168,10 +168,8 @@ def find_single(directory: Path) -> Path | None:
     """The file in a directory that is a model by itself.  Raises ValueError where there are
     several."""
     patterns = ("*.gguf", nanogpt.CHECKPOINT_FILE, "*.bin")
-    files = [path for pattern in patterns for path in sorted(directory.glob(pattern))]
-    files = [
-        path for path in files if path.is_file() and (path.suffix != ".bin" or llmc.is_llmc(path))
-    ]
+    files = [p for pattern in patterns for p in sorted(directory.glob(pattern)) if p.is_file()]
+    files = [path for path in files if path.suffix != ".bin" or llmc.is_llmc(path)]
     if len(files) > 1:
         names = ", ".join(path.name for path in files)
         raise ValueError(f"{directory} holds several models: name one of {names}")

@@ -53,21 +53,13 @@ def home() -> Path:
     Raises FileNotFoundError for a user without a home directory.
     """
     try:
-        return _home()
+        if directory := os.environ.get("NUMGPT_HOME"):
+            return Path(directory).expanduser()
+        places = {"win32": ("LOCALAPPDATA", "AppData/Local"), "darwin": ("", "Library/Caches")}
+        variable, usual = places.get(sys.platform, ("XDG_CACHE_HOME", ".cache"))
+        return Path(os.environ.get(variable) or Path.home() / usual) / "numgpt"
     except RuntimeError as error:  # of pathlib
         raise FileNotFoundError(f"{error}: set NUMGPT_HOME to a directory") from None
-
-
-def _home() -> Path:
-    if directory := os.environ.get("NUMGPT_HOME"):
-        return Path(directory).expanduser()
-    if sys.platform == "win32":
-        local = os.environ.get("LOCALAPPDATA")
-        return (Path(local) if local else Path.home() / "AppData" / "Local") / "numgpt"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "numgpt"
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "numgpt"
 
 
 def models_directory() -> Path:
@@ -83,16 +75,12 @@ def downloaded() -> list[Path]:
         return []
 
 
-def known_names() -> list[str]:
-    """The names that models can be called by, but for hub ids in general."""
-    names = [SHIPPED, *CATALOGUE, *HUB_NAMES, *(path.name for path in downloaded())]
-    return list(dict.fromkeys(names))
-
-
 def _suggestion(name: str) -> str:
     """A few words on known names: the one that is nearly this name, or all."""
-    near = difflib.get_close_matches(name, known_names(), 1, cutoff=0.7)
-    return f"did you mean {near[0]}?" if near else f"known names are {', '.join(known_names())}"
+    there = (path.name for path in downloaded())
+    names = list(dict.fromkeys([SHIPPED, *CATALOGUE, *HUB_NAMES, *there]))
+    near = difflib.get_close_matches(name, names, 1, cutoff=0.7)
+    return f"did you mean {near[0]}?" if near else f"known names are {', '.join(names)}"
 
 
 class HubError(OSError):

@@ -19,13 +19,8 @@ from numgpt.tokenizer import load_tokenizer
 
 HPARAMS_FILE = "hparams.json"
 # hparams.json's names for what a GPTConfig holds.
-FIELDS = {
-    "n_vocab": "vocab_size",
-    "n_ctx": "n_positions",
-    "n_embd": "n_embd",
-    "n_head": "n_head",
-    "n_layer": "n_layer",
-}
+FIELDS = {"n_vocab": "vocab_size", "n_ctx": "n_positions"}
+FIELDS |= {name: name for name in ("n_embd", "n_head", "n_layer")}
 _KINDS = {"w": "weight", "b": "bias", "g": "weight"}
 _IN_BLOCK = re.compile(r"model/h(\d+)/(?:(attn|mlp)/)?(\w+)/([wbg])")
 

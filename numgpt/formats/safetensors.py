@@ -29,6 +29,7 @@ from numgpt.runtime.fewer_bits import to_bfloat16
 LARGEST_JSON = 1 << 25  # bytes of a header
 MOST_AXES = 64  # as in NumPy
 LONGEST_AXIS = 1 << 59
+CODES = {dtype: code for code, dtype in DTYPES.items()}
 STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -100,7 +101,7 @@ def write_safetensors(
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     offset = 0
     for name, array in tensors.items():
-        code = stored if array.dtype.kind == "f" else _code(array.dtype)
+        code = stored if array.dtype.kind == "f" else CODES[array.dtype]
         end = offset + array.size * DTYPES[code].itemsize
         header[name] = {"dtype": code, "shape": list(array.shape), "data_offsets": [offset, end]}
         offset = end
@@ -152,13 +153,10 @@ def _span(path: Path, name: str, entry: Any) -> tuple[int, int]:
     return begin, end
 
 
-def _code(dtype: np.dtype) -> str:
-    return next(code for code, known in DTYPES.items() if known == dtype)
-
-
 def _convert(name: str, array: np.ndarray, code: str) -> np.ndarray:
-    if code == "BF16" and array.dtype != DTYPES[code]:
-        return _to_bfloat16(array)
+    if code == "BF16" and array.dtype != DTYPES[code]:  # rounded; NaN stays NaN
+        rounded = to_bfloat16(np.ascontiguousarray(array, np.float32))
+        return np.where(np.isnan(array), np.uint16(0x7FC0), rounded)
     with np.errstate(over="ignore"):
         converted = array.astype(DTYPES[code], copy=False)
     if code == "F16" and np.isinf(converted).any():
@@ -166,9 +164,3 @@ def _convert(name: str, array: np.ndarray, code: str) -> np.ndarray:
             f"{name} holds values beyond float16's 65504: save as bfloat16 or float32 instead"
         )
     return converted
-
-
-def _to_bfloat16(array: np.ndarray) -> np.ndarray:
-    """Rounded; NaN stays NaN."""
-    rounded = to_bfloat16(np.ascontiguousarray(array, np.float32))
-    return np.where(np.isnan(array), np.uint16(0x7FC0), rounded)

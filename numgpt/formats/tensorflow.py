@@ -25,6 +25,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,18 +55,8 @@ class _RefusedError(ValueError):
 class ChecksummedTensor(StoredTensor):
     """An array whose file also tells its CRC, which is checked when the values are read."""
 
-    def __init__(
-        self,
-        path: Path,
-        name: str,
-        dtype: str,
-        shape: tuple[int, ...],
-        offset: int,
-        size: int,
-        checksum: int,
-    ):
-        super().__init__(path, name, dtype, shape, offset)
-        self.size = size  # bytes
+    def __init__(self, checksum: int, *stored: Any):
+        super().__init__(*stored)
         self.checksum = checksum  # masked
 
     def read_into(self, target: np.ndarray) -> None:
@@ -142,9 +133,8 @@ def _shards(prefix: str, header: bytes) -> list[tuple[Path, int]]:
     for shard in range(count):
         path = Path(f"{prefix}.data-{shard:05d}-of-{count:05d}")
         if not path.is_file():
-            raise _RefusedError(
-                f"its file {path.name} is missing", "copy or download that one, too"
-            )
+            missing = f"its file {path.name} is missing"
+            raise _RefusedError(missing, "copy or download that one, too")
         shards.append((path, path.stat().st_size))
     return shards
 
@@ -171,13 +161,13 @@ def _tensor(key: bytes, value: bytes, shards: list[tuple[Path, int]]) -> Checksu
                 " copy or download it again"
             )
         dtype, shape = CODES[code], _shape(_bytes(fields, 2))
-        if dtype in DTYPES and size != math.prod(shape) * DTYPES[dtype].itemsize:
-            needed = math.prod(shape) * DTYPES[dtype].itemsize
+        needed = math.prod(shape) * DTYPES[dtype].itemsize if dtype in DTYPES else size
+        if size != needed:
             raise _RefusedError(f"has {size} bytes, as {dtype} of shape {shape} it needs {needed}")
         checksum = int.from_bytes(_bytes(fields, 6), "little")
     except _RefusedError as error:
         raise _RefusedError(f"tensor {shown(name)} {error.problem}", error.mend) from None
-    return ChecksummedTensor(path, name, dtype, shape, offset, size, checksum)
+    return ChecksummedTensor(checksum, path, name, dtype, shape, offset)
 
 
 def _shape(message: bytes) -> tuple[int, ...]:
@@ -213,10 +203,8 @@ def _block(data: bytes, handle: list[int]) -> bytes:
     if mask(crc32c(data[offset : end + 1])).to_bytes(4, "little") != data[end + 1 : end + TRAILER]:
         raise _RefusedError(f"the block at byte {offset} doesn't match its checksum")
     if data[end]:
-        name = "snappy" if data[end] == 1 else f"method {data[end]}"
-        raise _RefusedError(
-            f"is compressed ({name})", "save it again with TensorFlow, which is not"
-        )
+        how = "is compressed (snappy)" if data[end] == 1 else f"is compressed (method {data[end]})"
+        raise _RefusedError(how, "save it again with TensorFlow, which is not")
     return data[offset:end]
 
 
