@@ -10,17 +10,12 @@ from __future__ import annotations
 
 from numgpt.messages import shown
 
-_PRINTABLE = [
-    *range(ord("!"), ord("~") + 1),
-    *range(ord("¡"), ord("¬") + 1),
-    *range(ord("®"), ord("ÿ") + 1),
-]
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]  # ! to ~, ¡ to ¬, ® to ÿ
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 
 BYTES = _PRINTABLE + _OTHERS  # in the order of their characters
-_TO_CHARACTER = {byte: chr(byte) for byte in _PRINTABLE} | {
-    b: chr(256 + i) for i, b in enumerate(_OTHERS)
-}
+_TO_CHARACTER = {byte: chr(byte) for byte in _PRINTABLE}
+_TO_CHARACTER |= {byte: chr(0x100 + number) for number, byte in enumerate(_OTHERS)}
 _TO_BYTE = {character: byte for byte, character in _TO_CHARACTER.items()}
 
 

@@ -47,9 +47,8 @@ class CharTokenizer(BaseTokenizer):
             character = error.args[0]
             raise ValueError(
                 f"the character {shown(character)} (U+{ord(character):04X}) is not among the"
-                f" {self.vocab_size} that this"
-                " tokenizer knows: leave it out, or use a BPE tokenizer, which knows every"
-                " character"
+                f" {self.vocab_size} that this tokenizer knows: leave it out, or use a BPE"
+                " tokenizer, which knows every character"
             ) from None
 
     def token_to_bytes(self, id: int) -> bytes:

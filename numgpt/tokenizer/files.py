@@ -111,11 +111,14 @@ def save_bpe(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:
     model |= {"unk_token": None, "continuing_subword_prefix": None}
     model |= {"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False}
     model |= {"ignore_merges": tokenizer.ignore_merges, "vocab": in_order, "merges": merges}
+    beginning, (bos, id) = None, (tokenizer.bos_token, tokenizer.bos_token_id)
+    if tokenizer.add_bos_token and bos is not None and id is not None:
+        beginning = sections.post_processor(bos, id)
     whole = sections.WHOLE | {
         "added_tokens": sections.added_token_entries(special, added, tokenizer.normalized_tokens),
         "normalizer": tokenizer.normalizer and {"type": tokenizer.normalizer},
         "pre_tokenizer": sections.pre_tokenizer(tokenizer.pattern.name, tokenizer.add_prefix_space),
-        "post_processor": _beginning(tokenizer),
+        "post_processor": beginning,
         "decoder": sections.DECODER,
         "model": model,
     }
@@ -134,27 +137,16 @@ def save_bpe(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:
         "add_bos_token": tokenizer.add_bos_token,
     }
     named = config.pop(sections.NAMED_TEMPLATES, {})
-    if tokenizer.chat_template is not None:
-        config["chat_template"] = tokenizer.chat_template
     if named:
-        every = {"default": tokenizer.chat_template} | named
-        config["chat_template"] = [
-            {"name": name, "template": text} for name, text in every.items() if text is not None
-        ]
+        config["chat_template"] = _listed(tokenizer.chat_template, named)
+    elif tokenizer.chat_template is not None:
+        config["chat_template"] = tokenizer.chat_template
     texts = {"tokenizer.json": json.dumps(whole, ensure_ascii=False)}
     texts[CONFIG_FILE] = json.dumps(config, indent=2)
     if like_gpt2:
         texts["vocab.json"] = json.dumps(in_order, ensure_ascii=False)
         texts["merges.txt"] = "\n".join(["#version: 0.2", *merges, ""])
     _save(texts, directory)
-
-
-def _beginning(tokenizer: Tokenizer) -> dict[str, Any] | None:
-    """The post_processor of a tokenizer that begins each text with a token."""
-    token, id = tokenizer.bos_token, tokenizer.bos_token_id
-    if not tokenizer.add_bos_token or token is None or id is None:
-        return None
-    return sections.post_processor(token, id)
 
 
 def save_characters(tokenizer: CharTokenizer, directory: str | os.PathLike) -> None:
@@ -191,9 +183,7 @@ def _from_vocabulary_and_merges(
     if name.startswith("Qwen2"):
         options: dict[str, Any] = {"pattern": "qwen2", "normalizer": "NFC"}
     elif name in ("PreTrainedTokenizer", "TokenizersBackend"):
-        raise ValueError(
-            f"the tokenizer class {shown(name)} needs the file tokenizer.json beside it"
-        )
+        raise ValueError(f"the tokenizer class {name} needs the file tokenizer.json beside it")
     else:
         options = {}
     lines = [line.rstrip("\r") for line in lines]
@@ -286,19 +276,22 @@ def _read_config(directory: Path) -> dict[str, Any]:
     """tokenizer_config.json, checked, with the chat template of a file of its own in place."""
     path = directory / CONFIG_FILE
     config = read_json_object(path) if path.is_file() else {}
-    _naming(path, sections.config_options, config)
-    _naming(path, sections.config_added_tokens, config)
-    _naming(path, sections.named_specials, config)
+    for check in (sections.config_options, sections.config_added_tokens, sections.named_specials):
+        _naming(path, check, config)
     if "added_tokens_decoder" not in config:
         config |= _legacy_config(directory, config)
     if (path := directory / TEMPLATE_FILE).is_file():  # the newer place comes first
         config["chat_template"] = _read_text(path)
     if others := sorted(directory.glob(MORE_TEMPLATES)):
-        default = config.get("chat_template")
-        every = {"default": default} if isinstance(default, str) else {}
-        every |= {other.stem: _read_text(other) for other in others}
-        config["chat_template"] = [{"name": n, "template": text} for n, text in every.items()]
+        default, named = config.get("chat_template"), {p.stem: _read_text(p) for p in others}
+        config["chat_template"] = _listed(default if isinstance(default, str) else None, named)
     return config
+
+
+def _listed(default: str | None, named: dict[str, str]) -> list[dict[str, str]]:
+    """Several chat templates, as tokenizer_config.json has them."""
+    every = named if default is None else {"default": default} | named
+    return [{"name": name, "template": text} for name, text in every.items()]
 
 
 def _legacy_config(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -313,12 +306,10 @@ def _legacy_config(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
     if (path := directory / ADDED_FILE).is_file():
         both = config | legacy
         special = {*sections.named_specials(both), *sections.ends(both)}
-        entries: dict[str, dict[str, Any]] = {
-            str(id): {"content": token, "special": token in special}
-            | {"normalized": token not in special}
-            for token, id in read_json_object(path).items()
+        legacy["added_tokens_decoder"] = {
+            str(id): {"content": t, "special": t in special, "normalized": t not in special}
+            for t, id in read_json_object(path).items()
         }
-        legacy["added_tokens_decoder"] = entries
         _naming(path, sections.config_added_tokens, legacy)
     return legacy
 

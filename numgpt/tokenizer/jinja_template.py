@@ -95,12 +95,8 @@ class JinjaTemplate:
         usual |= {"strftime_now": datetime.datetime.now().strftime}
         theirs = {name: traced(value, OTHERS) for name, value in variables.items()}
         try:
-            # First what has limits.
-            text = as_traced(
-                self._followed.render(
-                    usual | {"range": _Ranges()} | theirs | {"messages": followed}
-                )
-            )
+            limited = usual | {"range": _Ranges()} | theirs | {"messages": followed}
+            text = as_traced(self._followed.render(limited))  # first what has limits
             plain = self._plain.render(usual | dict(variables) | {"messages": said})
         except jinja2.TemplateError as error:
             raise ValueError(f"the chat template says: {one_line(error)}") from None
@@ -181,10 +177,8 @@ class _PlainEnvironment(sandbox.ImmutableSandboxedEnvironment):
         elif operator == "**" and len(numbers) == 2:
             size = left.bit_length() * abs(right)
         else:
-            widths = (
-                re.findall(r"\d{7,}", left) if operator == "%" and isinstance(left, str) else ()
-            )
-            size = max(map(int, widths), default=0)
+            size = 0
+            _check_sizes((), left if operator == "%" else "")
         if size > MOST_CHARACTERS:
             raise jinja2.TemplateError(f"{shown(left)} {operator} {shown(right)} is too much")
         return super().call_binop(context, operator, left, right)

@@ -14,25 +14,9 @@ from numgpt.tokenizer.pattern import PATTERNS
 
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
 DECODER = _BYTE_LEVEL | {"use_regex": True}
-# How a text falls into its characters.
-CHARACTERS = {
-    "type": "Split",
-    "pattern": {"Regex": r"[\s\S]"},
-    "behavior": "Isolated",
-    "invert": False,
-}
 # What every tokenizer.json has, in this order.
-WHOLE: dict[str, Any] = {
-    "version": "1.0",
-    "truncation": None,
-    "padding": None,
-    "added_tokens": [],
-    "normalizer": None,
-    "pre_tokenizer": None,
-    "post_processor": None,
-    "decoder": None,
-    "model": None,
-}
+WHOLE: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": []}
+WHOLE |= dict.fromkeys(("normalizer", "pre_tokenizer", "post_processor", "decoder", "model"))
 TOKEN_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
@@ -45,11 +29,18 @@ def require(value: Any, expected: Any, name: str) -> None:
 # --- pre_tokenizer ---
 
 
+def _split(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+CHARACTERS = _split(r"[\s\S]")  # how a text falls into its characters
+
+
 def pattern_name(section: dict[str, Any] | None) -> str:
     """The name of the pattern that a pre_tokenizer splits by."""
     section = section or {}
     if section.get("type") != "Sequence":
-        _require_byte_level(section | {"add_prefix_space": False}, True, "pre_tokenizer")
+        _require_byte_level(section | {"add_prefix_space": False}, True)
         return "gpt2"
     steps = section["pretokenizers"]
     types = [step.get("type") for step in steps]
@@ -57,12 +48,12 @@ def pattern_name(section: dict[str, Any] | None) -> str:
         split, byte_level = steps
         require(split.get("behavior"), "Isolated", "pre_tokenizer.behavior")
         require(split.get("invert", False), False, "pre_tokenizer.invert")
-        _require_byte_level(byte_level, False, "pre_tokenizer")
+        _require_byte_level(byte_level, False)
         return _known_pattern(split.get("pattern"))
     if types == ["Digits", "ByteLevel"]:
         digits, byte_level = steps
         require(digits.get("individual_digits"), True, "pre_tokenizer.individual_digits")
-        _require_byte_level(byte_level, True, "pre_tokenizer")
+        _require_byte_level(byte_level, True)
         return "smollm"
     raise ValueError(
         f"a pre_tokenizer of the steps {shown(types)} is not supported, only Split or Digits and"
@@ -90,16 +81,10 @@ def pre_tokenizer(name: str, prefix_space: bool = False) -> dict[str, Any]:
     """The pre_tokenizer that splits by a pattern."""
     if name == "gpt2":
         return _BYTE_LEVEL | {"use_regex": True, "add_prefix_space": prefix_space}
-    if name == "smollm":
-        digits: dict[str, Any] = {"type": "Digits", "individual_digits": True}
-        return _sequence(digits, _BYTE_LEVEL | {"use_regex": True})
-    split: dict[str, Any] = {"type": "Split", "pattern": {"Regex": PATTERNS[name]}}
-    split |= {"behavior": "Isolated", "invert": False}
-    return _sequence(split, _BYTE_LEVEL | {"use_regex": False})
-
-
-def _sequence(*steps: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "Sequence", "pretokenizers": list(steps)}
+    digits = {"type": "Digits", "individual_digits": True}
+    first = digits if name == "smollm" else _split(PATTERNS[name])
+    steps = [first, _BYTE_LEVEL | {"use_regex": name == "smollm"}]
+    return {"type": "Sequence", "pretokenizers": steps}
 
 
 def _known_pattern(pattern: Any) -> str:
@@ -113,11 +98,11 @@ def _known_pattern(pattern: Any) -> str:
     )
 
 
-def _require_byte_level(section: dict[str, Any], use_regex: bool, name: str) -> None:
+def _require_byte_level(section: dict[str, Any], use_regex: bool) -> None:
     # Where a setting is not given, Hugging Face takes True.
-    require(section.get("type"), "ByteLevel", f"{name}.type")
-    require(section.get("add_prefix_space", True), False, f"{name}.add_prefix_space")
-    require(section.get("use_regex", True), use_regex, f"{name}.use_regex")
+    require(section.get("type"), "ByteLevel", "pre_tokenizer.type")
+    require(section.get("add_prefix_space", True), False, "pre_tokenizer.add_prefix_space")
+    require(section.get("use_regex", True), use_regex, "pre_tokenizer.use_regex")
 
 
 # --- normalizer, post_processor ---
@@ -130,9 +115,8 @@ def normalizer_name(section: dict[str, Any] | None) -> str | None:
     if section.get("type") == "Sequence" and len(section["normalizers"]) <= 1:
         return normalizer_name(*section["normalizers"]) if section["normalizers"] else None
     if section.get("type") != "NFC":
-        raise ValueError(
-            f"the normalizer {shown(section.get('type'))} is not supported, only 'NFC'"
-        )
+        kind = shown(section.get("type"))
+        raise ValueError(f"the normalizer {kind} is not supported, only 'NFC'")
     return "NFC"
 
 
@@ -159,21 +143,14 @@ def first_token(section: dict[str, Any] | None) -> str | None:
 
 def post_processor(token: str, id: int) -> dict[str, Any]:
     """The post_processor that puts a special token before each text."""
-    single = [_special_token(token, 0), _text("A", 0)]
+    first = [{"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    other = [{"SpecialToken": {"id": token, "type_id": 1}}, {"Sequence": {"id": "B", "type_id": 1}}]
     return {
         "type": "TemplateProcessing",
-        "single": single,
-        "pair": [*single, _special_token(token, 1), _text("B", 1)],
+        "single": first,
+        "pair": first + other,
         "special_tokens": {token: {"id": token, "ids": [id], "tokens": [token]}},
     }
-
-
-def _special_token(token: str, type_id: int) -> dict[str, Any]:
-    return {"SpecialToken": {"id": token, "type_id": type_id}}
-
-
-def _text(name: str, type_id: int) -> dict[str, Any]:
-    return {"Sequence": {"id": name, "type_id": type_id}}
 
 
 # --- tokenizer_config.json ---
@@ -201,10 +178,9 @@ def config_options(config: dict[str, Any]) -> dict[str, Any]:
     if (template := config.get("chat_template")) is not None:
         named: dict[str, str] = {}  # one is for plain chat, others for tools or documents
         if isinstance(template, list):
-            named = {
-                text_of(entry, "chat_template", "name"): text_of(entry, "chat_template", "template")
-                for entry in template
-            }
+            for entry in template:
+                name = text_of(entry, "chat_template", "name")
+                named[name] = text_of(entry, "chat_template", "template")
             template = named.pop("default", None)
         if template is not None:
             options["chat_template"] = text_of(template, "chat_template", "template")
@@ -263,13 +239,11 @@ def added_token_entries(
     special: dict[str, int], added: dict[str, int], normalized: Collection[str]
 ) -> list[dict[str, Any]]:
     """added_tokens of tokenizer.json."""
-    entries = [
-        {"id": id, "content": text}
-        | TOKEN_FLAGS
-        | {"normalized": text in normalized, "special": tokens is special}
-        for tokens in (special, added)
-        for text, id in tokens.items()
-    ]
+    entries: list[dict[str, Any]] = []
+    for tokens in (special, added):
+        for text, id in tokens.items():
+            own = {"normalized": text in normalized, "special": tokens is special}
+            entries.append({"id": id, "content": text} | TOKEN_FLAGS | own)
     return sorted(entries, key=lambda entry: entry["id"])
 
 
@@ -284,9 +258,8 @@ def split_added_tokens(
     for entry in entries:
         for flag in ("single_word", "lstrip", "rstrip"):
             if entry.get(flag):
-                raise ValueError(
-                    f"{flag} of the added token {shown(entry['content'])} is not supported"
-                )
+                token = shown(entry["content"])
+                raise ValueError(f"{flag} of the added token {token} is not supported")
         kind = special if entry.get("special", True) else added
         kind[entry["content"]] = entry["id"]
     return special, added, normalized

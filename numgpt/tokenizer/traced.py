@@ -128,14 +128,12 @@ class Traced(str):
         return found
 
     def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[Traced]:  # type: ignore[override]
-        if sep is None:
-            return self._found(super().split(None, maxsplit))
-        return self._between(super().split(sep, maxsplit), len(sep))
+        pieces = super().split(sep, maxsplit)
+        return self._found(pieces) if sep is None else self._between(pieces, len(sep))
 
     def rsplit(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[Traced]:  # type: ignore[override]
-        if sep is None:
-            return self._found(super().rsplit(None, maxsplit))
-        return self._between(super().rsplit(sep, maxsplit), len(sep))
+        pieces = super().rsplit(sep, maxsplit)
+        return self._found(pieces) if sep is None else self._between(pieces, len(sep))
 
     def _between(self, pieces: Iterable[str], gap: int) -> list[Traced]:
         """Pieces with a separator of so many characters between any two."""
@@ -264,6 +262,7 @@ def through(
     if followed or not isinstance(result, str):
         return result
     inside: list[Traced] = []
+    unknown = result if isinstance(result, Traced) else Traced(str(result))
     try:
         hidden = _hide(values, inside, known)
         hidden_named = _hide(dict(named), inside, known)
@@ -271,9 +270,8 @@ def through(
             return as_traced(result)
         again = function(*hidden, **hidden_named)
     except Exception:  # a text of other length or form, or what is no value as JSON has them
-        return result if isinstance(result, Traced) else Traced(str(result))
+        return unknown
     found = _with(again, inside)
-    unknown = result if isinstance(result, Traced) else Traced(str(result))
     return found if found == result and UNKNOWN not in found.origin else unknown
 
 

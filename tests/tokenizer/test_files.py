@@ -212,8 +212,7 @@ def configure(directory, **config) -> None:
 
 
 @pytest.mark.parametrize(
-    "post_processor",
-    [template(EOS, TEXT), several({"type": "ByteLevel"}, template(EOS, TEXT))],
+    "post_processor", [template(EOS, TEXT), several({"type": "ByteLevel"}, template(EOS, TEXT))]
 )
 def test_a_template_that_begins_with_a_token_adds_it(saved, tmp_path, post_processor):
     edit(saved[1], tmp_path, post_processor=post_processor)
