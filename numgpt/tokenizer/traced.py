@@ -148,13 +148,11 @@ class Traced(str):
         without = super().splitlines()
         return lines if keepends else [line[: len(w)] for line, w in zip(lines, without)]  # noqa: B905
 
-    def partition(self, sep: str, /) -> tuple[Traced, Traced, Traced]:
-        first, middle, last = self._between(super().partition(sep), 0)
-        return first, middle, last
+    def partition(self, sep: str, /) -> tuple[Traced, ...]:  # type: ignore[override]
+        return tuple(self._between(super().partition(sep), 0))
 
-    def rpartition(self, sep: str, /) -> tuple[Traced, Traced, Traced]:
-        first, middle, last = self._between(super().rpartition(sep), 0)
-        return first, middle, last
+    def rpartition(self, sep: str, /) -> tuple[Traced, ...]:  # type: ignore[override]
+        return tuple(self._between(super().rpartition(sep), 0))
 
     # --- joining and replacing ---
 
