@@ -69,7 +69,7 @@ def open_checkpoint(path: Path) -> Source:
         )
     config.bos_token_id = config.eos_token_id = gpt2.end_of_text_id(vocabulary)
     _check_size(path, config, padded, VERSIONS[version])
-    mapping = NanoGPTWeightMapping(gpt2.FAMILY, config, has_biases=True)
+    mapping = NanoGPTWeightMapping(gpt2.FAMILY, config)
     tensors = _tensors(path, config, padded, VERSIONS[version], mapping)
     return Source(
         path, path, gpt2.FAMILY, config, tensors, mapping, lambda: _tokenizer(path.parent)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from numgpt.formats import gpt2
-from numgpt.formats.family import Family
 from numgpt.formats.huggingface import state_dict
 from numgpt.formats.pickles import read_pickle
 from numgpt.formats.pytorch import read_pytorch
@@ -40,15 +39,13 @@ def open_checkpoint(path: Path) -> Source:
     has_biases = sizes.get("bias", True)
     if not isinstance(has_biases, bool):
         raise ValueError(f"{path}: model_args: bias={shown(has_biases)}: expected true or false")
-    config = GPTConfig(
-        **{name: sizes[name] for name in SIZES},
-        n_positions=sizes["block_size"],
-        activation_function="gelu",
-    )
+    known = {name: sizes[name] for name in SIZES}
+    config = GPTConfig(**known, n_positions=sizes["block_size"], activation_function="gelu")
     with about(f"{path}: model_args"):
         config.validate()
     config.eos_token_id = gpt2.end_of_text_id(config.vocab_size)
-    mapping = NanoGPTWeightMapping(gpt2.FAMILY, config, has_biases=has_biases)
+    mapping = NanoGPTWeightMapping(gpt2.FAMILY, config)
+    mapping.lacks_biases = not has_biases
     tensors = state_dict(path, saved["model"])
     return Source(
         path, path, gpt2.FAMILY, config, tensors, mapping, lambda: _tokenizer(path.parent)
@@ -58,13 +55,6 @@ def open_checkpoint(path: Path) -> Source:
 class NanoGPTWeightMapping(WeightMapping):
     in_order = False
     transposes_linear = True
-
-    def __init__(self, family: Family, config: GPTConfig, has_biases: bool):
-        super().__init__(family, config)
-        self.has_biases = has_biases
-
-    def may_lack(self, name: str) -> bool:
-        return not self.has_biases and name.endswith(".bias")
 
 
 def _tokenizer(directory: Path) -> BaseTokenizer:

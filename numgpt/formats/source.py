@@ -40,6 +40,7 @@ class WeightMapping:
 
     in_order = True  # every tensor is laid out as our parameter is
     transposes_linear = False  # linear layers that are (in, out) here are (out, in) there
+    lacks_biases = False  # biases that are 0 may be left out
 
     def __init__(self, family: Family, config: Any):
         self.family = family
@@ -60,10 +61,6 @@ class WeightMapping:
     def as_stored(self, name: str, array: np.ndarray) -> np.ndarray:
         """A view of our array whose C order is the file's."""
         return array.T if self.transposes_linear and self.family.is_transposed(name) else array
-
-    def may_lack(self, name: str) -> bool:
-        """Whether the file leaves this parameter out where it is 0."""
-        return False
 
 
 @dataclass
@@ -223,10 +220,10 @@ def _find(source: Source) -> dict[str, StoredTensor]:
     for stored_name, tensor in stored:
         if tensor is head:
             continue
-        name = mapping.our_name(without_wrappers(stored_name))
-        if name is None:
+        bare = without_wrappers(stored_name)
+        if (name := mapping.our_name(bare)) is None:
             continue
-        if name not in shapes and without_wrappers(stored_name).split(".")[0] in _OTHER_HEADS:
+        if name not in shapes and bare.split(".")[0] in _OTHER_HEADS:
             unused.append(stored_name)
             continue
         what = f"{tensor.path}: tensor {shown(stored_name)}"
@@ -258,7 +255,9 @@ def _find(source: Source) -> dict[str, StoredTensor]:
             table, shapes[table]
         ):
             found[table] = unembedding
-    missing = [name for name in shapes if name not in found and not mapping.may_lack(name)]
+    missing = [name for name in shapes if name not in found]
+    if mapping.lacks_biases:
+        missing = [name for name in missing if not name.endswith(".bias")]
     if missing:
         raise ValueError(
             f"{source.path}: the weights lack {shown(mapping.stored_name(missing[0]))}"
