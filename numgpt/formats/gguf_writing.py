@@ -18,19 +18,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from numgpt.files import replacing
+from numgpt.formats import llamacpp
 from numgpt.formats.families import family_of
 from numgpt.formats.gguf import ARRAY, MAGIC, STRING, TENSOR_TYPES, VERSIONS
-from numgpt.formats.llamacpp import (
-    CONTROL,
-    ENDS,
-    FREQUENCY_FACTORS,
-    MAPPINGS,
-    PATTERNS,
-    UNUSED,
-    USER_DEFINED,
-    read_tokenizer,
-)
-from numgpt.formats.llamacpp import Metadata as ReadMetadata
+from numgpt.formats.llamacpp import CONTROL, ENDS, PATTERNS, UNUSED, USER_DEFINED
 from numgpt.formats.source import is_finite
 from numgpt.layers import rope_frequencies
 from numgpt.messages import shown
@@ -225,7 +216,7 @@ def _tensors(
 ) -> Iterator[tuple[str, str, tuple[int, ...], Callable[[], np.ndarray]]]:
     """llama.cpp's names, types and shapes, and functions that make the arrays."""
     config, family = model.config, family_of(model)
-    mapping = MAPPINGS[family.model_type](family, config)
+    mapping = llamacpp.MAPPINGS[family.model_type](family, config)
     for name, array in model.parameters.items():
         is_matrix = array.ndim == 2 and name not in model.embeddings[1:]
         shape = mapping.stored_shape(name, array.shape)
@@ -240,7 +231,7 @@ def _tensors(
         yield mapping.stored_name(name), kind if is_matrix else "F32", shape, made
     if getattr(config, "rope_scaling", None):
         factors = rope_frequencies(config.head_size, config.rope_theta) / config.frequencies()
-        yield FREQUENCY_FACTORS, "F32", factors.shape, lambda: factors
+        yield llamacpp.FREQUENCY_FACTORS, "F32", factors.shape, lambda: factors
 
 
 def metadata_of_tokenizer(tokenizer: BaseTokenizer, model: LanguageModel) -> Metadata:
@@ -289,7 +280,8 @@ def metadata_of_tokenizer(tokenizer: BaseTokenizer, model: LanguageModel) -> Met
 def _check_same(tokenizer: BaseTokenizer, metadata: Metadata) -> None:
     """Raises ValueError where a reader of the file would tokenise in another way."""
     try:
-        told = read_tokenizer(Path("the file"), ReadMetadata(Path("the file"), dict(metadata)))
+        entries = llamacpp.Metadata(Path("the file"), dict(metadata))
+        told = llamacpp.read_tokenizer(entries.path, entries)
     except ValueError as error:
         raise ValueError(f"GGUF can't hold the tokenizer: {error}") from None
     for name in SAME:

@@ -85,19 +85,15 @@ def check_belongs(tokenizer: BaseTokenizer, vocab_size: int, path: str | os.Path
     these are special or added ones, as [PAD] is where nobody has made room for it."""
     if tokenizer.vocab_size <= vocab_size:
         return
+    sizes = (
+        f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model's table {vocab_size}"
+    )
     named = tokenizer.special_tokens | tokenizer.added_tokens
     surplus = [token for token, id in named.items() if id >= vocab_size]
-    if len({named[token] for token in surplus}) == tokenizer.vocab_size - vocab_size:
-        warnings.warn(
-            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model's table"
-            f" {vocab_size}: {', '.join(map(shown, surplus[:4]))} can't be read by the model",
-            stacklevel=3,
-        )
-        return
-    raise ValueError(
-        f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model only"
-        f" {vocab_size}: they don't belong together"
-    )
+    if len({named[token] for token in surplus}) < tokenizer.vocab_size - vocab_size:
+        raise ValueError(f"{sizes}: they don't belong together")
+    which = ", ".join(map(shown, surplus[:4]))
+    warnings.warn(f"{sizes}: {which} can't be read by the model", stacklevel=3)
 
 
 def load_tokenizer(name_or_path: str | os.PathLike) -> BaseTokenizer:

@@ -58,18 +58,12 @@ _HARMLESS = frozenset(
 )
 # … and what it may say only if it says nothing by it: the field -> values that are none.
 _NOTHING: dict[str, tuple[Any, ...]] = {
-    "use_dora": (False, None),
-    "lora_bias": (False, None),
-    "bias": ("none", None),
-    "layer_replication": (None, []),
-    "trainable_token_indices": (None, [], {}),
-    "use_qalora": (False, None),
-    "target_parameters": (None, []),
+    **dict.fromkeys(("use_dora", "lora_bias", "use_qalora", "use_bdlora"), (False, None)),
+    **dict.fromkeys(("layer_replication", "target_parameters"), (None, [])),
+    **dict.fromkeys(("arrow_config", "kasa_config", "monteclora_config"), (None, {})),
     "alora_invocation_tokens": (None, []),
-    "use_bdlora": (False, None),
-    "arrow_config": (None, {}),
-    "kasa_config": (None, {}),
-    "monteclora_config": (None, {}),
+    "trainable_token_indices": (None, [], {}),
+    "bias": ("none", None),
 }
 # How A and B began, where the base stayed as it was. Other beginnings (pissa, olora, corda, loftq,
 # lora_ga) took their product out of the base, and mica reads A and B in its own way.

@@ -7,6 +7,7 @@ takes no more memory than its own values, and gives that memory back.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,27 +30,19 @@ DTYPES: dict[str, np.dtype] = {
 LARGEST_HEADER = 100_000_000  # bytes of names and shapes that a file may have before its values
 
 
+@dataclass(eq=False, repr=False)
 class StoredTensor:
     """An array in a file, in C order or with strides.
 
     A reader makes one only after checking that all of it lies inside the file.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        name: str,
-        dtype: str,
-        shape: tuple[int, ...],
-        offset: int,
-        strides: tuple[int, ...] | None = None,
-    ):
-        self.path = path
-        self.name = name
-        self.dtype = dtype  # a key of DTYPES, or the name of a quantised type
-        self.shape = shape
-        self.offset = offset  # bytes from the start of the file
-        self.strides = strides  # in elements; None: C order
+    path: Path
+    name: str
+    dtype: str  # a key of DTYPES, or the name of a quantised type
+    shape: tuple[int, ...]
+    offset: int  # bytes from the start of the file
+    strides: tuple[int, ...] | None = None  # in elements; None: C order
 
     def finite(self) -> np.ndarray:
         """In float32.  Raises ValueError where a number is not finite."""
