@@ -33,10 +33,8 @@ def crc32c(data: bytes | bytearray | memoryview | np.ndarray) -> int:
     rest = np.frombuffer(BEFORE, np.uint8)
     for start in range(0, len(data), PIECE):
         rest = _fold(np.concatenate([rest, data[start : start + PIECE]]), LARGEST_BLOCK)
-    block = LARGEST_BLOCK
-    while block > 1:
-        block //= 2
-        rest = _fold(rest, block)
+    for k in reversed(range(LARGEST_BLOCK.bit_length() - 1)):
+        rest = _fold(rest, 2**k)
     remainder = 0
     for byte in rest.tobytes():
         remainder = remainder >> 8 ^ TABLE[(remainder ^ byte) & 0xFF]

@@ -280,8 +280,7 @@ def metadata_of_tokenizer(tokenizer: BaseTokenizer, model: LanguageModel) -> Met
 def _check_same(tokenizer: BaseTokenizer, metadata: Metadata) -> None:
     """Raises ValueError where a reader of the file would tokenise in another way."""
     try:
-        entries = llamacpp.Metadata(Path("the file"), dict(metadata))
-        told = llamacpp.read_tokenizer(entries.path, entries)
+        told = llamacpp.read_tokenizer(llamacpp.Metadata(Path("the file"), dict(metadata)))
     except ValueError as error:
         raise ValueError(f"GGUF can't hold the tokenizer: {error}") from None
     for name in SAME:

@@ -102,14 +102,12 @@ def open_file(path: Path) -> Source:
         config.eos_token_id = (ends or [None])[0] if len(ends) < 2 else ends
         config.validate()
     mapping, named = MAPPINGS[architecture](family, config), tensors.items()
-    return Source(
-        path, path, family, config, named, mapping, lambda: read_tokenizer(path, metadata)
-    )
+    return Source(path, path, family, config, named, mapping, lambda: read_tokenizer(metadata))
 
 
-def read_tokenizer(path: Path, metadata: Metadata) -> Tokenizer:
+def read_tokenizer(metadata: Metadata) -> Tokenizer:
     """The byte-level BPE and the chat template in a file's metadata."""
-    kind = metadata.require("tokenizer.ggml.model", str)
+    path, kind = metadata.path, metadata.require("tokenizer.ggml.model", str)
     if kind != "gpt2":
         known = {"llama": " (SentencePiece)", "bert": " (WordPiece)", "t5": " (Unigram)"}
         raise ValueError(
