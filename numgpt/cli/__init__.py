@@ -15,42 +15,20 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import numgpt  # first: chooses NumPy's kernels
 from numgpt import launch
-from numgpt.cli import (
-    chat,
-    convert,
-    download,
-    evaluate,
-    explain,
-    generate,
-    info,
-    lessons,
-    tokenizer,
-    train,
-    tune,
-)
 from numgpt.cli.common import in_flags, tell_note
 from numgpt.formats.names import HubError
 from numgpt.messages import one_line, tell
 from numgpt.training import TrainingError
 
 BAD_PATH = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-SUBCOMMANDS = (
-    generate,
-    chat,
-    train,
-    tune,
-    evaluate,
-    explain,
-    lessons,
-    tokenizer,
-    download,
-    convert,
-    info,
-)
+# The files beside this one, in the order in which --help lists what they register.
+SUBCOMMANDS = "generate chat train tune evaluate explain lessons tokenizer download convert info"
+MODULES = [import_module(f"numgpt.cli.{name}") for name in SUBCOMMANDS.split()]
 MENDS = {
     errno.ENOSPC: "free some space, or choose another disk",
     errno.EDQUOT: "free some space, or choose another disk",
@@ -141,6 +119,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"numgpt {numgpt.__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in SUBCOMMANDS:
+    for module in MODULES:
         module.register(subparsers)
     return parser

@@ -11,7 +11,6 @@ import secrets
 import shutil
 import sys
 from collections.abc import Callable, Generator, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,13 @@ from numgpt.cli.common import (
     add_chat_format,
     add_command,
     add_dtype,
+    add_flags,
     add_model,
     add_sampling,
     add_threads,
     load_language_model,
     read_stdin,
     sampling_options,
-    whole,
 )
 from numgpt.cli.keyboard import Interrupts, line_editing
 from numgpt.cli.wrapping import WordWrap
@@ -42,6 +41,8 @@ CUT = {
     "context": "(cut off here: the context is full)",
     "repetition": "(ended here: it said the same again and again)",
 }
+# What a line of JSON says of an answer beside its text.
+COSTS = ("prompt_tokens", "reused_tokens", "new_tokens", "dropped_messages", "finish_reason")
 PROMPT, CONTINUED = "> ", "… "
 HELP = """\
 /help           this list
@@ -70,21 +71,15 @@ def register(subparsers: Any) -> None:
     )
     add_model(parser, DEFAULT_MODEL, "fetched by: numgpt download smollm2")
     add_dtype(parser)
-    parser.add_argument("--system", metavar="TEXT", help="system prompt (default: the model's own)")
-    parser.add_argument(
-        "--max-new-tokens",
-        type=whole,
-        metavar="N",
-        help=f"longest answer (default {DEFAULTS['max_new_tokens']})",
-    )
+    flags = {
+        "--system TEXT": "system prompt (default: the model's own)",
+        "--max-new-tokens N": f"longest answer (default {DEFAULTS['max_new_tokens']})",
+    }
+    add_flags(parser, flags)
     add_sampling(parser, DEFAULTS["temperature"], DEFAULTS["top_p"])
     add_chat_format(parser)
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help='a JSON object a line: {"content": "…"} in (also with "system" or "reset": true),'
-        " the answer out",
-    )
+    what = 'a JSON object a line: {"content": "…"} in (also with "system" or "reset": true), the'
+    add_flags(parser, {"--json": f"{what} answer out"})
     add_threads(parser)
 
 
@@ -145,11 +140,8 @@ def _answer_lines(chat: Chat, seeds: Iterator[int]) -> None:
                 print('{"ok": true}', flush=True)  # a line for a line
                 continue
             text = "".join(chat.ask(asked["content"], seed=next(seeds)))
-            cost = chat.statistics
-            answer = {"role": "assistant", "content": text, "prompt_tokens": cost.prompt_tokens}
-            answer |= {"reused_tokens": cost.reused_tokens, "new_tokens": cost.new_tokens}
-            answer |= {"dropped_messages": cost.dropped_messages}
-            answer |= {"finish_reason": cost.finish_reason}
+            answer = {"role": "assistant", "content": text}
+            answer |= {name: getattr(chat.statistics, name) for name in COSTS}
         except (ValueError, RecursionError, MemoryError) as error:
             answer = {"error": one_line(error) or "out of memory"}
         print(json.dumps(answer, ensure_ascii=not readable), flush=True)
@@ -177,7 +169,7 @@ class _Terminal:
             "system": self.system,
             "save": self.save,
             "load": self.load,
-            "retry": lambda _: self.answer(lambda: self.chat.retry(seed=self.next_seed())),
+            "retry": lambda _: self.answer(self.chat.retry),
             "temperature": lambda text: self.sampling("temperature", text),
             "top_p": lambda text: self.sampling("top_p", text),
             "seed": self.set_seed,
@@ -200,8 +192,7 @@ class _Terminal:
                         break
                     self.obey(command, argument.strip())
                 else:
-                    text = line.removeprefix("/") if line.startswith("//") else line
-                    self.answer(partial(self.say, text))
+                    self.answer(self.chat.ask, line.removeprefix("/"))
 
     def read(self) -> str | None:
         """A message, or None at the end."""
@@ -241,14 +232,12 @@ class _Terminal:
         except OSError as error:
             _say(f"/{command} {argument}: {error.strerror or error}")
 
-    def say(self, text: str) -> Generator[str, None, None]:
-        return self.chat.ask(text, seed=self.next_seed())
-
-    def answer(self, ask: Callable[[], Generator[str, None, None]]) -> None:
+    def answer(self, ask: Callable[..., Generator[str, None, None]], *message: str) -> None:
         pieces, wrap = None, WordWrap(shutil.get_terminal_size().columns)
         try:
             with self.interrupts.heard():
-                pieces = ask()
+                self.seed += 1
+                pieces = ask(*message, seed=self.seed - 1)
                 if (gone := self.chat.dropped_messages) and not self.dropped:
                     _say("(the context is full: from here on the oldest messages are left out)")
                 self.dropped = gone
@@ -297,10 +286,6 @@ class _Terminal:
                 raise ValueError(f"{text:.40} is not a whole number from 0 up")
             self.seed = int(text)
         _say(f"the next answer's seed is {self.seed}")
-
-    def next_seed(self) -> int:
-        self.seed += 1
-        return self.seed - 1
 
     def save(self, path: str) -> None:
         file = _file(path)

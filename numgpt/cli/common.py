@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 from numgpt.formats import SHIPPED, load
@@ -58,9 +58,7 @@ def add_model(
 
 
 def add_adapter(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--adapter", metavar="DIR", help="what was tuned of the model: an adapter's directory"
-    )
+    add_flags(parser, {"--adapter DIR": "what was tuned of the model: an adapter's directory"})
 
 
 def add_dtype(parser: argparse.ArgumentParser) -> None:
@@ -94,33 +92,30 @@ def add_sampling(
     parser: argparse.ArgumentParser, temperature: float, top_p: float | None = None
 ) -> None:
     """How tokens are chosen."""
-    parser.add_argument(
-        "--greedy", action="store_true", help="always the most likely token, no sampling"
-    )
     default = "" if top_p is None else f" (default {top_p})"
-    add_numbers(
-        parser,
-        (
-            "--temperature",
-            number,
-            "X",
-            f"below 1 is safer (default {temperature}, here and below where the model's"
-            " generation_config.json says nothing else)",
-        ),
-        ("--top-k", whole, "K", "the K likeliest; 0: all (default 50)"),
-        ("--top-p", number, "P", f"the likeliest that reach probability P together{default}"),
-        ("--min-p", number, "P", "only tokens P times as likely as the likeliest"),
-        ("--repetition-penalty", number, "X", "above 1 repeats less (default 1)"),
-        ("--seed", whole, "N", "the same numbers again (default: a new seed)"),
-    )
+    flags = {
+        "--greedy": "always the most likely token, no sampling",
+        "--temperature X": f"below 1 is safer (default {temperature}, here and below where the"
+        " model's generation_config.json says nothing else)",
+        "--top-k N": "the N likeliest; 0: all (default 50)",
+        "--top-p X": f"the likeliest that reach probability X together{default}",
+        "--min-p X": "only tokens X times as likely as the likeliest",
+        "--repetition-penalty X": "above 1 repeats less (default 1)",
+        "--seed N": "the same numbers again (default: a new seed)",
+    }
+    add_flags(parser, flags)
 
 
-def add_numbers(
-    parser: argparse.ArgumentParser, *flags: tuple[str, Callable[[str], Any], str, str]
-) -> None:
-    """Flags that take a number: their names, what reads it, the letter that stands for it, help."""
-    for names, kind, letter, what in flags:
-        parser.add_argument(*names.split(), type=kind, metavar=letter, help=what)
+def add_flags(parser: Any, flags: Mapping[str, str], **settings: Any) -> None:
+    """Flags as a usage line has them -> help. Behind the names N is a whole number, X any number,
+    another word a text; without one it is a switch."""
+    for usage, what in flags.items():
+        *names, value = usage.split()
+        if value.startswith("-"):
+            parser.add_argument(*names, value, action="store_true", help=what)
+        else:
+            kind = {"N": whole, "X": number}.get(value, str)
+            parser.add_argument(*names, type=kind, metavar=value, help=what, **settings)
 
 
 def sampling_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -136,7 +131,6 @@ def in_flags(message: object, options: argparse.Namespace) -> object:
     """A message of the library, with the flags of this command in place of its options."""
     if not isinstance(message, AboutOptions):
         return message
-
     known = options_of(options.config_class) if "config_class" in options else {}
 
     def write(name: str, *value: Any) -> str:
@@ -173,17 +167,12 @@ def number(text: str) -> float:
 
 
 def add_special_tokens(parser: argparse.ArgumentParser, where: str) -> None:
-    parser.add_argument(
-        "--special-tokens",
-        action="store_true",
-        help=f"special tokens in the {where} (<|endoftext|>) are meant, not spelt",
-    )
+    what = f"special tokens in the {where} (<|endoftext|>) are meant, not spelt"
+    add_flags(parser, {"--special-tokens": what})
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--threads", type=whole, metavar="N", help="threads to compute on (default: all cores)"
-    )
+    add_flags(parser, {"--threads N": "threads to compute on (default: all cores)"})
 
 
 def show_progress(text: str, ends: bool = False) -> None:

@@ -13,12 +13,12 @@ import numpy as np
 from numgpt.cli.common import (
     add_command,
     add_dtype,
+    add_flags,
     add_model,
     add_special_tokens,
     add_threads,
     load_language_model,
     show_progress,
-    whole,
 )
 from numgpt.data.corpus import find_texts
 from numgpt.data.records import ENDINGS
@@ -44,21 +44,16 @@ def register(subparsers: Any) -> None:
     add_model(parser)
     add_dtype(parser)
     measured = parser.add_mutually_exclusive_group(required=True)
-    measured.add_argument(
-        "--data", nargs="+", metavar="FILE", help="text: files, directories or globs"
-    )
-    measured.add_argument(
-        "--preferences",
-        nargs="+",
-        metavar="FILE",
-        help="JSON lines of prompt, chosen and rejected, for a reward model",
-    )
-    parser.add_argument(
-        "--context", type=whole, metavar="N", help="tokens in a window (default: the model's most)"
-    )
-    parser.add_argument(
-        "--stride", type=whole, metavar="N", help="tokens a window moves on (default: half of it)"
-    )
+    data = {
+        "--data FILE": "text: files, directories or globs",
+        "--preferences FILE": "JSON lines of prompt, chosen and rejected, for a reward model",
+    }
+    add_flags(measured, data, nargs="+")
+    flags = {
+        "--context N": "tokens in a window (default: the model's most)",
+        "--stride N": "tokens a window moves on (default: half of it)",
+    }
+    add_flags(parser, flags)
     add_special_tokens(parser, "text")
     add_threads(parser)
 

@@ -10,12 +10,12 @@ from typing import Any
 
 from numgpt.cli.common import (
     add_command,
+    add_flags,
     add_model,
     add_threads,
     load_language_model,
     show_progress,
     text_argument,
-    whole,
 )
 from numgpt.messages import quoted, shown, tell
 
@@ -34,21 +34,16 @@ def register(subparsers: Any) -> None:
         "text", nargs="*", help="the text, of which 64 tokens are read; - or a pipe: standard input"
     )
     add_model(parser)
-    parser.add_argument(
-        "--token", type=whole, metavar="I", help="the token to look at first, from 0 (the last)"
-    )
-    parser.add_argument(
-        "--target",
-        metavar="WORD",
-        help="what may come after it, with its space (what does, or the likeliest)",
-    )
+    flags = {
+        "--token N": "the token to look at first, from 0 (the last)",
+        "--target WORD": "what may come after it, with its space (what does, or the likeliest)",
+    }
+    add_flags(parser, flags)
     parser.add_argument(
         "--layers", type=_layers, metavar="A:B", help="keep layers A to B - 1 only (all)"
     )
-    parser.add_argument(
-        "--out", default=OUT, metavar="FILE", help=f"the page to write (default {OUT})"
-    )
-    parser.add_argument("--open", action="store_true", help="open it in the browser")
+    add_flags(parser, {"--out FILE": f"the page to write (default {OUT})"}, default=OUT)
+    add_flags(parser, {"--open": "open it in the browser"})
     add_threads(parser)
 
 

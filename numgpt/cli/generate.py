@@ -14,16 +14,14 @@ import numpy as np
 from numgpt.cli.common import (
     add_command,
     add_dtype,
+    add_flags,
     add_model,
-    add_numbers,
     add_sampling,
     add_special_tokens,
     add_threads,
     load_language_model,
-    number,
     sampling_options,
     text_argument,
-    whole,
 )
 from numgpt.generation import GenerateOutput, generate, generate_each
 from numgpt.generation.options import defaults_of
@@ -56,13 +54,13 @@ def register(subparsers: Any) -> None:
     add_model(parser)
     add_dtype(parser)
     add_special_tokens(parser, "prompt")
-    add_numbers(
-        parser,
-        ("--max-new-tokens", whole, "N", f"tokens to add (default {NEW_TOKENS})"),
-        ("--max-length", whole, "N", "tokens in all, the prompt's included"),
-        ("--min-new-tokens", whole, "N", "no end of text before these"),
-        ("--num-return-sequences -n", whole, "N", "continuations (default 1)"),
-    )
+    lengths = {
+        "--max-new-tokens N": f"tokens to add (default {NEW_TOKENS})",
+        "--max-length N": "tokens in all, the prompt's included",
+        "--min-new-tokens N": "no end of text before these",
+        "--num-return-sequences -n N": "continuations (default 1)",
+    }
+    add_flags(parser, lengths)
     parser.add_argument(
         "--no-slide",
         dest="slide",
@@ -70,25 +68,20 @@ def register(subparsers: Any) -> None:
         help="end where the model's context is full (default: go on from its newer half)",
     )
     add_sampling(parser, temperature=DEFAULTS["temperature"])
-    for flag, what in (("--stop", "end after this text"), ("--ban", "never write this")):
-        parser.add_argument(
-            flag, action="append", default=[], metavar="TEXT", help=f"{what}; repeatable"
-        )
-    beams = "search for the most probable text with N beams, in place of sampling"
-    add_numbers(
-        parser,
-        ("--no-repeat-ngram-size", whole, "N", "no N tokens in a row occur twice"),
-        ("--num-beams", whole, "N", beams),
-        ("--length-penalty", number, "X", "of beams: above 1 favours longer texts (default 1)"),
-    )
-    parser.add_argument(
-        "--logprobs",
-        action="store_true",
-        help="write JSON lines: a text each, with the log-probability of every token, as the"
-        " model gives it: before temperature, top-k and the like",
-    )
-    beside = f"beside each token the N likeliest (default {TOP_LOGPROBS})"
-    add_numbers(parser, ("--top-logprobs", whole, "N", beside))
+    texts = {
+        "--stop TEXT": "end after this text; repeatable",
+        "--ban TEXT": "never write this; repeatable",
+    }
+    add_flags(parser, texts, action="append", default=[])
+    others = {
+        "--no-repeat-ngram-size N": "no N tokens in a row occur twice",
+        "--num-beams N": "search for the most probable text with N beams, in place of sampling",
+        "--length-penalty X": "of beams: above 1 favours longer texts (default 1)",
+        "--logprobs": "write JSON lines: a text each, with the log-probability of every token, as"
+        " the model gives it: before temperature, top-k and the like",
+        "--top-logprobs N": f"beside each token the N likeliest (default {TOP_LOGPROBS})",
+    }
+    add_flags(parser, others)
     add_threads(parser)
 
 
@@ -110,17 +103,15 @@ def run(options: argparse.Namespace) -> None:
         )
     seed = secrets.randbits(32) if options.seed is None else options.seed
     given = sampling_options(options)
-    for name in GIVEN:
-        if getattr(options, name) is not None:
-            given[name] = getattr(options, name)
+    given |= {name: value for name in GIVEN if (value := getattr(options, name)) is not None}
     if options.stop:
         given["stop_strings"] = options.stop
     request = _with_defaults(model, given, options) | given
-    banned = [
-        tokenizer.encode(space + word, continues=True)
-        for word in options.ban
-        for space in _spaces(tokenizer)
-    ]
+    # A word is one token with a space before it and another without, where tokens are more than
+    # characters.
+    spaces = ("", " ") if hasattr(tokenizer, "merges") else ("",)
+    words = [space + word for word in options.ban for space in spaces]
+    banned = [tokenizer.encode(word, continues=True) for word in words]
     if banned:
         request["bad_words_ids"] = [*(request.get("bad_words_ids") or ()), *banned]
     request |= {"tokenizer": tokenizer, "seed": seed, "slide": options.slide}
@@ -130,14 +121,8 @@ def run(options: argparse.Namespace) -> None:
         request["slide"] = False
     began = time.perf_counter()
     if options.logprobs:
-        found = generate(
-            model,
-            ids,
-            num_return_sequences=count,
-            return_dict_in_generate=True,
-            output_logits=True,
-            **request,
-        )
+        request |= {"return_dict_in_generate": True, "output_logits": True}
+        found = generate(model, ids, num_return_sequences=count, **request)
         made, longest = int(found.lengths.sum()), len(ids) + int(found.lengths.max())
         top = TOP_LOGPROBS if options.top_logprobs is None else options.top_logprobs
         _write_logprobs(found, prompt, len(ids), tokenizer, top)
@@ -258,12 +243,6 @@ def _write_logprobs(
             tokens.append(told(id, step[row]) | {"top": [told(i, step[row]) for i in likeliest]})
         text = tokenizer.decode(ids, skip_special_tokens=True)
         print(json.dumps({"prompt": prompt, "text": text, "tokens": tokens}), flush=True)
-
-
-def _spaces(tokenizer: Any) -> tuple[str, ...]:
-    """A word is one token with a space before it and another without, where tokens are more than
-    characters."""
-    return ("",) if not hasattr(tokenizer, "merges") else ("", " ")
 
 
 def _write(text: str) -> None:

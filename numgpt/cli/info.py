@@ -26,7 +26,7 @@ from numgpt.runtime.fewer_bits import KINDS
 from numgpt.runtime.onednn import find_onednn
 from numgpt.tokenizer.chat_template import ChatTemplate
 
-# What in a parameter's name tells where it belongs; the first that fits.
+# What in a parameter's name tells where it belongs, the blocks taken together; the first that fits.
 PARTS = {
     "wte": "token embedding",
     "embed_tokens": "token embedding",
@@ -75,24 +75,21 @@ def run(options: argparse.Namespace) -> None:
         )
     parts: Counter[str] = Counter()
     for name, array in model.parameters.items():
-        parts[_part(name)] += array.size
+        parts[next((part for sign, part in PARTS.items() if sign in name), "other")] += array.size
     for part, count in parts.items():
         print(f"  {part:<24}{count:>14,}  {count / total:6.1%}")
     for name, value in _on_disk(source).items():
         print(f"{name:<12}{value}")
     print(f"memory, {options.dtype}")
-    bits = 8 * weights / total
-    print(f"  {'weights':<24}{_megabytes(weights)}  ({bits:.3g} bits each)")
-    print(
-        f"  {'training, without batch':<24}{_megabytes(4 * total * size)}  (weights, gradients,"
-        " two moments, in float32)"
-    )
     per_token = 2 * sizes.layers * sizes.kv_heads * sizes.head_size
-    cache = per_token * model.context_length * size
-    print(
-        f"  {'KV cache, full':<24}{_megabytes(cache)}  (one sequence of"
-        f" {model.context_length} tokens)"
-    )
+    cache, length = per_token * model.context_length * size, model.context_length
+    in_training = "weights, gradients, two moments, in float32"
+    for name, count, what in (
+        ("weights", weights, f"{8 * weights / total:.3g} bits each"),
+        ("training, without batch", 4 * total * size, in_training),
+        ("KV cache, full", cache, f"one sequence of {length} tokens"),
+    ):
+        print(f"  {name:<24}{_megabytes(count)}  ({what})")
     print("config")
     for name, value in dataclasses.asdict(model.config).items():
         print(f"  {name:<32}{value}")
@@ -145,14 +142,6 @@ def _on_disk(source: Source) -> dict[str, str]:
 
 def _bytes_below(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-
-
-def _part(name: str) -> str:
-    """What a parameter belongs to, the blocks taken together."""
-    for sign, part in PARTS.items():
-        if sign in name:
-            return part
-    return "other"
 
 
 def _megabytes(count: int) -> str:

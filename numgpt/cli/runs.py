@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import signal
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numgpt
-from numgpt.cli.common import add_threads, check_directory_name, number, tell_note, whole
+from numgpt.cli.common import (
+    add_flags,
+    add_threads,
+    check_directory_name,
+    number,
+    tell_note,
+    whole,
+)
 from numgpt.cli.config_file import read_toml
 from numgpt.messages import quoted, tell
 from numgpt.options import OptionError
@@ -24,11 +30,12 @@ from numgpt.training.tune_config import TuningConfig
 
 # What a file of options may have beside those of a run.
 OF_COMMAND: dict[str, type] = {"out": str, "resume": str, "overwrite": bool, "threads": int}
-KINDS: dict[type, tuple[Callable[[str], Any], str]] = {
-    int: (whole, "N"),
-    float: (number, "X"),
-    str: (str, "S"),
-    list: (str, "S"),  # one or several
+KINDS: dict[type, dict[str, Any]] = {
+    bool: {"action": "store_true"},
+    int: {"type": whole, "metavar": "N"},
+    float: {"type": number, "metavar": "X"},
+    str: {"metavar": "S"},
+    list: {"metavar": "S", "action": "extend", "nargs": "+"},  # one or several
 }
 # What --help says of options whose default the data decide.
 TUNED = {
@@ -54,12 +61,13 @@ def _fixed_defaults(config_class: type[TuningConfig]) -> dict[str, str]:
 
 def add_run_options(parser: argparse.ArgumentParser, config_class: type[RunConfig]) -> None:
     """The flags of a kind of run."""
-    parser.add_argument("--out", metavar="DIR", help="directory of the new run")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace the run or model that --out holds already"
-    )
-    parser.add_argument("--resume", metavar="DIR", help="continue the run in this directory")
-    parser.add_argument("--config", metavar="FILE", help="TOML file of these options; flags win")
+    flags = {
+        "--out DIR": "directory of the new run",
+        "--overwrite": "replace the run or model that --out holds already",
+        "--resume DIR": "continue the run in this directory",
+        "--config FILE": "TOML file of these options; flags win",
+    }
+    add_flags(parser, flags)
     known = options_of(config_class)
     for title in GROUPS:
         group = parser.add_argument_group(title)
@@ -68,20 +76,9 @@ def add_run_options(parser: argparse.ArgumentParser, config_class: type[RunConfi
                 continue
             flag = "--" + name.replace("_", "-")
             text = (field.metadata["help"] + _default_of(name, config_class)).replace("%", "%%")
-            if field.metadata["rule"].kind is bool:
-                group.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
-                continue
-            kind, letter = KINDS[field.metadata["rule"].kind]
-            several = field.metadata["rule"].kind is list
-            group.add_argument(
-                flag,
-                type=kind,
-                action="extend" if several else "store",
-                nargs="+" if several else None,
-                default=argparse.SUPPRESS,  # so that what was not given can't win over a file
-                metavar=letter,
-                help=text,
-            )
+            kind = KINDS[field.metadata["rule"].kind]
+            # What is not given has no place among the options: it can't win over a file.
+            group.add_argument(flag, default=argparse.SUPPRESS, help=text, **kind)
     add_threads(parser)
     parser.set_defaults(config_class=config_class)
 
@@ -129,10 +126,14 @@ def run(
     if options.resume is not None:
         trainer = Trainer.resume(options.resume, chosen, options.config_class, report)
     else:
-        with _naming_file(options, known):
+        try:
             check(chosen)
             config = options.config_class(**chosen)
             config.validate()
+        except OptionError as error:
+            if options.config is None or not (error.options.keys() & known.keys() - flags.keys()):
+                raise
+            raise error.after(options.config) from None  # the file that the option stands in
         trainer = Trainer.start(config, options.out, options.overwrite, report)
     if trainer.optimizer.steps >= trainer.config.steps:
         tell(
@@ -184,18 +185,6 @@ def _read_file(options: argparse.Namespace, known: Collection[str]) -> dict[str,
             if name == "threads":
                 numgpt.set_num_threads(options.threads)
     return chosen
-
-
-@contextlib.contextmanager
-def _naming_file(options: argparse.Namespace, known: Collection[str]) -> Iterator[None]:
-    """What is wrong with an option within is said of the file that it stands in."""
-    try:
-        yield
-    except OptionError as error:
-        in_file = [name for name in error.options if name in known and name not in vars(options)]
-        if options.config is None or not in_file:
-            raise
-        raise error.after(options.config) from None
 
 
 def _kept(trainer: Trainer) -> str:

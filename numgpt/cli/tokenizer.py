@@ -9,7 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from numgpt.cli.common import add_command, check_directory_name, read_stdin, text_argument, whole
+from numgpt.cli.common import (
+    add_command,
+    add_flags,
+    check_directory_name,
+    read_stdin,
+    text_argument,
+)
 from numgpt.files import DirectoryLock, finish_replacing, replacing_together, sweep
 from numgpt.formats import SHIPPED, load_tokenizer
 from numgpt.messages import shown, tell
@@ -42,34 +48,21 @@ def register(subparsers: Any) -> None:
         run_train,
     )
     train.add_argument("files", nargs="+", metavar="FILE", help="text files")
-    train.add_argument(
-        "--vocab-size", type=whole, required=True, metavar="N", help="tokens in all, from 257 up"
-    )
-    train.add_argument(
-        "--out", required=True, metavar="DIR", help="where to write the tokenizer's files"
-    )
-    train.add_argument(
-        "--overwrite", action="store_true", help="replace a tokenizer that DIR holds already"
-    )
-    train.add_argument(
-        "--special",
-        action="append",
-        metavar="TEXT",
-        help=f"special token; repeatable (default {END_OF_TEXT})",
-    )
+    needed = {
+        "--vocab-size N": "tokens in all, from 257 up",
+        "--out DIR": "where to write the tokenizer's files",
+    }
+    add_flags(train, needed, required=True)
+    add_flags(train, {"--overwrite": "replace a tokenizer that DIR holds already"})
+    special = f"special token; repeatable (default {END_OF_TEXT})"
+    add_flags(train, {"--special TEXT": special}, action="append")
     train.add_argument(
         "--pattern",
         default="gpt2",
         choices=PATTERNS,
         help="how text is cut before merging (default gpt2)",
     )
-    train.add_argument(
-        "--min-frequency",
-        type=whole,
-        default=2,
-        metavar="N",
-        help="merge no rarer pair (default 2)",
-    )
+    add_flags(train, {"--min-frequency N": "merge no rarer pair (default 2)"}, default=2)
 
     encode = add_command(
         actions,
@@ -79,31 +72,24 @@ def register(subparsers: Any) -> None:
         run_encode,
     )
     encode.add_argument("text", nargs="?", help="the text; - or a pipe: standard input")
-    encode.add_argument(
-        "--special", action="store_true", help="special tokens in the text count as such"
-    )
+    add_flags(encode, {"--special": "special tokens in the text count as such"})
 
     decode = add_command(
         actions, "decode", "print the text of ids", "numgpt tokenizer decode 15 42 7", run_decode
     )
     decode.add_argument("ids", nargs="*", help="token ids; none: standard input")
 
+    which = f"a directory or file, a name or a hub id (default {SHIPPED})"
     for action in (encode, decode):
-        action.add_argument(
-            "--tokenizer",
-            default=SHIPPED,
-            metavar="T",
-            help=f"a directory or file, a name or a hub id (default {SHIPPED})",
-        )
+        add_flags(action, {"--tokenizer T": which}, default=SHIPPED)
 
 
 def run_train(options: argparse.Namespace) -> None:
-    special = [END_OF_TEXT] if options.special is None else options.special
     began = time.perf_counter()
     check_directory_name("--out", options.out)
     with DirectoryLock(options.out):
         sweep(Path(options.out))
-        tokenizer = _train_into(options, special)
+        tokenizer = _train_into(options)
     seconds = time.perf_counter() - began
     tell(f"{tokenizer.vocab_size} tokens, trained in {seconds:.1f} s, written to {options.out}")
     if tokenizer.vocab_size < options.vocab_size:
@@ -113,7 +99,7 @@ def run_train(options: argparse.Namespace) -> None:
         )
 
 
-def _train_into(options: argparse.Namespace, special: list[str]) -> Tokenizer:
+def _train_into(options: argparse.Namespace) -> Tokenizer:
     """Learn a tokenizer and put it into its directory."""
     finish_replacing(options.out)
     _check_free(options)
@@ -122,15 +108,9 @@ def _train_into(options: argparse.Namespace, special: list[str]) -> Tokenizer:
         raise ValueError(f"{options.files[0]} is empty: there is nothing to learn from")
     out = Path(options.out)
     check_not_replaced(paths, [out / name for name in tokenizer_files(out)])
+    asked = options.vocab_size, options.special or [END_OF_TEXT], options.min_frequency
     with replacing_together(options.out, TOKENIZER_FILES, lambda: _check_free(options)) as staged:
-        tokenizer = Tokenizer.train(
-            paths,
-            options.vocab_size,
-            special,
-            options.min_frequency,
-            progress=sys.stderr.isatty(),
-            pattern=options.pattern,
-        )
+        tokenizer = Tokenizer.train(paths, *asked, sys.stderr.isatty(), options.pattern)
         tokenizer.save_pretrained(staged)
     return tokenizer
 

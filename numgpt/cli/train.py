@@ -43,10 +43,8 @@ def _check_combination(chosen: dict[str, Any]) -> None:
     if chosen.get("init_from") is not None:
         for name in GIVEN_BY_MODEL:
             if name in chosen:
-                alone = (
-                    f"{{{name}}} cannot be combined with {{init_from:name}}: the model brings its"
-                )
-                raise OptionError(f"{alone} own", **{name: chosen[name]})
+                alone = f"{{{name}}} cannot be combined with {{init_from:name}}: the model brings"
+                raise OptionError(f"{alone} its own", **{name: chosen[name]})
     elif "vocab_size" in chosen and chosen.get("tokenizer", "bpe") != "bpe":
         needs = "{vocab_size} needs {tokenizer}: other tokenizers have the size that they have"
         raise OptionError(needs, vocab_size=chosen["vocab_size"], tokenizer="bpe")
