@@ -91,12 +91,9 @@ def _turn(asked: Any, said: Any) -> list[dict[str, Any]]:
 def _with_texts(fields: dict[str, Any]) -> dict[str, Any]:
     """Contents that are lists of texts (OpenAI's parts) as one text each, and developer, which is
     OpenAI's later word, as system."""
-    changed = {}
-    for name in ("messages", "prompt", "completion", "chosen", "rejected"):
-        messages = fields.get(name)
-        if isinstance(messages, list):
-            changed[name] = [_with_text(message) for message in messages]
-    return fields | changed
+    names = ("messages", "prompt", "completion", "chosen", "rejected")
+    listed = {name: fields[name] for name in names if isinstance(fields.get(name), list)}
+    return fields | {name: [*map(_with_text, messages)] for name, messages in listed.items()}
 
 
 def _with_text(message: Any) -> Any:
@@ -112,8 +109,5 @@ def _with_text(message: Any) -> Any:
 
 
 def _is_text_part(part: Any) -> bool:
-    return (
-        isinstance(part, dict)
-        and part.get("type") in _TEXT_PARTS
-        and isinstance(part.get("text"), str)
-    )
+    is_of_text = isinstance(part, dict) and part.get("type") in _TEXT_PARTS
+    return is_of_text and isinstance(part.get("text"), str)

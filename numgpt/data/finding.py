@@ -42,7 +42,8 @@ def find_files(
     left_out: defaultdict[str, list[Path]] = defaultdict(list)
     files = []
     for path in sorted(path for path in paths if path.is_file()):
-        if directory and is_hidden(path.relative_to(data)):
+        place = path.relative_to(data) if directory else path
+        if directory and any(part.startswith(".") for part in place.parts):
             reason: str | None = "hidden"
         elif _is_of_a_run(path):
             reason = "of a run"
@@ -51,7 +52,7 @@ def find_files(
         if reason is None:
             files.append(str(path))
         else:
-            left_out[reason].append(path.relative_to(data) if directory else path)
+            left_out[reason].append(place)
     if left_out:
         told = "; ".join(_counted(reason, paths) for reason, paths in left_out.items())
         warnings.warn(f"{data}: left out: {told}", stacklevel=2)
@@ -60,16 +61,9 @@ def find_files(
     return files
 
 
-def is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
 def _is_of_a_run(path: Path) -> bool:
-    within = path.parent.name in OTHER_WEIGHTS
-    return any(
-        (place / CHECKPOINT_FILE).exists()
-        for place in (path.parent, *([path.parent.parent] if within else ()))
-    )
+    above = path.parent.parent if path.parent.name in OTHER_WEIGHTS else path.parent
+    return (path.parent / CHECKPOINT_FILE).exists() or (above / CHECKPOINT_FILE).exists()
 
 
 def _counted(reason: str, paths: list[Path]) -> str:

@@ -28,17 +28,10 @@ class PairEncoder(ExampleEncoder):
             )
         fields = dict(record.fields)
         said = {name: fields.pop(name) for name in self.learnt}
-        prompt = _prompt(fields.pop("prompt", None), said, record.place)
-        return tuple(
-            self.encode(
-                dataclasses.replace(
-                    record,
-                    kind=COMPLETION,
-                    fields=fields | {"prompt": prompt, "completion": completion},
-                )
-            )
-            for completion in said.values()
-        )
+        fields["prompt"] = _prompt(fields.get("prompt"), said, record.place)
+        pair = (fields | {"completion": completion} for completion in said.values())
+        replaced = (dataclasses.replace(record, kind=COMPLETION, fields=each) for each in pair)
+        return tuple(map(self.encode, replaced))
 
 
 def _prompt(given: Any, said: dict[str, Any], place: str) -> Any:
@@ -56,7 +49,7 @@ def _prompt(given: Any, said: dict[str, Any], place: str) -> Any:
         while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
             same += 1
         if isinstance(chosen, str):  # the space before a word is the word's, as tokens have it
-            while same and not (chosen[same : same + 1].isspace()):
+            while same and not chosen[same : same + 1].isspace():
                 same -= 1
         given = chosen[:same]
         said |= {name: completion[same:] for name, completion in said.items()}

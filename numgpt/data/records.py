@@ -36,6 +36,15 @@ ROLES = ("system", "user", "assistant", "tool")
 TEXT, COMPLETION, MESSAGES = "text", "prompt and completion", "messages"
 PREFERENCE, PROMPT = "prompt, chosen and rejected", "prompt without completion"
 JUDGED = "prompt, completion and label"
+# The first of these keys that a record has -> what it is, and the keys that it then needs.
+REQUIRED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "chosen": (PREFERENCE, ("chosen", "rejected")),
+    "rejected": (PREFERENCE, ("chosen", "rejected")),
+    "messages": (MESSAGES, ("messages",)),
+    "completion": (COMPLETION, ("prompt", "completion")),
+    "text": (TEXT, ("text",)),
+    "prompt": (PROMPT, ("prompt",)),
+}
 
 
 @dataclass(frozen=True)
@@ -159,34 +168,27 @@ def _open(path: str) -> BinaryIO:
 
 def _kind(fields: dict[str, Any], place: str) -> str:
     """What a record is, by its keys.  Raises ValueError for one that is none, or is incomplete."""
-    required: tuple[str, ...]
-    if "chosen" in fields or "rejected" in fields:
-        kind, required = PREFERENCE, ("chosen", "rejected")
-    elif "messages" in fields:
-        kind, required = MESSAGES, ("messages",)
-    elif "completion" in fields:
-        kind = JUDGED if isinstance(fields.get("label"), bool) else COMPLETION
-        required = "prompt", "completion"
-    elif "text" in fields:
-        kind, required = TEXT, ("text",)
-    elif "prompt" in fields:
-        kind, required = PROMPT, ("prompt",)
-    else:
+    key = next((key for key in REQUIRED if key in fields), None)
+    if key is None:
         raise ValueError(
             f"{place} has the keys {shown(list(fields))}: expected {TEXT}; {COMPLETION};"
             f" {MESSAGES}; {JUDGED}; {PREFERENCE}; or {PROMPT}"
         )
+    kind, required = REQUIRED[key]
+    if kind == COMPLETION and isinstance(fields.get("label"), bool):
+        kind = JUDGED
     for name in required:
         if name not in fields:
             raise ValueError(f"{place} lacks {name!r}, which goes with {kind}")
-    for name in ("prompt", "completion", "messages", "chosen", "rejected", "text"):
-        if name in fields and (name in required or name == "prompt"):
-            _check(name, fields[name], place, listed=name == "messages", text=name == "text")
+    for name in dict.fromkeys(("prompt", *required)):
+        if name in fields:
+            _check(name, fields[name], place)
     return kind
 
 
-def _check(name: str, value: Any, place: str, listed: bool, text: bool) -> None:
+def _check(name: str, value: Any, place: str) -> None:
     """Raises ValueError for what is neither text nor messages, or not what it must be."""
+    listed, text = name == "messages", name == "text"
     if isinstance(value, str) and not listed:
         return
     if text or not isinstance(value, list):
