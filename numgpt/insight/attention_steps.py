@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from numgpt.insight.formulas import FORMULAS, Formula
-from numgpt.insight.steps import Numbers, Side, Step, Strip
-from numgpt.insight.tables import HEAD_FEATURES, Input, Product, keys, largest, product, values
+from numgpt.insight.steps import Numbers, Side, Step, Strip, elementwise, together
+from numgpt.insight.tables import HEAD_FEATURES, Input, Product, keys, largest, product
 from numgpt.layers import rope_rotation, softmax_backward
 from numgpt.layers.softmax import exponentials
 from numgpt.models.blocks import Block
@@ -21,7 +21,7 @@ KEYS = 2  # of a query, whose scores are explained
 
 def head_norm_step(a: Numbers, norms: Mapping[str, RMSNorm]) -> Step:
     """The features of each query and each key are normalised."""
-    strips, tables, back_strips, back_tables = [], [], [], []
+    forward, backward = [], []
     for (name, norm), heads in zip(norms.items(), "HK", strict=True):
         x, dx = a.x(f"attn.hook_{name}"), a.dx(f"attn.hook_{name}")
         y, dy = a.x(f"attn.hook_{name}_normed"), a.dx(f"attn.hook_{name}_normed")
@@ -31,13 +31,11 @@ def head_norm_step(a: Numbers, norms: Mapping[str, RMSNorm]) -> Step:
         of_product = (g * x_hat).mean(axis=-1, keepdims=True)
         made = {name: x, "rstd": rstd, "x̂": x_hat, "weight": norm.weight, f"{name}°": y}
         back = {f"d{name}°": dy, "g": g, "x̂": x_hat, "mean(g · x̂)": of_product, "rstd": rstd}
-        strips.append(Strip(f"{name}°", heads, y))
-        tables.append(values(made, heads=heads))
-        back_strips.append(Strip(f"d{name}", heads, dx))
-        back_tables.append(values(back | {f"d{name}": dx}, heads=heads))
-    formula = FORMULAS["head norms"].and_symbols(f"ε = {norms['q'].eps:g}")
-    forward, backward = Side(strips, tables), Side(back_strips, back_tables)
-    return Step("head_norms", formula, f"{a.prefix}attn.hook_q", forward, backward)
+        forward.append(elementwise(made, heads))
+        backward.append(elementwise(back | {f"d{name}": dx}, heads))
+    formula, hook = FORMULAS["head norms"], f"{a.prefix}attn.hook_q"
+    formula = formula.and_symbols(f"ε = {norms['q'].eps:g}")
+    return Step("head_norms", formula, hook, together(forward), together(backward))
 
 
 def rope_step(a: Numbers, block: Block) -> Step:
@@ -51,7 +49,7 @@ def rope_step(a: Numbers, block: Block) -> Step:
     rotation = rope_rotation(places, config.frequencies(), a.x("attn.hook_q").dtype)
     cos, sin = (part[0, 0][:, None, pair] for part in rotation)  # (T, 1, D)
     sin = np.where(first, -sin, sin)
-    strips, tables, back_strips, back_tables = [], [], [], []
+    forward_of, backward_of = [], []
     for name, heads in (("q", "H"), ("k", "K")):
         read = f"attn.hook_{name}_normed" if block.attention.norms else f"attn.hook_{name}"
         x, dx = a.x(read), a.dx(read)
@@ -59,11 +57,9 @@ def rope_step(a: Numbers, block: Block) -> Step:
         before = f"{name}°" if block.attention.norms else name
         turn = {before: x, "cos": cos, "its pair": x[..., partner], "∓sin": sin, f"{name}′": y}
         back = {f"d{name}′": dy, "cos": cos, "its pair": dy[..., partner], "±sin": -sin}
-        strips.append(Strip(f"{name}′", heads, y))
-        tables.append(values(turn, heads=heads))
-        back_strips.append(Strip(f"d{before}", heads, dx))
-        back_tables.append(values(back | {f"d{before}": dx}, heads=heads))
-    forward, backward = Side(strips, tables), Side(back_strips, back_tables)
+        forward_of.append(elementwise(turn, heads))
+        backward_of.append(elementwise(back | {f"d{before}": dx}, heads))
+    forward, backward = together(forward_of), together(backward_of)
     frequencies = f"ω_i = {config.rope_theta:g} to the power −2i/D"
     if config.rope_scaling:
         frequencies += ", stretched for longer contexts"
@@ -100,7 +96,7 @@ def attention_steps(a: Numbers, block: Block) -> list[Step]:
     return [
         Step(
             "scores",
-            _formula("scores", block, group).and_symbols(f"scale = {_scale(scale, block)}"),
+            _formula("scores", block, group).and_symbols(f"scale = {_scale(scale)}"),
             a.prefix + q_name,
             Side([], [keys({"s": s}, {}), dot("s", q, k, s, p, (of_q, of_k), scale)]),
             Side(
@@ -131,7 +127,7 @@ def attention_steps(a: Numbers, block: Block) -> list[Step]:
     ]
 
 
-def _scale(scale: float, block: Block) -> str:
+def _scale(scale: float) -> str:
     """… and what it is made of, where that is the usual."""
     size = round(1 / scale**2)
     usual = abs(scale - 1 / size**0.5) < 1e-9

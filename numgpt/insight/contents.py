@@ -75,13 +75,7 @@ def contents(of: Trace, view: View, progress: Progress = lambda what: None) -> d
         "groups": [_group(of, group) for group in groups],
         "functions": _functions(groups),
         "patterns": {
-            layer: {
-                name: np.ascontiguousarray(_seen(matrices).swapaxes(0, 1))
-                for name, matrices in (
-                    ("p", of.activations[f"blocks.{layer}.attn.hook_pattern"]),
-                    ("dp", of.gradients[f"blocks.{layer}.attn.hook_pattern"]),
-                )
-            }
+            layer: {"p": _pattern(of.activations, layer), "dp": _pattern(of.gradients, layer)}
             for layer in of.layers
         },
         "logits": _drawable(of, view).astype(np.float64),
@@ -100,9 +94,11 @@ def _drawable(of: Trace, view: View) -> np.ndarray:
     return logits
 
 
-def _seen(matrices: np.ndarray) -> np.ndarray:
-    """(H, query, key), 0 where the key is later."""
-    return np.where(np.tri(matrices.shape[1], dtype=bool), matrices, 0)
+def _pattern(arrays: dict[str, np.ndarray], layer: int) -> np.ndarray:
+    """(query, H, key), 0 where the key is later."""
+    matrices = arrays[f"blocks.{layer}.attn.hook_pattern"]  # (H, query, key)
+    seen = np.where(np.tri(matrices.shape[1], dtype=bool), matrices, 0)
+    return np.ascontiguousarray(seen.swapaxes(0, 1))
 
 
 def _checked_hooks(of: Trace) -> list[str]:
@@ -221,7 +217,10 @@ def _attribution(of: Trace, view: View, progress: Progress) -> dict[str, Any]:
     """Of each token the parts of one logit: what comes next, or at the chosen token the target."""
     progress("attribution")
     activations = {name: array[None] for name, array in of.activations.items()}
-    lacking = _lacking(of)
+    block = of.model.blocks[0]
+    biased: dict[str, Any] = {"attention_biases": block.attention.out, "mlp_biases": block.mlp.out}
+    biased |= {"final_bias": of.model.final_norm}
+    lacking = [kind for kind, part in biased.items() if part.bias is None]
     tokens = of.targets.copy()
     tokens[view.token] = view.target
     names: list[str] = []
@@ -237,17 +236,6 @@ def _attribution(of: Trace, view: View, progress: Progress) -> dict[str, Any]:
     return found | {"parts": names, "values": np.array(values, np.float32)}
 
 
-def _lacking(of: Trace) -> set[str]:
-    """The biases that the model does not have."""
-    block, norm = of.model.blocks[0], of.model.final_norm
-    has = {
-        "attention_biases": block.attention.out.bias is not None,
-        "mlp_biases": block.mlp.out.bias is not None,
-        "final_bias": norm.bias is not None,
-    }
-    return {kind for kind, there in has.items() if not there}
-
-
 def _part_names(kind: str, shape: tuple[int, ...]) -> list[str]:
     if kind == "heads":
         return [f"layer {layer}, head {head}" for layer, head in np.ndindex(shape)]
@@ -257,10 +245,6 @@ def _part_names(kind: str, shape: tuple[int, ...]) -> list[str]:
 
 def _report(of: Trace) -> dict[str, Any]:
     report = report_of(of.logits, of.targets, min(REPORT_TOP, of.logits.shape[1]))
-    return {
-        "loss": report.loss.astype(np.float64),
-        "entropy": report.entropy.astype(np.float64),
-        "rank": report.rank,
-        "top": report.top_ids,
-        "logprobs": report.top_logprobs.astype(np.float64),
-    }
+    numbers = {"loss": report.loss, "entropy": report.entropy, "logprobs": report.top_logprobs}
+    precise = {name: array.astype(np.float64) for name, array in numbers.items()}
+    return precise | {"rank": report.rank, "top": report.top_ids}

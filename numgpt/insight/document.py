@@ -100,16 +100,14 @@ def page(
             " Attribution: the loss is that of the text as it is."
         )
     if after is None:
-        after = int(model(checked[None])[0, -1].argmax())
-        assumed = True
+        after, assumed = int(model(checked[None])[0, -1].argmax()), True
         notes.append(
             f"The text ends at token {last}: as the next one “{visible(piece(tokenizer, after))}”,"
             " the likeliest, is assumed. A target names another."
         )
     if len(of_layers) < len(model.blocks):
         which = f"Layers {of_layers[0]} to {of_layers[-1]} are"
-        if len(of_layers) == 1:
-            which = f"Layer {of_layers[0]} is"
+        which = which if len(of_layers) > 1 else f"Layer {of_layers[0]} is"
         notes.append(
             f"{which} kept, of {len(model.blocks)}: steps and attention of the others are not in"
             " the page."

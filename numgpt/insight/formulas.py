@@ -26,13 +26,11 @@ class Formula(NamedTuple):
 
     def of(self, direction: str) -> tuple[str, str, list[str], str]:
         """Equation, shapes, functions and symbols of one direction, "forward" or "backward"."""
-        if direction == "forward":
-            equation, shapes, functions = self[1:4]
-            symbols = self.symbols
-        else:
-            equation, shapes, functions = self[4:7]
-            symbols = "; ".join(filter(None, (self.symbols, self.backward_symbols)))
-        return equation, shapes, [name for name in functions.split(", ") if name], symbols
+        is_forward = direction == "forward"
+        equation, shapes, functions = self[1:4] if is_forward else self[4:7]
+        symbols = (self.symbols, "" if is_forward else self.backward_symbols)
+        names = [name for name in functions.split(", ") if name]
+        return equation, shapes, names, "; ".join(filter(None, symbols))
 
     def without_biases(self) -> Formula:
         """Where the model has none."""
@@ -42,10 +40,9 @@ class Formula(NamedTuple):
 
     def and_symbols(self, text: str, backward: bool = False) -> Formula:
         """With another sentence on what a symbol means."""
-        if backward:
-            both = filter(None, (self.backward_symbols, text))
-            return self._replace(backward_symbols="; ".join(both))
-        return self._replace(symbols="; ".join(filter(None, (self.symbols, text))))
+        name = "backward_symbols" if backward else "symbols"
+        both = filter(None, (getattr(self, name), text))
+        return self._replace(**{name: "; ".join(both)})
 
 
 _BOTH = "in its table W · weight is one factor"

@@ -82,11 +82,14 @@ def integrated_gradients(
     mean_gradient = np.zeros_like(e)
     for first in range(0, steps, AT_ONCE):
         part = slice(first, first + AT_ONCE)
-        path = start + points[part, None, None] * (e - start)
-        gradients = _gradients(model, of, path.astype(logits.dtype))
-        mean_gradient += np.tensordot(weights[part], gradients.astype(np.float64), axes=1)
+        path = (start + points[part, None, None] * (e - start)).astype(logits.dtype)
+        copies = np.repeat(of.ids, len(path), axis=0)
+        hooks = {EMBEDDING: lambda _, path=path: path}
+        found = model.run_with_gradients(copies, of.gradient, EMBEDDING, hooks)[2][EMBEDDING]
+        mean_gradient += np.tensordot(weights[part], found.astype(np.float64), axes=1)
     ends = np.stack([start, e]).astype(logits.dtype)
-    at_start, at_end = (float(value) for value in _values(model, of, ends))
+    of_ends = model.run_with_hooks(np.repeat(of.ids, 2, axis=0), {EMBEDDING: lambda _: ends})
+    at_start, at_end = map(float, of.value(of_ends))
     return IntegratedGradients(np.vecdot(e - start, mean_gradient), at_end - at_start)
 
 
@@ -94,18 +97,3 @@ def _at_embedding(model: LanguageModel, of: Target) -> tuple[np.ndarray, np.ndar
     """Embeddings (T, C), and f's gradient by them."""
     _, activations, gradients = model.run_with_gradients(of.ids, of.gradient, EMBEDDING)
     return activations[EMBEDDING][0], gradients[EMBEDDING][0]
-
-
-def _gradients(model: LanguageModel, of: Target, embeddings: np.ndarray) -> np.ndarray:
-    """f's gradient by embeddings (n, T, C) that take the place of the text's."""
-    copies = np.repeat(of.ids, len(embeddings), axis=0)
-    _, _, gradients = model.run_with_gradients(
-        copies, of.gradient, EMBEDDING, {EMBEDDING: lambda _: embeddings}
-    )
-    return gradients[EMBEDDING]
-
-
-def _values(model: LanguageModel, of: Target, embeddings: np.ndarray) -> np.ndarray:
-    """f (n,) at embeddings (n, T, C)."""
-    copies = np.repeat(of.ids, len(embeddings), axis=0)
-    return of.value(model.run_with_hooks(copies, {EMBEDDING: lambda _: embeddings}))

@@ -67,7 +67,8 @@ def activation_patching(
     clean, corrupt (T,); the value is the logit of `token` after `position`, less that of
     `against`.
     """
-    runs = _runs(model, clean, corrupt, token, against, kind, position)
+    pair = (target(model, ids, token, against, position) for ids in (clean, corrupt))
+    runs = _runs(model, kind, *pair)
     rows = []
     for name in runs.names:
         # A row of the batch for each activation that is patched: number n is, in row n.
@@ -103,7 +104,8 @@ def attribution_patching(
     position: int = -1,
 ) -> np.ndarray:
     """The first-order estimate of `activation_patching`, from one forward and one backward."""
-    runs = _runs(model, clean, corrupt, token, against, kind, position)
+    pair = (target(model, ids, token, against, position) for ids in (clean, corrupt))
+    runs = _runs(model, kind, *pair)
     of = runs.of_corrupt
     _, activations, gradients = model.run_with_gradients(of.ids, of.gradient, runs.names)
     rows = []
@@ -125,19 +127,17 @@ def ablation_hooks(
     Raises ValueError for a head or a layer that there is not.
     """
     layers, count = len(model.blocks), model.config.heads
-    heads_of: dict[str, list[int] | None] = {}  # name of a hook -> heads; None: all that it sees
+    heads_of: dict[str, Any] = {}  # name of a hook -> heads, of the feed-forward layers' the whole
     for layer, head in heads:
         if not (0 <= layer < layers and 0 <= head < count):
             raise ValueError(
                 f"there is no head {(layer, head)}: each of the {layers} layers has {count}"
             )
-        chosen = heads_of.setdefault(f"{model.blocks[layer].hook_prefix}attn.hook_z", [])
-        assert chosen is not None
-        chosen.append(head)
+        heads_of.setdefault(f"{model.blocks[layer].hook_prefix}attn.hook_z", []).append(head)
     for layer in mlps:
         if not 0 <= layer < layers:
             raise ValueError(f"there is no layer {layer}: the model has {layers}")
-        heads_of[f"{model.blocks[layer].hook_prefix}hook_mlp_out"] = None
+        heads_of[f"{model.blocks[layer].hook_prefix}hook_mlp_out"] = slice(None)
     seen = {} if means is None else model.run_with_cache(means, list(heads_of))[1]
     averages = {name: activation.mean(axis=(0, 1)) for name, activation in seen.items()}
     return {name: _taking_out(which, averages.get(name)) for name, which in heads_of.items()}
@@ -162,13 +162,10 @@ def ablation(
     }
 
 
-def _taking_out(heads: list[int] | None, mean: np.ndarray | None) -> Hook:
+def _taking_out(which: list[int] | slice, mean: np.ndarray | None) -> Hook:
     def take_out(activation: np.ndarray) -> np.ndarray:
         left = activation.copy()
-        if heads is None:
-            left[...] = 0 if mean is None else mean
-        else:
-            left[:, :, heads] = 0 if mean is None else mean[heads]
+        left[:, :, which] = 0 if mean is None else mean[which]
         return left
 
     return take_out
@@ -182,20 +179,9 @@ def _loss(
     return -float(logp.sum(dtype=np.float64) / np.count_nonzero(targets != IGNORE_INDEX))
 
 
-def _runs(
-    model: LanguageModel,
-    clean: Ids,
-    corrupt: Ids,
-    token: int,
-    against: int | None,
-    kind: str,
-    position: int,
-) -> _Runs:
+def _runs(model: LanguageModel, kind: str, of_clean: Target, of_corrupt: Target) -> _Runs:
     if kind not in KINDS:
         raise ValueError(f"kind={shown(kind)}: expected {', '.join(KINDS)}")
-    of_clean, of_corrupt = (
-        target(model, ids, token, against, position) for ids in (clean, corrupt)
-    )
     if of_clean.ids.shape != of_corrupt.ids.shape:
         raise ValueError(
             f"the clean prompt has {of_clean.ids.size} tokens, the corrupt one"

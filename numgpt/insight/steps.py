@@ -6,7 +6,7 @@ elementwise formulas are computed from these with the model's own layers and mat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +30,7 @@ from numgpt.models.blocks import Block, GatedMLP
 from numgpt.models.language_model import LanguageModel
 from numgpt.models.modules import LayerNorm, Linear, Norm
 
+HEADS = {"q": "H", "k": "K", "v": "K"}  # whose they are: attention heads', or KV heads'
 TOKENS = 6  # of the vocabulary, whose logits are explained
 
 
@@ -101,13 +102,8 @@ def embedding_step(of: Trace) -> Step:
             backward=formula.backward.replace("dwte[v] = ", "dwte[v] = (dzᵀ y)[v] + ")
         ).and_symbols("dzᵀ y comes from the logits, which wte makes too", backward=True)
         back["dwte[id]"] = back["Σ dx of this token"] + back["dzᵀ y of this token"]
-    return Step(
-        "embedding",
-        formula,
-        "hook_embed",
-        Side([Strip("x", "", stream)], [values(parts | {"x": stream})]),
-        Side([Strip("dx", "", dx)], [values(back)]),
-    )
+    backward = Side([Strip("dx", "", dx)], [values(back)])
+    return Step("embedding", formula, "hook_embed", elementwise(parts | {"x": stream}), backward)
 
 
 def is_tied(model: LanguageModel) -> bool:
@@ -138,44 +134,52 @@ def norm_step(a: Numbers, name: str, norm: Norm, stream: str, hook: str, above: 
         ).and_symbols(
             "dx_past is the gradient that comes past this branch, along the stream", backward=True
         )
-    return Step(
-        name,
-        formula,
-        a.prefix + stream,
-        Side([Strip("y", "", y)], [values(forward | {"y": y})]),
-        Side([Strip("dx", "", dx)], [values(backward | {"dx": dx})]),
-    )
+    sides = elementwise(forward | {"y": y}), elementwise(backward | {"dx": dx})
+    return Step(name, formula, a.prefix + stream, *sides)
 
 
 def _mean(x: np.ndarray) -> np.ndarray:
     return x.mean(axis=-1, keepdims=True)
 
 
-def into_norm(a: Numbers, hook: str, norm: Norm, matrix: np.ndarray, dy: list[Input]) -> Table:
-    """g = (dy Wᵀ) · weight, what reaches a norm's x̂ from the product that reads it."""
-    weighted = (matrix * norm.weight[:, None]).T
-    g = a.dx(f"{hook}hook_normalized")
-    return matrix_product("g", dy, weighted, g, None, ("d", "W · weight"))
+def elementwise(columns: Mapping[str, np.ndarray], heads: str = "") -> Side:
+    """The last column, and what its largest features are made of."""
+    label, result = list(columns.items())[-1]
+    return Side([Strip(label, heads, result)], [values(columns, heads=heads)])
+
+
+def together(sides: Sequence[Side]) -> Side:
+    strips = [strip for side in sides for strip in side.strips]
+    return Side(strips, [table for side in sides for table in side.tables])
+
+
+def joint_products(
+    a: Numbers, linear: Linear, stream: str, norm: Norm, norm_hook: str, parts: Mapping[str, str]
+) -> tuple[list[Table], Table]:
+    """A projection of a norm's y whose columns, side by side, make several results, name -> hook:
+    a table of each, and that of g = (dy Wᵀ) · weight, which reaches the norm's x̂ from all."""
+    y, _ = norm.forward(a.x(stream))
+    matrix, bias = linear.matrix(), bias_of(linear, y.dtype)
+    tables: list[Table] = []
+    start = 0
+    for name, hook in parts.items():
+        x, heads = a.x(hook), HEADS.get(name, "")
+        columns = slice(start, start + x[0].size)
+        start = columns.stop
+        w, b = matrix[:, columns], bias[columns]
+        tables.append(matrix_product(name, [Input("y", y)], w, x, b, ("y", "W"), heads=heads))
+    dy = [Input(f"d{name}", a.dx(hook)) for name, hook in parts.items()]
+    g, weighted = a.dx(f"{norm_hook}hook_normalized"), (matrix * norm.weight[:, None]).T
+    return tables, matrix_product("g", dy, weighted, g, None, ("d", "W · weight"))
 
 
 def qkv_step(a: Numbers, block: Block) -> Step:
     """Three products of the same y."""
-    y, _ = block.norm_1.forward(a.x("hook_resid_pre"))
-    matrix, bias = block.attention.qkv.matrix(), bias_of(block.attention.qkv, y.dtype)
-    y_in = [Input("y", y)]
-    tables, strips, back, gradients, start = [], [], [], [], 0
-    for name, heads in (("q", "H"), ("k", "K"), ("v", "K")):
-        x, dx = a.x(f"attn.hook_{name}"), a.dx(f"attn.hook_{name}")
-        columns = slice(start, start + x[0].size)
-        start = columns.stop
-        w, b = matrix[:, columns], bias[columns]
-        tables.append(matrix_product(name, y_in, w, x, b, ("y", "W"), heads=heads))
-        strips.append(Strip(name, heads, x))
-        back.append(Strip(f"d{name}", heads, dx))
-        gradients.append(Input(f"d{name}", dx))
-    g = into_norm(a, "ln1.", block.norm_1, matrix, gradients)
-    hook = f"{a.prefix}ln1.hook_normalized"
-    formula = with_biases(FORMULAS["qkv"], block.attention.qkv)
+    hooks, linear = {name: f"attn.hook_{name}" for name in HEADS}, block.attention.qkv
+    tables, g = joint_products(a, linear, "hook_resid_pre", block.norm_1, "ln1.", hooks)
+    strips = [Strip(name, HEADS[name], a.x(hook)) for name, hook in hooks.items()]
+    back = [Strip(f"d{name}", HEADS[name], a.dx(hook)) for name, hook in hooks.items()]
+    hook, formula = f"{a.prefix}ln1.hook_normalized", with_biases(FORMULAS["qkv"], linear)
     return Step("qkv", formula, hook, Side(strips, tables), Side(back, [g]))
 
 
@@ -197,56 +201,28 @@ def output_step(a: Numbers, block: Block) -> Step:
     whole = matrix_product("out", [Input("z", z)], matrix, out, bias, ("z", "W"))
     dout_in = [Input("dout", dout)]
     back = matrix_product("dz", dout_in, matrix.T, dz, None, ("dout", "W"), heads="H")
-    return Step(
-        "output",
-        with_biases(FORMULAS["output"], linear),
-        a.prefix + "attn.hook_z",
-        Side([Strip("out", "", out)], [whole, values(columns | {"out": out})]),
-        Side([Strip("dout", "", dout), Strip("dz", "H", dz)], [back]),
-    )
+    forward = Side([Strip("out", "", out)], [whole, values(columns | {"out": out})])
+    backward = Side([Strip("dout", "", dout), Strip("dz", "H", dz)], [back])
+    formula, hook = with_biases(FORMULAS["output"], linear), a.prefix + "attn.hook_z"
+    return Step("output", formula, hook, forward, backward)
 
 
 def stream_step(a: Numbers, name: str, before: str, branch: str, after: str) -> Step:
     """What a branch adds to the stream."""
-    total, dx = a.x(after), a.dx(after)
-    return Step(
-        name,
-        FORMULAS["stream"],
-        a.prefix + after,
-        Side(
-            [Strip("x + out", "", total)],
-            [values({"x": a.x(before), "out": a.x(branch), "x + out": total})],
-        ),
-        Side([Strip("dx", "", dx)], [values({"dout": a.dx(branch), "dx": dx})]),
-    )
+    forward = {"x": a.x(before), "out": a.x(branch), "x + out": a.x(after)}
+    backward = {"dout": a.dx(branch), "dx": a.dx(after)}
+    hook, formula = a.prefix + after, FORMULAS["stream"]
+    return Step(name, formula, hook, elementwise(forward), elementwise(backward))
 
 
 def mlp_input_step(a: Numbers, block: Block) -> Step:
     """The product that the activation reads; of a gated layer two."""
-    y, _ = block.norm_2.forward(a.x("hook_resid_mid"))
-    matrix, bias = block.mlp.fc.matrix(), bias_of(block.mlp.fc, y.dtype)
-    gated = isinstance(block.mlp, GatedMLP)
-    parts = (
-        {"mlp.hook_pre": "gate", "mlp.hook_pre_linear": "up"} if gated else {"mlp.hook_pre": "pre"}
-    )
-    tables, start = [], 0
-    for hook, name in parts.items():
-        x = a.x(hook)
-        columns = slice(start, start + x.shape[1])
-        start = columns.stop
-        w, b = matrix[:, columns], bias[columns]
-        tables.append(matrix_product(name, [Input("y", y)], w, x, b, ("y", "W")))
-    gradients = [Input(f"d{name}", a.dx(hook)) for hook, name in parts.items()]
-    g = into_norm(a, "ln2.", block.norm_2, matrix, gradients)
-    return Step(
-        "mlp_input",
-        with_biases(
-            FORMULAS["gated feed-forward in" if gated else "feed-forward in"], block.mlp.fc
-        ),
-        a.prefix + "ln2.hook_normalized",
-        Side([], tables),
-        Side([], [g]),
-    )
+    name, hooks, linear = "feed-forward in", {"pre": "mlp.hook_pre"}, block.mlp.fc
+    if isinstance(block.mlp, GatedMLP):
+        name, hooks = f"gated {name}", {"gate": "mlp.hook_pre", "up": "mlp.hook_pre_linear"}
+    tables, g = joint_products(a, linear, "hook_resid_mid", block.norm_2, "ln2.", hooks)
+    hook, formula = f"{a.prefix}ln2.hook_normalized", with_biases(FORMULAS[name], linear)
+    return Step("mlp_input", formula, hook, Side([], tables), Side([], [g]))
 
 
 def activation_step(a: Numbers, block: Block) -> Step:
@@ -260,21 +236,16 @@ def activation_step(a: Numbers, block: Block) -> Step:
         forward = {"gate": pre, "σ(gate)": sigma, "up": up, "post": post}
         of_pre = {"dpost": dpost, "up": up, "σ(gate)": sigma, "gate": pre, "dgate": dpre}
         of_up = {"dpost": dpost, "gate": pre, "σ(gate)": sigma, "dup": dup}
-        strips, backward = [Strip("dup", "", dup)], [values(of_pre), values(of_up)]
+        backward = [elementwise(of_pre), elementwise(of_up)]
     else:
         mlp = block.mlp
         slope = mlp.act_backward(np.ones_like(pre), mlp.act_forward(pre)[1])
         formula = FORMULAS[mlp.act_forward.__name__.removesuffix("_forward")]
         forward = {"pre": pre, "post": post}
         of_pre = {"dpost": dpost, "pre": pre, "slope": slope, "dpre": dpre}
-        strips, backward = [], [values(of_pre)]
-    return Step(
-        "activation",
-        formula,
-        a.prefix + "mlp.hook_pre",
-        Side([Strip("post", "", post)], [values(forward)]),
-        Side([Strip("dgate" if strips else "dpre", "", dpre), *strips], backward),
-    )
+        backward = [elementwise(of_pre)]
+    hook = a.prefix + "mlp.hook_pre"
+    return Step("activation", formula, hook, elementwise(forward), together(backward))
 
 
 def mlp_output_step(a: Numbers, block: Block) -> Step:
@@ -284,13 +255,9 @@ def mlp_output_step(a: Numbers, block: Block) -> Step:
     matrix, bias = block.mlp.out.matrix(), bias_of(block.mlp.out, post.dtype)
     whole = matrix_product("out", [Input("post", post)], matrix, out, bias, ("post", "W"))
     back = matrix_product("dpost", [Input("dout", dout)], matrix.T, dpost, None, ("dout", "W"))
-    return Step(
-        "mlp_output",
-        with_biases(FORMULAS["feed-forward out"], block.mlp.out),
-        a.prefix + "mlp.hook_post",
-        Side([Strip("out", "", out)], [whole]),
-        Side([Strip("dout", "", dout)], [back]),
-    )
+    sides = Side([Strip("out", "", out)], [whole]), Side([Strip("dout", "", dout)], [back])
+    formula = with_biases(FORMULAS["feed-forward out"], block.mlp.out)
+    return Step("mlp_output", formula, f"{a.prefix}mlp.hook_post", *sides)
 
 
 def final_steps(of: Trace) -> list[Step]:
@@ -315,22 +282,13 @@ def final_steps(of: Trace) -> list[Step]:
         ).and_symbols(
             "dwte has two parts, of which dW_U is one: the other is the embedding's", backward=True
         )
+    backward = through_unembedding(of, g, unembedding, norm.weight)
+    loss, dz = values(of_loss, "token", chosen), values(of_dz, "token", chosen)
+    logits_hook = "ln_final.hook_normalized"
     return [
         norm_step(a, "final_norm", norm, last, "ln_final.", None),
-        Step(
-            "logits",
-            logits_formula,
-            "ln_final.hook_normalized",
-            Side([], [forward]),
-            Side([], [through_unembedding(of, g, unembedding, norm.weight)]),
-        ),
-        Step(
-            "loss",
-            FORMULAS["loss"],
-            "",
-            Side([], [values(of_loss, "token", chosen)]),
-            Side([], [values(of_dz, "token", chosen)]),
-        ),
+        Step("logits", logits_formula, logits_hook, Side([], [forward]), Side([], [backward])),
+        Step("loss", FORMULAS["loss"], "", Side([], [loss]), Side([], [dz])),
     ]
 
 

@@ -7,7 +7,7 @@ product x · W the terms x_i W_ij that make most of the sum.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -98,10 +98,8 @@ def values(
     result = list(columns.values())[-1]
     if chosen is None:
         chosen = largest(result, HEAD_FEATURES if heads else FEATURES)
-    picked = [
-        np.take_along_axis(np.broadcast_to(column, result.shape), chosen, axis=-1)
-        for column in columns.values()
-    ]
+    whole = [np.broadcast_to(column, result.shape) for column in columns.values()]
+    picked = [np.take_along_axis(column, chosen, axis=-1) for column in whole]
     made_of = np.stack(picked, axis=-2).astype(np.float64)
     return Values("values", rows, heads, list(columns), chosen, made_of)
 
@@ -138,21 +136,10 @@ def product(
         for part in (w, products)
     )
     rest = products.sum(axis=-1) - terms.sum(axis=-1)
-    sums = [rest, np.zeros(result.shape) if bias is None else bias, result]
-    return Product(
-        "product",
-        title,
-        rows,
-        heads,
-        inputs,
-        factors,
-        float(factor),
-        chosen,
-        places,
-        of_w.astype(result.dtype),
-        terms.astype(result.dtype),
-        np.stack(sums, axis=-2).astype(result.dtype),
-    )
+    sums = np.stack([rest, np.zeros(result.shape) if bias is None else bias, result], axis=-2)
+    numbers = (part.astype(result.dtype) for part in (of_w, terms, sums))
+    what = title, rows, heads, inputs, factors, float(factor)
+    return Product("product", *what, chosen, places, *numbers)
 
 
 def matrix_product(
@@ -182,15 +169,8 @@ def matrix_product(
 
 def concatenated(parts: list[Product]) -> Product:
     """Tables of some tokens each, with picked x, as one of all."""
-
-    def joined(arrays: list[np.ndarray | None]) -> np.ndarray:
-        return np.concatenate([array for array in arrays if array is not None])
-
-    return parts[0]._replace(
-        chosen=joined([part.chosen for part in parts]),
-        terms_index=joined([part.terms_index for part in parts]),
-        w=joined([part.w for part in parts]),
-        terms=joined([part.terms for part in parts]),
-        sums=joined([part.sums for part in parts]),
-        x=joined([part.x for part in parts]),
-    )
+    arrays = ("chosen", "terms_index", "w", "terms", "sums", "x")
+    joined: dict[str, Any] = {}
+    for name in arrays:
+        joined[name] = np.concatenate([getattr(part, name) for part in parts])
+    return parts[0]._replace(**joined)

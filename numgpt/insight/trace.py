@@ -53,12 +53,10 @@ class Difference(NamedTuple):
 def trace(model: LanguageModel, ids: np.ndarray, after: int, layers: range) -> Trace:
     """ids (T,), and the token that is expected after them -> all of it, for these layers."""
     targets = np.append(ids[1:], after)
-    names = kept_names(model, layers)
-    found: list[np.ndarray] = []
+    names, weights = kept_names(model, layers), np.full(len(targets), 1 / len(targets))
 
     def dlogits(logits: np.ndarray) -> np.ndarray:
-        found.append(loss_dlogits(logits[0], targets, np.full(len(targets), 1 / len(targets))))
-        return found[0][None]
+        return loss_dlogits(logits[0], targets, weights)[None]
 
     logits, activations, gradients = model.run_with_gradients(ids, dlogits, names)
     for name, array in (*activations.items(), ("the logits", logits), *gradients.items()):
@@ -67,17 +65,9 @@ def trace(model: LanguageModel, ids: np.ndarray, after: int, layers: range) -> T
                 f"{name} is not finite: the weights of {shown(model.name_or_path)} are damaged, or"
                 " hold numbers too large"
             )
-    return Trace(
-        model,
-        ids,
-        targets,
-        layers,
-        logits[0],
-        found[0],
-        mean_loss(logits, targets)[0],
-        {name: array[0] for name, array in activations.items()},
-        {name: array[0] for name, array in gradients.items()},
-    )
+    loss, both = mean_loss(logits, targets)[0], (activations, gradients)
+    of_one = ({name: array[0] for name, array in arrays.items()} for arrays in both)
+    return Trace(model, ids, targets, layers, logits[0], dlogits(logits)[0], loss, *of_one)
 
 
 def mean_loss(logits: np.ndarray, targets: np.ndarray) -> list[float]:
@@ -97,8 +87,8 @@ def chosen_layers(model: LanguageModel, layers: tuple[int | None, int | None] | 
     """Layers A up to, but not including, B, each of which may be None; None: all.  Raises
     ValueError for none of them."""
     count = len(model.blocks)
-    first, last = (None, None) if layers is None else layers
-    first, last = 0 if first is None else first, count if last is None else last
+    first, last = layers or (None, None)
+    first, last = first or 0, count if last is None else last
     if not 0 <= first < last <= count:
         range_of = f"{first}:{last}: expected A:B with A below B, of the layers 0:{count}"
         raise OptionError(f"{{layers:name}} {range_of}")
@@ -131,15 +121,13 @@ def differences(
 
 def _difference(of: Trace, name: str, token: int) -> Difference | None:
     x, dx = of.activations[name], of.gradients[name]
-    if name.endswith("hook_pattern"):  # (H, query, key): later keys have no part in the model
-        place: tuple[slice | int, ...] = (slice(None), token, slice(token + 1))
-    elif name.endswith("_normed"):  # (H, T, D)
-        place = (slice(None), token, slice(None))
-    else:
-        place = (token,)
+    by_head = name.endswith(("hook_pattern", "_normed"))  # (H, query, key) and (H, T, D)
+    place: tuple[slice | int, ...] = (slice(None), token) if by_head else (token,)
+    if name.endswith("hook_pattern"):
+        place += (slice(token + 1),)  # later keys have no part in the model
     part = np.unravel_index(np.abs(dx[place]).argmax(), dx[place].shape)
-    inner = tuple(int(number) for number in part)
-    index = (inner[0], token, inner[1]) if len(place) == 3 else (token, *inner)
+    inner = [int(number) for number in part]
+    index = (inner[0], token, inner[1]) if by_head else (token, *inner)
     gradient = float(dx[index])
     if not abs(gradient) > ROUNDING * np.abs(dx).max():
         return None
