@@ -53,22 +53,20 @@ def ending_in_order() -> Iterator[None]:
     so."""
 
     def end(sign: int, frame: Any) -> None:
-        for other in before:
+        for other in heeded:
             signal.signal(other, signal.SIG_IGN)  # one is enough
         raise Ended(sign)
 
     signs = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    before = {sign: signal.getsignal(sign) for sign in signs}
-    before = {sign: handler for sign, handler in before.items() if handler is signal.SIG_DFL}
-    if threading.current_thread() is not threading.main_thread():
-        before = {}
-    for sign in before:
+    in_main = threading.current_thread() is threading.main_thread()  # no other may set handlers
+    heeded = [s for s in signs if in_main and signal.getsignal(s) is signal.SIG_DFL]
+    for sign in heeded:
         signal.signal(sign, end)
     try:
         yield
     finally:
-        for sign, handler in before.items():
-            signal.signal(sign, handler)
+        for sign in heeded:
+            signal.signal(sign, signal.SIG_DFL)
 
 
 def open_closed_streams() -> None:

@@ -48,12 +48,8 @@ def add_command(
 def add_model(
     parser: argparse.ArgumentParser, default: str = SHIPPED, origin: str = "shipped with numgpt"
 ) -> None:
-    parser.add_argument(
-        "--model",
-        default=default,
-        metavar="M",
-        help=f"a model's directory or file, a name or a hub id (default: {default}, {origin})",
-    )
+    what = f"a model's directory or file, a name or a hub id (default: {default}, {origin})"
+    add_flags(parser, {"--model M": what}, default=default)
     add_adapter(parser)
 
 
@@ -78,14 +74,8 @@ def add_chat_format(parser: argparse.ArgumentParser) -> None:
         choices=CHAT_TEMPLATES,
         help="write conversations so, whatever the model's template",
     )
-    parser.add_argument(
-        "--chat-var",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="NAME=VALUE",
-        help="for the chat template, such as enable_thinking=false",
-    )
+    variables = {"--chat-var NAME=VALUE": "for the chat template, such as enable_thinking=false"}
+    add_flags(parser, variables, action="extend", nargs="+", default=[])
 
 
 def add_sampling(
