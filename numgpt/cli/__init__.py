@@ -15,20 +15,32 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
 import numgpt  # first: chooses NumPy's kernels
 from numgpt import launch
+from numgpt.cli import (
+    chat,
+    convert,
+    download,
+    evaluate,
+    explain,
+    generate,
+    info,
+    lessons,
+    tokenizer,
+    train,
+    tune,
+)
 from numgpt.cli.common import in_flags, tell_note
 from numgpt.formats.names import HubError
 from numgpt.messages import one_line, tell
 from numgpt.training import TrainingError
 
 BAD_PATH = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-# The files beside this one, in the order in which --help lists what they register.
-SUBCOMMANDS = "generate chat train tune evaluate explain lessons tokenizer download convert info"
-MODULES = [import_module(f"numgpt.cli.{name}") for name in SUBCOMMANDS.split()]
+# In the order in which --help has them.
+SUBCOMMANDS = [generate, chat, train, tune, evaluate, explain]
+SUBCOMMANDS += [lessons, tokenizer, download, convert, info]
 MENDS = {
     errno.ENOSPC: "free some space, or choose another disk",
     errno.EDQUOT: "free some space, or choose another disk",
@@ -119,6 +131,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"numgpt {numgpt.__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in MODULES:
+    for module in SUBCOMMANDS:
         module.register(subparsers)
     return parser

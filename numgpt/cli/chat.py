@@ -204,7 +204,10 @@ class _Terminal:
                     lines.append(line.removesuffix("\\"))
                     if not line.endswith("\\"):
                         return "\n".join(lines).rstrip("\n")  # of what was pasted
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemError) as error:
+            # When two come at once, Python has no better word for it than SystemError.
+            if not isinstance(error.__cause__ or error, KeyboardInterrupt):
+                raise
             print()
             _say("(/quit or Ctrl-D leaves)")
             return ""

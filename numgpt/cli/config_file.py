@@ -11,6 +11,12 @@ from typing import Any
 
 from numgpt.messages import shown
 
+# What other programs call an option.
+OTHERS_NAMES = {"learning_rate": "lr", "max_iters": "steps", "max_steps": "steps", "rank": "lora_r"}
+OTHERS_NAMES |= {"r": "lora_r", "num_train_epochs": "epochs", "num_epochs": "epochs"}
+OTHERS_NAMES |= {"per_device_train_batch_size": "batch_size", "warmup_steps": "warmup"}
+OTHERS_NAMES |= {"gradient_accumulation_steps": "grad_accum", "output_dir": "out"}
+
 
 def read_toml(path: str | Path, known: Collection[str]) -> dict[str, Any]:
     """The options in a TOML file.  Raises ValueError for what is not TOML, or no option, by
@@ -36,7 +42,8 @@ def read_toml(path: str | Path, known: Collection[str]) -> dict[str, Any]:
                 f"{path}: [{name:.80}] is a section; options stand in the file without any"
             )
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
+            others = OTHERS_NAMES.get(name)
+            near = [others] if others in known else difflib.get_close_matches(name, known, 1)
             names = ", ".join(map(repr, near or known))
             hint = f"did you mean {names}?" if near else f"there are {names}"
             raise ValueError(f"{path}: {shown(name)} is not an option; {hint}")

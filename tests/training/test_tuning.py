@@ -479,6 +479,7 @@ def test_options_in_a_file_are_said_to_be_there(call, data, tmp_path):
         assert (status, message in err) == (2, True), err
     for text, message in (
         ("stepz = 4", "'stepz' is not an option; did you mean 'steps'?"),
+        ("learning_rate = 4", "'learning_rate' is not an option; did you mean 'lr'?"),
         ("\ufeffxyzzy = 4", "there are 'steps', 'batch_size', "),
     ):
         path.write_text(text)
