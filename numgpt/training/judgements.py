@@ -11,13 +11,13 @@ import numpy as np
 from numgpt.data.batch import Batch
 from numgpt.data.judgements import JudgedEncoder
 from numgpt.models import LanguageModel
-from numgpt.models.parameters import Gradients
 from numgpt.objectives import kto
+from numgpt.objectives.functions import Metrics
 from numgpt.training.preferences import Referenced
 from numgpt.training.step import Sums
 from numgpt.training.tune_config import KTOConfig
 
-COMPLETIONS, KL = "completions", "kl"  # names among the sums
+KL = "kl"  # among the sums
 
 
 class Judgements(Referenced):
@@ -26,12 +26,16 @@ class Judgements(Referenced):
     config: KTOConfig
     encoder = JudgedEncoder
     unit = "judged completion"
+    counted = "completions"
+
+    def learnt(self, batch: Batch) -> tuple[Any, ...]:
+        half = len(batch.ids) // 2
+        return batch.ids[:half], batch.targets[:half]
 
     def totals(self, model: LanguageModel, batches: Sequence[Batch]) -> Sums:
         """How many completions there are, and Σ s of the mismatched ones: their mean is z."""
-        count = sum(len(batch.ids) // 2 for batch in batches)
         gained = sum(self._gained_of_mismatched(model, batch) for batch in batches)
-        return {COMPLETIONS: count, KL: gained}
+        return super().totals(model, batches) | {KL: gained}
 
     def _gained_of_mismatched(self, model: LanguageModel, batch: Batch) -> float:
         assert self.reference is not None
@@ -39,47 +43,29 @@ class Judgements(Referenced):
         logps = model.log_probs(batch.ids[half:], batch.targets[half:]).sum(axis=1, dtype=float)
         return float((logps - self.reference[batch.numbers, 1]).sum())
 
-    def gradients(
-        self, model: LanguageModel, batch: Batch, totals: Sums, add_to: Gradients | None
-    ) -> tuple[Sums, Gradients]:
-        count, half = totals[COMPLETIONS], len(batch.ids) // 2
-
-        def objective(logp: np.ndarray) -> tuple[float, np.ndarray, dict[str, float]]:
-            loss, dlogps, metrics = self._kto(batch, logp.sum(axis=1), totals)
-            return loss, dlogps[:, None] * np.ones_like(logp), metrics
-
-        rng = self.state.rng if self.config.has_dropout else None
-        loss, gradients, metrics = model.value_and_grads(
-            batch.ids[:half], batch.targets[:half], objective, rng, add_to=add_to
-        )
-        sums = {name: value * count for name, value in metrics.items()}
-        sums |= {COMPLETIONS: half, KL: half * self._z(totals)}
-        return {"loss": loss, "tokens": batch.tokens} | sums, gradients
-
-    def _z(self, totals: Sums) -> float:
-        return max(0.0, totals[KL] / totals[COMPLETIONS])
-
-    def _kto(self, batch: Batch, logps: np.ndarray, totals: Sums) -> Any:
-        """What kto says of a batch, from the log-probabilities (B,) of its completions."""
-        config = self.config
+    def objective(
+        self, batch: Batch, outputs: np.ndarray, totals: Sums
+    ) -> tuple[float, np.ndarray, Metrics]:
+        config, count = self.config, totals[self.counted]
         assert self.reference is not None
-        if not np.isfinite(logps).all() or not np.isfinite(totals[KL]):
-            return np.nan, np.zeros_like(logps), {}  # which the loop tells
         good = [self.examples.example(int(number)).desirable for number in batch.numbers]
-        return kto(
-            logps,
-            self.reference[batch.numbers, 0].astype(logps.dtype),
+        z = max(0.0, totals[KL] / count)
+        loss, dlogps, metrics = kto(
+            outputs.sum(axis=1),
+            self.reference[batch.numbers, 0].astype(outputs.dtype),
             np.array(good),
-            self._z(totals),
+            z,
             config.beta,
             config.desirable_weight,
             config.undesirable_weight,
-            totals[COMPLETIONS],
+            count,
         )
+        metrics[KL] = z * len(good) / count
+        return loss, dlogps[:, None] * np.ones_like(outputs), metrics
 
     def metrics(self, sums: Sums) -> dict[str, float]:
         """Means over the good completions, or over the bad ones."""
-        counts = {"chosen": sums["chosen"], "rejected": sums[COMPLETIONS] - sums["chosen"]}
+        counts = {"chosen": sums["chosen"], "rejected": sums[self.counted] - sums["chosen"]}
         means = {
             name: sums[name] / counts[name.partition("/")[2]]
             for name in sums
@@ -87,13 +73,4 @@ class Judgements(Referenced):
         }
         if all(counts.values()):
             means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
-        return means | {KL: sums[KL] / sums[COMPLETIONS]}
-
-    def held_out_loss(self, model: LanguageModel) -> float:
-        batches = list(self.held_out())
-        totals, loss = self.totals(model, batches), 0.0
-        for batch in batches:
-            half = len(batch.ids) // 2
-            logps = model.log_probs(batch.ids[:half], batch.targets[:half]).sum(axis=1)
-            loss += self._kto(batch, logps, totals)[0]
-        return loss
+        return means | {KL: sums[KL] / sums[self.counted]}

@@ -7,9 +7,10 @@ once, before the first step, and kept in the run's directory: there is no second
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from numgpt.files import replacing
 from numgpt.models import LanguageModel
 from numgpt.models.parameters import Gradients
 from numgpt.objectives import dpo
+from numgpt.objectives.functions import Metrics
 from numgpt.tokenizer import BaseTokenizer
 from numgpt.training.checkpoint import RunState
 from numgpt.training.records import Callback, Note
@@ -29,13 +31,68 @@ from numgpt.training.step import Sums
 from numgpt.training.tune_config import DPOConfig, ReferenceConfig
 from numgpt.training.tuning import Tuning
 
-PAIRS = "pairs"  # the name of their number among the sums
 
+class Compared(Tuning):
+    """Pairs, chosen and rejected, of nearly equal length, and an objective of what the model makes
+    of them: their tokens' log-probabilities (n, T), 0 where nothing counts."""
 
-class Referenced(Tuning):
-    """Groups of two completions, whose log-probabilities by the reference are known."""
-
+    encoder: ClassVar[type[ExampleEncoder]] = PairEncoder
     group = 2
+    unit = "preference"
+    counted: ClassVar[str] = "pairs"  # the name of their number among the sums
+    # (model, *learnt(batch)) -> what is compared; and, with an objective of it, its gradients
+    outputs: ClassVar[Callable[..., np.ndarray]] = staticmethod(LanguageModel.log_probs)
+    outputs_and_grads: ClassVar[Callable[..., Any]] = staticmethod(LanguageModel.value_and_grads)
+
+    def learnt(self, batch: Batch) -> tuple[Any, ...]:
+        """What of a batch the model reads."""
+        return batch.ids, batch.targets
+
+    @abstractmethod
+    def objective(
+        self, batch: Batch, outputs: np.ndarray, totals: Sums
+    ) -> tuple[float, np.ndarray, Metrics]:
+        """A batch's part of the step's loss, its derivative by the outputs, and metrics."""
+
+    def _compared(
+        self, batch: Batch, outputs: np.ndarray, totals: Sums
+    ) -> tuple[float, np.ndarray, Metrics]:
+        if not np.isfinite(outputs).all() or not np.isfinite([*totals.values()]).all():
+            return np.nan, np.zeros_like(outputs), {}  # which the loop tells
+        return self.objective(batch, outputs, totals)
+
+    def totals(self, model: LanguageModel, batches: Sequence[Batch]) -> Sums:
+        return {self.counted: sum(len(batch.numbers) for batch in batches)}
+
+    def gradients(
+        self, model: LanguageModel, batch: Batch, totals: Sums, add_to: Gradients | None
+    ) -> tuple[Sums, Gradients]:
+        loss, gradients, metrics = self.outputs_and_grads(
+            model,
+            *self.learnt(batch),
+            lambda outputs: self._compared(batch, outputs, totals),
+            self.state.rng if self.config.has_dropout else None,
+            add_to=add_to,
+        )
+        sums = {name: value * totals[self.counted] for name, value in metrics.items()}
+        sums |= {"loss": loss, "tokens": batch.tokens, self.counted: len(batch.numbers)}
+        return sums, gradients
+
+    def metrics(self, sums: Sums) -> dict[str, float]:
+        own = [name for name in sums if name not in ("loss", "tokens", self.counted)]
+        return {name: sums[name] / sums[self.counted] for name in own}
+
+    def held_out_loss(self, model: LanguageModel) -> float:
+        batches = list(self.held_out())
+        totals, loss = self.totals(model, batches), 0.0
+        for batch in batches:
+            outputs = self.outputs(model, *self.learnt(batch))
+            loss += self._compared(batch, outputs, totals)[0]
+        return loss
+
+
+class Referenced(Compared):
+    """Groups of two completions, whose log-probabilities by the reference are known."""
 
     def __init__(self, state: RunState, out: Path, tokenizer: BaseTokenizer):
         super().__init__(state, out, tokenizer)
@@ -64,40 +121,20 @@ class Referenced(Tuning):
 
 
 class Preferences(Referenced):
-    """Pairs, chosen and rejected, of nearly equal length."""
+    """Pairs, and how much likelier the chosen one is than the rejected one."""
 
     config: DPOConfig
-    encoder = PairEncoder
-    unit = "preference"
 
-    def totals(self, model: LanguageModel, batches: Sequence[Batch]) -> Sums:
-        return {PAIRS: sum(len(batch.ids) // 2 for batch in batches)}
-
-    def gradients(
-        self, model: LanguageModel, batch: Batch, totals: Sums, add_to: Gradients | None
-    ) -> tuple[Sums, Gradients]:
-        def objective(logp: np.ndarray) -> tuple[float, np.ndarray, dict[str, float]]:
-            loss, derivatives, metrics = self._dpo(batch, logp, totals[PAIRS])
-            return loss, np.concatenate(derivatives)[:, None] * np.ones_like(logp), metrics
-
-        rng = self.state.rng if self.config.has_dropout else None
-        loss, gradients, metrics = model.value_and_grads(
-            batch.ids, batch.targets, objective, rng, add_to=add_to
-        )
-        sums = {name: value * totals[PAIRS] for name, value in metrics.items()}
-        return {"loss": loss, "tokens": batch.tokens, PAIRS: len(batch.ids) // 2} | sums, gradients
-
-    def _dpo(self, batch: Batch, logp: np.ndarray, count: float) -> Any:
-        """What dpo says of a batch, from the log-probabilities (2B, T) of its tokens."""
-        config, half = self.config, len(logp) // 2
-        if not np.isfinite(logp).all():
-            return np.nan, np.zeros((2, half)), {}  # which the loop tells
-        chosen, rejected = np.split(logp.sum(axis=1), [half])
-        lengths = np.count_nonzero(batch.targets != IGNORED, axis=1)
+    def objective(
+        self, batch: Batch, outputs: np.ndarray, totals: Sums
+    ) -> tuple[float, np.ndarray, Metrics]:
+        config = self.config
+        chosen, rejected = np.split(outputs.sum(axis=1), 2)
+        lengths, half = np.count_nonzero(batch.targets != IGNORED, axis=1), len(chosen)
         references = (None, None)
         if self.reference is not None:
-            references = tuple(self.reference[batch.numbers].T.astype(logp.dtype))
-        return dpo(
+            references = tuple(self.reference[batch.numbers].T.astype(outputs.dtype))
+        loss, derivatives, metrics = dpo(
             chosen,
             rejected,
             *references,
@@ -106,17 +143,9 @@ class Preferences(Referenced):
             config.label_smoothing,
             config.gamma,
             (lengths[:half], lengths[half:]),
-            count,
+            totals[self.counted],
         )
-
-    def metrics(self, sums: Sums) -> dict[str, float]:
-        return {name: value / sums[PAIRS] for name, value in sums.items() if "/" in name}
-
-    def held_out_loss(self, model: LanguageModel) -> float:
-        count, loss = len(self.examples.val), 0.0
-        for batch in self.held_out():
-            loss += self._dpo(batch, model.log_probs(batch.ids, batch.targets), count)[0]
-        return loss
+        return loss, np.concatenate(derivatives)[:, None] * np.ones_like(outputs), metrics
 
 
 def _has_reference(state: RunState) -> bool:

@@ -7,7 +7,6 @@ score at its last token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,23 +15,20 @@ from numgpt.data.batch import Batch
 from numgpt.data.preferences import PairEncoder
 from numgpt.models import LanguageModel
 from numgpt.models.modules import SCORE
-from numgpt.models.parameters import Gradients
 from numgpt.objectives import reward
+from numgpt.objectives.functions import Metrics
 from numgpt.tokenizer import BaseTokenizer
+from numgpt.training.preferences import Compared
 from numgpt.training.step import Sums
 from numgpt.training.tune_config import RewardConfig, TuningConfig
-from numgpt.training.tuning import Tuning
-
-PAIRS = "pairs"  # the name of their number among the sums
 
 
-class RewardModel(Tuning):
-    """Pairs, chosen and rejected, of nearly equal length."""
+class RewardModel(Compared):
+    """Pairs, and the scores (2B,) of their texts, first of the chosen ones."""
 
     config: RewardConfig
-    encoder = PairEncoder
-    group = 2
-    unit = "preference"
+    outputs = staticmethod(LanguageModel.scores)
+    outputs_and_grads = staticmethod(LanguageModel.scores_and_grads)
 
     @classmethod
     def fit_model(
@@ -44,45 +40,18 @@ class RewardModel(Tuning):
         if model.config.pad_token_id is None and model.adapter is None:  # transformers wants one
             model.config.pad_token_id = tokenizer.eos_token_id
 
-    def totals(self, model: LanguageModel, batches: Sequence[Batch]) -> Sums:
-        return {PAIRS: sum(len(batch.numbers) for batch in batches)}
-
-    def gradients(
-        self, model: LanguageModel, batch: Batch, totals: Sums, add_to: Gradients | None
-    ) -> tuple[Sums, Gradients]:
-        def objective(scores: np.ndarray) -> tuple[float, np.ndarray, dict[str, float]]:
-            loss, derivatives, metrics = self._reward(scores, totals[PAIRS])
-            return loss, np.concatenate(derivatives), metrics
-
-        rng, texts = self.state.rng if self.config.has_dropout else None, self._texts(batch)
-        loss, gradients, metrics = model.scores_and_grads(texts, objective, rng, add_to=add_to)
-        sums = {name: value * totals[PAIRS] for name, value in metrics.items()}
-        sums |= {"loss": loss, "tokens": sum(map(len, texts)), PAIRS: len(batch.numbers)}
-        return sums, gradients
-
-    def _texts(self, batch: Batch) -> list[np.ndarray]:
-        """Prompts with their completions to the last token, which no batch reads; first the chosen
-        ones."""
+    def learnt(self, batch: Batch) -> tuple[Any, ...]:
+        """Prompts with their completions to the last token, which no batch reads."""
         numbers = batch.numbers.tolist()
-        return [self.examples.example(n, place).ids for place in (0, 1) for n in numbers]
+        return ([self.examples.example(n, place).ids for place in (0, 1) for n in numbers],)
 
-    def _reward(self, scores: np.ndarray, count: float) -> Any:
-        """What reward says of the scores (2B,) of pairs, first the chosen ones."""
-        chosen, rejected = np.split(scores, 2)
-        if not np.isfinite(scores).all():
-            return np.nan, np.zeros((2, len(chosen))), {}  # which the loop tells
-        center = self.config.center_coefficient
-        return reward(chosen, rejected, center_coefficient=center, count=count)
-
-    def metrics(self, sums: Sums) -> dict[str, float]:
-        own = sums.keys() - {"loss", "tokens", PAIRS}
-        return {name: sums[name] / sums[PAIRS] for name in sorted(own)}
-
-    def held_out_loss(self, model: LanguageModel) -> float:
-        loss = 0.0
-        for batch in self.held_out():
-            loss += self._reward(model.scores(self._texts(batch)), len(self.examples.val))[0]
-        return loss
+    def objective(
+        self, batch: Batch, outputs: np.ndarray, totals: Sums
+    ) -> tuple[float, np.ndarray, Metrics]:
+        center, count = self.config.center_coefficient, totals[self.counted]
+        chosen, rejected = np.split(outputs, 2)
+        loss, derivatives, metrics = reward(chosen, rejected, None, center, count)
+        return loss, np.concatenate(derivatives), metrics
 
     def sample(self) -> tuple[str, str]:
         """A prompt, and its two completions with their scores."""
