@@ -60,7 +60,9 @@ def _search(model: LanguageModel, of: Sequence) -> list[tuple[float, np.ndarray]
     beams = [Beam(0.0, np.empty(0, np.int64))]
     finished: list[tuple[float, np.ndarray]] = []  # the best first
     for length in range(1, most + 1):
-        totals = _token_logps(of, beams, logits)
+        logps, may_end = log_softmax(logits.astype(np.float64)), length > of.least
+        seen = np.stack([np.append(of.seen, beam.made) for beam in beams])
+        totals = process_logits(logps, seen, options, of.eos_token_ids, may_end, of.pad_token_id)
         totals += np.array([beam.logp for beam in beams])[:, None]
         going: list[Beam] = []
         parents: list[int] = []
@@ -89,18 +91,6 @@ def _search(model: LanguageModel, of: Sequence) -> list[tuple[float, np.ndarray]
             num_return_sequences=options.num_return_sequences,
         )
     return finished[: options.num_return_sequences]
-
-
-def _token_logps(of: Sequence, beams: list[Beam], logits: np.ndarray) -> np.ndarray:
-    """log P of each next token (n, V), processed."""
-    return process_logits(
-        log_softmax(logits.astype(np.float64)),
-        np.stack([np.append(of.seen, beam.made) for beam in beams]),
-        of.options,
-        of.eos_token_ids,
-        len(beams[0].made) >= of.least,
-        of.pad_token_id,
-    )
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:

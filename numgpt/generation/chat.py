@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,12 @@ class Chat:
         speaks.  Raises ValueError for anything else."""
         if not isinstance(messages, Sequence) or isinstance(messages, str):
             raise ValueError('a conversation is a list of {"role": …, "content": …}')
-        said = [_what_was_said(message) for message in messages]
+        said: list[Any] = [  # by role and content alone: a file may hold anything else, even tokens
+            {key: one[key] for key in ("role", "content") if key in one}
+            if isinstance(one, Mapping)
+            else one  # which the template refuses
+            for one in messages
+        ]
         for number, message in enumerate(checked_messages(said) if said else ()):
             if not isinstance(message.get("content"), str):
                 raise ValueError(f"message {number} has no text as its content")
@@ -133,8 +139,14 @@ class Chat:
             raise ValueError("the conversation ends with a question: leave it out, and ask it")
         if len(said) > 1:
             self.template.ids(said)  # which the template may refuse
-        if system is not None:
-            self._check_room_beside(system)
+        if system is not None:  # a question and an answer need room beside it
+            asked = [said[0], {"role": "user", "content": "?"}]
+            ids = self.template.ids(asked, add_generation_prompt=True)
+            if len(ids) > (most := self.model.context_length * 3 // 4):
+                raise ValueError(
+                    f"the system prompt makes {len(ids)} tokens, and may make {most}, three"
+                    " quarters of the model's context: shorten it"
+                )
         self._stop_speaking()
         self.system, self._turns, self.dropped_messages = system, turns, 0
 
@@ -327,26 +339,12 @@ class Chat:
             )
         return ids, dropped
 
-    def _check_room_beside(self, system: str) -> None:
-        """Raises ValueError where a system prompt leaves no room for a question and an answer."""
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": "?"}]
-        ids = self.template.ids(messages, add_generation_prompt=True)
-        most = self.model.context_length * 3 // 4
-        if len(ids) > most:
-            raise ValueError(
-                f"the system prompt makes {len(ids)} tokens, and may make {most}, three quarters of"
-                " the model's context: shorten it"
-            )
-
     def _cache_for(self, ids: list[int]) -> KVCache:
         """The cache, cut back to what the conversation still begins with."""
         if self._cache is None:
             self._cache = KVCache(self.model, 1, len(ids))
-        common = 0
-        for ours, cached in zip(ids[:-1], self._cached_ids, strict=False):  # one must be computed
-            if ours != cached:
-                break
-            common += 1
+        pairs = zip(ids[:-1], self._cached_ids, strict=False)  # one must be computed
+        common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         self._cache.truncate(common)
         self._cached_ids = ids[:common]
         return self._cache
@@ -360,10 +358,3 @@ def _read_messages(path: str | os.PathLike) -> list[Any]:
     if not isinstance(messages, list):
         raise ValueError("expected a list of messages")
     return messages
-
-
-def _what_was_said(message: Any) -> Any:
-    """A message by its role and content alone: a file may hold anything else, even tokens."""
-    if not isinstance(message, Mapping):
-        return message  # the template refuses it
-    return {key: message[key] for key in ("role", "content") if key in message}

@@ -195,13 +195,11 @@ def _step(batcher: Batcher) -> None:
 def _generator(
     options: GenerationOptions, prompt: int, continuation: int
 ) -> np.random.Generator | None:
-    """That of one sequence, whatever others are made; the first one's is that of the seed alone."""
-    if not options.do_sample:
+    """That of one sequence, whatever others are made; None: the batcher makes it of the seed alone,
+    for the first one, or it samples nothing."""
+    if not options.do_sample or options.seed is None or prompt == continuation == 0:
         return None
-    seed = options.seed
-    if seed is None or (prompt, continuation) == (0, 0):
-        return np.random.default_rng(seed)
-    return np.random.default_rng([seed, prompt, continuation])
+    return np.random.default_rng([options.seed, prompt, continuation])
 
 
 def _warn_of_context(sequences: list[Sequence], model: LanguageModel) -> None:
