@@ -20,7 +20,7 @@ class Adapters(dict[str, Adapter]):
     def __init__(self) -> None:
         self.active_name: str | None = None
         # The weights as they were before the active adapter was merged into them.
-        self._pristine: dict[str, np.ndarray] | None = None
+        self.pristine: dict[str, np.ndarray] | None = None
 
     def __repr__(self) -> str:
         return f"<Adapters: {super().__repr__()}, active: {self.active_name}>"
@@ -38,7 +38,7 @@ class Adapters(dict[str, Adapter]):
     @property
     def is_merged(self) -> bool:
         """Whether the weights hold the active one."""
-        return self._pristine is not None
+        return self.pristine is not None
 
     def add(self, name: str, adapter: Adapter) -> None:
         """Raises ValueError for a name that is no string, or is taken."""
@@ -80,24 +80,20 @@ class Adapters(dict[str, Adapter]):
         except BaseException:  # some of the weights would have it, others not
             self._put_back(pristine, parameters)
             raise
-        self._pristine = pristine
+        self.pristine = pristine
 
     def unmerge(self, parameters: Parameters) -> None:
         """Put the weights back, bit for bit."""
-        if self._pristine is None:
+        if self.pristine is None:
             raise ValueError("no adapter is merged: there is nothing to take out")
-        self._put_back(self._pristine, parameters)
-        self._pristine = None
+        self._put_back(self.pristine, parameters)
+        self.pristine = None
 
     @staticmethod
     def _put_back(pristine: Mapping[str, np.ndarray], parameters: Parameters) -> None:
         for name, weight in pristine.items():
             if parameters[name].flags.writeable:  # else it could not have been changed
                 parameters[name][...] = weight
-
-    def pristine(self, parameters: Parameters) -> dict[str, np.ndarray]:
-        """The model's own weights by name, whatever is merged into them."""
-        return dict(parameters) | (self._pristine or {})
 
     def check_not_merged(self) -> None:
         """Raises ValueError while one is merged."""

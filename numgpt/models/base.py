@@ -380,7 +380,7 @@ class BaseModel(Generic[ConfigT, CacheT]):
     @property
     def own_parameters(self) -> dict[str, np.ndarray]:
         """The model's own weights, by name, whatever is merged into them."""
-        return self.adapters.pristine(self.parameters)
+        return dict(self.parameters) | (self.adapters.pristine or {})
 
     def projection_shapes(self) -> dict[str, tuple[int, int]]:
         """Name -> (I, O) of every linear layer within the blocks, in their order."""

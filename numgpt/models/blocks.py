@@ -293,7 +293,7 @@ class MLP:
         y, fc = self.fc.forward(y, saved, ctx.rng)  # (N, C) -> (N, F)
         y, activation = self.act_forward(hook.rows("hook_pre", y))
         y = hook.rows("hook_post", y)
-        saved = ctx.save(y, self._activated, activation)
+        saved = ctx.save(y, lambda kept: self.act_forward(kept)[0], activation)
         y, out = self.out.forward(y, saved, ctx.rng)  # (N, F) -> (N, C)
         return y, MLPCache(fc, activation, out)
 
@@ -303,9 +303,6 @@ class MLP:
         dy = self.act_backward(hook.rows("hook_post", dy), cache.activation)
         dy = hook.rows("hook_pre", dy)
         return self.fc.backward(dy, cache.fc, g)  # (N, F) -> (N, C)
-
-    def _activated(self, cache: np.ndarray) -> np.ndarray:
-        return self.act_forward(cache)[0]
 
 
 class GatedMLPCache(NamedTuple):
@@ -331,7 +328,7 @@ class GatedMLP:
         gate, up = hook.rows("hook_pre", gate), hook.rows("hook_pre_linear", up)
         y, swiglu = layers.swiglu_forward(gate, up)
         y = hook.rows("hook_post", y)
-        saved = ctx.save(y, self._gated, swiglu)
+        saved = ctx.save(y, lambda kept: layers.swiglu_forward(*kept)[0], swiglu)
         y, out = self.out.forward(y, saved, ctx.rng)  # (N, F) -> (N, C)
         return y, GatedMLPCache(fc, swiglu, out)
 
@@ -346,7 +343,3 @@ class GatedMLP:
         hook.rows_into("hook_pre", dgate)
         hook.rows_into("hook_pre_linear", dup)
         return self.fc.backward(dgate_up, cache.fc, g)  # (N, 2F) -> (N, C)
-
-    @staticmethod
-    def _gated(cache: SwiGLUCache) -> np.ndarray:
-        return layers.swiglu_forward(*cache)[0]

@@ -30,17 +30,16 @@ import numpy as np
 from numgpt import layers
 from numgpt.layers.dropout import DropoutCache
 from numgpt.layers.embedding import EmbeddingCache
-from numgpt.messages import shown
 from numgpt.models.blocks import MLP, Attention, Block, BlockCache
 from numgpt.models.config import Config, Sizes
 from numgpt.models.context import Context
 from numgpt.models.language_model import LanguageModel
 from numgpt.models.modules import Embedding, LayerNorm, Linear, NormCache, Unembedding
 from numgpt.models.parameters import Gradients
-from numgpt.options import OptionError, number, optional, require, token_ids, truth, whole
+from numgpt.options import OptionError, number, one_of, optional, require, token_ids, truth, whole
 
 # By Hugging Face's names for them. The cache is one array that the backward reads, and from which
-# forward gives the output again (MLP._activated): x, or for ReLU its output, as relu(relu(x)) =
+# forward gives the output again (blocks.MLP): x, or for ReLU its output, as relu(relu(x)) =
 # relu(x).
 ACTIVATIONS = {
     "gelu_new": (layers.gelu_tanh_forward, layers.gelu_tanh_backward),
@@ -93,23 +92,17 @@ class GPTConfig(Config):
         )
 
     def validate(self) -> None:
-        """Raises ValueError naming the field that is invalid."""
         require(self, whole(1), "n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
         require(self, optional(whole(1)), "n_inner")
         if self.n_embd % self.n_head:
             raise OptionError.of(self, "{n_embd} is not a multiple of {n_head}")
-        if str(self.activation_function) not in ACTIVATIONS:
-            raise ValueError(
-                f"activation_function={shown(self.activation_function)} is not supported:"
-                f" choose one of {', '.join(ACTIVATIONS)}"
-            )
+        require(self, one_of(ACTIVATIONS), "activation_function")
+        require(self, one_of(("gpt2",)), "model_type")
         require(self, number(least=0, below=1), "embd_pdrop", "attn_pdrop", "resid_pdrop")
         require(self, number(above=0), "layer_norm_epsilon", "initializer_range")
         require(self, truth(), "tie_word_embeddings", "scale_attn_weights")
         require(self, truth(), "scale_attn_by_inverse_layer_idx")
         require(self, token_ids(), "bos_token_id", "eos_token_id", "pad_token_id")
-        if self.model_type != "gpt2":
-            raise ValueError(f"model_type={shown(self.model_type)}: expected gpt2")
 
     @property
     def attention_dropout(self) -> float:
@@ -129,7 +122,6 @@ class GPTConfig(Config):
         return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
 
     def set_dropout(self, p: float) -> None:
-        """The same dropout everywhere."""
         self.embd_pdrop = self.attn_pdrop = self.resid_pdrop = p
 
 
@@ -160,20 +152,14 @@ class GPT(LanguageModel[GPTConfig, GPTCache]):
 
     def _block(self, layer: int) -> Block:
         name, parameters, config = f"h.{layer}", self.parameters, self.config
-        attention = Attention(
-            layer,
-            Linear(parameters, f"{name}.attn.c_attn"),
-            Linear(parameters, f"{name}.attn.c_proj"),
-            config,
-            config.attention_scale(layer),
+        linears = "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"
+        qkv, out, fc, proj = (Linear(parameters, f"{name}.{part}") for part in linears)
+        ln_1, ln_2 = (
+            LayerNorm(parameters, f"{name}.{part}", config.layer_norm_epsilon)
+            for part in ("ln_1", "ln_2")
         )
-        mlp = MLP(
-            Linear(parameters, f"{name}.mlp.c_fc"),
-            Linear(parameters, f"{name}.mlp.c_proj"),
-            ACTIVATIONS[config.activation_function],
-        )
-        ln_1 = LayerNorm(parameters, f"{name}.ln_1", config.layer_norm_epsilon)
-        ln_2 = LayerNorm(parameters, f"{name}.ln_2", config.layer_norm_epsilon)
+        attention = Attention(layer, qkv, out, config, config.attention_scale(layer))
+        mlp = MLP(fc, proj, ACTIVATIONS[config.activation_function])
         return Block(name, ln_1, attention, ln_2, mlp)
 
     def forward(self, ids: np.ndarray, ctx: Context) -> tuple[np.ndarray, GPTCache]:

@@ -34,7 +34,7 @@ from numgpt.models.context import Context
 from numgpt.models.language_model import LanguageModel
 from numgpt.models.modules import Embedding, Linear, NormCache, RMSNorm, Unembedding
 from numgpt.models.parameters import Gradients
-from numgpt.options import OptionError, number, optional, require, token_ids, truth, whole
+from numgpt.options import OptionError, number, one_of, optional, require, token_ids, truth, whole
 
 MODEL_TYPES = ("llama", "qwen2", "qwen3")
 INNER_MULTIPLE = 32  # a feed-forward width that is chosen here is rounded up to one
@@ -96,7 +96,6 @@ class LlamaConfig(Config):
         )
 
     def validate(self) -> None:
-        """Raises ValueError naming the field that is invalid."""
         require(self, whole(1), "num_hidden_layers", "num_attention_heads", "hidden_size")
         require(self, whole(1), "intermediate_size", "max_position_embeddings", "vocab_size")
         require(self, optional(whole(1)), "num_key_value_heads", "head_dim")
@@ -105,9 +104,7 @@ class LlamaConfig(Config):
         require(self, truth(), "attention_bias", "mlp_bias", "tie_word_embeddings")
         require(self, optional(truth()), "attention_output_bias")
         require(self, token_ids(), "bos_token_id", "eos_token_id", "pad_token_id")
-        if self.model_type not in MODEL_TYPES:
-            expected = " or ".join(MODEL_TYPES)
-            raise ValueError(f"model_type={shown(self.model_type)}: expected {expected}")
+        require(self, one_of(MODEL_TYPES), "model_type")
         heads = self.num_attention_heads
         if heads % self.kv_heads:
             raise OptionError(
@@ -132,8 +129,7 @@ class LlamaConfig(Config):
                 f"rope_scaling={shown(scaling)} is not supported, only rope_type 'llama3'"
             )
         for name in LLAMA3_SCALING:
-            value = scaling.get(name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            if not number(above=0).fits(value := scaling.get(name)):
                 raise ValueError(f"rope_scaling: {name}={shown(value)}, expected a number above 0")
         if not float(scaling["low_freq_factor"]) < float(scaling["high_freq_factor"]):
             raise ValueError("rope_scaling: low_freq_factor is not below high_freq_factor")

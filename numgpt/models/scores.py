@@ -70,11 +70,6 @@ def _padded(model: LanguageModel, texts: Sequence[Ids]) -> tuple[np.ndarray, np.
     ids = np.zeros((len(each), max(map(len, each))), np.int64)
     for row, text in zip(ids, each, strict=True):
         row[: len(text)] = text
-    last = [_last(text, model.config.pad_token_id) for text in each]
+    pad = model.config.pad_token_id  # no token equals None
+    last = [np.append(0, np.flatnonzero(text != pad))[-1] for text in each]  # 0: all are padding
     return ids, np.arange(len(each)) * ids.shape[1] + np.array(last)
-
-
-def _last(text: np.ndarray, pad_token_id: int | None) -> int:
-    """The place of the last token that is no padding; 0 where all are."""
-    kept = np.flatnonzero(text != pad_token_id) if pad_token_id is not None else [len(text) - 1]
-    return int(kept[-1]) if len(kept) else 0
