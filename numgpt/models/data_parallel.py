@@ -47,12 +47,8 @@ def cut_batch(
     count = min(batch, most or batch, worthwhile_threads(work=work, extra=parameters))
     edges = [batch * index // count for index in range(count + 1)]
     seed = None if rng is None else rng.integers(1 << 63)
-    return [
-        Part(
-            slice(start, stop), None if seed is None else np.random.default_rng([int(seed), index])
-        )
-        for index, (start, stop) in enumerate(pairwise(edges))
-    ]
+    rngs = [None if seed is None else np.random.default_rng([int(seed), n]) for n in range(count)]
+    return [Part(slice(*pair), own) for pair, own in zip(pairwise(edges), rngs, strict=True)]
 
 
 def add_gradients(body: Callable[..., None], parts: Sequence[tuple], total: Gradients) -> None:

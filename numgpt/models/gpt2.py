@@ -146,18 +146,15 @@ class GPT(LanguageModel[GPTConfig, GPTCache]):
         self.wte, self.wpe = Embedding(parameters, "wte"), Embedding(parameters, "wpe")
         self.blocks = [self._block(layer) for layer in range(config.n_layer)]
         self.final_norm = LayerNorm(parameters, "ln_f", config.layer_norm_epsilon)
-        self.unembedding = Unembedding(
-            parameters, "wte" if config.tie_word_embeddings else "lm_head"
-        )
+        table = "wte" if config.tie_word_embeddings else "lm_head"
+        self.unembedding = Unembedding(parameters, table)
 
     def _block(self, layer: int) -> Block:
         name, parameters, config = f"h.{layer}", self.parameters, self.config
         linears = "attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"
         qkv, out, fc, proj = (Linear(parameters, f"{name}.{part}") for part in linears)
-        ln_1, ln_2 = (
-            LayerNorm(parameters, f"{name}.{part}", config.layer_norm_epsilon)
-            for part in ("ln_1", "ln_2")
-        )
+        ln_1 = LayerNorm(parameters, f"{name}.ln_1", config.layer_norm_epsilon)
+        ln_2 = LayerNorm(parameters, f"{name}.ln_2", config.layer_norm_epsilon)
         attention = Attention(layer, qkv, out, config, config.attention_scale(layer))
         mlp = MLP(fc, proj, ACTIVATIONS[config.activation_function])
         return Block(name, ln_1, attention, ln_2, mlp)

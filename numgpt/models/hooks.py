@@ -106,10 +106,8 @@ def check_names(kind: str, names: Iterable[str], known: Sequence[str]) -> None:
     """Raises ValueError for a name that no hook has, with those that are near."""
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, 3, cutoff=0)
-            raise ValueError(
-                f"{kind}: no hook is named {shown(name)}: there are {', '.join(near)}, …"
-            )
+            near = ", ".join(difflib.get_close_matches(str(name), known, 3, cutoff=0))
+            raise ValueError(f"{kind}: no hook is named {shown(name)}: there are {near}, …")
 
 
 def chosen_names(names_filter: NamesFilter, known: Sequence[str]) -> list[str]:

@@ -57,27 +57,25 @@ class KVCache:
 
     def reserve(self, capacity: int) -> None:
         """Make room for so many positions, where there is less."""
-        layers, slots, heads, present, size = self.keys.shape
-        if capacity <= present:
-            return
-        shape = (layers, slots, heads, max(capacity, 2 * present), size)
-        # Both or neither, should the memory not suffice.
-        keys, values = (np.zeros(shape, self.keys.dtype) for _ in range(2))
-        filled = slice(0, self.length)
-        keys[:, :, :, filled] = self.keys[:, :, :, filled]
-        values[:, :, :, filled] = self.values[:, :, :, filled]
-        self.keys, self.values = keys, values
+        present = self.keys.shape[3]
+        if capacity > present:
+            self.keys, self.values = self._copies(slice(None), max(capacity, 2 * present))
 
     def selected(self, slots: Sequence[int]) -> KVCache:
         """A cache of the sequences in these slots, in this order; one may stand there twice."""
         copy = KVCache.__new__(KVCache)
-        copy.lengths, filled = self.lengths[slots], slice(0, self.length)
-        layers, _, *rest = self.keys.shape
-        shape = (layers, len(slots), *rest)
-        copy.keys, copy.values = (np.zeros(shape, self.keys.dtype) for _ in range(2))
-        for source, target in ((self.keys, copy.keys), (self.values, copy.values)):
-            target[:, :, :, filled] = source[:, slots, :, filled]
+        copy.lengths = self.lengths[slots]
+        copy.keys, copy.values = self._copies(slots, self.keys.shape[3])
         return copy
+
+    def _copies(self, slots: Sequence[int] | slice, capacity: int) -> list[np.ndarray]:
+        """Keys and values of these slots, with room for so many positions."""
+        layers, _, heads, _, size = self.keys.shape
+        shape = (layers, len(self.lengths[slots]), heads, capacity, size)
+        copies, filled = [np.zeros(shape, self.keys.dtype) for _ in range(2)], slice(0, self.length)
+        for source, copy in zip((self.keys, self.values), copies, strict=True):
+            copy[:, :, :, filled] = source[:, slots, :, filled]
+        return copies
 
     def move(self, source: int, target: int, cache: KVCache | None = None) -> None:
         """Put a slot's sequence, of another cache where one is given, into another slot, in place

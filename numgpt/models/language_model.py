@@ -77,7 +77,12 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
         shape, first_trained = hidden.shape, contexts[0].first_trained
 
         def back(dhidden: np.ndarray, gradients: Gradients) -> None:
-            self._check_back(dhidden, shape, gradients, first_trained)
+            if dhidden.shape != shape:
+                raise ValueError(f"dhidden has shape {dhidden.shape}: expected {shape}")
+            if len(gradients):
+                self.adapters.check_not_merged()
+            if self.first_trained(gradients.layout) < first_trained:
+                raise ValueError("gradients of what was frozen in this run: run again")
             if not caches:
                 raise RuntimeError("back works once: run the model again")
             kept = caches.copy()
@@ -132,17 +137,6 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
             saves_inputs=numbers * self.parameters.dtype.itemsize <= KEPT_BYTES,
             first_trained=self.first_trained(self.trained),
         )
-
-    def _check_back(
-        self, dhidden: np.ndarray, shape: tuple[int, ...], g: Gradients, first_trained: int
-    ) -> None:
-        """Raises ValueError where `back` would lose gradients."""
-        if dhidden.shape != shape:
-            raise ValueError(f"dhidden has shape {dhidden.shape}: expected {shape}")
-        if len(g):
-            self.adapters.check_not_merged()
-        if self.first_trained(g.layout) < first_trained:
-            raise ValueError("gradients are of parameters that were frozen in this run: run again")
 
     # --- logits, log-probabilities, loss, gradients ---
 

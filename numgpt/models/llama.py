@@ -190,9 +190,8 @@ class Llama(LanguageModel[LlamaConfig, LlamaCache]):
         self.embed_tokens = Embedding(parameters, "embed_tokens.weight")
         self.blocks = [self._block(layer) for layer in range(config.num_hidden_layers)]
         self.final_norm = RMSNorm(parameters, "norm", config.rms_norm_eps)
-        self.unembedding = Unembedding(
-            parameters, "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-        )
+        table = "embed_tokens" if config.tie_word_embeddings else "lm_head"
+        self.unembedding = Unembedding(parameters, f"{table}.weight")
 
     def _block(self, layer: int) -> Block:
         name, parameters, config = f"layers.{layer}", self.parameters, self.config

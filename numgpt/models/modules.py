@@ -70,10 +70,8 @@ class Linear:
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """(I, O) by name."""
-        widths = (columns.stop - columns.start for columns in self.columns)
-        return {
-            n: (self.weight.shape[0], width) for n, width in zip(self.names, widths, strict=True)
-        }
+        inputs, places = self.weight.shape[0], zip(self.names, self.columns, strict=True)
+        return {name: (inputs, columns.stop - columns.start) for name, columns in places}
 
     def adapt(self, adapter: Adapter | None) -> None:
         """Compute with this adapter from now on, where it is for any of the names."""

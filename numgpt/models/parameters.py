@@ -206,9 +206,7 @@ class Gradients(Mapping[str, np.ndarray]):
         sums = [one.T for one in sums] if transposed else sums
         if len(sums) == 1:
             return sums[0]
-        states = {
-            (one.needed, name in self._written) for one, name in zip(sums, names, strict=True)
-        }
+        states = {(one.needed, n in self._written) for one, n in zip(sums, names, strict=True)}
         if len(states) == 1 and sums[0].needed:
             array = _joined(self._flat, self.layout, names)
             if array is not None and (transposed or array.ndim == 1):
