@@ -139,7 +139,10 @@ FAULTS = {
     },
     "generation/test_batcher.py": {
         "generation/decode.py": {
-            "a generator for each sequence": ("[seed, prompt, continuation]", "seed"),
+            "a generator for each sequence": (
+                "[options.seed, prompt, continuation]",
+                "options.seed",
+            ),
         },
         "generation/batcher.py": {
             "the last slot moves into the hole": (

@@ -162,9 +162,7 @@ def _continued(
     prompts = Prompts.of(model, ids, attention_mask, options)
     times = options.num_return_sequences
     if times > options.num_beams and not options.do_sample:
-        same = (
-            "{num_return_sequences} without {do_sample}: greedy decoding makes the same each time"
-        )
+        same = "{num_return_sequences} without {do_sample}: greedy decoding repeats itself"
         told = OptionWarning(same, num_return_sequences=times, do_sample=True)
         warnings.warn(told, stacklevel=3)
     pairs = [*zip(prompts.each, prompts.seen, strict=True)]

@@ -90,13 +90,10 @@ class GenerationOptions:
         """The options of a call.  Raises TypeError for one that there is not, saying which is
         meant."""
         names = [field.name for field in dataclasses.fields(cls)]
-        for name in options:
-            if name in names:
-                continue
-            near = OTHER_NAMES.get(name) or next(
-                iter(difflib.get_close_matches(name, names, 1, cutoff=0.7)), None
-            )
-            hint = f"the nearest is {near}" if near else f"there are {', '.join(names)}"
+        for name in (name for name in options if name not in names):
+            near = difflib.get_close_matches(name, names, 1, cutoff=0.7)
+            near = [OTHER_NAMES[name]] if name in OTHER_NAMES else near
+            hint = f"the nearest is {near[0]}" if near else f"there are {', '.join(names)}"
             raise TypeError(f"generate has no option {name}: {hint}")
         return cls(**options)
 
@@ -237,6 +234,7 @@ _RULES = {
     "seed": optional(_whole(0, math.inf)),
 }
 _ALONE = "cannot be combined with {num_beams}"
+_IN_DICT = "goes with {return_dict_in_generate:name}=True"
 _COMBINATIONS: tuple[Combination, ...] = (
     (
         lambda o: o.max_new_tokens is not None and o.min_new_tokens > o.max_new_tokens,
@@ -250,14 +248,8 @@ _COMBINATIONS: tuple[Combination, ...] = (
     (lambda o: o.num_beams > 1 and o.slide, f"{{slide}} {_ALONE}"),
     (lambda o: o.num_beams > 1 and o.output_scores, f"{{output_scores}} {_ALONE}"),
     (lambda o: o.num_beams > 1 and o.output_logits, f"{{output_logits}} {_ALONE}"),
-    (
-        lambda o: o.output_scores and not o.return_dict_in_generate,
-        "{output_scores} goes with {return_dict_in_generate:name}=True",
-    ),
-    (
-        lambda o: o.output_logits and not o.return_dict_in_generate,
-        "{output_logits} goes with {return_dict_in_generate:name}=True",
-    ),
+    (lambda o: o.output_scores and not o.return_dict_in_generate, f"{{output_scores}} {_IN_DICT}"),
+    (lambda o: o.output_logits and not o.return_dict_in_generate, f"{{output_logits}} {_IN_DICT}"),
     (
         lambda o: bool(o.stop_strings) and o.tokenizer is None,
         "{stop_strings:name} are compared with text: pass {tokenizer:name}=... as well",

@@ -149,9 +149,8 @@ def top_p(logits: np.ndarray, p: float) -> None:
     for row in logits:
         possible = np.flatnonzero(row > -np.inf)
         ascending = possible[np.argsort(row[possible], kind="stable")]
-        tail = np.cumsum(
-            softmax_forward(row[ascending])[0]
-        )  # the probability of a token and all less likely ones
+        # The probability of a token and all less likely ones.
+        tail = np.cumsum(softmax_forward(row[ascending])[0])
         removed = tail <= 1 - p
         removed[-1] = False
         row[ascending[removed]] = -np.inf

@@ -47,9 +47,8 @@ def reinforce(
     """
     m, logps = masked(mask, logps=logps)
     of_completions(advantages, mask)
-    weights = (
-        -advantages[:, None].astype(logps.dtype) * m / (max(1, len(m)) if count is None else count)
-    )
+    share = 1 / (max(1, len(m)) if count is None else count)
+    weights = -advantages[:, None].astype(logps.dtype) * m * share
     return float((weights * logps).sum()), weights, {}
 
 
