@@ -49,7 +49,6 @@ CONFIGS: dict[str, type[RunConfig]] = {
     one.kind: one
     for one in (TrainConfig, TuneConfig, DPOConfig, KTOConfig, RewardConfig, GRPOConfig, PPOConfig)
 }
-ARRAYS = ("weights", "m", "v")
 COUNTS = ("best_step", "unreported_steps", "batches", "tokens_seen")  # of the state
 HEAD = "head"  # where a score head trains too
 MADE = "made."  # begins the name of an array that a task has made
@@ -168,7 +167,7 @@ def _restore(saved: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> RunS
     known = options_of(config_class)
     config = config_class(**{n: v for n, v in saved["options"].items() if n in known})
     config.validate()
-    flat, m, v = (_vector(name, tensors) for name in ARRAYS)
+    flat, m, v = (_vector(name, tensors) for name in ("weights", "m", "v"))
     head = tensors.get(HEAD)
     if not len(flat) + (0 if head is None else head.raw.size) == len(m) == len(v):
         raise ValueError("weights and moments have different sizes")
@@ -213,25 +212,29 @@ def _restore(saved: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> RunS
 def _adapted(
     config: RunConfig, saved: dict[str, Any], flat: np.ndarray, layout: Layout
 ) -> LanguageModel:
-    """The base that was tuned, with its adapter.  Raises ValueError where the base is not there, or
-    is another."""
+    """The base that was tuned, with its adapter."""
     if not isinstance(config, TuningConfig):
         raise ValueError("an adapter, in a run that tunes none")
-    try:
-        model = formats.load_model(config.model, dtype=config.stored)
-    except OSError as error:
-        raise BaseModelError(f"its base is missing, put it back ({error})") from None
-    if fingerprint(model) != saved["base"]:
-        raise BaseModelError(
-            f"its base {shown(config.model)} has other weights than the run began with: put those"
-            " back"
-        )
+    model = load_base(config, saved["base"])
     lora = LoRAConfig(**saved["adapter"])
     lora.validate()
     shapes = model.projection_shapes()
     chosen = lora.chosen(shapes, ())
     _check_layout(layout, adapter_shapes({n: shapes[n] for n in chosen}, lora), len(flat))
     model.attach_adapter(Adapter(lora, Parameters(flat, layout)))
+    return model
+
+
+def load_base(config: TuningConfig, base: str) -> LanguageModel:
+    """The model that a run began with, of this fingerprint.  Raises BaseModelError where it is not
+    there, or is another."""
+    try:
+        model = formats.load_model(config.model, dtype=config.stored)
+    except OSError as error:
+        raise BaseModelError(f"the run's base is missing, put it back ({error})") from None
+    if fingerprint(model) != base:
+        other = f"the run's base {shown(config.model)} has other weights than the run began with"
+        raise BaseModelError(f"{other}: put those back")
     return model
 
 

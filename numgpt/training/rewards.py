@@ -63,17 +63,13 @@ class Completion(NamedTuple):
 
 
 class Reward:
-    """What makes numbers of completions: of each by itself, or of several together."""
+    """What makes numbers of completions."""
 
     name: str
     needs: str | None = None  # a field of the line
 
     def __call__(self, completions: Sequence[Completion]) -> np.ndarray:
         """(B,) float64, NaN where it does not apply.  Raises RewardError."""
-        return np.array([self.of(completion) for completion in completions], np.float64)
-
-    def of(self, completion: Completion) -> float:
-        """What one is worth."""
         raise NotImplementedError
 
     def check(self, prompt: Any) -> None:
@@ -86,7 +82,10 @@ class FunctionReward(Reward):
     def __init__(self, name: str, function: Function, needs: str | None = None):
         self.name, self.function, self.needs = name, function, needs
 
-    def of(self, completion: Completion) -> float:
+    def __call__(self, completions: Sequence[Completion]) -> np.ndarray:
+        return np.array([self._of(completion) for completion in completions], np.float64)
+
+    def _of(self, completion: Completion) -> float:
         if self.needs is not None and self.needs not in completion.example:
             return math.nan
         try:
@@ -144,21 +143,20 @@ class ModelReward(Reward):
         return ids[-self.model.context_length :]
 
 
-class GymReward(Reward):
+def gym_reward(task: str, size: int, seed: int) -> Reward:
     """What a task of reasoning-gym makes of an answer: of what stands between <answer> tags, or of
     all that was said."""
+    dataset = gym_dataset(task, size, seed)
 
-    def __init__(self, task: str, size: int, seed: int):
-        self.name, self.dataset = task, gym_dataset(task, size, seed)
-
-    def of(self, completion: Completion) -> float:
-        tagged = re.findall(r"<answer>(.*?)</answer>", completion.text, re.DOTALL)
-        answer = (tagged[-1] if tagged else completion.text).strip()
-        entry = self.dataset[completion.example["index"]]
+    def score(prompt: Any, text: str, example: dict[str, Any]) -> float:
+        tagged = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
+        entry = dataset[example["index"]]
         try:
-            return float(self.dataset.score_answer(answer, entry))
+            return float(dataset.score_answer((tagged[-1] if tagged else text).strip(), entry))
         except Exception:  # some checkers raise where an answer is of another form
             return 0.0
+
+    return FunctionReward(task, score)
 
 
 def gym_dataset(task: str, size: int, seed: int) -> Any:

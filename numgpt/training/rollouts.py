@@ -23,7 +23,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from numgpt import formats
 from numgpt.data.batch import IGNORED
 from numgpt.data.examples import ExampleEncoder
 from numgpt.data.prompts import PromptEncoder, read_prompts, write_prompts
@@ -39,14 +38,14 @@ from numgpt.objectives import group_advantages
 from numgpt.objectives.functions import Metrics
 from numgpt.options import OptionError
 from numgpt.tokenizer import BaseTokenizer
-from numgpt.training.checkpoint import BaseModelError, RunState
+from numgpt.training.checkpoint import RunState, load_base
 from numgpt.training.records import Callback
 from numgpt.training.rewards import (
     Completion,
-    GymReward,
     Reward,
     RewardError,
     gym_records,
+    gym_reward,
     named_reward,
 )
 from numgpt.training.rollout_config import RolloutConfig
@@ -113,7 +112,7 @@ class Rollouts(Tuning):
         self.prompts, self.base = read_prompts(out, len(self.examples), state.tokens)
         self.rewards: list[Reward] = [*map(named_reward, config.rewards)]
         if config.task is not None:
-            self.rewards.append(GymReward(config.task, config.task_size, config.seed))
+            self.rewards.append(gym_reward(config.task, config.task_size, config.seed))
         names = [reward.name for reward in self.rewards]
         self.reward_names = [  # those that are called alike are numbered
             name if names.count(name) == 1 else f"{name}-{place}"
@@ -143,9 +142,7 @@ class Rollouts(Tuning):
         return drawn(gym_records(config.task, config.task_size, config.seed), config)
 
     @classmethod
-    def stage(
-        cls, state: RunState, staged: Path, report: Callback, encoder: ExampleEncoder
-    ) -> None:
+    def stage(cls, state: RunState, into: Path, report: Callback, encoder: ExampleEncoder) -> None:
         assert isinstance(encoder, PromptEncoder)
         assert isinstance(state.config, RolloutConfig)
         for name in state.config.rewards:
@@ -155,7 +152,7 @@ class Rollouts(Tuning):
             if needed is not None and not any(needed in fields for fields in encoder.kept):
                 missing = "{reward} needs {0}, which no line of the data has"
                 raise OptionError(missing, shown(needed), reward=name)
-        write_prompts(staged, encoder.kept, state.tokens, fingerprint(state.model))
+        write_prompts(into, encoder.kept, state.tokens, fingerprint(state.model))
 
     def refer(self, batches: list[RolledBatch]) -> None:
         """Give batches their log π_ref, by the model that the run began as: the frozen base below
@@ -172,15 +169,8 @@ class Rollouts(Tuning):
 
     @cached_property
     def reloaded(self) -> LanguageModel:
-        """What the model's files hold, in memory of its own.  Raises BaseModelError where that is
-        not what the run began with."""
-        model = formats.load_model(self.config.model)
-        if fingerprint(model) != self.base:
-            raise BaseModelError(
-                f"{shown(self.config.model)}, the reference, has other weights than the run began"
-                " with: put those back"
-            )
-        return model
+        """What the model's files hold.  Raises BaseModelError where that is another model."""
+        return load_base(self.config, self.base)
 
     # --- completions, rewards, batches ---
 

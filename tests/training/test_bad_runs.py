@@ -130,7 +130,7 @@ RESUMED = [
     ("text", data(TEXT + "dog"), {}, r"tokens\.bin .*the run began with.*start a new run"),
     ("tuned", data('{"text": "a"}\n'), {}, "the data make other tokens than the run began with"),
     ("tuned", gone, {}, "tokens.bin is missing, and so are the data: "),
-    ("tuned", base(lambda wte: wte[0].fill(1)), {}, "its base .* has other weights .*those back"),
+    ("tuned", base(lambda wte: wte[0].fill(1)), {}, "base .* has other weights .*those back"),
     ("tuned", base(lambda wte: wte[300:500].fill(0)), {}, "has other weights than the run"),
     ("tuned", lambda run: shutil.rmtree(run.parent / "base"), {}, "base is missing, put it back"),
 ]

@@ -728,7 +728,7 @@ def test_the_reference_is_not_what_the_run_writes(data, tmp_path, few_e):
     model.parameters["wte"][0, 0] += 1
     model.save_pretrained(base)
     trainer = Trainer.resume(tmp_path / "run")
-    with pytest.raises(ValueError, match="the reference, has other weights than the run began"):
+    with pytest.raises(ValueError, match="has other weights than the run began with: put those"):
         trainer.run()
 
 
