@@ -112,8 +112,8 @@ class RunConfig:
 
     @property
     def longest(self) -> int:
-        """The most tokens that a sequence of a batch has."""
-        raise NotImplementedError
+        """The most tokens that a sequence of a batch has, once the model has decided it."""
+        return getattr(self, self.length_option)
 
     def validate(self) -> None:
         """Raises OptionError naming the option that is invalid."""
@@ -184,9 +184,7 @@ class TrainConfig(RunConfig):
     tokenizer: str = option(
         "bpe", "bpe (trained on the text), char, or a directory that holds one", "data", text()
     )
-    vocab_size: int = option(
-        1024, "size of the vocabulary that the tokenizer bpe learns", "data", whole(1)
-    )
+    vocab_size: int = option(1024, "size of the vocabulary that bpe learns", "data", whole(1))
     special_tokens: bool = option(
         False, "special tokens in the text (<|endoftext|>) are meant, not spelt", "data", truth()
     )
@@ -214,24 +212,16 @@ class TrainConfig(RunConfig):
         text(),
         absolute_model,
     )
-    eval_batches: int = option(
-        20, "batches of a validation, always the same", "intervals", whole(1)
-    )
+    eval_batches: int = option(20, "batches a validation, always the same", "intervals", whole(1))
 
     def __post_init__(self) -> None:
         self.fill(defaults.FROM_NOTHING if self.init_from is None else defaults.FROM_A_MODEL)
-
-    @property
-    def longest(self) -> int:
-        assert self.block_size is not None  # once the model has decided it
-        return self.block_size
 
     @property
     def products(self) -> str:
         return self.dtype
 
     def validate(self) -> None:
-        """Raises OptionError naming the option that is invalid."""
         super().validate()
         try:
             self.model_config(1, 1).validate()

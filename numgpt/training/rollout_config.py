@@ -66,9 +66,7 @@ class RolloutConfig(TuningConfig):
         texts(),
         absolute_rewards,
     )
-    reward_weights: Any = option(
-        None, "a number for each reward (default: 1)", "objective", _numbers()
-    )
+    reward_weights: Any = option(None, "one for each reward (default: 1)", "objective", _numbers())
     max_completion_length: int = option(64, "tokens of a completion", "objective", whole(1))
     temperature: float = option(
         1.0, "of the sampling, and of the policy that is trained", "objective", number(above=0)
@@ -78,9 +76,7 @@ class RolloutConfig(TuningConfig):
         0.2, "how far from 1 a ratio of probabilities may go", "objective", number(above=0)
     )
     entropy_coef: float = option(0.0, "weight of a bonus for entropy", "objective", number())
-    mask_truncated: bool = option(
-        False, "completions that were cut off teach nothing", "objective", truth()
-    )
+    mask_truncated: bool = option(False, "what was cut off teaches nothing", "objective", truth())
 
     @property
     def rewards(self) -> list[str]:
@@ -99,7 +95,7 @@ class RolloutConfig(TuningConfig):
         return super().needed_models() + judges
 
     @property
-    def uses(self) -> int:
+    def uses(self) -> int:  # type: ignore[override]
         return self.iterations
 
     @property
@@ -158,9 +154,7 @@ class GRPOConfig(RolloutConfig):
         "objective",
         one_of(SCALES),
     )
-    beta: float = option(
-        0.0, "how dearly leaving the reference is paid for", "objective", number(0)
-    )
+    beta: float = option(0.0, "what leaving the reference costs", "objective", number(0))
     kl: str = option(
         "corrected",
         "how: corrected (ρ·k3) or k3, in the loss; reward (k1)",
@@ -193,9 +187,7 @@ class PPOConfig(RolloutConfig):
     kl_coef: float = option(
         0.05, "what a token pays for leaving the reference", "objective", number(0)
     )
-    gamma: float = option(
-        1.0, "what a reward a token later is worth", "objective", number(0, most=1)
-    )
+    gamma: float = option(1.0, "worth of a reward a token later", "objective", number(0, most=1))
     lam: float = option(
         0.95, "λ of the advantages: 0 trusts values, 1 rewards", "objective", number(0, most=1)
     )

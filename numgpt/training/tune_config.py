@@ -32,6 +32,7 @@ class TuningConfig(RunConfig):
     many: ClassVar[tuple[float, ...]]
     lora_lr: ClassVar[float]
     needed: ClassVar[tuple[str, ...]] = ("model", "data")
+    uses: ClassVar[int] = 1  # steps that a batch is used for
     may_change = RunConfig.may_change | {"grad_accum", "lora_dropout", "show", "answers"}
 
     model: str = option(
@@ -113,11 +114,6 @@ class TuningConfig(RunConfig):
         return self.dropout > 0 or (self.lora_r > 0 and self.lora_dropout > 0)
 
     @property
-    def longest(self) -> int:
-        assert self.max_length is not None  # once the model has decided it
-        return self.max_length
-
-    @property
     def reads_base(self) -> bool:
         """Whether the model's own files are needed once the run has begun."""
         return self.lora_r > 0
@@ -125,11 +121,6 @@ class TuningConfig(RunConfig):
     def needed_models(self) -> list[tuple[str, str]]:
         """Names of options, and the files or directories there whose models are read later on."""
         return [("model", self.model)] if self.reads_base and os.path.exists(self.model) else []
-
-    @property
-    def uses(self) -> int:
-        """Steps that a batch is used for."""
-        return 1
 
     @property
     def example_length(self) -> int:
@@ -149,7 +140,6 @@ class TuningConfig(RunConfig):
         return LoRAConfig(self.lora_r, alpha, targets, self.lora_dropout, self.use_rslora)
 
     def validate(self) -> None:
-        """Raises OptionError naming the option that is invalid."""
         super().validate()
         for name in self.needed:
             if not getattr(self, name):
@@ -202,6 +192,7 @@ class ReferenceConfig(TuningConfig):
 
     many, lora_lr = defaults.PREFERENCES, defaults.PREFERENCES_LORA_LR
     sequences = 2
+    has_reference: ClassVar[bool] = True  # whether the objective needs its log-probabilities
 
     beta: float = option(
         0.1,
@@ -209,11 +200,6 @@ class ReferenceConfig(TuningConfig):
         "objective",
         number(above=0),
     )
-
-    @property
-    def has_reference(self) -> bool:
-        """Whether the objective needs its log-probabilities."""
-        return True
 
 
 @dataclass
@@ -243,7 +229,7 @@ class DPOConfig(ReferenceConfig):
             )
 
     @property
-    def has_reference(self) -> bool:
+    def has_reference(self) -> bool:  # type: ignore[override]
         return self.loss_type not in WITHOUT_REFERENCE
 
 
