@@ -2,25 +2,11 @@
 
 from numgpt.lazy import lazy_names
 
-_MODULES = {
-    "AdamW": "adamw",
-    "TrainConfig": "config",
-    "DPOConfig": "tune_config",
-    "KTOConfig": "tune_config",
-    "TuneConfig": "tune_config",
-    "Trainer": "loop",
-    "TrainingError": "tasks",
-    "RewardError": "rewards",
-    "GRPOConfig": "rollout_config",
-    "PPOConfig": "rollout_config",
-    "RewardConfig": "tune_config",
-    "learning_rate": "step",
-    "Note": "records",
-    "Progress": "records",
-    "Report": "records",
-    "Sample": "records",
-    "Saved": "records",
-}
+_MODULES = {"AdamW": "adamw", "Trainer": "loop", "TrainingError": "tasks", "learning_rate": "step"}
+_MODULES |= {"TrainConfig": "config", "RewardError": "rewards"}
+_MODULES |= dict.fromkeys(("DPOConfig", "KTOConfig", "RewardConfig", "TuneConfig"), "tune_config")
+_MODULES |= dict.fromkeys(("GRPOConfig", "PPOConfig"), "rollout_config")
+_MODULES |= dict.fromkeys(("Note", "Progress", "Report", "Sample", "Saved"), "records")
 
 __all__ = list(_MODULES)
 __getattr__, __dir__ = lazy_names(__name__, _MODULES)

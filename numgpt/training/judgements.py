@@ -12,8 +12,7 @@ from numgpt.data.batch import Batch
 from numgpt.data.judgements import JudgedEncoder
 from numgpt.models import LanguageModel
 from numgpt.objectives import kto
-from numgpt.objectives.functions import Metrics
-from numgpt.training.preferences import Referenced
+from numgpt.training.preferences import Derived, Referenced
 from numgpt.training.step import Sums
 from numgpt.training.tune_config import KTOConfig
 
@@ -34,18 +33,15 @@ class Judgements(Referenced):
 
     def totals(self, model: LanguageModel, batches: Sequence[Batch]) -> Sums:
         """How many completions there are, and Σ s of the mismatched ones: their mean is z."""
-        gained = sum(self._gained_of_mismatched(model, batch) for batch in batches)
-        return super().totals(model, batches) | {KL: gained}
-
-    def _gained_of_mismatched(self, model: LanguageModel, batch: Batch) -> float:
         assert self.reference is not None
-        half = len(batch.ids) // 2
-        logps = model.log_probs(batch.ids[half:], batch.targets[half:]).sum(axis=1, dtype=float)
-        return float((logps - self.reference[batch.numbers, 1]).sum())
+        totals = super().totals(model, batches) | {KL: 0.0}
+        for batch in batches:
+            half = len(batch.ids) // 2
+            logps = model.log_probs(batch.ids[half:], batch.targets[half:]).sum(axis=1, dtype=float)
+            totals[KL] += float((logps - self.reference[batch.numbers, 1]).sum())
+        return totals
 
-    def objective(
-        self, batch: Batch, outputs: np.ndarray, totals: Sums
-    ) -> tuple[float, np.ndarray, Metrics]:
+    def objective(self, batch: Batch, outputs: np.ndarray, totals: Sums) -> Derived:
         config, count = self.config, totals[self.counted]
         assert self.reference is not None
         good = [self.examples.example(int(number)).desirable for number in batch.numbers]

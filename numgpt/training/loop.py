@@ -136,9 +136,8 @@ class Trainer:
             state.apply_options()
             if not state.optimizer.steps:  # its beginning may have been cut short before this
                 remove_other_weights(out)
-            check_memory(
-                state.config, state.model.config, state.model.num_parameters(trainable=True)
-            )
+            trained = state.model.num_parameters(trainable=True)
+            check_memory(state.config, state.model.config, trained)
             check_disk(out, state.model)
             tokenizer = formats.load_tokenizer(out)
             with about(out):

@@ -31,6 +31,8 @@ from numgpt.training.step import Sums
 from numgpt.training.tune_config import DPOConfig, ReferenceConfig
 from numgpt.training.tuning import Tuning
 
+Derived = tuple[float, np.ndarray, Metrics]  # loss, its derivative, metrics
+
 
 class Compared(Tuning):
     """Pairs, chosen and rejected, of nearly equal length, and an objective of what the model makes
@@ -49,14 +51,10 @@ class Compared(Tuning):
         return batch.ids, batch.targets
 
     @abstractmethod
-    def objective(
-        self, batch: Batch, outputs: np.ndarray, totals: Sums
-    ) -> tuple[float, np.ndarray, Metrics]:
+    def objective(self, batch: Batch, outputs: np.ndarray, totals: Sums) -> Derived:
         """A batch's part of the step's loss, its derivative by the outputs, and metrics."""
 
-    def _compared(
-        self, batch: Batch, outputs: np.ndarray, totals: Sums
-    ) -> tuple[float, np.ndarray, Metrics]:
+    def _compared(self, batch: Batch, outputs: np.ndarray, totals: Sums) -> Derived:
         if not np.isfinite(outputs).all() or not np.isfinite([*totals.values()]).all():
             return np.nan, np.zeros_like(outputs), {}  # which the loop tells
         return self.objective(batch, outputs, totals)
@@ -99,12 +97,10 @@ class Referenced(Compared):
         self.reference = read_reference(out, state) if _has_reference(state) else None
 
     @classmethod
-    def stage(
-        cls, state: RunState, staged: Path, report: Callback, encoder: ExampleEncoder
-    ) -> None:
+    def stage(cls, state: RunState, into: Path, report: Callback, encoder: ExampleEncoder) -> None:
         if _has_reference(state):
             report(Note("computing what the reference makes of each completion"))
-            write_reference(staged, state)
+            write_reference(into, state)
 
     @classmethod
     def restore(cls, state: RunState, out: Path, tokenizer: BaseTokenizer) -> None:
@@ -125,9 +121,7 @@ class Preferences(Referenced):
 
     config: DPOConfig
 
-    def objective(
-        self, batch: Batch, outputs: np.ndarray, totals: Sums
-    ) -> tuple[float, np.ndarray, Metrics]:
+    def objective(self, batch: Batch, outputs: np.ndarray, totals: Sums) -> Derived:
         config = self.config
         chosen, rejected = np.split(outputs.sum(axis=1), 2)
         lengths, half = np.count_nonzero(batch.targets != IGNORED, axis=1), len(chosen)

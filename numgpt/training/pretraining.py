@@ -12,6 +12,7 @@ from numgpt import formats
 from numgpt.data.batch import Batch
 from numgpt.data.corpus import (
     Documents,
+    TokensFile,
     check_length,
     check_tokens,
     encode_corpus,
@@ -84,13 +85,12 @@ class Text(NextTokens):
     def restore(cls, state: RunState, out: Path, tokenizer: BaseTokenizer) -> None:
         config = state.config
         assert isinstance(config, TrainConfig)
-        check_tokens(
-            out,
-            state.tokens,
-            lambda: encode_corpus(
-                find_documents(config.data), tokenizer, out, config.special_tokens
-            ),
-        )
+
+        def encode_again() -> TokensFile:
+            documents = find_documents(config.data)
+            return encode_corpus(documents, tokenizer, out, config.special_tokens)
+
+        check_tokens(out, state.tokens, encode_again)
 
     def __str__(self) -> str:
         return (

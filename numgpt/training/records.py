@@ -123,13 +123,11 @@ class Progress:
     def __call__(self, record: Record) -> None:
         if isinstance(record, Saved):
             return
-        if not isinstance(record, Report):
-            if self.bar is None:
-                self._write(str(record), "\n")
-            else:
-                self.bar.write(str(record))
-        elif self.bar is None:
-            self._write(str(record), "\n" if record.step == record.steps else "")
+        if self.bar is None:
+            stays = not isinstance(record, Report) or record.step == record.steps
+            self._write(str(record), "\n" if stays else "")
+        elif not isinstance(record, Report):
+            self.bar.write(str(record))
         else:
             self.bar.total = record.steps
             self.bar.update(record.step - self.bar.n)
@@ -141,7 +139,6 @@ class Progress:
     def _write(self, text: str, end: str) -> None:
         """In place of the line that is there."""
         first, *rest = text.split("\n")
-        print(
-            "\r" + "\n".join([first.ljust(self.width), *rest]), end=end, file=sys.stderr, flush=True
-        )
+        lines = "\n".join([first.ljust(self.width), *rest])
+        print(f"\r{lines}", end=end, file=sys.stderr, flush=True)
         self.width = 0 if end else len(first)

@@ -16,15 +16,14 @@ from numgpt.data.preferences import PairEncoder
 from numgpt.models import LanguageModel
 from numgpt.models.modules import SCORE
 from numgpt.objectives import reward
-from numgpt.objectives.functions import Metrics
 from numgpt.tokenizer import BaseTokenizer
-from numgpt.training.preferences import Compared
+from numgpt.training.preferences import Compared, Derived
 from numgpt.training.step import Sums
 from numgpt.training.tune_config import RewardConfig, TuningConfig
 
 
 class RewardModel(Compared):
-    """Pairs, and the scores (2B,) of their texts, first of the chosen ones."""
+    """Pairs, and the scores (2B,) of their texts, those of the chosen ones first."""
 
     config: RewardConfig
     outputs = staticmethod(LanguageModel.scores)
@@ -45,9 +44,7 @@ class RewardModel(Compared):
         numbers = batch.numbers.tolist()
         return ([self.examples.example(n, place).ids for place in (0, 1) for n in numbers],)
 
-    def objective(
-        self, batch: Batch, outputs: np.ndarray, totals: Sums
-    ) -> tuple[float, np.ndarray, Metrics]:
+    def objective(self, batch: Batch, outputs: np.ndarray, totals: Sums) -> Derived:
         center, count = self.config.center_coefficient, totals[self.counted]
         chosen, rejected = np.split(outputs, 2)
         loss, derivatives, metrics = reward(chosen, rejected, None, center, count)

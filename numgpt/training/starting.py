@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,12 +47,7 @@ def start_run(
     Raises ValueError or OSError for what is known to fail later, and for a directory that holds
     something already; then everything is as it was.
     """
-
-    def check_free() -> None:
-        _check_no_run_within(out)
-        if not overwrite:
-            _check_free(out)
-
+    check_free = partial(_check_free, out, overwrite)
     finish_replacing(out)
     check_free()
     with replacing_together(out, run_files(out), check_free) as staged:
@@ -92,25 +88,11 @@ def _listed(value: Any) -> Any:
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
-def _check_free(out: Path) -> None:
-    """Raises ValueError where a directory, or what it would hold of the run's other weights, holds
-    a run, a model or a tokenizer."""
-    for place in (out, *(out / name for name in OTHER_WEIGHTS)):
-        if there := run_files(place):
-            way_out = "continue the run with {resume:name} {2}, " * (CHECKPOINT_FILE in there)
-            telling = [name for name in (CHECKPOINT_FILE, WEIGHTS_FILE) if name in there]
-            raise OptionError(
-                f"{{0}} holds a {{1}} already: {way_out}choose another {{out:name}}, or replace the"
-                " run, model or tokenizer that is there with {overwrite:name}",
-                place,
-                (telling or there)[0],
-                quoted(place),
-            )
-
-
-def _check_no_run_within(out: Path) -> None:
-    """Raises ValueError where a directory of other weights is a run by itself, or no directory."""
-    for place in (out / name for name in OTHER_WEIGHTS):
+def _check_free(out: Path, overwrite: bool) -> None:
+    """Raises ValueError or OSError where a directory of other weights is a run by itself, or no
+    directory; and unless they are overwritten where a run, a model or a tokenizer is there."""
+    others = [out / name for name in OTHER_WEIGHTS]
+    for place in others:
         if place.exists() and not place.is_dir():
             raise NotADirectoryError(
                 f"{place} is a file, where weights of the run would be: move it away, or choose"
@@ -121,6 +103,17 @@ def _check_no_run_within(out: Path) -> None:
                 "{0} is a run of its own, where weights of this one would be: choose another"
                 " {out:name}",
                 place,
+            )
+    for place in () if overwrite else (out, *others):
+        if there := run_files(place):
+            way_out = "continue the run with {resume:name} {2}, " * (CHECKPOINT_FILE in there)
+            telling = [name for name in (CHECKPOINT_FILE, WEIGHTS_FILE) if name in there]
+            raise OptionError(
+                f"{{0}} holds a {{1}} already: {way_out}choose another {{out:name}}, or replace the"
+                " run, model or tokenizer that is there with {overwrite:name}",
+                place,
+                (telling or there)[0],
+                quoted(place),
             )
 
 

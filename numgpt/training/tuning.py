@@ -8,7 +8,7 @@ being what comes before an answer; a text alone is all answer.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -40,14 +40,6 @@ from numgpt.training.tune_config import TuningConfig
 SAMPLE_TOKENS = 80
 
 
-def answer_prompts_alone(tokenizer: BaseTokenizer) -> None:
-    """Give it the chat template of what is tuned on prompts with completions: one of turns would
-    write what the tuning never saw."""
-    begins = bool(tokenizer.encode("", add_special_tokens=True))
-    tokenizer.chat_template = PROMPT_TEMPLATES[begins]
-    tokenizer.settings.pop(NAMED_TEMPLATES, None)
-
-
 def _files(config: TuningConfig) -> tuple[list[str], list[str]]:
     """The files to train on, and those that are held out."""
     held_out: list[str] = []
@@ -71,18 +63,17 @@ def drawn(records: Iterable[Record], config: TuningConfig) -> Iterator[tuple[Rec
         yield record, number == next_held_out
 
 
-class _Shown:
-    """Notes the first examples, with what is trained on marked."""
+def _noting(count: int, tokenizer: BaseTokenizer, report: Callback) -> Callable[..., None]:
+    """What notes the first examples that it is told of, with what is trained on marked."""
+    left = iter(range(count))
 
-    def __init__(self, count: int, tokenizer: BaseTokenizer, report: Callback):
-        self.left, self.tokenizer, self.report = count, tokenizer, report
-
-    def __call__(self, example: Example, name: str) -> None:
-        if self.left:
-            self.left -= 1
-            text = printable(marked(example, self.tokenizer))
+    def note(example: Example, name: str) -> None:
+        if next(left, None) is not None:
+            text = printable(marked(example, tokenizer))
             what = f"{name}, " if name else ""
-            self.report(Note(f"--- {what}trained on: the text between « and » ---\n{text}"))
+            report(Note(f"--- {what}trained on: the text between « and » ---\n{text}"))
+
+    return note
 
 
 class Tuning(RunTask):
@@ -125,13 +116,15 @@ class Tuning(RunTask):
                 model.add_adapter(config.lora(), seed=config.seed)
         cls.fit_model(model, tokenizer, config)
         config.validate()  # what was chosen beside what the model has decided
-        shown = _Shown(config.show, tokenizer, report)
+        shown = _noting(config.show, tokenizer, report)
         encoder = cls.encoder(tokenizer, template_variables(config.chat_vars))
         records = cls.records(config, files, held_out)
         tokens, counts = encode_examples(records, encoder, config.example_length, staged, shown)
         report(Note(str(counts)))
-        if not tokens.conversations:
-            answer_prompts_alone(tokenizer)
+        if not tokens.conversations:  # a template of turns would write what the tuning never saw
+            begins = bool(tokenizer.encode("", add_special_tokens=True))
+            tokenizer.chat_template = PROMPT_TEMPLATES[begins]
+            tokenizer.settings.pop(NAMED_TEMPLATES, None)
         elif tokenizer.chat_template is None:  # for transformers, what the markers tell
             tokenizer.chat_template = CHAT_TEMPLATES[name_of(ChatTemplate(tokenizer).format)]
         tokenizer.save_pretrained(staged)
@@ -177,9 +170,7 @@ class Tuning(RunTask):
             yield record, True
 
     @classmethod
-    def stage(
-        cls, state: RunState, staged: Path, report: Callback, encoder: ExampleEncoder
-    ) -> None:
+    def stage(cls, state: RunState, into: Path, report: Callback, encoder: ExampleEncoder) -> None:
         """Write what else belongs to a new run; the encoder has encoded its records."""
 
     @classmethod
