@@ -68,11 +68,13 @@ def matmul(
 
 
 def _by_onednn(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> bool:
-    """Let oneDNN multiply, where it is and all threads are free."""
-    if in_a_piece() or blas_is_single_threaded() or (library := find_onednn()[0]) is None:
+    """Let oneDNN multiply, where it is: on all threads, or in a piece of work on its own."""
+    if (library := find_onednn()[0]) is None:
         return False
     if len(a) > 1 or OPENBLAS is None:
         return library.gemm(a, b, out)
+    if in_a_piece() or blas_is_single_threaded():
+        return False
     OPENBLAS.set_num_threads(num_threads())
     try:
         np.matmul(a, b, out=out)

@@ -264,9 +264,12 @@ def test_large_products_of_float32_are_onednns(rows, transposed, monkeypatch):
     odd = np.empty((rows, 1200), np.float32)[:, ::2]  # lies as no library wants it
     assert_close(matmul(a[:, ::-1][:, ::-1], b, odd), expected)
     del asked[:]
-    parallel_for(lambda _: matmul(a, b), 2)  # each in its own thread
+    for found in parallel_for(lambda _: matmul(a, b), 4):  # each in its own thread
+        assert_close(found, expected)
     with single_thread_if_small(1):
-        matmul(a, b)
+        assert_close(matmul(a, b), expected)
+    assert len(asked) == (5 if rows > 1 else 0)
+    del asked[:]
     matmul(a.astype(np.float64), b.astype(np.float64))
     matmul(a[:, :10], b[:10, :10])
     assert not asked
