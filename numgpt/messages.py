@@ -48,6 +48,15 @@ def one_line(error: object) -> str:
     return text if len(text) <= 1000 else text[:999] + "…"
 
 
+# json's words for what is met most often.
+_PLAIN = {
+    "Extra data": "a comma or more stands behind the object",
+    "Expecting property name enclosed in double quotes": "no key in quotes, or a comma too many",
+    "Illegal trailing comma before end of object": "a comma too many",
+    "Invalid control character at": "a line break or tab inside a text",
+}
+
+
 def wrong_json(error: Exception, in_line: bool = False) -> str:
     """What json says of a text that is none; `in_line` also the line that it is in."""
     if isinstance(error, RecursionError):
@@ -59,7 +68,7 @@ def wrong_json(error: Exception, in_line: bool = False) -> str:
     ends = error.pos >= len(error.doc.rstrip())
     if error.doc.strip() and (ends or error.msg.startswith("Unterminated string")):
         return "it ends before a quote, a bracket or a brace is closed"
-    what = error.msg.removesuffix(" at")
+    what = _PLAIN.get(error.msg, error.msg.removesuffix(" at"))
     return f"{what} at {f'line {error.lineno}, ' * in_line}column {error.colno}"
 
 

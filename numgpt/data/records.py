@@ -13,10 +13,10 @@ also be one array of such objects.
 
 from __future__ import annotations
 
-import codecs
 import gzip
 import json
 import os
+import re
 import sys
 import zlib
 from collections.abc import Iterator
@@ -31,6 +31,7 @@ from numgpt.messages import shown, wrong_json
 from numgpt.reading import naming
 
 ENDINGS = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
+LONGEST_LINE, LONGEST_ARRAY = 1 << 26, 1 << 32  # bytes
 GZIP = b"\x1f\x8b"  # begins such a file
 ROLES = ("system", "user", "assistant", "tool")
 TEXT, COMPLETION, MESSAGES = "text", "prompt and completion", "messages"
@@ -114,42 +115,63 @@ def read_records(files: list[str], kind: str | None = None) -> Iterator[Record]:
 
 def _objects(path: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
     """What a file holds: "line" or "item", its number, and the object."""
-    empty = True
     with naming(path), closing(_open(path)) as file:
+        number, empty = 0, True
+        while line := _line(file, path, number + 1):
+            number += 1
+            text = _decoded(line, path, f"line {number}", first=number == 1)
+            if not text.strip():
+                continue
+            if empty and text.lstrip().startswith("["):
+                rest = _read(file, path, LONGEST_ARRAY)
+                if len(rest) > LONGEST_ARRAY:
+                    raise ValueError(
+                        f"{path} is an array of more than {LONGEST_ARRAY >> 30} GB: make it lines"
+                    )
+                text = text.lstrip() + _decoded(rest, path, "its array")
+                return (yield from _items(text, path))
+            empty = False
+            try:
+                value = json.loads(text.rstrip("\r\n"))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(
+                    f"{path}, line {number} is not JSON ({wrong_json(error)}): each line is one"
+                    " whole JSON object"
+                ) from None
+            yield "line", number, _object(value, f"{path}, line {number}")
+
+
+def _items(text: str, path: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """… what an array holds, the whole of a file."""
+    decoder, place, number = json.JSONDecoder(), 0, 0
+    while True:
+        place = _space_ends(text, place + 1)  # after [ or ,
+        if number == 0 and text.startswith("]", place):
+            break
+        number += 1
         try:
-            for number, line in enumerate(file, 1):
-                if number == 1:
-                    line = line.removeprefix(codecs.BOM_UTF8)
-                    if line.startswith(b"PAR1"):
-                        raise ValueError(f"{path} is a Parquet file: make JSON lines of it first")
-                if not line.strip():
-                    continue
-                if empty and line.lstrip().startswith(b"["):
-                    array = _value(line + file.read(), f"{path}, its array", "item")
-                    for item, value in enumerate(array, 1):
-                        yield "item", item, _object(value, f"{path}, item {item}")
-                    return
-                empty, place = False, f"{path}, line {number}"
-                yield "line", number, _object(_value(line, place, "line"), place)
-        except (EOFError, zlib.error, gzip.BadGzipFile):
-            what = "is damaged, or no gzip file: copy or download it again"
-            raise ValueError(f"{path} {what}") from None
+            value, place = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            what = wrong_json(error, in_line=True)
+            raise ValueError(f"{path}: item {number} of its array is not JSON ({what})") from None
+        yield "item", number, _object(value, f"{path}, item {number}")
+        place = _space_ends(text, place)
+        if not text.startswith(",", place):
+            break
+    if (after := text[place:].strip()) != "]":
+        raise ValueError(
+            f"{path}: after item {number} of its array stands {shown(after)}: expected , or, at its"
+            " end, ]"
+        )
 
 
-def _value(data: bytes, place: str, unit: str) -> Any:
-    """Raises ValueError for what is no JSON in UTF-8."""
-    try:
-        return json.loads(data.decode())
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{place} is not UTF-8 text (byte 0x{data[error.start]:02X}): convert it first, for"
-            " instance with iconv"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        what = wrong_json(error, in_line=unit == "item")
-        raise ValueError(
-            f"{place} is not JSON ({what}): each {unit} is one whole JSON object"
-        ) from None
+def _space_ends(text: str, place: int) -> int:
+    space = _SPACE.match(text, place)
+    assert space is not None  # which may be empty
+    return space.end()
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def _object(value: Any, place: str) -> dict[str, Any]:
@@ -158,12 +180,41 @@ def _object(value: Any, place: str) -> dict[str, Any]:
     return value
 
 
+def _decoded(data: bytes, path: str, where: str, first: bool = False) -> str:
+    if first and data.startswith(b"PAR1"):
+        raise ValueError(f"{path} is a Parquet file: make JSON lines of it first")
+    try:
+        return data.decode("utf-8-sig" if first else "utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}, {where} is not UTF-8 text (byte 0x{data[error.start]:02X}): convert it first,"
+            " for instance with iconv"
+        ) from None
+
+
 def _open(path: str) -> BinaryIO:
     if path == STANDARD_INPUT:
         return open(sys.stdin.fileno(), "rb", closefd=False)
     with open(path, "rb") as file:
         is_gzip = path.endswith(".gz") or file.read(len(GZIP)) == GZIP
     return cast(BinaryIO, gzip.open(path, "rb")) if is_gzip else open(path, "rb")
+
+
+def _line(file: BinaryIO, path: str, number: int) -> bytes:
+    line = _read(file, path, LONGEST_LINE, line=True)
+    if len(line) > LONGEST_LINE:
+        raise ValueError(f"{path}, line {number} is longer than {LONGEST_LINE >> 20} MB")
+    return line
+
+
+def _read(file: BinaryIO, path: str, most: int, line: bool = False) -> bytes:
+    """The rest of a file, or of its line, up to one byte more than `most`."""
+    try:
+        return file.readline(most + 1) if line else file.read(most + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        if getattr(error, "errno", None) is not None:
+            raise
+        raise ValueError(f"{path} is damaged, or no gzip file: copy or download it again") from None
 
 
 def _kind(fields: dict[str, Any], place: str) -> str:

@@ -132,7 +132,7 @@ WRONG = [
     ),
     (second(b'{"prompt": "1"}'), "line 2 has prompt without completion, the lines before it text"),
     (second(b'{"text": }'), r"line 2 is not JSON \(Expecting value at column 10\)"),
-    (b'{"text": "fine"},\n', "line 1 is not JSON .Extra data at column 17.: each line is one"),
+    (b'{"text": "fine"},\n', "a comma or more stands behind the object at column 17"),
     (second(b'{"text": "fine"'), r"line 2 is not JSON \(it ends before .* is closed\)"),
     (b'{\n  "text": "fine"\n}\n', r"line 1 is not JSON .*: each line is one whole"),
     (b"\n \n", "no examples in it"),
@@ -246,15 +246,14 @@ def test_a_file_may_be_one_array(indent, tmp_path):
 
 
 WRONG_ARRAYS = {
-    '[{"text": "a"}\n {"text": "b"}]': "its array is not JSON .Expecting ',' delimiter at line 2",
-    '[{"text": "a"},\n]': "its array is not JSON .Expecting value at line 2, column 1",
-    '[{"text": "a"}]\n, {}': "its array is not JSON .Extra data at line 2, column 1.: each item is",
-    '[{"text": "a"}, {"text": "b"}': "its array is not JSON .it ends before a quote, a bracket",
-    '[{"text": "a"}, {"text": "b': "its array is not JSON .it ends before a quote, a bracket",
+    '[{"text": "a"}\n {"text": "b"}]': r"after item 1 of its array stands '\{.*expected , or",
+    '[{"text": "a"},\n]': "item 2 of its array is not JSON .Expecting value at line 2, column 1",
+    '[{"text": "a"}, {"text": "b"}': "after item 2 of its array stands '': expected , or, at its",
+    '[{"text": "a"}, {"text": "b': "item 2 of its array is not JSON .it ends before a quote, a br",
     '[{"text": "a"}, "b"]': "item 2 is 'b': expected one JSON object",
     '[{"text": "a"}, {"x": 1}]': r"item 2 has the keys \['x'\]",
-    "[" * 100_000: "its array is not JSON .it is nested too deeply",
-    "[": "its array is not JSON .it ends before a quote, a bracket or a brace is closed",
+    "[" * 100_000: "item 1 of its array is not JSON",
+    "[": "item 1 of its array is not JSON .it ends before a quote, a bracket or a brace is closed",
 }
 
 
