@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shlex
@@ -28,7 +29,7 @@ from numgpt.reading import naming
 TEMPORARY = ".numgpt-tmp"  # ends the names of what is being written, after the writer's process id
 _TEMPORARY_NAME = re.compile(rf"\..*\.(\d+){re.escape(TEMPORARY)}", re.DOTALL)
 COMPLETE = ".numgpt-complete"  # the directory of files that only have to be moved to their places
-GONE = ".numgpt-gone"  # in it, ends the name of an empty file for each name that is to go
+REMOVED = ".removed.json"  # in it: the names that are to go
 LOCK_FILE = ".numgpt-lock"
 
 
@@ -81,7 +82,7 @@ def replacing_together(
     if not os.fspath(directory):
         raise ValueError('directory="": name a directory')
     directory = Path(directory)
-    with _locked(directory):
+    with _making(directory), _locked(directory):
         finish_replacing(directory)
         suffix = f".{os.getpid()}{TEMPORARY}"
         staged = Path(tempfile.mkdtemp(prefix=".", suffix=suffix, dir=directory))
@@ -100,13 +101,12 @@ def replacing_together(
 def _complete(staged: Path, remove: Collection[str], check: Callable[[], object]) -> None:
     """Flush all files of a staged directory, note what is to go, and give it its final name."""
     complete = staged.with_name(COMPLETE)
-    written = {path.name for path in staged.iterdir()}
-    for name in written.union(remove):
+    gone = sorted(set(remove).difference(path.name for path in staged.iterdir()))
+    with naming(staged):
+        (staged / REMOVED).write_text(json.dumps(gone), encoding="utf-8")
+    for name in (*gone, *(path.name for path in staged.iterdir())):
         if (place := staged.with_name(name)).is_dir():
             raise IsADirectoryError(f"{place} is a directory where a file belongs: move it away")
-        if name not in written and os.path.lexists(place):
-            with naming(staged):
-                (staged / f"{name}{GONE}").write_bytes(b"")
     for path in staged.iterdir():
         with naming(path), open(path, "r+b") as file:
             os.fsync(file.fileno())
@@ -125,16 +125,33 @@ def finish_replacing(directory: str | os.PathLike) -> None:
     """
     directory = Path(directory)
     complete = directory / COMPLETE
-    if complete.is_symlink() or not complete.is_dir():
+    if not complete.is_dir():
         return
     with contextlib.suppress(FileNotFoundError):  # another process does the same
+        names = _names_to_remove(complete)
         for path in complete.iterdir():
-            if path.suffix == GONE:
-                (directory / path.stem).unlink(missing_ok=True)
-            else:
+            if path.name != REMOVED:
                 os.replace(path, directory / path.name)
+        for name in names:
+            (directory / name).unlink(missing_ok=True)
         _sync_directory(directory)
-        shutil.rmtree(complete)
+        (complete / REMOVED).unlink()
+    with contextlib.suppress(FileNotFoundError):
+        complete.rmdir()
+
+
+def _names_to_remove(complete: Path) -> list[str]:
+    """Raises ValueError for what numgpt has not written."""
+    try:
+        names = json.loads((complete / REMOVED).read_text(encoding="utf-8"))
+        if all(isinstance(name, str) and name and Path(name).name == name for name in names):
+            return names
+    except FileNotFoundError:  # it goes last
+        if not any(complete.iterdir()):
+            raise
+    except (ValueError, TypeError, RecursionError):
+        pass
+    raise ValueError(f"{complete} is not what numgpt has left there: move it away")
 
 
 def is_ours(name: str) -> bool:
@@ -227,8 +244,9 @@ class DirectoryLock:
             return
         file, self._file = self._file, None
         _locked_here.discard(self._place)
-        # While it is held: nobody else has it.
-        if os.name == "posix" and _is_file_at(file, self.path):
+        if os.name == "posix" and _is_file_at(
+            file, self.path
+        ):  # while it is held: nobody else has it
             self.path.unlink(missing_ok=True)
         file.close()
         if os.name != "posix":
@@ -326,6 +344,17 @@ def _unmake(made: list[Path]) -> None:
     with contextlib.suppress(OSError):
         for path in made:
             path.rmdir()
+
+
+@contextlib.contextmanager
+def _making(directory: Path) -> Iterator[None]:
+    """The directory exists within; an error leaves none behind that was not there."""
+    made = _make(directory)
+    try:
+        yield
+    except BaseException:
+        _unmake(made)
+        raise
 
 
 def _sync_directory(directory: Path) -> None:
