@@ -220,9 +220,14 @@ _COMBINATIONS: tuple[Combination, ...] = (
         lambda o: o.greedy and (o.num_return_sequences or 1) > max(_beams(o), 1),
         "{greedy:name} writes the same text every time: leave {num_return_sequences:name} out",
     ),
-    (lambda o: "" in o.ban, "{ban}: expected texts that are not empty"),
-    (lambda o: "" in o.stop, "{stop}: expected texts that are not empty"),
+    (lambda o: not all(map(_is_text, o.ban)), "{ban}: give texts in UTF-8 that are not empty"),
+    (lambda o: not all(map(_is_text, o.stop)), "{stop}: give texts in UTF-8 that are not empty"),
 )
+
+
+def _is_text(text: str) -> bool:
+    """Whether it is not empty, and was UTF-8: other bytes come as surrogates."""
+    return text != "" and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _write_logprobs(

@@ -262,6 +262,13 @@ def hash_tokenizer(tokenizer: BaseTokenizer) -> str:
 def tokens_file_from(fields: object) -> TokensFile:
     """A TokensFile from a checkpoint.  Raises ValueError or TypeError for anything else."""
     tokens = TokensFile(**fields)  # type: ignore[arg-type]
-    if tokens.dtype not in ("<u2", "<u4") or type(tokens.count) is not int:
-        raise ValueError(f"its tokens are {shown(fields)}")
+    if tokens.dtype not in ("<u2", "<u4"):
+        raise ValueError(f"dtype={shown(tokens.dtype)}")
+    for name in ("count", "vocab_size"):
+        if type(value := getattr(tokens, name)) is not int or not 0 <= value < 1 << 53:
+            raise ValueError(f"{name}={shown(value)}")
+    if not all(isinstance(value, str) for value in (tokens.sha256, tokens.tokenizer)):
+        raise ValueError("a hash is not a string")
+    if not isinstance(tokens.conversations, bool):
+        raise ValueError(f"conversations={shown(tokens.conversations)}")
     return tokens

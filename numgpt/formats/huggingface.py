@@ -137,8 +137,16 @@ def save_model(
         ours, path = model.generation_config, Path(directory) / GENERATION_FILE
         if ours or path.is_file():
             ends = {name: fields[name] for name in ("bos_token_id", "eos_token_id")}
-            both = ends | ours if ours else read_json_object(path) | ends
+            both = ends | ours if ours else _old_fields(path) | ends
             write_json(staged / GENERATION_FILE, both)
+
+
+def _old_fields(path: Path) -> dict[str, Any]:
+    """What a file that is about to be replaced says, where it can be read."""
+    try:
+        return read_json_object(path)
+    except ValueError:
+        return {}
 
 
 def write_json(path: Path, fields: dict[str, Any]) -> None:

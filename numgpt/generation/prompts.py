@@ -9,6 +9,7 @@ import numpy as np
 
 from numgpt.generation.options import GenerationOptions, eos_and_pad
 from numgpt.models.language_model import Ids, LanguageModel
+from numgpt.reading import about
 
 
 class Prompts(NamedTuple):
@@ -45,8 +46,9 @@ def _pad_left(
     width = max(map(len, rows))
     padded = np.full((len(rows), width), pad_token_id, np.int64)
     mask = np.zeros((len(rows), width), bool)
-    for target, real, row in zip(padded, mask, rows, strict=True):
-        target[width - len(row) :] = model.check_ids(row, any_length=True)
+    for number, (target, real, row) in enumerate(zip(padded, mask, rows, strict=True)):
+        with about(f"prompt {number}"):
+            target[width - len(row) :] = model.check_ids(row, any_length=True)
         real[width - len(row) :] = True
     return padded, mask
 

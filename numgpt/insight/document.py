@@ -145,8 +145,10 @@ def require_place(path: str | os.PathLike) -> None:
         raise FileNotFoundError('"-" is no name for a page: name a file')
     if not (place.parent.is_dir() and os.access(place.parent, os.W_OK)):
         raise FileNotFoundError(
-            f"{place}: there is no directory {place.parent} that can be written: make it first"
+            f"{place}: there is no directory {place.parent} that can be written: choose another"
         )
+    if place.exists() and not place.is_file() and not place.is_dir():
+        raise FileExistsError(f"{place} is a device or a pipe: name a file")
     if place.exists() and place.stat().st_size:
         with open(place, "rb") as file:
             if file.read(len(BEGINNING)) != BEGINNING.encode():

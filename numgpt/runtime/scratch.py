@@ -14,6 +14,7 @@ pool 0.91). Aligned memory matters as much: without it five sequences decode at 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import threading
@@ -136,7 +137,8 @@ def own_pages(shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> np.ndarray:
     own = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     pages = mmap.mmap(-1, max(1, count * np.dtype(dtype).itemsize), **own)
     if hasattr(mmap, "MADV_HUGEPAGE"):  # of which a product reads through fewer
-        pages.madvise(mmap.MADV_HUGEPAGE)
+        with contextlib.suppress(OSError):  # a kernel may have none
+            pages.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(pages, dtype, count).reshape(shape)
 
 

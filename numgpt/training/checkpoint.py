@@ -141,6 +141,8 @@ def load_checkpoint(directory: str | Path) -> RunState:
         raise BaseModelError(f"{directory}: {error}") from None
     except DAMAGE as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
+        reason = f"{error} is missing" if isinstance(error, KeyError) else reason
+        reason = one_line(error) if isinstance(error, ValueError) else reason
         raise ValueError(
             f"{path} is not a checkpoint that numgpt can go on from ({reason:.300}): put a copy"
             f" of it back, or start a new run from the weights in {directory}"
@@ -163,6 +165,8 @@ def tuned_on_conversations(directory: str | os.PathLike) -> bool:
 
 def _restore(saved: dict[str, Any], tensors: Mapping[str, StoredTensor]) -> RunState:
     """Raises an error of DAMAGE for what no checkpoint says."""
+    if saved["kind"] not in CONFIGS:
+        raise ValueError(f"kind={shown(saved['kind'])} is not one of {', '.join(CONFIGS)}")
     config_class = CONFIGS[saved["kind"]]
     known = options_of(config_class)
     config = config_class(**{n: v for n, v in saved["options"].items() if n in known})

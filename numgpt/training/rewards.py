@@ -143,20 +143,24 @@ class ModelReward(Reward):
         return ids[-self.model.context_length :]
 
 
-def gym_reward(task: str, size: int, seed: int) -> Reward:
+class GymReward(Reward):
     """What a task of reasoning-gym makes of an answer: of what stands between <answer> tags, or of
     all that was said."""
-    dataset = gym_dataset(task, size, seed)
 
-    def score(prompt: Any, text: str, example: dict[str, Any]) -> float:
-        tagged = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
-        entry = dataset[example["index"]]
+    def __init__(self, task: str, size: int, seed: int):
+        self.name, self.dataset = task, gym_dataset(task, size, seed)
+
+    def __call__(self, completions: Sequence[Completion]) -> np.ndarray:
+        return np.array([self._of(completion) for completion in completions], np.float64)
+
+    def _of(self, completion: Completion) -> float:
+        tagged = re.findall(r"<answer>(.*?)</answer>", completion.text, re.DOTALL)
+        answer = (tagged[-1] if tagged else completion.text).strip()
+        entry = self.dataset[completion.example["index"]]
         try:
-            return float(dataset.score_answer((tagged[-1] if tagged else text).strip(), entry))
+            return float(self.dataset.score_answer(answer, entry))
         except Exception:  # some checkers raise where an answer is of another form
             return 0.0
-
-    return FunctionReward(task, score)
 
 
 def gym_dataset(task: str, size: int, seed: int) -> Any:

@@ -42,10 +42,10 @@ from numgpt.training.checkpoint import RunState, load_base
 from numgpt.training.records import Callback
 from numgpt.training.rewards import (
     Completion,
+    GymReward,
     Reward,
     RewardError,
     gym_records,
-    gym_reward,
     named_reward,
 )
 from numgpt.training.rollout_config import RolloutConfig
@@ -112,7 +112,7 @@ class Rollouts(Tuning):
         self.prompts, self.base = read_prompts(out, len(self.examples), state.tokens)
         self.rewards: list[Reward] = [*map(named_reward, config.rewards)]
         if config.task is not None:
-            self.rewards.append(gym_reward(config.task, config.task_size, config.seed))
+            self.rewards.append(GymReward(config.task, config.task_size, config.seed))
         names = [reward.name for reward in self.rewards]
         self.reward_names = [  # those that are called alike are numbered
             name if names.count(name) == 1 else f"{name}-{place}"
