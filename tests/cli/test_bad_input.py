@@ -54,7 +54,7 @@ CASES = {
     "generate T --model RUN --threads 0": "--threads 0: expected a whole number from 1 to 4096",
     "generate T --model RUN --greedy -n 3": "--greedy writes the same",
     "generate T --model RUN --stop ''": "--stop ['']: give texts in UTF-8 that are not empty",
-    "generate T --model RUN --ban a --ban ''": "--ban ['a', '']: expected texts",
+    "generate T --model RUN --ban a --ban ''": "--ban ['a', '']: give texts in UTF-8",
     "generate T --model RUN --min-new-tokens 9 --max-new-tokens 3": "--min-new-tokens 9 is more",
     "generate T --model RUN --top-logprobs 3": "--top-logprobs 3 goes with --logprobs",
     "generate T --model RUN --logprobs --top-logprobs -1": "--top-logprobs -1: expected 0",
