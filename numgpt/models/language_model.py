@@ -200,9 +200,8 @@ class LanguageModel(BaseModel[ConfigT, CacheT]):
         seen = TokenStatistics()
         with self.sums(add_to) as g:
             hidden, back = self.run(ids, rng, hooks, backward_hooks)
-            loss, dhidden = self.unembedding.cross_entropy(
-                hidden, targets.ravel(), w, g, statistics and seen
-            )
+            told = None if statistics is None else seen
+            loss, dhidden = self.unembedding.cross_entropy(hidden, targets.ravel(), w, g, told)
             back(dhidden, g)
         if statistics is not None:
             statistics.add(seen)
