@@ -210,11 +210,11 @@ class OneDNN:
 
 def _lies(matrix: np.ndarray) -> tuple[bytes, int, int] | None:
     """Whether it lies in columns, where, and how far a row, or column, is from the next."""
-    (rows, columns), (down, across) = matrix.shape, (n // matrix.itemsize for n in matrix.strides)
-    if across == 1 and (down >= columns or rows == 1):
-        return b"N", address(matrix), max(down, columns)
-    if down == 1 and (across >= rows or columns == 1):
-        return b"T", address(matrix), max(across, rows)
+    (rows, columns), (down, across), size = matrix.shape, matrix.strides, matrix.itemsize
+    if across == size and (down >= columns * size or rows == 1):
+        return b"N", address(matrix), max(down // size, columns)
+    if down == size and (across >= rows * size or columns == 1):
+        return b"T", address(matrix.T), max(across // size, rows)
     return None
 
 

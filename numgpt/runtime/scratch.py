@@ -15,6 +15,7 @@ pool 0.91). Aligned memory matters as much: without it five sequences decode at 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import mmap
 import threading
@@ -36,7 +37,7 @@ class _Buffer:
     __slots__ = ("address", "memory", "nbytes")
 
     def __init__(self, nbytes: int):
-        self.memory = _aligned((nbytes,), np.dtype(np.uint8))
+        self.memory = _aligned((nbytes,), np.dtype(np.uint8), nbytes)
         self.address = address(self.memory)
         self.nbytes = nbytes
 
@@ -104,12 +105,14 @@ def _size_class(nbytes: int) -> int:
 
 
 def address(array: np.ndarray) -> int:
-    """Where its memory begins."""
-    return array.__array_interface__["data"][0]
+    """Where its memory begins.  NumPy itself takes four times as long to say so."""
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # it is read-only, in no order, or empty
+        return array.ctypes.data
 
 
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    nbytes = math.prod(shape) * dtype.itemsize
+def _aligned(shape: tuple[int, ...], dtype: np.dtype, nbytes: int) -> np.ndarray:
     memory = np.empty(nbytes + ALIGNMENT, np.uint8)
     start = -address(memory) % ALIGNMENT
     return np.ndarray(shape, dtype, memory, start)
@@ -127,7 +130,9 @@ def empty(shape: int | tuple[int, ...], dtype: np.typing.DTypeLike = np.float32)
     # small one.)
     shape, dtype, nbytes = array.shape, array.dtype, array.nbytes
     del array
-    return _aligned(shape, dtype) if nbytes < POOLED else _pool.empty(shape, dtype)
+    if nbytes < POOLED:
+        return _aligned(shape, dtype, nbytes)
+    return _pool.empty(shape, dtype)
 
 
 def own_pages(shape: tuple[int, ...], dtype: np.typing.DTypeLike) -> np.ndarray:
