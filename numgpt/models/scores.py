@@ -71,5 +71,5 @@ def _padded(model: LanguageModel, texts: Sequence[Ids]) -> tuple[np.ndarray, np.
     for row, text in zip(ids, each, strict=True):
         row[: len(text)] = text
     pad = model.config.pad_token_id  # no token equals None
-    last = [np.append(0, np.flatnonzero(text != pad))[-1] for text in each]  # 0: all are padding
+    last = [max(np.flatnonzero(text != pad), default=0) for text in each]
     return ids, np.arange(len(each)) * ids.shape[1] + np.array(last)

@@ -95,7 +95,7 @@ class RolloutConfig(TuningConfig):
         return super().needed_models() + judges
 
     @property
-    def uses(self) -> int:  # type: ignore[override]
+    def uses(self) -> int:
         return self.iterations
 
     @property

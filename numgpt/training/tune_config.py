@@ -32,7 +32,6 @@ class TuningConfig(RunConfig):
     many: ClassVar[tuple[float, ...]]
     lora_lr: ClassVar[float]
     needed: ClassVar[tuple[str, ...]] = ("model", "data")
-    uses: ClassVar[int] = 1  # steps that a batch is used for
     may_change = RunConfig.may_change | {"grad_accum", "lora_dropout", "show", "answers"}
 
     model: str = option(
@@ -123,6 +122,11 @@ class TuningConfig(RunConfig):
         return [("model", self.model)] if self.reads_base and os.path.exists(self.model) else []
 
     @property
+    def uses(self) -> int:
+        """How many steps a batch is used for."""
+        return 1
+
+    @property
     def example_length(self) -> int:
         """The most tokens of what is made of a record."""
         return self.longest
@@ -192,7 +196,6 @@ class ReferenceConfig(TuningConfig):
 
     many, lora_lr = defaults.PREFERENCES, defaults.PREFERENCES_LORA_LR
     sequences = 2
-    has_reference: ClassVar[bool] = True  # whether the objective needs its log-probabilities
 
     beta: float = option(
         0.1,
@@ -200,6 +203,11 @@ class ReferenceConfig(TuningConfig):
         "objective",
         number(above=0),
     )
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the objective needs the reference's log-probabilities."""
+        return True
 
 
 @dataclass
@@ -229,7 +237,7 @@ class DPOConfig(ReferenceConfig):
             )
 
     @property
-    def has_reference(self) -> bool:  # type: ignore[override]
+    def has_reference(self) -> bool:
         return self.loss_type not in WITHOUT_REFERENCE
 
 
