@@ -59,7 +59,6 @@ def contents(of: Trace, view: View, progress: Progress = lambda what: None) -> d
     return {
         "model": _described(of),
         "blocks": len(model.blocks),
-        "family": type(model).__name__,
         "norm": type(model.final_norm).__name__,
         "text": view.tokenizer.decode(of.ids.tolist()),
         "notes": view.notes,
@@ -114,7 +113,8 @@ def _described(of: Trace) -> str:
     shared = "" if config.kv_heads == config.heads else f" on {config.kv_heads} KV heads"
     adapted = "" if model.adapter is None else f"; with the adapter {model.adapter!r}"
     return (
-        f"{_model_name(of)}: {type(model).__name__} of {model.num_parameters():,} parameters,"
+        f"{_model_name(of)}: {type(model).__name__} ({config.model_type}) of"
+        f" {model.num_parameters():,} parameters,"
         f" {len(model.blocks)} layers of width {config.width:,}, {config.heads} heads{shared} of"
         f" size {config.head_size}, vocabulary {config.vocab_size:,}, context"
         f" {model.context_length:,}{adapted}"

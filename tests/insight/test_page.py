@@ -639,7 +639,7 @@ def test_other_families_have_pages(name):
     letters = CharTokenizer(sorted("abcdefghijklmnopqrstuvwxyz .,:;!?-'\n"))
     page = insight.page(model, letters, "to be", target="q")
     data = data_of(page.html)
-    assert data["family"] == type(model).__name__
+    assert f"{type(model).__name__} ({model.config.model_type}) of" in data["model"]
     assert data["vocabulary"][page.trace.targets[-1]] == "q"
     more = CharTokenizer(sorted("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"))
     with pytest.raises(ValueError, match="its token 51 is outside the model's vocabulary of 37"):
