@@ -40,14 +40,15 @@ def pairs(rng, references=True, lengths=False):
     return arrays
 
 
-def dpo(loss_type, **options):
-    def ours(chosen_lengths=None, rejected_lengths=None, count=None, **arrays):
-        lengths = None if chosen_lengths is None else (chosen_lengths, rejected_lengths)
-        return objectives.dpo(
-            **arrays, lengths=lengths, loss_type=loss_type, count=count, **options
-        )
+def dpo(loss_type, formula, arrays=pairs, **options):
+    """Of one kind: its formula takes the options under our names."""
 
-    return ours
+    def ours(chosen_lengths=None, rejected_lengths=None, **rest):
+        lengths = None if chosen_lengths is None else (chosen_lengths, rejected_lengths)
+        return objectives.dpo(lengths=lengths, loss_type=loss_type, **rest, **options)
+
+    by = "chosen_logps", "rejected_logps"
+    return Case(arrays, ours, partial(formula, **options), by)
 
 
 def log_ratios(t, ref=True):
@@ -57,15 +58,18 @@ def log_ratios(t, ref=True):
     return chosen, rejected
 
 
-def logistic(torch, beta, epsilon=0.0, **t):
+def smoothed(torch, logit, epsilon):
     logsigmoid = torch.nn.functional.logsigmoid
-    chosen, rejected = log_ratios(t)
-    logit = beta * (chosen - rejected)
     return (-(1 - epsilon) * logsigmoid(logit) - epsilon * logsigmoid(-logit)).mean()
 
 
-def robust(torch, beta, epsilon, **t):
-    logsigmoid = torch.nn.functional.logsigmoid
+def logistic(torch, beta, label_smoothing=0.0, **t):
+    chosen, rejected = log_ratios(t)
+    return smoothed(torch, beta * (chosen - rejected), label_smoothing)
+
+
+def robust(torch, beta, label_smoothing, **t):
+    logsigmoid, epsilon = torch.nn.functional.logsigmoid, label_smoothing
     chosen, rejected = log_ratios(t)
     logit = beta * (chosen - rejected)
     loss = -(1 - epsilon) * logsigmoid(logit) + epsilon * logsigmoid(-logit)
@@ -93,11 +97,10 @@ def bco_pair(torch, beta, **t):
     return (-logsigmoid(beta * chosen) - logsigmoid(-beta * rejected)).mean()
 
 
-def simpo(torch, beta, gamma, epsilon, chosen_lengths, rejected_lengths, **t):
-    logsigmoid = torch.nn.functional.logsigmoid
+def simpo(torch, beta, gamma, label_smoothing, chosen_lengths, rejected_lengths, **t):
     chosen, rejected = log_ratios(t, ref=False)
     logit = beta * (chosen / chosen_lengths - rejected / rejected_lengths) - gamma
-    return (-(1 - epsilon) * logsigmoid(logit) - epsilon * logsigmoid(-logit)).mean()
+    return smoothed(torch, logit, label_smoothing)
 
 
 def orpo(torch, beta, chosen_lengths, rejected_lengths, **t):
@@ -205,35 +208,19 @@ def clipped_values(torch, cliprange, values, old_values, returns, mask):
     return 0.5 * (loss * mask).sum() / mask.sum()
 
 
-BOTH = "chosen_logps", "rejected_logps"
 long_pairs = partial(pairs, lengths=True)
 bare_pairs = partial(pairs, references=False, lengths=True)
 
 CASES = {
-    "dpo": Case(pairs, dpo("sigmoid", beta=0.3), partial(logistic, beta=0.3), BOTH),
-    "dpo, smoothed": Case(
-        pairs,
-        dpo("sigmoid", beta=0.3, label_smoothing=0.1),
-        partial(logistic, beta=0.3, epsilon=0.1),
-        BOTH,
-    ),
-    "robust": Case(
-        pairs,
-        dpo("robust", beta=0.3, label_smoothing=0.2),
-        partial(robust, beta=0.3, epsilon=0.2),
-        BOTH,
-    ),
-    "hinge": Case(pairs, dpo("hinge", beta=0.3), partial(hinge, beta=0.3), BOTH),
-    "ipo": Case(long_pairs, dpo("ipo", beta=0.3), partial(ipo, beta=0.3), BOTH),
-    "apo_zero": Case(pairs, dpo("apo_zero", beta=0.3), partial(apo_zero, beta=0.3), BOTH),
-    "bco_pair": Case(pairs, dpo("bco_pair", beta=0.3), partial(bco_pair, beta=0.3), BOTH),
-    "simpo": Case(
-        bare_pairs,
-        dpo("simpo", beta=2.0, gamma=0.7, label_smoothing=0.1),
-        partial(simpo, beta=2.0, gamma=0.7, epsilon=0.1),
-        BOTH,
-    ),
-    "orpo": Case(bare_pairs, dpo("orpo", beta=0.3), partial(orpo, beta=0.3), BOTH),
+    "dpo": dpo("sigmoid", logistic, beta=0.3),
+    "dpo, smoothed": dpo("sigmoid", logistic, beta=0.3, label_smoothing=0.1),
+    "robust": dpo("robust", robust, beta=0.3, label_smoothing=0.2),
+    "hinge": dpo("hinge", hinge, beta=0.3),
+    "ipo": dpo("ipo", ipo, long_pairs, beta=0.3),
+    "apo_zero": dpo("apo_zero", apo_zero, beta=0.3),
+    "bco_pair": dpo("bco_pair", bco_pair, beta=0.3),
+    "simpo": dpo("simpo", simpo, bare_pairs, beta=2.0, gamma=0.7, label_smoothing=0.1),
+    "orpo": dpo("orpo", orpo, bare_pairs, beta=0.3),
     "reward": Case(
         partial(scores, margin=True),
         partial(objectives.reward, center_coefficient=0.05),
