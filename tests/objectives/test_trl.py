@@ -36,12 +36,23 @@ JUDGED = [
     {"prompt": "to be ", "completion": "or not", "label": True},
 ]
 BETA, LR = 0.3, 1e-3
+OF_KTO = {"desirable_weight": 1.5, "undesirable_weight": 0.7}
+LORA_TARGETS = {GPT: ["c_attn", "c_proj", "c_fc"], Llama: "all-linear"}
 T = np.float64  # in which no gradient is noise that Adam would divide by its own size
 
 
 @pytest.fixture(params=CONFIGS)
 def family(request):
     return request.param
+
+
+def their_tokenizer(directory):
+    import transformers
+
+    TOKENIZER.save_pretrained(directory)
+    theirs = transformers.AutoTokenizer.from_pretrained(directory)
+    theirs.pad_token, theirs.eos_token = "<pad>", "<|endoftext|>"
+    return theirs
 
 
 @pytest.fixture
@@ -53,14 +64,11 @@ def made(tmp_path, monkeypatch):
     import trl
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    TOKENIZER.save_pretrained(tmp_path / "tokenizer")
-    theirs_of_text = transformers.AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
-    theirs_of_text.pad_token, theirs_of_text.eos_token = "<pad>", "<|endoftext|>"
+    tokenizer = their_tokenizer(tmp_path / "tokenizer")
 
     def directory(model):
         place = tmp_path / f"model {id(model)}"
-        theirs = to_transformers(model)
-        theirs.save_pretrained(place)
+        to_transformers(model).save_pretrained(place)
         return transformers.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float64)
 
     def make(kind, model, reference, rows, lora=None, **options):
@@ -76,16 +84,15 @@ def made(tmp_path, monkeypatch):
             import peft
 
             arguments.pop("ref_model", None)
-            targets = "all-linear" if isinstance(model, Llama) else ["c_attn", "c_proj", "c_fc"]
             arguments["peft_config"] = peft.LoraConfig(
-                r=lora.r, lora_alpha=lora.lora_alpha, target_modules=targets, lora_dropout=0.0,
-                task_type="CAUSAL_LM", fan_in_fan_out=isinstance(model, GPT),
+                r=lora.r, lora_alpha=lora.lora_alpha, target_modules=LORA_TARGETS[type(model)],
+                lora_dropout=0.0, task_type="CAUSAL_LM", fan_in_fan_out=isinstance(model, GPT),
             )  # fmt: skip
         trainer = getattr(trl, f"{kind}Trainer")(
             model=directory(model),
             args=config,
             train_dataset=datasets.Dataset.from_list(rows),
-            processing_class=theirs_of_text,
+            processing_class=tokenizer,
             **arguments,
         )
         trainer.model.train()
@@ -124,14 +131,19 @@ def our_names(model, trainer):
             yield (ours.removesuffix(".weight") + lora + part if lora else ours), parameter
 
 
-def gradients_agree(model, trainer, gradients):
+def gradients_agree(model, trainer, theirs, ours):
+    """Their loss and ours, and the gradients of both -> our metrics."""
+    theirs.backward()
+    loss, gradients, metrics = model.value_and_grads(*ours)
+    assert loss == pytest.approx(float(theirs), rel=1e-6)
     compared = 0
     for name, parameter in our_names(model, trainer):
-        theirs = parameter.grad.numpy()
-        difference = np.abs(gradients[name] - theirs).max()  # their log-softmax is in float32
-        assert difference < 1e-6 * max(1, np.abs(theirs).max()), name
+        expected = parameter.grad.numpy()
+        difference = np.abs(gradients[name] - expected).max()  # their log-softmax is in float32
+        assert difference < 1e-6 * max(1, np.abs(expected).max()), name
         compared += 1
     assert compared == len(gradients)
+    return metrics
 
 
 def of_pairs(model, reference, batch, loss_type="sigmoid", label_smoothing=0.0):
@@ -172,11 +184,8 @@ def test_dpo(family, made, loss_type):
     trainer = made("DPO", model, reference, PAIRS, loss_type=[loss_type], label_smoothing=smoothing)
     batch = next(iter(trainer.get_train_dataloader()))
     theirs = trainer.compute_loss(trainer.model, batch)
-    theirs.backward()
-    ids, targets, objective = of_pairs(model, reference, batch, loss_type, smoothing)
-    loss, gradients, metrics = model.value_and_grads(ids, targets, objective)
-    assert loss == pytest.approx(float(theirs), rel=1e-6)
-    gradients_agree(model, trainer, gradients)
+    ours = of_pairs(model, reference, batch, loss_type, smoothing)
+    metrics = gradients_agree(model, trainer, theirs, ours)
     told = {name: np.mean(values) for name, values in trainer._metrics["train"].items()}
     for name in ("rewards/chosen", "rewards/margins", "rewards/accuracies", "logps/rejected"):
         # A reward is β times a difference of two log-probabilities, each of some 1e-6 of itself.
@@ -186,13 +195,10 @@ def test_dpo(family, made, loss_type):
 
 def test_kto(family, made):
     model, reference = model_of(family, 5), model_of(family, 3)
-    trainer = made("KTO", model, reference, JUDGED, desirable_weight=1.5, undesirable_weight=0.7)
+    trainer = made("KTO", model, reference, JUDGED, **OF_KTO)
     batch = next(iter(trainer.get_train_dataloader()))
     theirs = trainer.compute_loss(trainer.model, batch)
-    theirs.backward()
-    loss, gradients, _ = model.value_and_grads(*of_judged(model, reference, batch))
-    assert loss == pytest.approx(float(theirs), rel=1e-6)
-    gradients_agree(model, trainer, gradients)
+    gradients_agree(model, trainer, theirs, of_judged(model, reference, batch))
 
 
 def test_reward(made, tmp_path, monkeypatch):
@@ -200,9 +206,6 @@ def test_reward(made, tmp_path, monkeypatch):
     import transformers
     import trl
 
-    TOKENIZER.save_pretrained(tmp_path / "text")
-    text = transformers.AutoTokenizer.from_pretrained(tmp_path / "text")
-    text.pad_token, text.eos_token = "<pad>", "<|endoftext|>"
     to_transformers(model_of("GPT-2", 3)).save_pretrained(tmp_path / "model")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "model", num_labels=1
@@ -216,7 +219,7 @@ def test_reward(made, tmp_path, monkeypatch):
         model=model,
         args=config,
         train_dataset=datasets.Dataset.from_list(PAIRS),
-        processing_class=text,
+        processing_class=their_tokenizer(tmp_path / "tokenizer"),
     )
     batch = next(iter(trainer.get_train_dataloader()))
     theirs, out = trainer.compute_loss(trainer.model, batch, return_outputs=True)
@@ -275,13 +278,9 @@ def test_grpo(family, made, loss_type, level, corrected):
     sampled = rollouts(model, reference)
     trainer.current_gradient_accumulation_steps = 1
     theirs = trainer._compute_loss(trainer.model, as_inputs(*sampled))
-    theirs.backward()
     options = {"loss_type": loss_type, "level": level, "corrected_kl": corrected}
-    loss, gradients, metrics = model.value_and_grads(
-        *of_rollouts(*sampled, max_length=6, epsilon_high=0.25, **options)
-    )
-    assert loss == pytest.approx(float(theirs), rel=1e-6)
-    gradients_agree(model, trainer, gradients)
+    ours = of_rollouts(*sampled, max_length=6, epsilon_high=0.25, **options)
+    metrics = gradients_agree(model, trainer, theirs, ours)
     told = {name: np.mean(values) for name, values in trainer._metrics["train"].items()}
     assert metrics["kl"] == pytest.approx(told["kl"], rel=1e-5) or corrected
 
@@ -290,21 +289,21 @@ def test_grpo(family, made, loss_type, level, corrected):
 @pytest.mark.parametrize("kind", ["DPO", "KTO", "GRPO"])
 def test_a_whole_step(family, made, kind, lora, monkeypatch):
     """Clipped gradients and AdamW: the parameters after it."""
+    import torch
+
     model, reference = model_of(family, 5), model_of(family, 3)
     rows = {"DPO": PAIRS, "KTO": JUDGED, "GRPO": [{"prompt": "To be"}] * 4}[kind]
-    options = {"KTO": {"desirable_weight": 1.5, "undesirable_weight": 0.7}}.get(kind, {})
-    if kind == "GRPO":
-        options = {"num_generations": 2, "max_completion_length": 6}
+    of_grpo = {"num_generations": 2, "max_completion_length": 6}
+    options = {"DPO": {}, "KTO": OF_KTO, "GRPO": of_grpo}[kind]
     trainer = made(kind, model, reference, rows, lora, **options)
     if lora is not None:
         reference = model_of(family, 5)  # the base under the adapter
-        targets = "all-linear" if family == "Llama" else ["c_attn", "c_proj", "c_fc"]
-        model.add_adapter(LoRAConfig(lora.r, lora.lora_alpha, targets))
+        model.add_adapter(LoRAConfig(lora.r, lora.lora_alpha, LORA_TARGETS[type(model)]))
         rng = np.random.default_rng(1)
         for name, parameter in our_names(model, trainer):
             value = rng.normal(0, 0.2, parameter.shape)
             model.adapter.parameters[name][...] = value
-            parameter.data[...] = trainer_tensor(value)
+            parameter.data[...] = torch.tensor(value)
     if kind == "GRPO":
         sampled = rollouts(model, reference)
         inputs = as_inputs(*sampled)
@@ -326,9 +325,3 @@ def test_a_whole_step(family, made, kind, lora, monkeypatch):
         compared += 1
     assert compared == len(model.trained)
     assert moved > LR / 2
-
-
-def trainer_tensor(value):
-    import torch
-
-    return torch.tensor(value)
