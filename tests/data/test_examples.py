@@ -38,12 +38,6 @@ def chatml():
     return tokenizer
 
 
-def llama_tokenizer(template, special):
-    tokenizer = Tokenizer.train(["user assistant Hello there"], 300, special)
-    tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token = template, "<s>", "</s>"
-    return tokenizer
-
-
 FORMATS = {
     "chatml": (
         CHAT_TEMPLATES["chatml"],
@@ -76,7 +70,8 @@ FORMATS = {
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_assistants_turns_are_learnt(name):
     template, special, expected = FORMATS[name]
-    tokenizer = llama_tokenizer(template, special)
+    tokenizer = Tokenizer.train(["user assistant Hello there"], 300, special)
+    tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token = template, "<s>", "</s>"
     messages = talk("Hi", "Hello", "Bye", "See you")
     example = ExampleEncoder(tokenizer).encode(record(messages=messages))
     assert marked(example, tokenizer) == expected
@@ -153,16 +148,13 @@ def test_a_long_example_is_cut_from_the_left_of_its_prompt():
     assert fit((learnt_from_the_start,), 2) is None
 
 
-def test_a_first_token_alone_is_nothing_to_learn(plain):
+def test_a_first_token_alone_is_nothing_to_learn(plain, monkeypatch):
     """Nothing predicts it."""
-    plain_end, plain.eos_token = plain.eos_token, None
-    try:
-        encoder = ExampleEncoder(plain)
-        with pytest.raises(ValueError, match=r"nothing .* trained on: .*a text of two tokens"):
-            encoder.encode(record(TEXT, text="a"))
-        assert encoder.encode(record(TEXT, text="ab, ")).loss_mask.all()
-    finally:
-        plain.eos_token = plain_end
+    monkeypatch.setattr(plain, "eos_token", None)
+    encoder = ExampleEncoder(plain)
+    with pytest.raises(ValueError, match=r"nothing .* trained on: .*a text of two tokens"):
+        encoder.encode(record(TEXT, text="a"))
+    assert encoder.encode(record(TEXT, text="ab, ")).loss_mask.all()
 
 
 @pytest.mark.parametrize(
@@ -180,13 +172,16 @@ def test_the_last_answer_is_what_is_asked_for(ids, learnt, expected):
     assert (found and tuple(part.tolist() for part in found)) == expected
 
 
-def example_set(tokenizer, directory, lengths, held_out=(), most=1000):
-    """Examples of a prompt token and an answer of so many, the number of the example in each."""
-    records = [
-        (record(COMPLETION, prompt="a", completion="b " * length), number in held_out)
-        for number, length in enumerate(lengths)
-    ]
-    tokens, counts = encode_examples(records, ExampleEncoder(tokenizer), most, directory)
+def on_disk(tokenizer, directory, records, held_out=(), most=1000):
+    """Records as examples in a directory, those of these numbers held out."""
+    chosen = [(one, number in held_out) for number, one in enumerate(records)]
+    return encode_examples(chosen, ExampleEncoder(tokenizer), most, directory)
+
+
+def example_set(tokenizer, directory, lengths, **options):
+    """Examples of a prompt token and an answer of so many."""
+    records = [record(COMPLETION, prompt="a", completion="b " * length) for length in lengths]
+    tokens, counts = on_disk(tokenizer, directory, records, **options)
     return ExampleSet(directory, tokens), counts
 
 
@@ -197,9 +192,7 @@ def test_examples_on_disk_are_what_was_encoded(plain, tmp_path):
         record(COMPLETION, prompt="To be", completion=", or not"),
         record(TEXT, text="To be"),
     ]
-    tokens, counts = encode_examples(
-        [(one, number == 1) for number, one in enumerate(records)], encoder, 99, tmp_path
-    )
+    tokens, counts = on_disk(plain, tmp_path, records, held_out=[1])
     examples = ExampleSet(tmp_path, tokens)
     assert examples.train.tolist() == [0, 2]
     assert examples.val.tolist() == [1]
@@ -239,15 +232,11 @@ def test_padding_is_told_by_its_place(plain, tmp_path):
 def test_padding_changes_no_gradient(plain, tmp_path):
     """A batch of unequal examples, against each by itself with one count for both."""
     examples, _ = example_set(plain, tmp_path, [1, 9, 4])
-    model = numgpt.GPT(
-        numgpt.GPTConfig(
-            n_layer=2, n_head=2, n_embd=8, n_positions=64, vocab_size=plain.vocab_size
-        ),
-        dtype=np.float64,
-    )
+    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 8, "n_positions": 64}
+    config = numgpt.GPTConfig(**sizes, vocab_size=plain.vocab_size)
+    model = numgpt.GPT(config, dtype=np.float64)
     together = examples.padded(np.arange(3))
     loss, gradients = model.loss_and_grads(together.ids, together.targets)
-    gradients = {name: gradients[name].copy() for name in gradients}
     count, alone, total = together.counted, 0.0, None
     for number in range(3):
         one = examples.padded(np.array([number]))
@@ -302,27 +291,23 @@ def test_what_is_too_long_is_counted(plain, tmp_path):
     assert (counts.trained, counts.dropped) == (2, 1)
     assert "1 left out, too long even without a prompt" in str(counts)
     assert len(examples.train) == 2
-    with pytest.raises(
-        ValueError, match="no examples to train on: all 1 are too long for max_length=10, even"
+    for options, message in (
+        ({"lengths": [50], "most": 10}, "too long for max_length=10, even"),
+        ({"lengths": [1], "held_out": [0]}, "held out"),
     ):
-        example_set(plain, tmp_path, [50], most=10)
-    with pytest.raises(ValueError, match="no examples to train on: all 1 are held out"):
-        example_set(plain, tmp_path, [1], held_out=[0])
+        with pytest.raises(ValueError, match=f"no examples to train on: all 1 are {message}"):
+            example_set(plain, tmp_path, **options)
 
 
 def test_what_became_of_the_records_is_counted(plain, tmp_path):
+    short = record(COMPLETION, prompt="a", completion="b")
     long = record(COMPLETION, prompt="a " * 50, completion="b")
-    records = [
-        (long, False),
-        (record(COMPLETION, prompt="a", completion="b"), True),
-        (Record("a.jsonl", 9, COMPLETION, {"prompt": "a", "completion": "b"}, origin="x"), False),
-    ]
-    encoder = ExampleEncoder(plain)
-    tokens, counts = encode_examples(records, encoder, 10, tmp_path)
-    short = encoder.encode(records[1][0])
+    records = [long, short, dataclasses.replace(short, origin="x")]
+    tokens, counts = on_disk(plain, tmp_path, records, held_out=[1], most=10)
+    example = ExampleEncoder(plain).encode(short)
     assert (counts.trained, counts.held_out, counts.cut, counts.dropped) == (2, 1, 1, 0)
-    assert counts.tokens == 10 + len(short.ids)
-    assert counts.counted == 2 * short.loss_mask.sum()
+    assert counts.tokens == 10 + len(example.ids)
+    assert counts.counted == 2 * example.loss_mask.sum()
     assert str(counts) == (
         f"2 examples of prompt and completion (made of x); {counts.counted} of {counts.tokens}"
         " tokens are trained on; 1 more held out; 1 too long, cut from the left of the prompt"
@@ -331,9 +316,7 @@ def test_what_became_of_the_records_is_counted(plain, tmp_path):
 
 
 def test_a_file_that_does_not_begin_with_an_example_is_none(plain, tmp_path):
-    tokens, _ = encode_examples(
-        [(record(TEXT, text="To be"), False)], ExampleEncoder(plain), 99, tmp_path
-    )
+    tokens, _ = on_disk(plain, tmp_path, [record(TEXT, text="To be")])
     path = tmp_path / "tokens.bin"
     held_out = np.fromfile(path, "<u4")
     held_out[0] ^= BEGINS
