@@ -6,8 +6,32 @@ from itertools import pairwise
 import numpy as np
 from support import run_to
 
+import numgpt
 from numgpt.training import Trainer
 from numgpt.training.checkpoint import load_checkpoint
+
+
+def begin(kind, data, out, overwrite=False, **options):
+    """A short run of this kind on the model that ships, each step of which is reported."""
+    usual = {"model": "shakespeare", "data": data, "steps": 6, "batch_size": 4}
+    usual |= {"log_every": 1, "sample_every": 0}
+    return Trainer.start(kind(**usual | options), out, overwrite=overwrite)
+
+
+def shipped(directory, **changes):
+    """The model that ships, in a directory of its own, its tokenizer changed -> the directory."""
+    model, tokenizer = numgpt.load("shakespeare")
+    vars(tokenizer).update(changes)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return str(directory)
+
+
+def told(trainer):
+    """What a run tells while it is made."""
+    said = []
+    trainer.run(lambda record: said.append(str(record)))
+    return said
 
 
 def logged(out):
@@ -30,23 +54,37 @@ def ends_bit_for_bit(start, tmp_path, stops, resumed=lambda trainer: None, **opt
         trainer = Trainer.resume(tmp_path / "parts")
         resumed(trainer)
     trainer.run()
-    whole, parts = runs = tmp_path / "whole", tmp_path / "parts"
+    return same_end(tmp_path / "whole", tmp_path / "parts")
+
+
+def same_end(whole, parts):
+    """Two runs have left the same weights, moments and reports -> both checkpoints."""
     weights = [path.relative_to(whole) for path in whole.rglob("*model.safetensors")]
     assert weights
     for path in weights:
         assert (whole / path).read_bytes() == (parts / path).read_bytes(), path
-    ends = [load_checkpoint(run) for run in runs]
-    np.testing.assert_array_equal(ends[0].optimizer.m, ends[1].optimizer.m)
-    np.testing.assert_array_equal(ends[0].optimizer.v, ends[1].optimizer.v)
-    for one, other in zip(*map(logged, runs), strict=True):
+    for one, other in zip(logged(whole), logged(parts), strict=True):
         del one["tokens_per_second"], other["tokens_per_second"]
         assert one == other
+    return same_checkpoint(whole, parts)
+
+
+def same_checkpoint(*runs):
+    a, b = ends = [load_checkpoint(run) for run in runs]
+    np.testing.assert_array_equal(a.model.parameters.flat, b.model.parameters.flat)
+    np.testing.assert_array_equal(a.optimizer.m, b.optimizer.m)
+    np.testing.assert_array_equal(a.optimizer.v, b.optimizer.v)
+    assert a.optimizer.steps == b.optimizer.steps
+    assert a.rng.bit_generator.state == b.rng.bit_generator.state
+    assert a.model.parameters.layout == b.model.parameters.layout
+    for name in ("best_loss", "unreported", "unreported_steps", "tokens"):
+        assert getattr(a, name) == getattr(b, name), name
     return ends
 
 
-def pieces(*stops):
-    """The numbers from 0 up, as far as each stop."""
-    return [np.arange(start, stop) for start, stop in pairwise([0, *stops])]
+def cuts(examples, *ways):
+    """The first examples in batches, which end at these numbers, for each way to cut them."""
+    return [[examples.padded(np.arange(*ends)) for ends in pairwise([0, *way])] for way in ways]
 
 
 def however_cut(task, model, cuts, rel=1e-5):

@@ -6,12 +6,12 @@ from functools import partial
 import numpy as np
 import pytest
 from support import refused, write_lines
-from training.runs import ends_bit_for_bit, however_cut, logged, moved, pieces
+from training.runs import begin, cuts, ends_bit_for_bit, however_cut, logged, moved
 from training.test_preferences import PAIRS
 
 import numgpt
 from numgpt import objectives
-from numgpt.training import KTOConfig, Trainer
+from numgpt.training import KTOConfig, TuneConfig
 
 JUDGED = [
     {"prompt": pair["prompt"], "completion": pair[name], "label": name == "chosen"}
@@ -25,9 +25,7 @@ def data(tmp_path):
     return write_lines(tmp_path / "judged.jsonl", *JUDGED)
 
 
-def start(data, out, **options):
-    usual = {"model": "shakespeare", "data": data, "steps": 6, "batch_size": 4, "log_every": 1}
-    return Trainer.start(KTOConfig(**usual | {"sample_every": 0} | options), out)
+start = partial(begin, KTOConfig)
 
 
 def test_good_completions_become_likelier_and_bad_ones_less_likely(data, tmp_path):
@@ -65,11 +63,7 @@ def test_a_step_is_that_of_the_objective_however_it_is_cut(data, tmp_path):
     z = objectives.mismatched_kl(logps[12:], task.reference[:, 1])
     labels = np.array([line["label"] for line in JUDGED])
     expected, _, _ = objectives.kto(logps[:12], task.reference[:, 0], labels, z, 0.3, 1.5)
-    cuts = [
-        [task.examples.padded(piece) for piece in pieces(*stops)]
-        for stops in ([12], [5, 12], [1, 2, 7, 12])
-    ]
-    found = however_cut(task, model, cuts)
+    found = however_cut(task, model, cuts(task.examples, [12], [5, 12], [1, 2, 7, 12]))
     first = found[0][1]
     for loss, metrics in found:
         assert loss == pytest.approx(expected, rel=1e-5)
@@ -113,10 +107,9 @@ def test_a_long_completion_takes_no_other_with_it(tmp_path):
 
 
 def test_supervised_tuning_does_not_learn_what_was_judged_bad(data, tmp_path):
-    from numgpt.training import TuneConfig
-
-    config = TuneConfig(model="shakespeare", data=data)
-    refused(lambda: Trainer.start(config, tmp_path / "run"), "it has prompt, completion and label")
+    refused(
+        lambda: begin(TuneConfig, data, tmp_path / "run"), "it has prompt, completion and label"
+    )
 
 
 def test_the_command_line(call, data, tmp_path):

@@ -9,7 +9,7 @@ from models.references import small_model
 from models.test_gradients import along, numerical
 from models.test_lora import adapted, randomise
 from support import assert_close, refused, talk, write_lines
-from training.runs import ends_bit_for_bit, however_cut, logged, pieces
+from training.runs import begin, cuts, ends_bit_for_bit, however_cut, logged, told
 from training.test_preferences import PAIRS
 
 import numgpt
@@ -38,9 +38,7 @@ def data(tmp_path):
     return write_lines(tmp_path / "pairs.jsonl", *PAIRS)
 
 
-def start(data, out, **options):
-    usual = {"model": "shakespeare", "data": data, "steps": 6, "batch_size": 3, "log_every": 1}
-    return Trainer.start(RewardConfig(**usual | {"sample_every": 0} | options), out)
+start = partial(begin, RewardConfig, batch_size=3)
 
 
 # --- the head ---
@@ -109,12 +107,8 @@ def test_a_head_trains_with_what_trains_already():
     for name, array in model.parameters.items():
         np.testing.assert_array_equal(array, before[name])
     assert model.scores(ids).mean() < 0 or model.scores(ids).std() == 0
-    for wrong, message in (
-        (lambda: small_model("default").scores([[1]]), "no score head"),
-        (lambda: small_model("default").add_score_head(np.ones((2, 3))), r"shape \(2, 3\)"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            wrong()
+    refused(lambda: small_model("default").scores([[1]]), "no score head")
+    refused(lambda: small_model("default").add_score_head(np.ones((2, 3))), r"shape \(2, 3\)")
 
 
 # --- a run ---
@@ -123,12 +117,9 @@ def test_a_head_trains_with_what_trains_already():
 def test_it_ranks_pairs_that_it_has_not_seen(tmp_path):
     data = write_lines(tmp_path / "pairs.jsonl", *pairs(160, 0))
     held_out = write_lines(tmp_path / "held_out.jsonl", *pairs(60, 1))
-    trainer = start(
-        data, tmp_path / "run", steps=30, batch_size=4, val_data=held_out, eval_every=30
-    )
-    said = []
-    trainer.run(report=lambda record: said.append(str(record)))
-    assert any("accuracy 1.000" in line for line in said)
+    options = {"steps": 30, "batch_size": 4, "val_data": held_out, "eval_every": 30}
+    trainer = start(data, tmp_path / "run", **options)
+    assert any("accuracy 1.000" in line for line in told(trainer))
     last = logged(tmp_path / "run")[-1]
     assert last["accuracy"] == 1
     assert last["margin"] > 1
@@ -151,21 +142,18 @@ def test_it_ranks_pairs_that_it_has_not_seen(tmp_path):
 def test_a_step_is_that_of_the_objective_however_it_is_cut(data, tmp_path, lora_r):
     trainer = start(data, tmp_path / "run", center_coefficient=0.1, lora_r=lora_r)
     task, model = trainer.task, trainer.model
-    encode = trainer.tokenizer.encode
+    encode, end = trainer.tokenizer.encode, trainer.tokenizer.eos_token_id
     texts = [
-        encode(pair["prompt"])
-        + encode(pair[name], continues=True)
-        + [trainer.tokenizer.eos_token_id]
+        [*encode(pair["prompt"]), *encode(pair[name], continues=True), end]
         for name in ("chosen", "rejected")
         for pair in PAIRS
     ]
     scores = model.scores(texts).astype(float)
     expected, _, metrics = objectives.reward(scores[:6], scores[6:], None, 0.1)
-    every = ([6], [2, 6], [1, 2, 3, 4, 5, 6])
-    cuts = [[*map(task.examples.padded, pieces(*stops))] for stops in every]
-    for loss, told in however_cut(task, model, cuts):
+    ways = cuts(task.examples, [6], [2, 6], [1, 2, 3, 4, 5, 6])
+    for loss, found in however_cut(task, model, ways):
         assert loss == pytest.approx(expected, rel=1e-4)
-        assert told == pytest.approx(metrics, rel=1e-4, abs=1e-5)
+        assert found == pytest.approx(metrics, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("lora_r", [4, 0])
@@ -260,17 +248,14 @@ def test_peft_gives_the_same_scores(family, tmp_path):
 def test_what_is_refused(data, tmp_path):
     start(data, tmp_path / "judge", lora_r=0, steps=1).run()
     judge = str(tmp_path / "judge")
-    for config in (TuneConfig, DPOConfig):
-        options = config(model=judge, data=data)
-        refused(lambda o=options: Trainer.start(o, tmp_path / "no"), "is a reward model")
+    for kind in (TuneConfig, DPOConfig):
+        refused(lambda k=kind: begin(k, data, tmp_path / "no", model=judge), "is a reward model")
         assert not (tmp_path / "no").exists()
     head, tokenizer = numgpt.load(judge)
     refused(lambda: save_gguf(head, None, tmp_path / "a.gguf"), "has no place in GGUF")
     model = small_model("default")
-    refused(
-        lambda: evaluation.preference_accuracy(model, tokenizer, data),
-        "model=.* is no reward model",
-    )
+    accuracy = evaluation.preference_accuracy
+    refused(lambda: accuracy(model, tokenizer, data), "model=.* is no reward model")
     head.score_head.weight[...] = np.nan
     refused(lambda: head.save_pretrained(tmp_path / "nan"), "score.weight holds NaN")
 
@@ -324,17 +309,13 @@ def test_it_is_no_language_model_to_train(tmp_path, data):
     config = TrainConfig(init_from=str(tmp_path / "judge"))
     refused(lambda: Trainer.start(config, tmp_path / "no"), "is a reward model: name a language")
     judge, tokenizer = numgpt.load(tmp_path / "judge")
-    missing = str(tmp_path / "none.jsonl")
-    refused(
-        lambda: evaluation.preference_accuracy(judge, tokenizer, missing), "^preferences='.*none"
-    )
+    accuracy = partial(evaluation.preference_accuracy, judge, tokenizer)
+    refused(lambda: accuracy(str(tmp_path / "none.jsonl")), "^preferences='.*none")
     prompt, *chosen = talk("a", "b")
     pair = {"prompt": [prompt], "chosen": chosen, "rejected": talk("a", "c")[1:]}
     asked = write_lines(tmp_path / "talk.jsonl", pair)
-    refused(
-        lambda: evaluation.preference_accuracy(judge, tokenizer, asked),
-        "line 1: the model was tuned on texts, and its chat template does not write conversations",
-    )
+    message = "the model was tuned on texts, and its chat template does not write conversations"
+    refused(lambda: accuracy(asked), f"line 1: {message}")
 
 
 def test_pairs_that_are_too_long_are_cut_or_left_out_and_told(tmp_path, data, call):
