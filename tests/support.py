@@ -2,6 +2,7 @@
 machines have."""
 
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -146,3 +147,15 @@ def run_to(trainer, stop: int) -> None:
     trainer.step = stopping
     trainer.run()
     assert trainer.optimizer.steps == stop
+
+
+def fails_at(monkeypatch, owner: object, name: str, number: int, error: object) -> None:
+    """This call of a function, from 1, raises an error; all others are as ever."""
+    function, count = getattr(owner, name), itertools.count(1)
+
+    def failing(*arguments, **options):
+        if next(count) == number:
+            raise error
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, failing)

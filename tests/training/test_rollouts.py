@@ -10,8 +10,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from support import refused, run_to, talk, write_lines
-from training.runs import ends_bit_for_bit, however_cut, logged, moved
+from support import fails_at, refused, run_to, talk, write_lines
+from training.runs import (
+    begin,
+    ends_bit_for_bit,
+    however_cut,
+    logged,
+    moved,
+    same_end,
+    shipped,
+    told,
+)
 
 import numgpt
 from numgpt import objectives
@@ -29,6 +38,7 @@ PROMPTS = [
     {"prompt": "The king", "answer": "3"},
     {"prompt": "Good", "answer": "morrow"},
 ]
+PAIR = {"prompt": "My lord,", "chosen": " I come", "rejected": " no"}
 REWARDS = """
 def few_e(prompt, completion, example):
     return 1 - 5 * completion.count("e") / max(1, len(completion))
@@ -84,10 +94,17 @@ def few_e(rewards):
 
 
 def start(data, out, reward, kind=GRPOConfig, **options):
-    usual = {"model": "shakespeare", "data": data, "reward": reward, "steps": 4, "log_every": 1}
-    usual |= {"max_completion_length": 8, "sample_every": 0, "grad_accum": 2, "lr": 1e-3}
-    usual |= {"group_size": 4} if kind is GRPOConfig else {}
-    return Trainer.start(kind(**usual | options), out)
+    usual = {"batch_size": None, "reward": reward, "steps": 4, "grad_accum": 2, "lr": 1e-3}
+    usual |= {"max_completion_length": 8} | ({"group_size": 4} if kind is GRPOConfig else {})
+    return begin(kind, data, out, **usual | options)
+
+
+def judge_of(place, pair=PAIR, **options):
+    """A reward model that was trained for a step -> its run."""
+    data = write_lines(place.with_suffix(".jsonl"), pair)
+    run = begin(RewardConfig, data, place, steps=1, **options)
+    run.run()
+    return run
 
 
 # --- rollouts ---
@@ -96,8 +113,7 @@ def start(data, out, reward, kind=GRPOConfig, **options):
 def test_the_reward_of_what_is_written_rises(data, tmp_path, few_e):
     trainer = start(data, tmp_path / "run", few_e, steps=24, val_fraction=0.3, eval_every=24)
     assert str(trainer.task) == "4 prompts to train on, 1 held out"
-    said = []
-    trainer.run(report=lambda record: said.append(str(record)))
+    said = told(trainer)
     records = logged(tmp_path / "run")
     first, last = (np.mean([r["reward"] for r in part]) for part in (records[:4], records[-4:]))
     assert last > first + 0.05
@@ -170,29 +186,20 @@ def test_a_step_is_that_of_the_objective_however_it_is_cut(data, tmp_path, few_e
         if config.kl == "reward":
             rewards = rewards - config.beta * ((old - reference) * mask).sum(axis=1)
     advantages = objectives.group_advantages(rewards, 4, config.scale_rewards)
-    expected, _, metrics = objectives.grpo(
-        wide(logps),
-        old,
-        advantages,
-        mask,
-        reference,
-        0.0 if config.kl == "reward" else config.beta,
-        epsilon_high=config.epsilon_high,
-        loss_type=config.loss_type,
-        level=config.level,
-        corrected_kl=config.kl == "corrected",
-        max_length=8,
-    )
+    given = {name: getattr(config, name) for name in ("epsilon_high", "loss_type", "level")}
+    given |= {"beta": 0.0 if config.kl == "reward" else config.beta, "max_length": 8}
+    given |= {"corrected_kl": config.kl == "corrected"}
+    expected, _, wanted = objectives.grpo(wide(logps), old, advantages, mask, reference, **given)
     cuts = batches, [rows_of(b, [row]) for b, row in parts]
     found = however_cut(task, model, cuts, rel=2e-5)
-    for loss, told in found:
-        bonus = config.entropy_coef * told.get("entropy", 0)
+    for loss, metrics in found:
+        bonus = config.entropy_coef * metrics.get("entropy", 0)
         assert loss + bonus == pytest.approx(expected, rel=1e-4, abs=1e-6)
-        for name, value in metrics.items() if mask.any() else ():
-            assert told[name] == pytest.approx(value, rel=1e-3, abs=1e-6)
-    groups, told = np.concatenate([b.rewards for b in batches]).reshape(-1, 4), found[0][1]
-    assert told["reward"] == pytest.approx(groups.mean())
-    assert told["reward_std"] == pytest.approx(groups.std(axis=1, ddof=1).mean())
+        for name, value in wanted.items() if mask.any() else ():
+            assert metrics[name] == pytest.approx(value, rel=1e-3, abs=1e-6)
+    groups, metrics = np.concatenate([b.rewards for b in batches]).reshape(-1, 4), found[0][1]
+    assert metrics["reward"] == pytest.approx(groups.mean())
+    assert metrics["reward_std"] == pytest.approx(groups.std(axis=1, ddof=1).mean())
 
 
 @pytest.mark.parametrize("kind", [GRPOConfig, PPOConfig])
@@ -319,22 +326,14 @@ def test_the_value_head_stays_with_the_run(data, tmp_path, few_e):
 def test_a_kill_in_the_middle_of_a_rollout_costs_nothing(data, tmp_path, few_e, monkeypatch):
     start(data, tmp_path / "whole", few_e, save_every=1).run()
     trainer = start(data, tmp_path / "killed", few_e, save_every=1)
-    rewarded, count = trainer.task.rewarded, itertools.count()
-
-    def killed(*arguments):
-        if next(count) == 2:
-            raise KeyboardInterrupt
-        return rewarded(*arguments)
-
-    monkeypatch.setattr(trainer.task, "rewarded", killed)
+    fails_at(monkeypatch, trainer.task, "rewarded", 3, KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
     trainer.lock.release()
     trainer = Trainer.resume(tmp_path / "killed", {"steps": 4})
     assert trainer.optimizer.steps == 2
     trainer.run()
-    ends = [load_checkpoint(tmp_path / run) for run in ("whole", "killed")]
-    np.testing.assert_array_equal(ends[0].optimizer.m, ends[1].optimizer.m)
+    same_end(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_a_run_goes_on_with_more_steps(data, tmp_path, few_e):
@@ -367,9 +366,8 @@ LETTERS = "abcdef"
 def letters(tmp_path):
     """A model of six letters, and what each completion of two is worth."""
     tokenizer = CharTokenizer.train([LETTERS])
-    config = numgpt.GPTConfig(
-        n_layer=1, n_head=2, n_embd=16, n_positions=8, vocab_size=tokenizer.vocab_size
-    )
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 16, "n_positions": 8}
+    config = numgpt.GPTConfig(**sizes, vocab_size=tokenizer.vocab_size)
     model = numgpt.GPT(config, seed=3)
     for array in model.parameters.values():
         array *= 6 if array.ndim == 2 else 1  # so that it has preferences of its own
@@ -568,10 +566,8 @@ def test_a_reward_may_import_what_stands_beside_it_and_be_interrupted(tmp_path):
 
 
 def test_a_reward_model_rewards(data, tmp_path):
-    pairs = [{"prompt": "My lord,", "chosen": " I come", "rejected": " no"}]
-    options = {"model": "shakespeare", "data": write_lines(tmp_path / "pairs.jsonl", *pairs)}
+    judge_of(tmp_path / "judge")
     judge = str(tmp_path / "judge")
-    Trainer.start(RewardConfig(**options, steps=1, sample_every=0), judge).run()
     trainer = start(data, tmp_path / "run", judge, steps=1)
     batch = trainer.task.next_step()[0]
     model, tokenizer = numgpt.load(judge)
@@ -586,10 +582,9 @@ def test_a_reward_model_rewards(data, tmp_path):
 
 
 def test_rewards_that_never_differ_are_told_of(data, tmp_path, rewards):
-    said = []
     trainer = start(data, tmp_path / "run", f"{rewards}:same", steps=12, max_completion_length=1)
-    trainer.run(report=lambda record: said.append(str(record)))
-    assert sum("10 rollouts have taught nothing: all completions" in line for line in said) == 1
+    message = "10 rollouts have taught nothing: all completions"
+    assert sum(message in line for line in told(trainer)) == 1
     assert logged(tmp_path / "run")[-1]["frac_reward_zero_std"] == 1
 
 
@@ -617,8 +612,7 @@ def test_a_task_of_reasoning_gym_brings_prompts_and_reward(tmp_path):
         ("reasoning_gym:chain_sum,seed=2", "give task_size and seed instead"),
         ("reasoning_gym:chain_sum,min_terms", "expected reasoning_gym:NAME or"),
     ):
-        config = GRPOConfig(model="shakespeare", task=name)
-        refused(lambda c=config: Trainer.start(c, tmp_path / "no"), message)
+        refused(lambda n=name: start(None, tmp_path / "no", None, task=n), message)
 
 
 OPTIONS = [
@@ -640,19 +634,15 @@ OPTIONS = [
 
 @pytest.mark.parametrize(("options", "message"), OPTIONS)
 def test_options_that_cannot_be(data, tmp_path, few_e, options, message):
-    refused(
-        lambda: start(**{"data": data, "out": tmp_path / "r", "reward": few_e} | options), message
-    )
+    usual = {"data": data, "out": tmp_path / "r", "reward": few_e}
+    refused(lambda: start(**usual | options), message)
     assert not (tmp_path / "r").exists()
 
 
 PROMPT_LINES = [
     ({"prompt": ""}, "line 1: its prompt is empty: there is nothing to continue"),
     ({"text": "a"}, "line 1: it has text: what is to be continued has the key prompt"),
-    (
-        {"prompt": [{"role": "assistant", "content": "a"}]},
-        "line 1: its prompt ends with the assistant's message",
-    ),
+    ({"prompt": talk("a", "b")}, "line 1: its prompt ends with the assistant's message"),
 ]
 
 
@@ -698,31 +688,24 @@ def test_a_judge_reads_what_it_was_trained_on(data, tmp_path):
     """Of texts and of conversations, the tokens that are scored are those of its training."""
     prompt, *chosen = talk("Who comes?", "The king")
     _, *rejected = talk("Who comes?", "No one")
-    chats = [{"prompt": [prompt], "chosen": chosen, "rejected": rejected}]
-    texts = [{"prompt": "My lord,", "chosen": " I come", "rejected": " no"}]
-    for name, pairs in (("chats", chats), ("texts", texts)):
-        options = {"model": "shakespeare", "data": write_lines(tmp_path / f"{name}.jsonl", *pairs)}
-        run = Trainer.start(RewardConfig(**options, steps=1, sample_every=0), tmp_path / name)
-        trained = run.task.examples.example(0, 0).ids
-        run.run()
+    chats = {"prompt": [prompt], "chosen": chosen, "rejected": rejected}
+    for name, pair, said in (("chats", chats, chosen[0]["content"]), ("texts", PAIR, " I come")):
+        trained = judge_of(tmp_path / name, pair).task.examples.example(0, 0).ids
         judge = named_reward(str(tmp_path / name))
-        said = pairs[0]["chosen"] if name == "texts" else pairs[0]["chosen"][0]["content"]
-        completion = Completion(pairs[0]["prompt"], said, {})
+        completion = Completion(pair["prompt"], said, {})
         assert judge([completion])[0] == pytest.approx(judge.model.scores([trained])[0], rel=1e-6)
         empty, long = completion._replace(text=""), completion._replace(text=" so" * 400)
         assert np.isfinite(judge([empty, completion, long])).all()
 
 
 def test_the_reference_is_not_what_the_run_writes(data, tmp_path, few_e):
-    base = tmp_path / "base"
-    for part in numgpt.load("shakespeare"):
-        part.save_pretrained(base)
-    config = GRPOConfig(model=str(base), data=data, reward=few_e, lora_r=0, beta=0.1, steps=2)
+    base = shipped(tmp_path / "base")
+    options = {"model": base, "lora_r": 0, "beta": 0.1, "steps": 2}
     refused(
-        lambda: Trainer.start(config, base, overwrite=True), "what would be replaced, and the run"
+        lambda: start(data, base, few_e, overwrite=True, **options),
+        "what would be replaced, and the run",
     )
-    config = GRPOConfig(model=str(base), data=data, reward=few_e, lora_r=0, beta=0.1, steps=2)
-    trainer = Trainer.start(config, tmp_path / "run")
+    trainer = start(data, tmp_path / "run", few_e, **options)
     run_to(trainer, 1)
     model, _ = numgpt.load(base, mmap=False)
     model.parameters["wte"][0, 0] += 1
@@ -776,10 +759,10 @@ def test_what_no_reward_applies_to_has_no_part(data, tmp_path, kind):
 
 def test_groups_of_equal_rewards_are_told_whatever_rounding_does(data, tmp_path, rewards):
     trainer = start(data, tmp_path / "run", f"{rewards}:same", group_size=6)
-    told = trainer.task._told(*made_up(trainer, np.full(6, 0.1)))
-    assert told["frac_reward_zero_std"] == told["groups"] == 1
-    told = trainer.task._told(*made_up(trainer, np.array([0.1] * 5 + [0.2])))
-    assert told["frac_reward_zero_std"] == 0
+    found = trainer.task._told(*made_up(trainer, np.full(6, 0.1)))
+    assert found["frac_reward_zero_std"] == found["groups"] == 1
+    found = trainer.task._told(*made_up(trainer, np.array([0.1] * 5 + [0.2])))
+    assert found["frac_reward_zero_std"] == 0
 
 
 def made_up(trainer, rewards):
@@ -818,10 +801,9 @@ def test_a_reward_cannot_change_what_it_is_given(tmp_path, rewards):
 
 
 def test_a_reward_that_never_applies_is_told_of(data, tmp_path, rewards):
-    said, never = [], f"{rewards}:never"
+    never = f"{rewards}:never"
     trainer = start(data, tmp_path / "run", never, steps=12, max_completion_length=1)
-    trainer.run(report=lambda record: said.append(str(record)))
-    assert sum("no reward applied to any completion" in line for line in said) == 1
+    assert sum("no reward applied to any completion" in line for line in told(trainer)) == 1
     assert "reward" not in logged(tmp_path / "run")[-1]
     assert trainer.task.sample()[1].endswith("[no reward applies]")
     trainer = start(data, tmp_path / "held", never, steps=1, val_fraction=0.3, eval_every=1)
@@ -830,29 +812,22 @@ def test_a_reward_that_never_applies_is_told_of(data, tmp_path, rewards):
 
 
 def test_completions_that_are_all_cut_off_are_told_of(data, tmp_path, few_e):
-    said = []
     options = {"steps": 12, "max_completion_length": 1, "mask_truncated": True}
     trainer = start(data, tmp_path / "run", few_e, **options)
-    trainer.run(report=lambda record: said.append(str(record)))
-    assert sum("all completions were cut off" in line for line in said) == 1
+    assert sum("all completions were cut off" in line for line in told(trainer)) == 1
 
 
 def test_a_judge_is_not_replaced_by_what_it_judges(data, tmp_path):
-    pairs = write_lines(tmp_path / "pairs.jsonl", {"prompt": "a", "chosen": " b", "rejected": " c"})
-    options = {"model": "shakespeare", "data": pairs, "steps": 1, "sample_every": 0}
     judge = tmp_path / "judge"
-    Trainer.start(RewardConfig(**options), judge).run()
+    judge_of(judge)
     before = sorted(path.name for path in judge.iterdir())
-    config = GRPOConfig(model="shakespeare", data=data, reward=str(judge), steps=1)
-    refused(lambda: Trainer.start(config, judge, overwrite=True), "is what would be replaced")
+    refused(lambda: start(data, judge, str(judge), overwrite=True), "is what would be replaced")
     assert sorted(path.name for path in judge.iterdir()) == before
 
 
 def test_a_judge_that_cannot_read_the_prompts_is_refused_at_once(tmp_path, letters):
-    directory, _ = letters
-    data = write_lines(tmp_path / "pairs.jsonl", {"prompt": "a", "chosen": "b", "rejected": "c"})
-    options = {"model": directory, "data": data, "steps": 1, "sample_every": 0, "lora_r": 0}
-    Trainer.start(RewardConfig(**options), tmp_path / "judge").run()
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    judge_of(tmp_path / "judge", pair, model=letters[0], lora_r=0)
     asked = write_lines(tmp_path / "q.jsonl", {"prompt": "What news?"})
     refused(lambda: start(asked, tmp_path / "run", str(tmp_path / "judge")), "does not read such")
     assert not (tmp_path / "run").exists()
@@ -863,13 +838,13 @@ def test_the_metrics_of_ppo_are_means_over_all_tokens(data, tmp_path, few_e):
     task, model = trainer.task, trainer.model
     moved(trainer)
     batches = task.next_step()
-    ((loss, told),) = however_cut(task, model, [batches])
+    ((loss, metrics),) = however_cut(task, model, [batches])
     entropies = []
     for batch in batches:
         logits = model(batch.ids).astype(np.float64)
         logp = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
         entropies.append(-(np.exp(logp) * logp).sum(axis=-1)[batch.mask])
     entropy = np.concatenate(entropies).mean()
-    assert told["objective/entropy"] == pytest.approx(entropy, rel=1e-3)
-    whole = told["loss/policy_avg"] + trainer.config.vf_coef * told["loss/value_avg"]
+    assert metrics["objective/entropy"] == pytest.approx(entropy, rel=1e-3)
+    whole = metrics["loss/policy_avg"] + trainer.config.vf_coef * metrics["loss/value_avg"]
     assert loss == pytest.approx(whole, rel=1e-5, abs=1e-7)
