@@ -101,5 +101,17 @@ def call(capsys, monkeypatch):
     return call
 
 
+@pytest.fixture
+def said(call):
+    """Run a command that is to end with this status -> stderr."""
+
+    def said(status: int, *arguments):
+        ended, _, err = call(*arguments)
+        assert ended == status, err
+        return err
+
+    return said
+
+
 # Scripts that record answers, and need what only they need.
 collect_ignore_glob = ["goldens/*"]

@@ -1,6 +1,8 @@
 """What tests of runs share: their logs, runs that are interrupted, steps that are cut."""
 
+import collections
 import json
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -32,6 +34,19 @@ def told(trainer):
     said = []
     trainer.run(lambda record: said.append(str(record)))
     return said
+
+
+def counted(monkeypatch, *functions):
+    """How often these functions are called, of their modules, from now on."""
+    counts = collections.Counter()
+
+    def counting(name, function, *arguments, **options):
+        counts[name] += 1
+        return function(*arguments, **options)
+
+    for module, name in functions:
+        monkeypatch.setattr(module, name, partial(counting, name, getattr(module, name)))
+    return counts
 
 
 def logged(out):
