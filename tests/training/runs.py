@@ -23,7 +23,8 @@ def begin(kind, data, out, overwrite=False, **options):
 def shipped(directory, **changes):
     """The model that ships, in a directory of its own, its tokenizer changed -> the directory."""
     model, tokenizer = numgpt.load("shakespeare")
-    vars(tokenizer).update(changes)
+    for name, value in changes.items():
+        setattr(tokenizer, name, value)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return str(directory)

@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 from support import refused, talk, write_lines
-from training.test_directories import TEXT
+from training.runs import shipped
+from training.test_directories import TEXT, content
 from training.test_directories import start as start_text
 from training.test_tuning import start as start_tuning
 
@@ -27,9 +28,8 @@ def made(tmp_path_factory):
     (place / "short.txt").write_text("too short")
     (place / "empty.txt").write_text("")
     (place / "one.jsonl").write_text('{"text": "To be"}\n')
-    for part in numgpt.load("shakespeare"):
-        part.save_pretrained(place / "base")
-    start_tuning(str(place / "talks.jsonl"), place / "tuned", model=str(place / "base")).run()
+    base = shipped(place / "base")
+    start_tuning(str(place / "talks.jsonl"), place / "tuned", model=base).run()
     return place
 
 
@@ -40,17 +40,6 @@ def runs(made, tmp_path):
     yield made
     shutil.rmtree(made)
     shutil.copytree(tmp_path / "whole", made)
-
-
-def changed(name, change):
-    """A JSON file of a run, changed in place."""
-
-    def write(run):
-        fields = json.loads((run / name).read_text())
-        change(fields)
-        (run / name).write_text(json.dumps(fields))
-
-    return write
 
 
 def base(change):
@@ -82,6 +71,22 @@ def data(text):
     return write
 
 
+def cut_off(run):
+    path = run / CHECKPOINT_FILE
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def other_characters(run):
+    CharTokenizer(sorted(set(TEXT), reverse=True)).save_pretrained(run)
+
+
+def other_merges(run):
+    fields = json.loads((run / "tokenizer.json").read_text())
+    merges = fields["model"]["merges"]
+    merges.append(merges.pop(-2))
+    (run / "tokenizer.json").write_text(json.dumps(fields))
+
+
 def gone(run):
     data("")(run)
     (run.parent / "talks.jsonl").unlink()
@@ -105,26 +110,9 @@ RESUMED = [
     ("tuned", as_it_is, {"data": "other"}, "and that cannot change"),
     # What is not what the run began with.
     ("text", shutil.rmtree, {}, "nothing to resume"),
-    (
-        "text",
-        lambda run: (run / CHECKPOINT_FILE).write_bytes((run / CHECKPOINT_FILE).read_bytes()[:-10]),
-        {},
-        CHECKPOINT_FILE,
-    ),
-    (
-        "text",
-        lambda run: CharTokenizer(sorted(set(TEXT), reverse=True)).save_pretrained(run),
-        {},
-        "its tokenizer is not the one that the run began with",
-    ),
-    (
-        "bpe",
-        changed(
-            "tokenizer.json", lambda f: f["model"]["merges"].append(f["model"]["merges"].pop(-2))
-        ),
-        {},
-        "its tokenizer is not the one that the run began with",
-    ),
+    ("text", cut_off, {}, CHECKPOINT_FILE),
+    ("text", other_characters, {}, "its tokenizer is not the one that the run began with"),
+    ("bpe", other_merges, {}, "its tokenizer is not the one that the run began with"),
     ("text", tokens(lambda ids: ids[::-1]), {}, r"tokens\.bin .*the run began with.*start a new"),
     ("text", tokens(lambda ids: ids[:99]), {}, r"tokens\.bin .*the run began with.*start a new"),
     ("text", data(TEXT + "dog"), {}, r"tokens\.bin .*the run began with.*start a new run"),
@@ -141,9 +129,9 @@ NAMES = [f"{number}: {row[3][:40]}" for number, row in enumerate(RESUMED)]
 def test_a_run_that_can_not_go_on(runs, kind, change, changes, message):
     run = runs / kind
     change(run)
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    before = content(run)
     refused(lambda: Trainer.resume(run, {"steps": 9} | changes), message)
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert content(run) == before
 
 
 STARTED = [

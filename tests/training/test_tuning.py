@@ -9,8 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import is_mapped, talk, write_lines
-from training.runs import ends_bit_for_bit, logged
+from support import fails_at, is_mapped, talk, write_lines
+from training.runs import (
+    begin,
+    counted,
+    ends_bit_for_bit,
+    logged,
+    same_checkpoint,
+    same_end,
+    shipped,
+    told,
+)
 
 import numgpt
 from numgpt import formats
@@ -20,8 +29,6 @@ from numgpt.tokenizer.chat_programs import CHAT_TEMPLATES
 from numgpt.training import Trainer, TrainingError, TuneConfig, loop
 from numgpt.training.checkpoint import load_checkpoint
 from numgpt.training.tuning import Examples
-
-QUIET = {"sample_every": 0, "log_every": 1}
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +41,7 @@ def data(tmp_path_factory):
     return write_lines(path, *({"messages": messages} for messages in talks))
 
 
-def start(data, out, **options):
-    usual = {"model": "shakespeare", "data": data, "steps": 6, "batch_size": 4} | QUIET
-    return Trainer.start(TuneConfig(**usual | options), out)
+start = partial(begin, TuneConfig)
 
 
 def adapter_of(out):
@@ -93,10 +98,10 @@ def test_a_run_that_was_interrupted_ends_bit_for_bit(data, tmp_path, lora_r):
 def test_a_base_in_fewer_bits(call, data, tmp_path, dtype):
     """… is tuned, resumed bit for bit, and said what it is."""
     start(data, tmp_path / "whole", steps=4, dtype=dtype).run()
-    parts, told = start(data, tmp_path / "parts", steps=2, dtype=dtype), []
-    parts.run(lambda record: told.append(str(record)))
+    parts = start(data, tmp_path / "parts", steps=2, dtype=dtype)
+    first, *_ = told(parts)
     size = parts.model.parameters.nbytes / 1e6
-    assert told[0] == f"the base is kept in {dtype}, {size:.1f} MB; its adapter in float32"
+    assert first == f"the base is kept in {dtype}, {size:.1f} MB; its adapter in float32"
     assert any(not isinstance(array, np.ndarray) for array in parts.model.parameters.values())
     resumed = Trainer.resume(tmp_path / "parts", {"steps": 4})
     resumed.run()
@@ -193,49 +198,39 @@ def test_the_data_come_by_standard_input_or_in_an_archive(data, tmp_path, monkey
 SMALL = ("--steps=2", "--sample-every=0", "--batch-size=4")
 
 
-def test_the_command_line(call, data, tmp_path):
+def test_the_command_line(call, said, data, tmp_path):
     run = tmp_path / "run"
     tune = ("tune", "sft", "--model", "shakespeare", "--data", data)
-    status, _, err = call(*tune, "--out", run, *SMALL, "--show=1", "--chat-format", "plain")
-    assert status == 0, err
+    err = said(0, *tune, "--out", run, *SMALL, "--show=1", "--chat-format", "plain")
     assert "User: What is 0 and 0?\nAssistant:« It is 0, of co\n<|endoftext|>»" in err
     assert "12 examples of messages" in err
     assert "numgpt chat --model" in err
     assert "accuracy" in err
-    status, _, err = call("tune", "sft", "--resume", run, "--steps", 3)
-    assert status == 0, err
-    assert "resumed at step 2" in err
-    assert call("tune", "sft", "--resume", run)[0] == 0
-    status, out, _ = call("generate", "--model", run, "--greedy", "--max-new-tokens=5", "User: Hi")
+    assert "resumed at step 2" in said(0, "tune", "sft", "--resume", run, "--steps", 3)
+    said(0, "tune", "sft", "--resume", run)
+    status, about, _ = call("info", run)
     assert status == 0
-    status, told, _ = call("info", run)
-    assert status == 0
-    assert "of shakespeare: <LoRA: r=8" in told
-    merged = tmp_path / "merged"
-    assert call("convert", "shakespeare", merged, "--adapter", run)[0] == 0
-    for flags in (("--model", "shakespeare", "--adapter", run), ("--model", merged)):
-        status, same, err = call("generate", *flags, "--greedy", "--max-new-tokens=5", "User: Hi")
-        assert status == 0, err
-        assert same == out
-    with open(tmp_path / "text.txt", "w") as file:
-        file.write("To be, or not to be: that is the question.")
-    losses = [
-        call("eval", *flags, "--data", tmp_path / "text.txt")[1]
-        for flags in (("--model", run), ("--model", "shakespeare", "--adapter", run))
-    ]
-    assert losses[0] == losses[1]
-    assert call("eval", "--model", "shakespeare", "--data", tmp_path / "text.txt")[1] != losses[0]
+    assert "of shakespeare: <LoRA: r=8" in about
+    merged, text = tmp_path / "merged", tmp_path / "text.txt"
+    said(0, "convert", "shakespeare", merged, "--adapter", run)
+    text.write_text("To be, or not to be: that is the question.")
+    base = ("--model", "shakespeare")
+    adapted, beside, whole = ("--model", run), (*base, "--adapter", run), ("--model", merged)
+    greedy = ("--greedy", "--max-new-tokens=5", "User: Hi")
+    first, *others = (call("generate", *f, *greedy)[:2] for f in (adapted, beside, whole))
+    assert others == [first] * 2
+    assert first[0] == 0
+    first, same, other = (call("eval", *f, "--data", text)[1] for f in (adapted, beside, base))
+    assert first == same != other
 
 
 def test_an_adapter_does_not_replace_its_base(data, tmp_path):
-    for part in numgpt.load("shakespeare"):
-        part.save_pretrained(tmp_path / "base")
-    (tmp_path / "link").symlink_to(tmp_path / "base")
+    base = shipped(tmp_path / "base")
+    (tmp_path / "link").symlink_to(base)
     before = {path.name: path.read_bytes() for path in (tmp_path / "base").iterdir()}
-    config = TuneConfig(model=str(tmp_path / "base"), data=data)
     for out in ("base", "link"):
         with pytest.raises(ValueError, match="and the run needs it: name another out"):
-            Trainer.start(config, tmp_path / out, overwrite=True)
+            start(data, tmp_path / out, model=base, overwrite=True)
         assert {p.name: p.read_bytes() for p in (tmp_path / "base").iterdir()} == before
 
 
@@ -252,57 +247,39 @@ def test_weights_that_are_no_numbers_are_not_saved(data, tmp_path, options):
 def test_a_kill_between_model_and_checkpoint_costs_nothing(data, tmp_path, monkeypatch):
     start(data, tmp_path / "whole", steps=4, save_every=2).run()
     trainer = start(data, tmp_path / "parts", steps=4, save_every=2)
-
-    def killed(*arguments):
-        raise KeyboardInterrupt
-
-    original = loop.save_checkpoint
-    saved = []
-    monkeypatch.setattr(
-        loop,
-        "save_checkpoint",
-        lambda *arguments: killed() if len(saved) == 1 else saved.append(original(*arguments)),
-    )
+    fails_at(monkeypatch, loop, "save_checkpoint", 2, KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
     monkeypatch.undo()
     Trainer.resume(tmp_path / "parts").run()
-    name = "adapter_model.safetensors"
-    whole, parts = ((tmp_path / run / name).read_bytes() for run in ("whole", "parts"))
-    assert whole == parts
+    same_end(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_wrong_line_is_named_and_nothing_begun(call, data, tmp_path):
+def test_a_wrong_line_is_named_and_nothing_begun(said, data, tmp_path):
     path = tmp_path / "wrong.jsonl"
     with open(data) as file:
         path.write_text(file.read() + '{"messages": [{"role": "user", "content": "?"}]}\n')
-    status, _, err = call(
-        "tune", "sft", "--model=shakespeare", "--data", path, "--out", tmp_path / "r"
-    )
-    assert status == 2
+    tune = ("tune", "sft", "--model=shakespeare", "--data", path, "--out", tmp_path / "r")
+    err = said(2, *tune)
     assert f"{path}, line 13: nothing in it is trained on" in err
     assert not (tmp_path / "r").exists()
 
 
-def test_what_is_shown_does_nothing_to_a_terminal(call, tmp_path):
+def test_what_is_shown_does_nothing_to_a_terminal(said, tmp_path):
     path = tmp_path / "a.jsonl"
     write_lines(path, {"prompt": "\x1b[31mred\x07", "completion": "blue"})
     tune = ("tune", "sft", "--model=shakespeare", "--data", path, "--out", tmp_path / "run", *SMALL)
-    status, _, err = call(*tune, "--show=1")
-    assert status == 0
+    err = said(0, *tune, "--show=1")
     assert "red" in err
     assert "\x1b" not in err
     assert "\x07" not in err
 
 
 def test_texts_need_no_chat_format(data, tmp_path):
-    model, tokenizer = numgpt.load("shakespeare")
-    tokenizer.chat_template = "{{ a format of somebody's own }}"
-    model.save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
+    name = shipped(tmp_path / "base", chat_template="{{ a format of somebody's own }}")
     lines = tmp_path / "lines.jsonl"
     lines.write_text('{"prompt": "To be", "completion": " or not"}\n' * 4)
-    base = {"model": str(tmp_path / "base"), "sample_every": 1, "steps": 1}
+    base = {"model": name, "sample_every": 1, "steps": 1}
     start(str(lines), tmp_path / "run", **base).run()
     with pytest.raises(ValueError, match=r"line 1: .*, or choose another chat_format"):
         start(data, tmp_path / "talks", **base)
@@ -344,19 +321,16 @@ def test_generate_and_chat_answer_as_was_tuned(call, learnt, monkeypatch):
             assert said.strip() == completion.strip()
     prompt, completion = next(iter(PAIRS.items()))
     status, out, err = call("generate", "--model", learnt / "pairs", "--greedy", prompt)
-    assert status == 0
-    assert out == f"{prompt}{completion}\n"
+    assert (status, out) == (0, f"{prompt}{completion}\n")
     assert "note" not in err
     _, _, err = call("generate", "--model", learnt / "talk", "--greedy", prompt)
     assert "was tuned on conversations, and this prompt is none: numgpt chat asks" in err
     for name, noted in (("pairs", True), ("talk", False)):
-        with open(learnt / "asked.txt", "w") as file:
-            file.write(prompt)
+        (learnt / "asked.txt").write_text(prompt)
         with open(learnt / "asked.txt") as stdin:
             monkeypatch.setattr("sys.stdin", stdin)
             status, out, err = call("chat", "--model", learnt / name, "--greedy")
-        assert status == 0
-        assert out.strip() == completion.strip()
+        assert (status, out.strip()) == (0, completion.strip())
         assert ("was tuned on texts, not on conversations" in err) is noted
     with pytest.raises(ValueError, match="tuned on prompts with completions alone"):
         numgpt.Chat(*numgpt.load(learnt / "pairs"), system="Be brief.")
@@ -394,7 +368,7 @@ def test_exact_answers_are_counted(learnt, name, tmp_path):
     assert len(questions(examples, source.end_ids(), 20, longest - 1)) < 4
 
 
-def test_the_end_says_what_was_reached(call, learnt, tmp_path, monkeypatch):
+def test_the_end_says_what_was_reached(call, said, learnt, tmp_path, monkeypatch):
     tune = ("tune", "sft", "--model", "shakespeare", "--data", learnt / "pairs.jsonl")
     flags = ("--lora-r=0", "--lr=2e-3")
     # Two kinds of weights, when the best are not the last.
@@ -414,15 +388,14 @@ def test_the_end_says_what_was_reached(call, learnt, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "numgpt.cli.tune.exact_match", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
     )
-    status, _, err = call(*tune, "--out", tmp_path / "d", "--steps=1", *flags)
-    assert status == 0
+    err = said(0, *tune, "--out", tmp_path / "d", "--steps=1", *flags)
     assert "the answers were not counted to their end" in err
     assert "try: numgpt generate" in err
-    status, _, err = call(*tune, "--out", tmp_path / "e", "--steps=1", *flags, "--answers=0")
-    assert (status, "count" in err) == (0, False)
+    err = said(0, *tune, "--out", tmp_path / "e", "--steps=1", *flags, "--answers=0")
+    assert "count" not in err
 
 
-def test_what_to_try_then_is_what_the_model_has_learnt(call, data, tmp_path):
+def test_what_to_try_then_is_what_the_model_has_learnt(said, data, tmp_path):
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"text": "To be, or not to be"}\n' * 4)
     pairs = tmp_path / "pairs.jsonl"
@@ -430,8 +403,7 @@ def test_what_to_try_then_is_what_the_model_has_learnt(call, data, tmp_path):
     for examples, command in ((data, "chat"), (texts, "generate"), (pairs, "generate")):
         out = tmp_path / f"run-{Path(examples).stem}"
         given = ("--model", "shakespeare", "--data", examples, "--out", out, "--steps", 1)
-        status, _, err = call("tune", "sft", *given, "--max-length", 64)
-        assert status == 0
+        err = said(0, "tune", "sft", *given, "--max-length", 64)
         assert f"try: numgpt {command} --model" in err.splitlines()[-1]
 
 
@@ -451,87 +423,68 @@ def test_the_fraction_that_is_held_out_is_the_one_asked_for(tmp_path):
     assert len(drawn) > 1
 
 
-def test_a_run_of_another_kind_is_not_resumed(call, data, tmp_path):
+def test_a_run_of_another_kind_is_not_resumed(said, data, tmp_path):
     start(data, tmp_path / "tuned", steps=1).run()
-    status, _, err = call("train", "--resume", tmp_path / "tuned", "--steps", 2)
-    assert status == 2
+    err = said(2, "train", "--resume", tmp_path / "tuned", "--steps", 2)
     assert "is a run of another kind: resume it with numgpt tune sft" in err
-    status, _, err = call("tune", "sft", "--resume", tmp_path / "tuned", "--epochs", 5)
-    assert status == 2
+    resume = ("tune", "sft", "--resume", tmp_path / "tuned")
+    err = said(2, *resume, "--epochs", 5)
     assert "--epochs 5.0: the run in" in err
     assert err.strip().endswith("and that cannot change; raise --steps instead")
-    assert call("tune", "sft", "--resume", tmp_path / "tuned", "--steps", 2)[0] == 0
-    status, _, err = call("tune", "sft", "--resume", tmp_path / "tuned", "--out", tmp_path / "x")
-    assert status == 2
+    said(0, *resume, "--steps", 2)
+    err = said(2, *resume, "--out", tmp_path / "x")
     assert "give one of them; a resumed run goes on in its own directory" in err
 
 
-def test_options_in_a_file_are_said_to_be_there(call, data, tmp_path):
+def test_options_in_a_file_are_said_to_be_there(said, data, tmp_path):
     path = tmp_path / "options.toml"
     given = ("tune", "sft", "--model", "shakespeare", "--data", data, "--out", tmp_path / "run")
     for text, message in (
         ("lora_r = 4.5", f"{path}: --lora-r 4.5: expected a whole number from 0 up\n"),
         ("lora_alpha = -1", f"{path}: --lora-alpha -1: expected"),
         ("lora_targets = 3", f"{path}: --lora-targets 3: expected the names"),
-    ):
-        path.write_text(text)
-        status, _, err = call(*given, "--config", path)
-        assert (status, message in err) == (2, True), err
-    for text, message in (
         ("stepz = 4", "'stepz' is not an option; did you mean 'steps'?"),
         ("learning_rate = 4", "'learning_rate' is not an option; did you mean 'lr'?"),
         ("\ufeffxyzzy = 4", "there are 'steps', 'batch_size', "),
     ):
         path.write_text(text)
-        status, _, err = call(*given, "--config", path)
-        assert (status, message in err) == (2, True), err
+        assert message in said(2, *given, "--config", path)
     path.write_text("lora_r = 4.5")
-    status, _, err = call(*given, "--config", path, "--lora-r", -2)
-    assert status == 2
-    assert str(path) not in err
+    assert str(path) not in said(2, *given, "--config", path, "--lora-r", -2)
     path.write_text('lora_targets = ["c_attn", "c_fc"]\nepochs = 9\nmax_length = 64')
-    assert call(*given, "--config", path, "--steps", 1)[0] == 0  # flags win, of a pair too
+    said(0, *given, "--config", path, "--steps", 1)  # flags win, of a pair too
     adapter = json.loads((tmp_path / "run/adapter_config.json").read_text())
     assert adapter["target_modules"] == ["c_attn", "c_fc"]
 
 
-def test_a_chat_format_that_nothing_is_written_in(call, tmp_path):
+def test_a_chat_format_that_nothing_is_written_in(said, tmp_path):
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"text": "To be, or not to be"}\n' * 4)
     given = ("--model", "shakespeare", "--data", texts, "--out", tmp_path / "run", "--steps", 1)
-    status, _, err = call("tune", "sft", *given, "--chat-format", "chatml")
-    assert status == 0
+    err = said(0, "tune", "sft", *given, "--chat-format", "chatml")
     assert "numgpt: note: --chat-format is not used: no example is a conversation" in err
     assert "4 examples of text; " in err
     assert "MB every step" in err
 
 
-def test_variables_of_a_chat_template(call, data, tmp_path):
-    model, tokenizer = numgpt.load("shakespeare")
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ mode ~ m.role ~ ': ' ~ m.content ~ '\n' }}{% endfor %}"
-    )
-    model.save_pretrained(tmp_path / "base")
-    tokenizer.save_pretrained(tmp_path / "base")
-    tune = ("tune", "sft", "--model", tmp_path / "base", "--data", data, *SMALL)
+def test_variables_of_a_chat_template(said, data, tmp_path):
+    template = "{% for m in messages %}{{ mode ~ m.role ~ ': ' ~ m.content ~ '\n' }}{% endfor %}"
+    base = shipped(tmp_path / "base", chat_template=template)
+    tune = ("tune", "sft", "--model", base, "--data", data, *SMALL)
     out = tmp_path / "run"
-    status, _, err = call(*tune, "--out", out, "--chat-var", "mode=!", "--show=1")
-    assert status == 0, err
+    err = said(0, *tune, "--out", out, "--chat-var", "mode=!", "--show=1")
     assert "!user: What is 0 and 0?" in err
     again = ("tune", "sft", "--resume", out, "--steps=9", "--chat-var")
-    assert call(*again, "mode=!")[0] == 0
-    status, _, err = call(*again, "mode=?")
-    assert (status, "began with" in err) == (2, True)
+    said(0, *again, "mode=!")
+    assert "began with" in said(2, *again, "mode=?")
     for wrong, message in {
         "nothing=1": "--chat-var 'nothing': the chat template does not use it",
         "messages=1": "that is the conversation's",
         "mode": "expected NAME=VALUE",
     }.items():
-        status, _, err = call(*tune, "--out", tmp_path / "other", "--chat-var", wrong)
-        assert (status, message in err) == (2, True), err
+        assert message in said(2, *tune, "--out", tmp_path / "other", "--chat-var", wrong)
         assert not (tmp_path / "other" / "checkpoint.safetensors").exists()
-        chat = ("chat", "--model", tmp_path / "base", "--chat-var", wrong)
-        assert call(*chat)[0] == 2
+        said(2, "chat", "--model", base, "--chat-var", wrong)
 
 
 @pytest.mark.parametrize("option", ["data", "val_data"])
@@ -541,11 +494,9 @@ def test_a_run_does_not_replace_its_data(data, tmp_path, option):
     out.mkdir()
     shutil.copy(data, out / "log.jsonl")
     before = (out / "log.jsonl").read_bytes()
-    config = TuneConfig(
-        model="shakespeare", **{"data": data, "steps": 1} | {option: str(out / "log.jsonl")}
-    )
+    options = {"data": data, "out": out} | {option: str(out / "log.jsonl")}
     with pytest.raises(ValueError, match="is a file that would be replaced: name another out"):
-        Trainer.start(config, out, overwrite=True)
+        start(**options, overwrite=True)
     assert {path.name for path in out.iterdir()} == {"log.jsonl"}
     assert (out / "log.jsonl").read_bytes() == before
 
@@ -557,14 +508,12 @@ def test_a_base_in_the_runs_own_directory_is_not_deleted(data, tmp_path, name):
     start(data, tmp_path / "run", keep=keep, **options).run()
     base = tmp_path / "run" / name
     before = (base / "model.safetensors").read_bytes()
-    config = TuneConfig(model=str(base), data=data, steps=1)
     with pytest.raises(ValueError, match="and the run needs it: name another out"):
-        Trainer.start(config, tmp_path / "run", overwrite=True)
+        start(data, tmp_path / "run", model=str(base), overwrite=True)
     assert (base / "model.safetensors").read_bytes() == before
     shutil.copy(data, base / "vocab.json")
-    config = TuneConfig(model="shakespeare", data=str(base / "vocab.json"), steps=1)
     with pytest.raises(ValueError, match="is a file that would be replaced: name another out"):
-        Trainer.start(config, tmp_path / "run", overwrite=True)
+        start(str(base / "vocab.json"), tmp_path / "run", overwrite=True)
 
 
 def test_conversations_bring_their_chat_template(data, tmp_path):
@@ -574,22 +523,20 @@ def test_conversations_bring_their_chat_template(data, tmp_path):
     assert tokenizer.chat_template == CHAT_TEMPLATES["plain"]
 
 
-def test_a_run_that_is_done_counts_again(call, learnt):
+def test_a_run_that_is_done_counts_again(said, learnt):
     run = learnt / "pairs"
-    status, _, err = call("tune", "sft", "--resume", run)
-    assert status == 0
+    err = said(0, "tune", "sft", "--resume", run)
     assert "has done its 24 steps" in err
     assert f"{run} (step 24): 4 of 4 training answers exact; loss 0." in err
     last = f"try: numgpt generate --model {run} --greedy 'Where does the fox live?'"
     assert err.splitlines()[-1] == last
 
 
-def test_answers_that_are_too_long_are_not_asked_for(call, tmp_path):
+def test_answers_that_are_too_long_are_not_asked_for(said, tmp_path):
     path = tmp_path / "long.jsonl"
     write_lines(path, {"prompt": "a", "completion": " b" * 100})
     tune = ("tune", "sft", "--model", "shakespeare", "--data", path, "--out", tmp_path / "run")
-    status, _, err = call(*tune, *SMALL)
-    assert status == 0
+    err = said(0, *tune, *SMALL)
     assert "no answer of at most 80 tokens can be asked for" in err
     assert f"{tmp_path / 'run'} (step 2): loss " in err
 
@@ -609,25 +556,19 @@ def test_a_single_example_may_be_held_out(data, tmp_path):
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_so_many_examples_are_shown(data, tmp_path, capsys, count):
-    told = []
-    start(data, tmp_path / "run", show=count).run(told.append)
-    assert str(told[count]).startswith("12 examples of ")  # the notes first
-    assert sum(str(note).startswith("--- trained on") for note in told) == count
+    said = told(start(data, tmp_path / "run", show=count))
+    assert said[count].startswith("12 examples of ")  # the notes first
+    assert sum(line.startswith("--- trained on") for line in said) == count
     assert capsys.readouterr() == ("", "")
 
 
 def test_a_start_loads_base_and_tokenizer_once(data, tmp_path, monkeypatch):
-    for part in numgpt.load("shakespeare"):
-        part.save_pretrained(tmp_path / "base")  # in float32, as what stays mapped is
-    counts = []
-    for module, name in ((formats, "load"), (formats, "load_tokenizer"), (formats, "load_model")):
-        function = getattr(module, name)
-        call = partial(lambda f, n, *a, **k: counts.append(n) or f(*a, **k), function, name)
-        monkeypatch.setattr(module, name, call)
+    base = shipped(tmp_path / "base")  # in float32, as what stays mapped is
+    functions = ((formats, name) for name in ("load", "load_tokenizer", "load_model"))
+    counts = counted(monkeypatch, *functions)
     for lora_r in (4, 0):
-        out = tmp_path / f"run{lora_r}"
-        trainer = start(data, out, model=str(tmp_path / "base"), lora_r=lora_r, steps=2)
-        assert counts == ["load"]
+        trainer = start(data, tmp_path / f"run{lora_r}", model=base, lora_r=lora_r, steps=2)
+        assert counts == {"load": 1}
         assert is_mapped(trainer.model.parameters.flat) == (lora_r > 0)
         counts.clear()
         trainer.run()
@@ -655,5 +596,4 @@ def test_a_run_of_version_0_1_0_goes_on(data, tmp_path):
     assert [(r["step"], r["entropy"]) for r in parts][1:] == [(6, whole[-1]["entropy"])]
     three, one = whole[1]["loss"], whole[0]["loss"]  # of steps 2 to 4, and of step 1
     assert parts[0]["loss"] == pytest.approx((3 * three + one) / 4)
-    state = [load_checkpoint(tmp_path / name) for name in ("whole", "parts")]
-    np.testing.assert_array_equal(state[0].optimizer.v, state[1].optimizer.v)
+    same_checkpoint(tmp_path / "whole", tmp_path / "parts")
