@@ -1,14 +1,11 @@
 """The KV cache: slots of unequal lengths, sequences that join and leave, each as if alone."""
 
-import warnings
-
 import numpy as np
 import pytest
 from models.references import small_model
 from support import assert_close
 
 from numgpt import KVCache, runtime
-from numgpt.generation.decode import LengthWarning
 
 FAMILIES = ["default", "llama_grouped"]
 
@@ -23,9 +20,11 @@ def step(model, cache, rows, first=0, last_only=True):
     return model.unembedding.logits(model.hidden(ids, turn, last_only))
 
 
-def alone(model, tokens):
-    """The logits after the last of a sequence's tokens, from nothing."""
-    return model([tokens])[0, -1]
+def check(model, logits, rows):
+    """The logits are those after the last of each row's tokens, from nothing."""
+    for ours, row in zip(logits, rows, strict=True):
+        theirs = model([row])[0, -1]
+        assert np.abs(ours - theirs).max() <= 1e-12 * np.abs(theirs).max()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -33,32 +32,22 @@ def test_a_third_sequence_joins_two_that_run(name):
     """Two prompts of unequal length, a third in two chunks: each equals itself alone."""
     model = small_model(name, np.float64)
     rng = np.random.default_rng(0)
-    tokens = [rng.integers(37, size=size).tolist() for size in (5, 8, 7)]
+    one, two, three = (rng.integers(37, size=size).tolist() for size in (5, 8, 7))
     cache = KVCache(model, 3, 20)
-    said = [tokens[0][:], tokens[1][:]]
-    check(step(model, cache, said), [alone(model, said[0]), alone(model, said[1])])
-    check(
-        step(model, cache, [[1], [2]]), [alone(model, said[0] + [1]), alone(model, said[1] + [2])]
-    )
-    said = [said[0] + [1], said[1] + [2]]
-    step(model, cache, [tokens[2][:4]], first=2)
-    check(step(model, cache, [tokens[2][4:]], first=2), [alone(model, tokens[2])])
-    said.append(tokens[2])
+    check(model, step(model, cache, [one, two]), [one, two])
+    said = [[*one, 1], [*two, 2]]
+    check(model, step(model, cache, [[1], [2]]), said)
+    step(model, cache, [three[:4]], first=2)
+    check(model, step(model, cache, [three[4:]], first=2), [three])
+    said.append(three)
     for newest in ([3, 4, 5], [6, 7, 8]):
         said = [[*row, token] for row, token in zip(said, newest, strict=True)]
-        logits = step(model, cache, [[token] for token in newest])
-        check(logits, [alone(model, row) for row in said])
+        check(model, step(model, cache, [[token] for token in newest]), said)
     assert cache.lengths.tolist() == [8, 11, 9]
     # The first leaves: the last moves into its slot.
     cache.move(2, 0)
     said = [[*said[2], 9], [*said[1], 10]]
-    logits = step(model, cache, [[9], [10]])
-    check(logits, [alone(model, row) for row in said])
-
-
-def check(actual, expected):
-    for ours, theirs in zip(actual, expected, strict=True):
-        assert np.abs(ours - theirs).max() <= 1e-12 * np.abs(theirs).max()
+    check(model, step(model, cache, [[9], [10]]), said)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -77,11 +66,11 @@ def test_right_padded_prompts_give_all_their_logits(name):
     assert cache.lengths.tolist() == [2, 1, 0]
     cache.reserve(30)
     assert cache.keys.shape[3] >= 30
-    check(step(model, cache, [[9]] * 3), [alone(model, row) for row in ([1, 2, 9], [5, 9], [9])])
+    check(model, step(model, cache, [[9]] * 3), [[1, 2, 9], [5, 9], [9]])
     twice = cache.selected([0, 0, 1, 1, 2, 2])
     assert twice.lengths.tolist() == [3, 3, 2, 2, 1, 1]
     logits = step(model, twice, [[8]] * 6)
-    check(logits[::2], [alone(model, row) for row in ([1, 2, 9, 8], [5, 9, 8], [9, 8])])
+    check(model, logits[::2], [[1, 2, 9, 8], [5, 9, 8], [9, 8]])
     np.testing.assert_array_equal(logits[::2], logits[1::2])
 
 
@@ -116,6 +105,7 @@ def test_what_a_cache_does_not_take_is_told():
     assert cache.lengths.tolist() == [2, 1]
 
 
+@pytest.mark.filterwarnings("ignore::numgpt.generation.decode.LengthWarning")
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("slide", [False, True])
 def test_a_batch_of_unequal_prompts_is_each_alone(name, slide):
@@ -123,14 +113,7 @@ def test_a_batch_of_unequal_prompts_is_each_alone(name, slide):
     model = small_model(name, np.float64)
     model.parameters.flat[:] *= 2  # clearer choices
     prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [10, 11], [4, 4, 4]]
-    options = {"eos_token_id": 7, "pad_token_id": 0, "slide": slide}
-    options |= {"max_new_tokens": 60}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", LengthWarning)
-        check_alone(model, prompts, options)
-
-
-def check_alone(model, prompts, options):
+    options = {"eos_token_id": 7, "pad_token_id": 0, "slide": slide, "max_new_tokens": 60}
     together = model.generate(prompts, **options)
     for ours, prompt in zip(together, prompts, strict=True):
         ours = ours[5 - len(prompt) :]
