@@ -36,14 +36,18 @@ def dtype(request):
     return request.param
 
 
+@pytest.fixture
+def model(directory, dtype):
+    return formats.load_model(directory, dtype=dtype)
+
+
 def dequantised(model):
     """A model of the rounded weights, in float32."""
     arrays = {name: np.array(array) for name, array in model.parameters.items()}
     return type(model)(model.config, parameters=Parameters.separate(arrays))
 
 
-def test_it_computes_what_the_rounded_weights_compute(directory, dtype):
-    model = formats.load_model(directory, dtype=dtype)
+def test_it_computes_what_the_rounded_weights_compute(model, directory, dtype):
     whole = formats.load_model(directory)
     rounded = dequantised(model)
     for name, array in whole.parameters.items():
@@ -64,15 +68,13 @@ def test_it_computes_what_the_rounded_weights_compute(directory, dtype):
     assert loss == pytest.approx(rounded.loss(IDS[:, :-1], IDS[:, 1:]), rel=limit)
 
 
-def test_a_cache_changes_nothing(directory, dtype):
-    model = formats.load_model(directory, dtype=dtype)
+def test_a_cache_changes_nothing(model):
     greedy = {"max_new_tokens": 10, "do_sample": False}
     alone = [model.generate(ids, **greedy)[0] for ids in IDS[:, :5]]
     np.testing.assert_array_equal(model.generate(IDS[:, :5], **greedy), alone)
 
 
-def test_what_is_kept_in_fewer_bits_is_not_trained(directory, dtype):
-    model = formats.load_model(directory, dtype=dtype)
+def test_what_is_kept_in_fewer_bits_is_not_trained(model):
     assert model.num_parameters(trainable=True) == 0
     name = next(n for n, array in model.parameters.items() if isinstance(array, Weight))
     with pytest.raises(ValueError, match=f"{name} is kept in fewer bits, which are not trained"):
@@ -113,8 +115,7 @@ def test_an_adapter_learns_beside_them(directory, dtype, monkeypatch):
         model.merge_adapter()
 
 
-def test_an_adapter_learns_with_onednn_too(directory, dtype):
-    model = formats.load_model(directory, dtype=dtype)
+def test_an_adapter_learns_with_onednn_too(model, dtype):
     weights = [array for array in model.parameters.values() if isinstance(array, Weight)]
     if not any((w if isinstance(w, FewerBits) else w.T).library for w in weights):
         pytest.skip("oneDNN is not installed")
@@ -128,15 +129,13 @@ def test_an_adapter_learns_with_onednn_too(directory, dtype):
     assert difference < limit * np.linalg.norm(expected.flat)
 
 
-def test_copies_compute_the_same(directory, dtype):
-    model = formats.load_model(directory, dtype=dtype)
+def test_copies_compute_the_same(model):
     expected = model(IDS)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         np.testing.assert_array_equal(other(IDS), expected)
 
 
-def test_queries_keys_and_values_are_one_product(directory, dtype):
-    model = formats.load_model(directory, dtype=dtype)
+def test_queries_keys_and_values_are_one_product(model):
     if isinstance(model, GPT):
         return
     qkv = model.blocks[0].attention.qkv.weight
@@ -154,8 +153,7 @@ def test_one_can_look_inside(dtype):
     assert page.data["checks"]
 
 
-def test_an_adapter_goes_from_one_to_the_other(directory, dtype, tmp_path, recwarn):
-    model = formats.load_model(directory, dtype=dtype)
+def test_an_adapter_goes_from_one_to_the_other(model, directory, dtype, tmp_path, recwarn):
     model.add_adapter(LoRAConfig(2, 4))
     model.save_adapter(tmp_path / "adapter")
     for other in ("float32", dtype):
