@@ -24,20 +24,14 @@ def model(request):
 def gradients_of(model, **options):
     """Loss and gradients, with the same dropout each time."""
     ids, targets = batch(model.config, (2, 7))
-    loss, gradients = model.loss_and_grads(ids, targets, np.random.default_rng(3), **options)
-    return loss, {name: gradients[name].copy() for name in gradients}
+    return model.loss_and_grads(ids, targets, np.random.default_rng(3), **options)
 
 
-def kept(model, **options):
-    """Activations and their gradients, by name."""
-    activations, gradients = {}, {}
-    gradients_of(
-        model,
-        hooks={name: keeper(activations, name) for name in model.hook_names},
-        backward_hooks={name: keeper(gradients, name) for name in model.hook_names},
-        **options,
-    )
-    return activations, gradients
+def kept(model):
+    """Activations, by name."""
+    activations = {}
+    gradients_of(model, hooks={name: keeper(activations, name) for name in model.hook_names})
+    return activations
 
 
 def keeper(store, name, copy=True):
@@ -74,8 +68,7 @@ def test_the_names_and_shapes_that_hooks_see(model):
     model.run_with_hooks(ids, hooks)
     assert [name for name, _ in seen] == model.hook_names
     config, shapes = model.config, dict(seen)
-    size = config.head_size
-    heads = config.heads
+    heads, size = config.heads, config.head_size
     for layer in range(config.layers):
         of_block = f"blocks.{layer}."
         assert shapes[of_block + "attn.hook_q"] == (2, 7, heads, size)
@@ -128,7 +121,7 @@ def others(model, activations):
 def test_gradients_are_those_of_the_loss_by_the_activation(model):
     """∂loss/∂a along a random direction, where a is what was computed, and where it is replaced."""
     rng, step = np.random.default_rng(5), 1e-6
-    activations, _ = kept(model)
+    activations = kept(model)
     for values in (activations.items(), others(model, activations)):
         for name, a in values:
             seen = {}
@@ -143,7 +136,7 @@ def test_gradients_are_those_of_the_loss_by_the_activation(model):
 def test_a_gradient_put_to_zero_is_an_activation_held_fast(model):
     """∂loss/∂parameters with a replaced by a constant, against a backward that hands on nothing
     from there: so also what reads the replaced value has its gradients by it."""
-    activations, _ = kept(model)
+    activations = kept(model)
     for name, other in others(model, activations):
         hooks = {name: fixed(other)}
         _, gradients = gradients_of(model, hooks=hooks, backward_hooks={name: np.zeros_like})
@@ -179,7 +172,7 @@ def test_a_replaced_pattern_is_pytorchs_straight_through(model):
 
     model.config.set_dropout(0.0)
     name = "blocks.0.attn.hook_pattern"
-    pattern = kept(model)[0][name][..., ::-1].copy()  # no softmax of these scores
+    pattern = kept(model)[name][..., ::-1].copy()  # no softmax of these scores
     _, gradients, seen = replaced(model, name, pattern)
     turned = "rot_" if model.blocks[0].attention.rotates else ""
     names = [f"blocks.0.attn.hook_{part}" for part in (f"{turned}q", f"{turned}k", "v")]
@@ -207,7 +200,7 @@ def test_a_replaced_normalised_input_is_pytorchs_straight_through(model, norm):
 
     hook, stream = f"blocks.0.{norm}.hook_normalized", "resid_pre" if norm == "ln1" else "resid_mid"
     past = "resid_mid" if norm == "ln1" else "resid_post"
-    value = np.random.default_rng(3).normal(size=kept(model)[0][hook].shape)
+    value = np.random.default_rng(3).normal(size=kept(model)[hook].shape)
     of_parameters, gradients, seen = replaced(model, hook, value)
     module = model.blocks[0].norm_1 if norm == "ln1" else model.blocks[0].norm_2
     x = torch.tensor(seen[f"blocks.0.hook_{stream}"], requires_grad=True)
@@ -225,7 +218,7 @@ def test_a_replaced_pattern_leaves_the_softmaxs_derivative(model):
     """dv is by the replacement; ds = p (dp - Σ dp p), and so dq and dk, by what was computed."""
     model.config.set_dropout(0.0)
     name = "blocks.0.attn.hook_pattern"
-    p = kept(model)[0][name]
+    p = kept(model)[name]
     _, gradients, seen = replaced(model, name, p[..., ::-1].copy())  # no softmax of these scores
     turned = "rot_" if model.blocks[0].attention.rotates else ""
     q_name, k_name, v_name, z_name = (
@@ -245,7 +238,7 @@ def test_a_replaced_pattern_leaves_the_softmaxs_derivative(model):
 
 def test_a_replaced_normalised_input_leaves_the_norms_derivative(model):
     hook = "blocks.1.ln2.hook_normalized"
-    value = np.random.default_rng(3).normal(size=kept(model)[0][hook].shape)
+    value = np.random.default_rng(3).normal(size=kept(model)[hook].shape)
     _, gradients, seen = replaced(model, hook, value)
     norm, width = model.blocks[1].norm_2, value.shape[-1]
     dy = (gradients[hook] / norm.weight).reshape(-1, width)

@@ -18,12 +18,18 @@ from models.references import (
     to_transformers,
 )
 from models.test_gradients import along, cut, numerical
-from support import GOLDENS, assert_close
+from support import GOLDENS, assert_close, fails_at
 
 from numgpt import GPT, AdamW, GPTConfig, Llama, LlamaConfig
 from numgpt.layers import TokenStatistics
 from numgpt.models import Gradients, data_parallel, parameters
 from numgpt.runtime import SideBySide
+
+
+def same(results: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert results.keys() == expected.keys()
+    for key, array in expected.items():
+        assert_close(results[key], array, key)
 
 
 @pytest.mark.parametrize("label", BATCHES)
@@ -34,9 +40,7 @@ def test_equals_recorded_transformers(name, label):
     prefix = f"{name}/{label}/"
     with np.load(GOLDENS / "models.npz") as goldens:
         recorded = {key[len(prefix) :]: goldens[key] for key in goldens if key.startswith(prefix)}
-    assert recorded.keys() == results.keys()
-    for key, expected in recorded.items():
-        assert_close(results[key], expected, key)
+    same(results, recorded)
 
 
 @pytest.mark.live("torch", "transformers")
@@ -55,10 +59,7 @@ def test_equals_recorded_transformers(name, label):
 def test_equals_transformers_on_any_batch(name, dtype, rows, time, seed):
     model = small_model(name, dtype)
     ids, targets = batch(model.config, (rows, time), seed)
-    results, expected = our_results(model, ids, targets), their_results(model, ids, targets)
-    assert expected.keys() == results.keys()
-    for key in expected:
-        assert_close(results[key], expected[key], key)
+    same(our_results(model, ids, targets), their_results(model, ids, targets))
 
 
 @pytest.mark.live("torch", "transformers")
@@ -66,9 +67,7 @@ def test_equals_transformers_on_any_batch(name, dtype, rows, time, seed):
 def test_equals_transformers_at_full_size():
     model = GPT(GPTConfig(), seed=0)
     ids, targets = batch(model.config, (4, 64))
-    results, expected = our_results(model, ids, targets), their_results(model, ids, targets)
-    for key in expected:
-        assert_close(results[key], expected[key], key)
+    same(our_results(model, ids, targets), their_results(model, ids, targets))
 
 
 def train(
@@ -118,7 +117,7 @@ def test_gradient_with_dropout_is_the_numerical_derivative(name):
         return model.loss_and_grads(ids, targets, np.random.default_rng(7))[0]
 
     loss()
-    gradients = {n: g.copy() for n, g in model.gradients.items()}
+    gradients = model.gradients
     slope, direction = numerical(model, loss)
     assert slope == pytest.approx(along(gradients, direction), rel=1e-6)
 
@@ -129,7 +128,7 @@ def test_shares_of_a_batch_give_what_the_whole_gives(threads, monkeypatch):
     ids, targets = np.random.default_rng(0).integers(37, size=(2, 5, 9))
     targets[0, 3:] = targets[4] = -100  # shares then weigh differently, one has no target
     first, whole = model.loss_and_grads(ids, targets)
-    whole = whole.flat.copy()
+    whole = whole.flat
     cut(threads, monkeypatch)
     assert len(data_parallel.cut_batch(1, targets.shape)) == min(threads, 5)
     loss, gradients = model.loss_and_grads(ids, targets)
@@ -154,7 +153,7 @@ def test_dropout_draws_one_number_however_many_shares_there_are(monkeypatch):
     for threads in (1, 2, 3, 2):
         cut(threads, monkeypatch)
         rng = np.random.default_rng(0)
-        gradients.append(model.loss_and_grads(ids, ids, rng)[1].flat.copy())
+        gradients.append(model.loss_and_grads(ids, ids, rng)[1].flat)
         states.append(rng.bit_generator.state)
     assert states[0] == states[1] == states[2]
     np.testing.assert_array_equal(gradients[1], gradients[3])
@@ -167,24 +166,14 @@ def test_an_error_on_the_way_leaves_no_gradients(monkeypatch):
     model = small_model("default", np.float64)
     ids, targets = batch(model.config, (4, 7))
     cut(2, monkeypatch)
-    _, whole = model.loss_and_grads(ids, targets)
-    whole = whole.flat.copy()
-    forward, calls = GPT.forward, []
-
-    def failing(*arguments, **more):
-        calls.append(1)
-        if len(calls) == 2:
-            raise MemoryError("no room")
-        return forward(*arguments, **more)
-
+    whole = model.loss_and_grads(ids, targets)[1].flat
     for adds in (False, True):
         add_to = model.loss_and_grads(ids, targets)[1] if adds else None
-        calls.clear()
-        monkeypatch.setattr(GPT, "forward", failing)
-        with pytest.raises(MemoryError):
-            model.loss_and_grads(ids, targets, add_to=add_to)
+        with monkeypatch.context() as patch:
+            fails_at(patch, GPT, "forward", 2, MemoryError("no room"))
+            with pytest.raises(MemoryError):
+                model.loss_and_grads(ids, targets, add_to=add_to)
         assert model.gradients is None
-        monkeypatch.setattr(GPT, "forward", forward)
         model.loss_and_grads(ids, targets, add_to=add_to)
         assert_close(model.gradients.flat, whole)
 

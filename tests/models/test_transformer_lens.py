@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from models.references import batch, small_model, to_transformers
+from models.test_hooks import keeper
 from support import assert_close
 
 pytestmark = pytest.mark.live("torch", "transformers", "transformer_lens")
@@ -44,17 +45,11 @@ def test_activations_and_their_gradients(both):
     ids, targets = batch(model.config, (2, 7))
     logits, activations = model.run_with_cache(ids)
     gradients = {}
-    model.loss_and_grads(
-        ids,
-        targets,
-        backward_hooks={
-            name: lambda x, name=name: gradients.update({name: x.copy()})
-            for name in model.hook_names
-        },
-    )
+    hooks = {name: keeper(gradients, name) for name in model.hook_names}
+    model.loss_and_grads(ids, targets, backward_hooks=hooks)
     theirs = {}
 
-    def keeper(name):
+    def their_keeper(name):
         def keep(tensor, hook):
             # Of some the bridge shows a view that leads nowhere: so it goes on with this one. (Its
             # hook_resid_mid is the norm's input alone, but the same tensor as the stream.)
@@ -67,7 +62,7 @@ def test_activations_and_their_gradients(both):
 
     bridge.reset_hooks()
     their_logits = bridge.run_with_hooks(
-        torch.tensor(ids), fwd_hooks=[(name, keeper(name)) for name in model.hook_names]
+        torch.tensor(ids), fwd_hooks=[(name, their_keeper(name)) for name in model.hook_names]
     )
     assert_close(logits, their_logits.detach().numpy())
     torch.nn.functional.cross_entropy(
