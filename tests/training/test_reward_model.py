@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from models.references import small_model
+from models.references import small_model, their_logits
 from models.test_gradients import along, numerical
 from models.test_lora import adapted, randomise
 from support import assert_close, refused, talk, write_lines
@@ -181,10 +181,15 @@ def saved(family, directory, adapts):
         randomise(model, 1)
     model.config.pad_token_id = 0
     model.add_score_head(seed=2)
-    if adapts:
-        model.save_adapter(directory / "head")
-    else:
-        model.save_pretrained(directory / "head")
+    save = model.save_adapter if adapts else model.save_pretrained
+    save(directory / "head")
+    return model
+
+
+def with_head(base, adapter):
+    model = formats.load_model(base)
+    model.load_adapter(adapter)
+    model.config.pad_token_id = 0
     return model
 
 
@@ -194,10 +199,8 @@ def test_it_comes_back_from_its_files(family, adapts, tmp_path):
     model = saved(family, tmp_path, adapts)
     assert formats.is_reward_model(tmp_path / "head")
     if adapts:
-        back = formats.load_model(tmp_path / "base")
+        back = with_head(tmp_path / "base", tmp_path / "head")
         assert not formats.is_reward_model(tmp_path / "base")
-        back.load_adapter(tmp_path / "head")
-        back.config.pad_token_id = 0
     else:
         back = formats.load_model(tmp_path / "head")
     texts = [[1, 2, 3], [4, 5]]
@@ -208,15 +211,13 @@ def test_it_comes_back_from_its_files(family, adapts, tmp_path):
 @pytest.mark.live("transformers", "torch")
 @pytest.mark.parametrize("family", ["default", "untied", "llama_grouped", "llama_qwen2"])
 def test_transformers_gives_the_same_scores(family, tmp_path):
-    import torch
     from transformers import AutoModelForSequenceClassification
 
     model = saved(family, tmp_path, adapts=False)
-    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "head").eval()
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "head")
     assert theirs.config.num_labels == 1
     texts = [[1, 2, 3], [4, 5, 0]]  # the last is padded
-    with torch.no_grad():
-        scores = theirs(torch.tensor(texts)).logits[:, 0].numpy()
+    scores = their_logits(theirs, texts)[:, 0]
     assert_close(model.scores(texts), scores)
     theirs.save_pretrained(tmp_path / "theirs")
     assert_close(formats.load_model(tmp_path / "theirs").scores(texts), scores)
@@ -225,7 +226,6 @@ def test_transformers_gives_the_same_scores(family, tmp_path):
 @pytest.mark.live("transformers", "torch", "peft")
 @pytest.mark.parametrize("family", ["default", "llama_grouped"])
 def test_peft_gives_the_same_scores(family, tmp_path):
-    import torch
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
 
@@ -233,15 +233,12 @@ def test_peft_gives_the_same_scores(family, tmp_path):
     base = AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "base", num_labels=1, pad_token_id=0
     )
-    theirs = PeftModel.from_pretrained(base, tmp_path / "head").eval()
+    theirs = PeftModel.from_pretrained(base, tmp_path / "head")
     texts = [[1, 2, 3], [4, 5, 0]]
-    with torch.no_grad():
-        scores = theirs(torch.tensor(texts)).logits[:, 0].numpy()
+    scores = their_logits(theirs, texts)[:, 0]
     assert_close(model.scores(texts), scores)
     theirs.save_pretrained(tmp_path / "theirs")
-    back = formats.load_model(tmp_path / "base")
-    back.load_adapter(tmp_path / "theirs")
-    back.config.pad_token_id = 0
+    back = with_head(tmp_path / "base", tmp_path / "theirs")
     assert_close(back.scores(texts), scores)
 
 
@@ -273,14 +270,12 @@ def test_a_reward_model_can_be_tuned_on(data, tmp_path):
 
 def test_a_head_goes_with_the_adapter_that_brought_it(tmp_path):
     saved("default", tmp_path, adapts=True)
-    model = formats.load_model(tmp_path / "base")
-    model.load_adapter(tmp_path / "head")
+    model = with_head(tmp_path / "base", tmp_path / "head")
     model.add_adapter(numgpt.LoRAConfig(r=2, target_modules="all-linear"), name="policy")
     assert model.score_head is None
     model.save_adapter(tmp_path / "policy")
     assert not formats.is_reward_model(tmp_path / "policy")
-    again = formats.load_model(tmp_path / "base")
-    again.load_adapter(tmp_path / "head")
+    again = with_head(tmp_path / "base", tmp_path / "head")
     again.delete_adapter()
     again.save_pretrained(tmp_path / "plain")
     assert not formats.is_reward_model(tmp_path / "plain")
