@@ -86,6 +86,7 @@ def same_end(whole, parts):
 
 
 def same_checkpoint(*runs):
+    """Two runs have come to the same, bit for bit -> both checkpoints."""
     a, b = ends = [load_checkpoint(run) for run in runs]
     np.testing.assert_array_equal(a.model.parameters.flat, b.model.parameters.flat)
     np.testing.assert_array_equal(a.optimizer.m, b.optimizer.m)
