@@ -642,7 +642,7 @@ def test_options_that_cannot_be(data, tmp_path, few_e, options, message):
 PROMPT_LINES = [
     ({"prompt": ""}, "line 1: its prompt is empty: there is nothing to continue"),
     ({"text": "a"}, "line 1: it has text: what is to be continued has the key prompt"),
-    ({"prompt": talk("a", "b")}, "line 1: its prompt ends with the assistant's message"),
+    ({"prompt": talk("a", "b")[1:]}, "line 1: its prompt ends with the assistant's message"),
 ]
 
 
