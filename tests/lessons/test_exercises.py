@@ -156,7 +156,8 @@ def test_three_mistakes_at_least_are_known_and_no_hint_gives_the_solution(exerci
 
 
 LINEAR = definitions(2)
-DIFFERENCES = {
+# What is done in place of 2.4, and what is said of it; …
+INSTEAD = {
     "nothing": (lambda dy, cache: None, "it returns nothing yet"),
     "dots": (lambda dy, cache: ..., "it returns nothing yet"),
     "few": (lambda dy, cache: (dy, dy), "it returns 2 values, expected dx, dweight, dbias"),
@@ -166,127 +167,106 @@ DIFFERENCES = {
         lambda dy, cache: (dy, 0, 0),
         "dx has the shape (4, 2), expected (4, 3), with dy of shape (4, 2), cache of shapes",
     ),
-    "turned": (
-        lambda dy, cache: ((dy @ cache[1].T).T, 0, 0),
-        "dx has the shape (3, 4), expected (4, 3): the other way round",
-    ),
-    "sign": (lambda dy, cache: (-dy @ cache[1].T, 0, 0), "dx has the wrong sign"),
-    "factor": (lambda dy, cache: (dy @ cache[1].T / 4, 0, 0), "dx is 0.25 times the right one"),
-    "twice, and the other way": (
-        lambda dy, cache: (-2 * dy @ cache[1].T, 0, 0),
-        "dx is -2 times the right one: a sum for a mean, or a factor forgotten?",
-    ),
-    "nearly right": (
-        lambda dy, cache: (1.00001 * dy @ cache[1].T, 0, 0),
-        "dx is not right yet: 0 of 12 numbers are right; it is ",
-    ),
-    "other factor": (
-        lambda dy, cache: (0.9 * dy @ cache[1].T, 0, 0),
-        "dx is 0.9 times the right one: which factor is it?",
-    ),
-    "float32": (
-        lambda dy, cache: ((1.001 * dy @ cache[1].T).astype(np.float32) + np.float32(1), 0, 0),
-        "dx is not right yet: 0 of 12 numbers are right; it is ",
-    ),
     "row": (
         lambda dy, cache: (dy @ cache[1].T + dy[:, :1], 0, 0),
         "dx agrees but for a constant a row: is one of the paths missing?",
     ),
-    "nan": (lambda dy, cache: (dy @ cache[1].T * np.nan, 0, 0), "dx has 12 numbers that are NaN"),
+    "text": (lambda dy, cache: ("dx", 0, 0), "dx is 'dx', expected an array"),
+}
+# … of its first gradient passed through a function, with two beside it that are wrong; …
+DX = {
+    "turned": (np.transpose, "dx has the shape (3, 4), expected (4, 3): the other way round"),
+    "sign": (np.negative, "dx has the wrong sign"),
+    "factor": (lambda dx: dx / 4, "dx is 0.25 times the right one"),
+    "twice, and the other way": (
+        lambda dx: -2 * dx,
+        "dx is -2 times the right one: a sum for a mean, or a factor forgotten?",
+    ),
+    "near": (lambda dx: 1.00001 * dx, "dx is not right yet: 0 of 12 numbers are right; it is "),
+    "other factor": (lambda dx: 0.9 * dx, "dx is 0.9 times the right one: which factor is it?"),
+    "float32": (
+        lambda dx: (1.001 * dx).astype(np.float32) + np.float32(1),
+        "dx is not right yet: 0 of 12 numbers are right; it is ",
+    ),
+    "nan": (lambda dx: dx * np.nan, "dx has 12 numbers that are NaN"),
     "place": (
-        lambda dy, cache: (dy @ cache[1].T + np.eye(4, 3)[:, ::-1], 0, 0),
+        lambda dx: dx + np.eye(4, 3)[:, ::-1],
         "dx is not right yet: 9 of 12 numbers are right; it is",
     ),
-    "number": (lambda dy, cache: (*LINEAR["linear_backward"](dy, cache)[:2], 3), "dbias has the"),
-    "text": (lambda dy, cache: ("dx", 0, 0), "dx is 'dx', expected an array"),
     "list": (
-        lambda dy, cache: ([*map(list, dy @ cache[1].T)], 0, 0),
+        lambda dx: [*map(list, dx)],
         "dx is a list, expected an array: np.array makes one of it",
     ),
+}
+# … and what an exercise's solution gives, passed through a function.
+CHANGED = {
+    "number": ("2.4", lambda r: (*r[:2], 3), "dbias has the"),
     "order": (
-        lambda dy, cache: LINEAR["linear_backward"](dy, cache)[::-1],
+        "2.4",
+        lambda r: r[::-1],
         "dx is what dbias should be: the order is dx, dweight, dbias",
     ),
-}
-
-
-def _changed(number, change):
-    """The solution, with what it returns passed through a function."""
-    return lambda *arguments: change(EXERCISES[number].solution(*arguments))
-
-
-def _doubled(gradients, name):
-    return gradients | {name: 2 * gradients[name]}
-
-
-ELSEWHERE = {
     "a name too many": (
         "6.3",
-        _changed("6.3", lambda result: (result[0], result[1] | {"x": 1})),
+        lambda r: (r[0], r[1] | {"x": 1}),
         "the dictionary of gradients has a name too many, 'x', with",
     ),
-    "an array for a list": ("1.2", _changed("1.2", np.array), "what it returns is an array, exp"),
-    "other bits": (
-        "12.3",
-        _changed("12.3", lambda result: (result[0] + 0.25, result[1])),
-        "q has the dtype float64, expected int8",
-    ),
-    "a number is NaN": (
-        "3.3",
-        _changed("3.3", lambda result: (np.nan, result[1])),
-        "loss is NaN or infinite, with",
-    ),
-    "a number": (
-        "3.3",
-        _changed("3.3", lambda result: (1.5 + result[0], result[1])),
-        "loss is not right yet: it is ",
-    ),
+    "an array for a list": ("1.2", np.array, "what it returns is an array, exp"),
+    "other bits": ("12.3", lambda r: (r[0] + 0.25, r[1]), "q has the dtype float64, expected int8"),
+    "a number is NaN": ("3.3", lambda r: (np.nan, r[1]), "loss is NaN or infinite, with"),
+    "a number": ("3.3", lambda r: (1.5 + r[0], r[1]), "loss is not right yet: it is "),
     "one of several names": (
         "6.3",
-        _changed("6.3", lambda result: (result[0], _doubled(result[1], "h.0.ln_2.bias"))),
+        lambda r: (r[0], r[1] | {"h.0.ln_2.bias": 2 * r[1]["h.0.ln_2.bias"]}),
         "the dictionary of gradients is not right yet: 'h.0.ln_2.bias' is 2 times the right one",
     ),
     "the sign of a number": (
         "3.3",
-        _changed("3.3", lambda result: (-result[0] - 1e-6 + 1e-6, result[1])),
+        lambda r: (-r[0] - 1e-6 + 1e-6, r[1]),
         "loss has the wrong sign",
     ),
-    "one value too many": (
-        "2.3",
-        _changed("2.3", lambda result: (result[0], (*result[1], 1))),
-        "cache has 3 elements, expected 2",
-    ),
+    "one value too many": ("2.3", lambda r: (r[0], (*r[1], 1)), "cache has 3 elements, expected 2"),
     "a list too short": (
         "3.5",
-        _changed("3.5", lambda result: (result[0], result[1][:1])),
+        lambda r: (r[0], r[1][:1]),
         "the list of gradients has 1 element, expected 2, with batches with 2 elements.",
     ),
     "a generator": (
         "3.5",
-        _changed("3.5", lambda result: (result[0], (part for part in result[1]))),
+        lambda r: (r[0], (part for part in r[1])),
         "the list of gradients is <generator",
-    ),
-    "0 where the loss is 0, too": (
-        "3.4",
-        lambda z, targets: (
-            EXERCISES["3.4"].solution(z, targets) if (targets != -100).any() else (0.0, 0.0)
-        ),
-        "dz has the shape (), expected (2, 3)",
     ),
     "the order, though a mistake looks alike": (
         "4.2",
-        _changed("4.2", lambda result: (result[0], result[2], result[1])),
+        lambda r: (r[0], r[2], r[1]),
         "dweight is what dbias should be: the order is dx, dweight, dbias",
     ),
     "in a list": (
         "7.3",
-        _changed("7.3", lambda result: [result[0], *(-part for part in result[1:])]),
+        lambda r: [r[0], *(-part for part in r[1:])],
         "the list is not right yet: element 1 has the wrong sign",
     ),
 }
 
 
-DESCRIBED = {name: ("2.4", *row) for name, row in DIFFERENCES.items()} | ELSEWHERE
+def _changed(number, change):
+    return lambda *arguments: change(EXERCISES[number].solution(*arguments))
+
+
+def _of_dx(change):
+    return lambda dy, cache: (change(dy @ cache[1].T), 0, 0)
+
+
+DESCRIBED = {name: ("2.4", function, said) for name, (function, said) in INSTEAD.items()}
+DESCRIBED |= {name: ("2.4", _of_dx(change), said) for name, (change, said) in DX.items()}
+DESCRIBED |= {name: (n, _changed(n, change), said) for name, (n, change, said) in CHANGED.items()}
+DESCRIBED["0 where the loss is 0, too"] = (
+    "3.4",
+    lambda z, targets: (
+        EXERCISES["3.4"].solution(z, targets) if (targets != -100).any() else (0.0, 0.0)
+    ),
+    "dz has the shape (), expected (2, 3)",
+)
 
 
 @pytest.mark.parametrize("name", DESCRIBED)
