@@ -115,75 +115,47 @@ def test_large_scores_keep_their_differences():
         assert np.abs(ours - exact).max() <= allowed * np.abs(exact).max()
 
 
+ID = np.array([0])
+OF_X, OF_GELU = layers.linear_forward(X, WEIGHT)[1], layers.gelu_tanh_forward(X)[1]
+OF_ID = layers.embedding_forward(ID, WEIGHT)[1]
+# What is said, of which function, of what it is given.
 REFUSED = {
-    "another width": (lambda: layers.linear_forward(X, WEIGHT.T), "x has shape (2, 3, 4)"),
-    "integers": (lambda: layers.linear_forward(np.ones((2, 4), int), WEIGHT), "int64"),
-    "a list": (lambda: layers.linear_forward([[1.0]], WEIGHT), "x is a list"),
-    "dy's width": (
-        lambda: layers.linear_backward(X, layers.linear_forward(X, WEIGHT)[1]),
-        "dy has shape",
-    ),
-    "a norm's width": (lambda: layers.layernorm_forward(DY, GAIN, GAIN), "its last axis must be 4"),
-    "integers for gelu": (lambda: layers.gelu_tanh_forward(np.arange(3)), "float32 or float64"),
-    "integers for relu": (lambda: layers.relu_forward(np.arange(3)), "float32 or float64"),
-    "gate and up": (lambda: layers.swiglu_forward(X, DY), "they must be equal"),
-    "three axes": (lambda: layers.attention_forward(X, X, X), "expected (B, H, T, D)"),
-    "few keys": (
-        lambda: layers.attention_forward(*(np.ones((1, 1, t, 2)) for t in (3, 2, 2))),
-        "S >= T",
-    ),
+    "another width": ("x has shape (2, 3, 4)", layers.linear_forward, X, WEIGHT.T),
+    "integers": ("int64", layers.linear_forward, np.ones((2, 4), int), WEIGHT),
+    "a list": ("x is a list", layers.linear_forward, [[1.0]], WEIGHT),
+    "dy's width": ("dy has shape", layers.linear_backward, X, OF_X),
+    "a norm's width": ("its last axis must be 4", layers.layernorm_forward, DY, GAIN, GAIN),
+    "integers for gelu": ("float32 or float64", layers.gelu_tanh_forward, np.arange(3)),
+    "integers for relu": ("float32 or float64", layers.relu_forward, np.arange(3)),
+    "gate and up": ("they must be equal", layers.swiglu_forward, X, DY),
+    "three axes": ("expected (B, H, T, D)", layers.attention_forward, X, X, X),
+    "few keys": ("S >= T", layers.attention_forward, *(np.ones((1, 1, t, 2)) for t in (3, 2, 2))),
     "heads": (
-        lambda: layers.attention_forward(*(np.ones((1, h, 2, 2)) for h in (3, 2, 2))),
         "H a multiple of K",
+        layers.attention_forward,
+        *(np.ones((1, heads, 2, 2)) for heads in (3, 2, 2)),
     ),
-    "a norm of a list": (lambda: layers.layernorm_forward([[1.0]], GAIN, GAIN), "x is a list"),
-    "a norm without columns": (
-        lambda: layers.rmsnorm_forward(np.ones((2, 0)), np.ones(0)),
-        "weight is empty",
-    ),
-    "half precision": (lambda: layers.gelu_erf_forward(np.ones((2, 2), np.float16)), "float16"),
-    "a weight of one axis": (lambda: layers.linear_forward(X, GAIN), "expected (I, O)"),
-    "fewer rows of dy": (
-        lambda: layers.linear_backward(DY[:1], layers.linear_forward(X, WEIGHT)[1]),
-        "expected 6 rows",
-    ),
-    "another shape of dy": (
-        lambda: layers.gelu_tanh_backward(X[:1], layers.gelu_tanh_forward(X)[1]),
-        "expected (2, 3, 4)",
-    ),
-    "a negative id": (lambda: layers.embedding_forward(np.array([-1]), WEIGHT), "holds -1"),
-    "an id too large": (
-        lambda: layers.embedding_forward(np.array([len(WEIGHT)]), WEIGHT),
-        f"from 0 to {len(WEIGHT) - 1}",
-    ),
-    "ids that are no numbers": (
-        lambda: layers.embedding_forward(np.array([0.0]), WEIGHT),
-        "whole numbers",
-    ),
-    "dy of other ids": (
-        lambda: layers.embedding_backward(DY, layers.embedding_forward(np.array([0]), WEIGHT)[1]),
-        "expected (1,",
-    ),
-    "fewer targets than rows": (
-        lambda: layers.linear_cross_entropy(X[0], WEIGHT.T, np.array([0])),
-        "targets have shape (1,)",
-    ),
-    "a target too large": (
-        lambda: layers.linear_cross_entropy(X[0, :1], WEIGHT.T, np.array([99])),
-        "targets holds 99",
-    ),
-    "rotating rows": (
-        lambda: layers.rope_forward(X, (np.ones(2), np.ones(2))),
-        "expected (B, H, T, D)",
-    ),
+    "a norm of a list": ("x is a list", layers.layernorm_forward, [[1.0]], GAIN, GAIN),
+    "an empty norm": ("weight is empty", layers.rmsnorm_forward, np.ones((2, 0)), np.ones(0)),
+    "half precision": ("float16", layers.gelu_erf_forward, np.ones((2, 2), np.float16)),
+    "a weight of one axis": ("expected (I, O)", layers.linear_forward, X, GAIN),
+    "fewer rows of dy": ("expected 6 rows", layers.linear_backward, DY[:1], OF_X),
+    "another shape of dy": ("expected (2, 3, 4)", layers.gelu_tanh_backward, X[:1], OF_GELU),
+    "a negative id": ("holds -1", layers.embedding_forward, ID - 1, WEIGHT),
+    "an id too large": ("from 0 to 3", layers.embedding_forward, ID + 4, WEIGHT),
+    "ids that are no numbers": ("whole numbers", layers.embedding_forward, 1.0 * ID, WEIGHT),
+    "dy of other ids": ("expected (1,", layers.embedding_backward, DY, OF_ID),
+    "few targets": ("targets have shape (1,)", layers.linear_cross_entropy, X[0], WEIGHT.T, ID),
+    "a high target": ("targets holds 99", layers.linear_cross_entropy, X[0, :1], WEIGHT.T, ID + 99),
+    "rotating rows": ("expected (B, H, T, D)", layers.rope_forward, X, (np.ones(2), np.ones(2))),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_a_layer_does_not_take_is_one_line(case):
-    call, message = REFUSED[case]
+    message, function, *arguments = REFUSED[case]
     with pytest.raises((ValueError, TypeError)) as error:
-        call()
+        function(*arguments)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
