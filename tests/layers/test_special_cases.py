@@ -3,7 +3,7 @@ blocks."""
 
 import numpy as np
 import pytest
-from layers.cases import CASES, golden_inputs
+from layers.cases import CASES, draw_attention, golden_inputs
 from layers.test_layers import EVERY_SHAPE, test_equals_recorded_pytorch
 from support import assert_close
 
@@ -71,15 +71,9 @@ def test_without_a_generator_or_probability_dropout_is_nothing():
 SHAPE = (2, 3, 7, 5)  # B, H, T, D
 
 
-def draw_attention(past=0):
-    rng = np.random.default_rng(3)
-    keys = (*SHAPE[:2], SHAPE[2] + past, SHAPE[3])
-    return (
-        rng.normal(size=SHAPE),
-        rng.normal(size=keys),
-        rng.normal(size=keys),
-        rng.normal(size=SHAPE),
-    )
+def drawn(past=0):
+    *sizes, size = SHAPE
+    return draw_attention(np.random.default_rng(3), *sizes, past, size).values()
 
 
 KEY_MASK = np.arange(7 + 2) >= np.array([[3], [0]])  # the first row has three places of padding
@@ -93,7 +87,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_attention_options_have_the_numerical_derivative(name):
-    q, k, v, dy = draw_attention(past=2)
+    q, k, v, dy = drawn(past=2)
 
     def loss(q, k, v):
         y, _ = layers.attention_forward(q, k, v, rng=np.random.default_rng(5), **OPTIONS[name])
@@ -109,7 +103,7 @@ def test_attention_options_have_the_numerical_derivative(name):
 def test_attention_options_equal_pytorch(name):
     import torch
 
-    q, k, v, dy = draw_attention(past=2)
+    q, k, v, dy = drawn(past=2)
     y, cache = layers.attention_forward(q, k, v, **OPTIONS[name])
     ours = (y, *layers.attention_backward(dy, cache))
     tensors = [torch.tensor(a, requires_grad=True) for a in (q, k, v)]
@@ -128,7 +122,7 @@ def test_attention_options_equal_pytorch(name):
 
 @pytest.mark.parametrize("p", [0.25, 0.6])
 def test_attentions_dropout_is_the_textbooks(p):
-    q, k, v, _ = draw_attention(past=2)
+    q, k, v, _ = drawn(past=2)
     y, _ = layers.attention_forward(q, k, v, dropout=p, rng=np.random.default_rng(5))
     batch, heads, queries, size = q.shape
     keys = k.shape[2]
@@ -141,7 +135,7 @@ def test_attentions_dropout_is_the_textbooks(p):
 
 
 def test_padding_is_as_if_it_were_not_there():
-    q, k, v, dy = draw_attention()
+    q, k, v, dy = drawn()
     mask = np.arange(7) >= np.array([[4], [4]])
     y, cache = layers.attention_forward(q, k, v, key_mask=mask)
     dq, dk, dv = layers.attention_backward(dy, cache)
@@ -198,15 +192,6 @@ def test_chunks_of_rows_give_what_all_at_once_gives(monkeypatch, chunk_bytes):
     dlogits[rows, inputs["targets"][rows]] += inputs["dy"][rows]
     assert_close(results["dx"], dlogits @ inputs["weight"])
     assert_close(results["dweight"], dlogits.T @ inputs["x"])
-
-
-def test_a_repeated_id_collects_all_its_gradients():
-    inputs = golden_inputs("embedding", CASES["embedding"].shapes[1], np.float64)
-    dweight = CASES["embedding"].ours(inputs)["dweight"]
-    expected = np.zeros_like(dweight)
-    np.add.at(expected, inputs["ids"], inputs["dy"])
-    assert_close(dweight, expected)
-    assert len(set(inputs["ids"])) < len(inputs["ids"])
 
 
 def test_lora_takes_any_leading_axes_as_rows():
