@@ -230,9 +230,7 @@ def test_a_terminal_without_the_character_shows_a_question_mark(tmp_path):
     train = [sys.executable, "-m", "numgpt", "train", "--data", text, "--out", tmp_path / "run"]
     flags = ["--n-layer=1", "--n-embd=8", "--n-head=1", "--block-size=8", "--steps=2"]
     result = subprocess.run(
-        [*train, *flags],
-        env=os.environ | {"PYTHONIOENCODING": "ascii"},
-        capture_output=True,
+        [*train, *flags], env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True
     )
     assert result.returncode == 0, result.stderr
     assert b"?" in result.stdout

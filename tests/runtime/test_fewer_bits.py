@@ -12,13 +12,7 @@ from hypothesis import strategies as st
 from support import assert_close, python
 
 from numgpt.runtime import matmul, onednn, parallel_for, single_thread_if_small, stored_rows
-from numgpt.runtime.fewer_bits import (
-    KINDS,
-    ROUNDED_BY_LIBRARY,
-    Int8,
-    from_bfloat16,
-    to_bfloat16,
-)
+from numgpt.runtime.fewer_bits import KINDS, ROUNDED_BY_LIBRARY, Int8, from_bfloat16, to_bfloat16
 from numgpt.runtime.kernels import cpu_flags
 from numgpt.runtime.stored_rows import FewerBits
 
