@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from numgpt import GPT, GPTConfig
+from numgpt.models import LanguageModel
 
 SHARED = Path(__file__).parents[2] / "shared"
 GOLDENS = Path(__file__).parent / "goldens"
@@ -127,13 +128,18 @@ def examples(few: int, many: int) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("examples", counts)
 
 
-def clear_model() -> GPT:
-    """A small random model whose logits differ enough for greedy choices to be clear."""
-    config = GPTConfig(n_layer=2, n_head=2, n_embd=16, n_positions=32, vocab_size=61)
-    model = GPT(config, seed=1)
-    noise = np.random.default_rng(2).normal(scale=0.3, size=model.parameters.flat.size)
-    model.parameters.flat += noise.astype(np.float32)
+def clear(model: LanguageModel, seed: int = 2) -> LanguageModel:
+    """The model with noise added, so that logits differ enough for greedy choices to be clear."""
+    parameters = model.parameters.flat
+    noise = np.random.default_rng(seed).normal(scale=0.3, size=parameters.size)
+    parameters += noise.astype(parameters.dtype)
     return model
+
+
+def clear_model() -> GPT:
+    """A small random one."""
+    config = GPTConfig(n_layer=2, n_head=2, n_embd=16, n_positions=32, vocab_size=61)
+    return clear(GPT(config, seed=1))
 
 
 def run_to(trainer, stop: int) -> None:

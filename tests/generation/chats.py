@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-import numpy as np
+from support import clear
 from tokenizer.chat_formats import ascii_only, trained
 
 from numgpt import GPT, CharTokenizer, Chat, GPTConfig, Llama, LlamaConfig, Tokenizer
@@ -23,9 +23,7 @@ def random_model(family: type[LanguageModel], vocab_size: int, seed: int = 1) ->
         sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
         sizes |= {"hidden_size": 16, "intermediate_size": 44, "max_position_embeddings": CONTEXT}
         model = Llama(LlamaConfig(**sizes, vocab_size=vocab_size), seed=seed)
-    noise = np.random.default_rng(2).normal(scale=0.3, size=model.parameters.flat.size)
-    model.parameters.flat += noise.astype(np.float32)
-    return model
+    return clear(model)
 
 
 def ascii_chatml() -> Tokenizer:

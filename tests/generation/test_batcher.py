@@ -6,16 +6,13 @@ from generation.chats import count_positions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models.references import small_model
+from support import clear
 
 from numgpt.generation import GenerationOptions, batcher, generate
 from numgpt.generation.batcher import Batcher
 from numgpt.layers.softmax import log_softmax
 
-MODELS = {}
-for name in ("default", "llama_grouped"):
-    MODELS[name] = small_model(name, dtype=np.float64)
-    noise = np.random.default_rng(2).normal(scale=0.3, size=MODELS[name].parameters.flat.size)
-    MODELS[name].parameters.flat += noise
+MODELS = {name: clear(small_model(name, np.float64)) for name in ("default", "llama_grouped")}
 VOCAB = min(model.config.vocab_size for model in MODELS.values())
 CONTEXT = min(model.context_length for model in MODELS.values())
 KINDS = (
@@ -41,12 +38,21 @@ def options_of(kind, most):
     return GenerationOptions(**chosen)
 
 
-def alone(model, prompt, options):
+def finish(batch):
+    while batch.busy:
+        batch.step()
+
+
+def alone(model, prompt, options, rng=None):
     one = Batcher(model, 1)
-    sequence = one.add(np.array(prompt), options)
-    while one.busy:
-        one.step()
+    sequence = one.add(np.array(prompt), options, rng)
+    finish(one)
     return sequence
+
+
+def assert_as_alone(model, *sequences):
+    for sequence in sequences:
+        assert sequence.made == alone(model, sequence.prompt, sequence.options).made
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -99,34 +105,27 @@ def test_continuations_of_one_prompt_share_its_reading(slots, monkeypatch):
     options = options_of({"do_sample": True}, 2)
     rngs = [np.random.default_rng(n) for n in range(5)]
     sequences = [batch.add(np.array([5, 6, 7, 8]), options, rng) for rng in rngs]
-    while batch.busy:
-        batch.step()
+    finish(batch)
     assert [count for count in counts if count != 1] == [4]
     monkeypatch.undo()
     for n, sequence in enumerate(sequences):
-        expected = Batcher(model, 1)
-        one = expected.add(np.array([5, 6, 7, 8]), options, np.random.default_rng(n))
-        while expected.busy:
-            expected.step()
-        assert one.made == sequence.made
+        expected = alone(model, [5, 6, 7, 8], options, np.random.default_rng(n))
+        assert sequence.made == expected.made
 
 
 def test_more_continuations_than_slots_of_several_prompts(monkeypatch):
     model = MODELS["llama_grouped"]
-    prompts = ([1, 2, 3], [4], [5, 6])
     counts = count_positions(model, monkeypatch)
     batch, sequences = Batcher(model, 4), []
-    for prompt in prompts:
+    for prompt in ([1, 2, 3], [4], [5, 6]):
         for n in range(3):
             options = options_of({"do_sample": True, "seed": n}, 2 + 3 * n)
-            sequences.append((prompt, options, batch.add(np.array(prompt), options)))
+            sequences.append(batch.add(np.array(prompt), options))
     batch.step()
     assert counts == [3]  # one pass, as wide as the longest
-    while batch.busy:
-        batch.step()
+    finish(batch)
     monkeypatch.undo()
-    for prompt, options, sequence in sequences:
-        assert sequence.made == alone(model, prompt, options).made
+    assert_as_alone(model, *sequences)
 
 
 def test_padding_before_shorter_prompts_has_not_occurred():
@@ -134,10 +133,8 @@ def test_padding_before_shorter_prompts_has_not_occurred():
     for id in range(model.config.vocab_size):
         batch = Batcher(model, 2)
         sequences = [batch.add(np.array(p), options_of(kind, 2)) for p in ([id], [3, 1, 2, id])]
-        while batch.busy:
-            batch.step()
-        for sequence in sequences:
-            assert sequence.made == alone(model, sequence.prompt, options_of(kind, 2)).made
+        finish(batch)
+        assert_as_alone(model, *sequences)
 
 
 def test_a_long_prompt_is_read_in_parts_while_others_decode(monkeypatch):
@@ -165,14 +162,12 @@ def test_a_prompt_that_is_being_read_moves_up_where_others_leave(monkeypatch):
         batch = Batcher(model, 4)
         short = [batch.add(np.array([n, 4]), options_of({}, 2 + n)) for n in range(3)]
         batch.step()
-        prompt = list(range(9))
-        long = batch.add(np.array(prompt), options_of({}, 5))
+        long = batch.add(np.arange(9), options_of({}, 5))
         if cancelled is not None:
             batch.step()
             batch.cancel(short[cancelled])
-        while batch.busy:
-            batch.step()
-        assert long.made == alone(model, prompt, options_of({}, 5)).made
+        finish(batch)
+        assert_as_alone(model, long)
 
 
 def test_a_cancelled_sequence_leaves_at_once_wherever_it_is(monkeypatch):
@@ -188,11 +183,10 @@ def test_a_cancelled_sequence_leaves_at_once_wherever_it_is(monkeypatch):
         batch.cancel(sequence)
         assert sequence.finish_reason == "cancelled"
     assert batch.decoding == []
-    while batch.busy:
-        batch.step()
+    finish(batch)
     assert len(decoding.made) == 2
     assert not reading.made
-    assert last.made == alone(model, [2, 3], options_of({}, 3)).made
+    assert_as_alone(model, last)
     batch.cancel(last)
     assert last.finish_reason == "length"
 
@@ -206,12 +200,8 @@ def test_equal_options_are_processed_together(monkeypatch):
 
     monkeypatch.setattr(batcher, "process_logits", counted)
     batch = Batcher(MODELS["default"], 5)
-    for kind in (
-        {},
-        {"top_k": 5, "do_sample": True},
-        {},
-        {"top_k": 5, "do_sample": True, "seed": 1},
-    ):
+    sampled = {"top_k": 5, "do_sample": True}
+    for kind in ({}, sampled, {}, sampled | {"seed": 1}):
         batch.add(np.array([1, 2]), options_of(kind, 1))
     batch.step()
     assert groups == [2, 2]
@@ -237,19 +227,11 @@ def test_a_callers_processor_sees_its_sequence_as_alone():
     kind = {"logits_processor": [bans_until_eight]}
     batch = Batcher(model, 2)
     sequences = [batch.add(p, options_of(kind, 9)) for p in ([1, 2], [1] * 7)]
-    while batch.busy:
-        batch.step()
-    for sequence in sequences:
-        assert sequence.made == alone(model, sequence.prompt, options_of(kind, 9)).made
-    scores = generate(
-        model,
-        [1, 2],
-        max_new_tokens=3,
-        logits_processor=[Unhashable()],
-        return_dict_in_generate=True,
-        output_scores=True,
-    ).scores
-    assert not np.array_equal(scores[0], scores[1])
+    finish(batch)
+    assert_as_alone(model, *sequences)
+    options = {"return_dict_in_generate": True, "output_scores": True, "max_new_tokens": 3}
+    first, second, _ = generate(model, [1, 2], logits_processor=[Unhashable()], **options).scores
+    assert not np.array_equal(first, second)
 
 
 def test_whatever_a_processor_raises_leaves_the_others_alone():
@@ -261,9 +243,8 @@ def test_whatever_a_processor_raises_leaves_the_others_alone():
     bad = batch.add([5], options_of({"logits_processor": [fails]}, 4))
     good = batch.add([6, 7], options_of({}, 4))
     assert batch.step() == [bad]
-    while batch.busy:
-        batch.step()
-    assert good.made == alone(model, [6, 7], options_of({}, 4)).made
+    finish(batch)
+    assert_as_alone(model, good)
     with pytest.raises(KeyError, match="mine"):
         model.generate([5], logits_processor=[fails])
 
@@ -305,9 +286,8 @@ def test_what_is_invalid_is_not_added_and_stops_nobody(prompt, kind, message):
     batch.step()
     with pytest.raises(ValueError, match=message):
         batch.add(prompt, options_of(kind, 3))
-    while batch.busy:
-        batch.step()
-    assert neighbour.made == alone(model, [1, 2], options_of({}, 3)).made
+    finish(batch)
+    assert_as_alone(model, neighbour)
     with pytest.raises(ValueError, match="slots=0: expected a whole number from 1 up"):
         Batcher(model, 0)
 

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 from models.references import small_model
+from support import clear
 
 from numgpt import GPT, GPTConfig
 from numgpt.generation import LengthWarning, process_logits
@@ -13,17 +14,10 @@ from numgpt.generation.options import GenerationOptions
 MODELS = ("default", "llama_grouped")
 
 
-def clear(name: str):
-    model = small_model(name)
-    noise = np.random.default_rng(3).normal(scale=0.3, size=model.parameters.flat.size)
-    model.parameters.flat += noise.astype(np.float32)
-    return model
-
-
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("prompt_length", [1, 5, 200])
 def test_a_full_context_goes_on_from_its_newer_half(name, prompt_length):
-    model = clear(name)
+    model = clear(small_model(name), seed=3)
     context = model.context_length
     kept = context // 2
     prompt = np.random.default_rng(0).integers(model.config.vocab_size, size=prompt_length)
@@ -39,7 +33,7 @@ def test_a_full_context_goes_on_from_its_newer_half(name, prompt_length):
 
 
 def test_without_slide_the_context_ends_it():
-    model = clear("default")
+    model = clear(small_model("default"), seed=3)
     context = model.context_length
     with pytest.warns(LengthWarning, match=f"{context} tokens"):
         ids = model.generate([1, 2], max_new_tokens=500, eos_token_id=[])
@@ -48,14 +42,12 @@ def test_without_slide_the_context_ends_it():
         warnings.simplefilter("error")
         model.generate([1, 2], max_length=context)
         model.generate([1, 2], max_new_tokens=50, eos_token_id=[], slide=True)
-    with pytest.raises(ValueError, match="shorten"):
-        model.generate(np.ones(500, int))
 
 
 @pytest.mark.parametrize("penalty", [0.5, 1.7])
 def test_padding_has_not_occurred(penalty):
     """Each row of a padded batch is what it is alone, whatever its padding is made of."""
-    model = clear("default")
+    model = clear(small_model("default"), seed=3)
     rng = np.random.default_rng(1)
     for pad in range(0, model.config.vocab_size, 5):
         prompts = [rng.integers(model.config.vocab_size, size=n).tolist() for n in (5, 2, 1)]
@@ -82,7 +74,7 @@ def test_banned_words_do_not_begin_in_padding():
 @pytest.mark.parametrize("penalty", [1e-300, 1e-38, 1e30, 1e300])
 @pytest.mark.parametrize("do_sample", [False, True])
 def test_extreme_penalties_leave_numbers(penalty, do_sample):
-    model = clear("default")
+    model = clear(small_model("default"), seed=3)
     with np.errstate(all="raise", under="ignore"):
         ids = model.generate(
             [1, 2], max_new_tokens=8, repetition_penalty=penalty, do_sample=do_sample, seed=1
