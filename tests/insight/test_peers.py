@@ -70,27 +70,16 @@ def test_attribution(both):
 @pytest.mark.parametrize("baseline", [None, 0])
 def test_integrated_gradients(name, baseline):
     import torch
-    from captum.attr import LayerIntegratedGradients
+    from captum.attr import IntegratedGradients
 
     model = small_model(name)
     theirs = to_transformers(model).eval()
-
-    def logit(ids):
-        return theirs(ids).logits[:, -1, 11]
-
-    table = theirs.get_input_embeddings()
-    ids = torch.tensor([IDS])
-    if baseline is None:  # embeddings of 0: captum's of a layer are those of ids
-        embeddings = table(ids).detach()
-        from captum.attr import IntegratedGradients
-
-        method = IntegratedGradients(lambda e: theirs(inputs_embeds=e).logits[:, -1, 11])
-        expected = method.attribute(embeddings, n_steps=30, method="gausslegendre")
-    else:
-        method = LayerIntegratedGradients(logit, table)
-        expected = method.attribute(
-            ids, baselines=torch.full_like(ids, baseline), n_steps=30, method="gausslegendre"
-        )
+    table, ids = theirs.get_input_embeddings(), torch.tensor([IDS])
+    start = 0 if baseline is None else table(torch.full_like(ids, baseline)).detach()
+    method = IntegratedGradients(lambda e: theirs(inputs_embeds=e).logits[:, -1, 11])
+    expected = method.attribute(
+        table(ids).detach(), baselines=start, n_steps=30, method="gausslegendre"
+    )
     ours = insight.integrated_gradients(model, IDS, 11, baseline=baseline, steps=30)
     np.testing.assert_allclose(
         ours.attributions, expected.sum(-1)[0].detach().numpy(), rtol=1e-3, atol=1e-5
