@@ -1,10 +1,8 @@
 """The screen that holds all of GPT computes what numgpt.GPT does."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+from support import python
 
 import numgpt
 from numgpt.lessons import gpt as lesson
@@ -67,9 +65,7 @@ def test_the_parameters_are_the_models(both):
 
 def test_it_trains_and_writes():
     program = "from numgpt.lessons import gpt; gpt.main(steps=100, n_layer=1, width=32, batch=4)"
-    made = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
-    ).stdout
+    made = python(program)
     first, *reports = (line for line in made.splitlines() if line.startswith("step "))
     last, text = reports[-1], made.partition("The value ")[2]
     assert len(reports) == 10

@@ -148,22 +148,24 @@ def test_a_link_that_leads_nowhere_is_somebodys(tmp_path):
 
 
 @pytest.fixture
-def course(tmp_path, monkeypatch):
-    """A directory with the notebooks, and what puts code into the cell of exercise 2.3."""
+def put(tmp_path, monkeypatch):
+    """Puts code into the cell of an exercise, in a directory with the notebooks -> the notebook
+    and its path."""
     monkeypatch.chdir(tmp_path)
-    path = write_notebooks(tmp_path)[1].path
+    paths = [written.path for written in write_notebooks(tmp_path)]
 
-    def put(code):
+    def put(code, exercise="2.3"):
+        path = paths[int(exercise.split(".")[0]) - 1]
         changed = json.loads(path.read_text())
-        (cell,) = (c for c in changed["cells"] if c["metadata"].get("exercise") == "2.3")
+        (cell,) = (c for c in changed["cells"] if c["metadata"].get("exercise") == exercise)
         cell["source"] = code
         path.write_text(json.dumps(changed))
+        return changed, path
 
-    return path, put
+    return put
 
 
-def test_yours(course, capsys):
-    _, put = course
+def test_yours(put, capsys):
     own = "def linear_forward(x, weight, bias):\n    return mine(x, weight) + bias, (x, weight)\n"
     put([own, "\ndef mine(x, weight):\n    return x @ weight\n"])
     forward, backward = yours("2.3", "2.4")
@@ -190,8 +192,7 @@ def test_yours(course, capsys):
         ("raise SystemExit\n", "has no function called linear_forward"),
     ],
 )
-def test_yours_that_is_not_right_is_the_courses_and_why_is_said(course, capsys, code, said):
-    _, put = course
+def test_yours_that_is_not_right_is_the_courses_and_why_is_said(put, capsys, code, said):
     if code is not None:
         put(code)
     assert yours("2.3") is EXERCISES["2.3"].solution
@@ -203,24 +204,21 @@ def test_yours_that_is_not_right_is_the_courses_and_why_is_said(course, capsys, 
 @pytest.mark.parametrize(
     "damage", ["no JSON", "[]", '{"cells": [1]}', '{"cells": []}', "[" * 200_000, None]
 )
-def test_yours_without_a_notebook_is_the_courses(course, capsys, damage):
-    path, _ = course
+def test_yours_without_a_notebook_is_the_courses(put, capsys, damage):
+    _, path = put("")
     path.unlink() if damage is None else path.write_text(damage)
     assert yours("2.3") is EXERCISES["2.3"].solution
     said = "the course's, as there is none of yours in 02_from_a_neuron_to_a_layer.ipynb\n"
     assert said in capsys.readouterr().out
 
 
-def test_yours_may_use_what_earlier_lessons_have(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    path = write_notebooks(tmp_path)[4].path
-    changed = json.loads(path.read_text())
-    (cell,) = (c for c in changed["cells"] if c["metadata"].get("exercise") == "5.1")
-    cell["source"] = (
+def test_yours_may_use_what_earlier_lessons_have(put, capsys):
+    own = (
         "def attention(q, k, v):\n"
         "    s = np.where(np.tri(len(q)) > 0, q @ k.T / math.sqrt(q.shape[1]), -np.inf)\n"
         "    p = softmax(s)\n    return half * 2 * p @ v, p\nhalf = 0.5\n%time 1\n"
     )
+    changed, path = put(own, "5.1")
     first = next(c for c in changed["cells"] if c["cell_type"] == "code")
     first["source"] = "import math\nno_such_thing()"
     changed["cells"].append({"cell_type": "code", "source": "not finished (", "metadata": {}})
