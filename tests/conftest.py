@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import io
 import os
+import shutil
 from collections.abc import Iterator
 
 # Before NumPy is imported: side by side, each process has its share of the cores, and so have the
@@ -52,21 +53,37 @@ def files_may_wait():
         yield
 
 
-@pytest.fixture(params=[1, 2, 3])
-def thread_count(request: pytest.FixtureRequest) -> Iterator[int]:
+@pytest.fixture
+def threads_restored() -> Iterator[None]:
     before = runtime.num_threads()
-    runtime.set_num_threads(request.param)
-    yield request.param
+    yield
     runtime.set_num_threads(before)
+
+
+@pytest.fixture(params=[1, 2, 3])
+def thread_count(request: pytest.FixtureRequest, threads_restored: None) -> int:
+    runtime.set_num_threads(request.param)
+    return request.param
 
 
 @pytest.fixture
-def one_thread() -> Iterator[None]:
+def one_thread(threads_restored: None) -> None:
     """Then neither sums nor memory depend on how two threads happen to meet."""
-    before = runtime.num_threads()
     runtime.set_num_threads(1)
-    yield
-    runtime.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs chromium")
+    with (
+        playwright.sync_playwright() as running,
+        # As root chromium has no sandbox; the pages are our own.
+        running.chromium.launch(executable_path=chromium, args=["--no-sandbox"]) as opened,
+    ):
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,7 @@
 """The page in a real browser: every view, by mouse and by keyboard, and its numbers against
 NumPy's."""
 
-import os
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -17,46 +15,25 @@ from numgpt.layers import softmax_forward
 from numgpt.tokenizer import CharTokenizer
 
 pytestmark = pytest.mark.browser
-playwright = pytest.importorskip("playwright.sync_api")
-
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 TEXT = "ROMEO:\nMy lord, the king, my lord, the sweet queen"
 VIEWS = ["follow", "attention", "lens", "attribution", "loss", "sampling"]
 HALF = 2.0**-11  # of a number that was written as float16
 
 
 @pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("needs chromium")
-    with (
-        playwright.sync_playwright() as running,
-        # As root chromium has no sandbox; the page is our own.
-        running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"]) as opened,
-    ):
-        yield opened
-
-
-@pytest.fixture(scope="module")
 def page():
-    model, tokenizer = numgpt.load("shakespeare")
-    return insight.page(model, tokenizer, TEXT, target=" king")
-
-
-@pytest.fixture(scope="module")
-def file(page, tmp_path_factory):
-    path = tmp_path_factory.mktemp("page") / "page.html"
-    page.save(path)
-    return path
+    return insight.page(*numgpt.load("shakespeare"), TEXT, target=" king")
 
 
 @pytest.fixture
-def open_page(browser, file):
-    """Opens the page; at the end there must have been no error, and no request."""
-    complaints, requests, opened = [], [], []
+def open_page(browser, page, tmp_path):
+    """Opens the page, or another; at the end there must have been no error, and no request."""
+    complaints, requests, opened, file = [], [], [], tmp_path / "page.html"
 
-    def opening(width=1280, height=900, **options):
+    def opening(width=1280, height=900, shown=page, **options):
+        shown.save(file)
         tab = browser.new_page(viewport={"width": width, "height": height}, **options)
+        tab.on("dialog", lambda dialog: complaints.append(dialog.message) or dialog.dismiss())
         tab.on("console", lambda message: complaints.append(message.text))
         tab.on("pageerror", lambda error: complaints.append(str(error)))
         tab.on("request", lambda request: requests.append(request.url))
@@ -147,19 +124,14 @@ def test_the_blocks_stay_named_beside_the_lens(open_page):
     assert head.inner_text() == "block 5"
 
 
-def test_attribution_speaks_of_the_models_own_norm(browser, tmp_path):
-    model = small_model("llama_grouped")
+def test_attribution_speaks_of_the_models_own_norm(open_page):
     tokenizer = CharTokenizer([chr(ord("a") + n) for n in range(26)])
-    insight.page(model, tokenizer, "abcab").save(tmp_path / "llama.html")
-    tab = browser.new_page()
-    tab.goto((tmp_path / "llama.html").as_uri())
-    tab.wait_for_selector("html[data-ready=true]")
+    tab = open_page(shown=insight.page(small_model("llama_grouped"), tokenizer, "abcab"))
     tab.click("#tab-attribution")
     text = tab.inner_text("main")
     assert "final RMSNorm" in text
     assert "LayerNorm" not in text
     assert "mean(" not in text
-    tab.close()
 
 
 def test_everything_that_opens_opens(open_page):
@@ -324,14 +296,23 @@ ELEMENTWISE = {
 }
 
 
+def kept(page, direction):
+    return page.trace.activations if direction == "forward" else page.trace.gradients
+
+
+def chosen(tab, page, direction, seed):
+    """Four times, a token, layer and head that the page then shows."""
+    rng = np.random.default_rng(seed)
+    for _ in range(4):
+        place = tuple(int(rng.integers(n)) for n in (len(page.trace.ids), 6, 6))
+        choose(tab, direction, *place)
+        yield place
+
+
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_elementwise_numbers_are_numpys(open_page, page, direction):
-    tab = open_page()
-    rng = np.random.default_rng(0)
-    arrays = page.trace.activations if direction == "forward" else page.trace.gradients
-    for _ in range(4):
-        token, layer, head = (int(rng.integers(n)) for n in (len(page.trace.ids), 6, 6))
-        choose(tab, direction, token, layer, head)
+    tab, arrays = open_page(), kept(page, direction)
+    for token, layer, _ in chosen(tab, page, direction, seed=0):
         for step, hook in ELEMENTWISE[direction].items():
             for feature, *_, result in rows_of(tab, step, 0):
                 expected = arrays[f"blocks.{layer}.{hook}"][token, int(feature)]
@@ -346,12 +327,8 @@ SUMS = {
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_terms_add_up_to_numpys_numbers(open_page, page, direction):
-    tab = open_page()
-    rng = np.random.default_rng(1)
-    arrays = page.trace.activations if direction == "forward" else page.trace.gradients
-    for _ in range(4):
-        token, layer, head = (int(rng.integers(n)) for n in (len(page.trace.ids), 6, 6))
-        choose(tab, direction, token, layer, head)
+    tab, arrays = open_page(), kept(page, direction)
+    for token, layer, head in chosen(tab, page, direction, seed=1):
         for step, hooks in SUMS[direction].items():
             for place, hook in enumerate(hooks):
                 *terms, result = rows_of(tab, step, place)
@@ -363,9 +340,8 @@ def test_terms_add_up_to_numpys_numbers(open_page, page, direction):
                 assert abs(total - expected) <= 0.006 * size  # three digits each
                 for _, x, w, term in terms[:8]:
                     if x and step != "scores":  # where the factor is 1
-                        assert number_of(term) == pytest.approx(
-                            number_of(x) * number_of(w), rel=0.02
-                        )
+                        product = number_of(x) * number_of(w)
+                        assert number_of(term) == pytest.approx(product, rel=0.02)
 
 
 def test_weights_are_the_models(open_page, page):
@@ -392,18 +368,15 @@ def test_strips_hold_whole_vectors(open_page, page):
              ["forward", "backward"].flatMap((direction) => step[direction].strips.map((strip) =>
                [step.hook, step.name, direction, strip.label, [...strip.array.row(5)]]))))"""
     )
-    names = {"out": "hook_attn_out", "q": "attn.hook_q", "dk": "attn.hook_k", "dz": "attn.hook_z"}
+    hooks = {("qkv", "q"): "attn.hook_q", ("qkv", "dk"): "attn.hook_k"}
+    hooks |= {("values", "dz"): "attn.hook_z", ("output", "dz"): "attn.hook_z"}
+    hooks[("output", "out")] = "hook_attn_out"
     checked = 0
     for hook, step, direction, label, numbers in found:
-        if (
-            label not in names
-            or (label == "out" and step != "output")
-            or (label == "dk" and step != "qkv")
-        ):
+        if (step, label) not in hooks:
             continue
         prefix = re.match(r"blocks\.\d+\.", hook)[0]
-        kept = page.trace.activations if direction == "forward" else page.trace.gradients
-        expected = kept[prefix + names[label]][5].ravel()
+        expected = kept(page, direction)[prefix + hooks[step, label]][5].ravel()
         np.testing.assert_allclose(
             numbers, expected, rtol=2.0**-10, atol=1e-9 * np.abs(expected).max()
         )
@@ -524,18 +497,10 @@ def test_the_sliders_change_what_is_shown(open_page, page):
     assert after != before
 
 
-def test_a_text_of_markup_is_shown_as_text(browser, tmp_path):
-    model, tokenizer = numgpt.load("shakespeare")
+def test_a_text_of_markup_is_shown_as_text(open_page):
     text = "</script><img src=x onerror=alert(1)><b>"
-    insight.page(model, tokenizer, text).save(tmp_path / "page.html")
-    tab = browser.new_page()
-    said = []
-    tab.on("dialog", lambda dialog: said.append(dialog.message) or dialog.dismiss())
-    tab.goto((tmp_path / "page.html").as_uri())
-    tab.wait_for_selector("html[data-ready=true]")
+    tab = open_page(shown=insight.page(*numgpt.load("shakespeare"), text))
     for view in VIEWS:
         tab.click(f"#tab-{view}")
         assert tab.locator("main img, main b:not(.check b), header img").count() == 0
-    assert not said
     assert tab.title().startswith("shakespeare: </script><img")
-    tab.close()
