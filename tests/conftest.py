@@ -130,5 +130,29 @@ def said(call):
     return said
 
 
+@pytest.fixture
+def works(call):
+    """Run a command that has nothing to object -> stdout, stderr."""
+
+    def works(*arguments, **given):
+        status, out, err = call(*arguments, **given)
+        assert status == 0, err
+        return out, err
+
+    return works
+
+
+@pytest.fixture
+def refuses(call):
+    """Run a command that can't be: exit status 2, and one line -> which."""
+
+    def refuses(*arguments, **given):
+        status, out, err = call(*arguments, **given)
+        assert (status, out, err.count("\n")) == (2, "", 1), err
+        return err
+
+    return refuses
+
+
 # Scripts that record answers, and need what only they need.
 collect_ignore_glob = ["goldens/*"]
