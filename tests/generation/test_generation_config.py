@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from models.references import small_model, their_generation
+from support import write_lines
 
 import numgpt
 from numgpt import Tokenizer
@@ -118,17 +119,28 @@ def shipped(tmp_path):
     return tmp_path / "base"
 
 
-def test_the_command_line_heeds_it(call, shipped):
+@pytest.fixture
+def generated(works):
+    """Of "To be", on the command line -> stdout, stderr."""
+    return lambda model, *flags: works("generate", "--model", model, "To be", *flags)
+
+
+def test_the_command_line_heeds_it(generated, shipped):
     model, tokenizer = numgpt.load(shipped)
     ids = tokenizer.encode("To be")
     greedy = tokenizer.decode(model.generate(ids, do_sample=False, max_new_tokens=3)[0])
-    status, out, err = call("generate", "--model", shipped, "To be")
-    assert (status, out) == (0, greedy + "\n")
+    out, err = generated(shipped)
+    assert out == greedy + "\n"
     assert "seed" not in err
-    _, out, err = call("generate", "--model", shipped, "To be", "--temperature", 2, "--seed", 4)
-    assert "seed 4" in err
-    _, out, _ = call("generate", "--model", shipped, "To be", "--max-new-tokens", 1)
-    assert len(out) < len(greedy) + 1
+    assert "seed 4" in generated(shipped, "--temperature", 2, "--seed", 4)[1]
+    assert len(generated(shipped, "--max-new-tokens", 1)[0]) < len(greedy) + 1
+
+
+def tuned(model, out, **options) -> None:
+    """One step of tuning, on four examples."""
+    examples = [{"prompt": "To be", "completion": " or not"}] * 4
+    data = write_lines(out.with_suffix(".jsonl"), *examples)
+    Trainer.start(TuneConfig(model=str(model), data=data, steps=1, **options), out).run()
 
 
 def kept(directory) -> None:
@@ -141,18 +153,15 @@ def kept(directory) -> None:
 
 
 @pytest.mark.live("transformers", "torch")
-def test_it_is_kept_wherever_the_model_goes(call, shipped, tmp_path):
+def test_it_is_kept_wherever_the_model_goes(works, shipped, tmp_path):
     kept(shipped)
     model, tokenizer = numgpt.load(shipped)
     model.save_pretrained(tmp_path / "again")
     tokenizer.save_pretrained(tmp_path / "again")
     kept(tmp_path / "again")
-    assert call("convert", shipped, tmp_path / "converted")[0] == 0
+    works("convert", shipped, tmp_path / "converted")
     kept(tmp_path / "converted")
-    lines = tmp_path / "a.jsonl"
-    lines.write_text('{"prompt": "To be", "completion": " or not"}\n' * 4)
-    config = TuneConfig(model=str(shipped), data=str(lines), steps=1, lora_r=0, sample_every=0)
-    Trainer.start(config, tmp_path / "tuned").run()
+    tuned(shipped, tmp_path / "tuned", lora_r=0, sample_every=0)
     kept(tmp_path / "tuned")
     import transformers
 
@@ -192,18 +201,18 @@ def test_transformers_inputs_are_taken_as_they_are():
 # --- special tokens in a text ---
 
 
-def test_special_tokens_in_a_prompt_can_be_meant(call):
+def test_special_tokens_in_a_prompt_can_be_meant(works):
     text = "<|endoftext|>"
     options = ("--model", "shakespeare", "--logprobs", "--greedy", "--max-new-tokens", 2)
-    _, as_text, _ = call("generate", text, *options)
-    _, meant, _ = call("generate", text, *options, "--special-tokens")
+    as_text, _ = works("generate", text, *options)
+    meant, _ = works("generate", text, *options, "--special-tokens")
     assert json.loads(as_text)["tokens"] != json.loads(meant)["tokens"]
     model, tokenizer = numgpt.load("shakespeare")
     expected = model.generate([tokenizer.eos_token_id], max_new_tokens=2)[0, 1:]
     assert json.loads(meant)["text"] == tokenizer.decode(expected, skip_special_tokens=True)
 
 
-def test_special_tokens_between_stories_can_be_meant(call, tmp_path):
+def test_special_tokens_between_stories_can_be_meant(works, tmp_path):
     stories = tmp_path / "stories.txt"
     stories.write_text("Once upon a time.\n<|endoftext|>\nTo be, or not to be.\n" * 60)
     sizes = ("--n-layer=1", "--n-embd=8", "--n-head=1", "--block-size=8", "--vocab-size=270")
@@ -211,18 +220,16 @@ def test_special_tokens_between_stories_can_be_meant(call, tmp_path):
     counts = []
     for flags in ((), ("--special-tokens",)):
         out = tmp_path / f"run{len(flags)}"
-        status, _, err = call(*train, "--out", out, *flags)
-        assert status == 0, err
+        _, err = works(*train, "--out", out, *flags)
         assert ("spells special tokens" in err) == (not flags)
         tokens = np.fromfile(out / "tokens.bin", "<u2")
         end = Tokenizer.from_pretrained(out).eos_token_id
         counts.append(int(np.count_nonzero(tokens == end)))
         (out / "tokens.bin").unlink()  # … and made again in the same way
-        status, _, err = call("train", "--resume", out, "--steps=2")
-        assert status == 0, err
+        works("train", "--resume", out, "--steps=2")
         assert np.array_equal(np.fromfile(out / "tokens.bin", "<u2"), tokens)
     assert counts == [0, 60]
-    losses = [call("eval", "--model", out, "--data", stories, *f)[1] for f in ((), flags)]
+    losses = [works("eval", "--model", out, "--data", stories, *f)[0] for f in ((), flags)]
     assert losses[0] != losses[1]
 
 
@@ -239,37 +246,32 @@ def with_config(shipped):
     return write
 
 
-def test_beams_by_a_flag_search_whatever_the_file_samples(call, with_config):
+def test_beams_by_a_flag_search_whatever_the_file_samples(generated, refuses, with_config):
     sampling = with_config(do_sample=True, temperature=0.7, top_p=0.8, max_new_tokens=4)
-    search = ("--num-beams", 3)
-    status, out, err = call("generate", "--model", sampling, "To be", *search)
-    assert status == 0, err
+    out, _ = generated(sampling, "--num-beams", 3)
     model, tokenizer = numgpt.load("shakespeare")
     expected = model.generate(tokenizer.encode("To be"), num_beams=3, max_new_tokens=4)[0]
     assert out == tokenizer.decode(expected) + "\n"
     # Beams of the file: a flag that samples takes their place, a contradiction is told.
     beams = with_config(num_beams=3, max_new_tokens=4)
-    assert call("generate", "--model", beams, "To be")[1] == out
-    assert "seed 5" in call("generate", "--model", beams, "To be", "--seed", 5)[2]
-    assert "seed" in call("generate", "--model", beams, "To be", "--temperature", 0.5)[2]
-    status, _, err = call("generate", "--model", beams, "To be", "--logprobs")
-    assert (status, "add --num-beams 1" in err) == (2, True)
+    assert generated(beams)[0] == out
+    assert "seed 5" in generated(beams, "--seed", 5)[1]
+    assert "seed" in generated(beams, "--temperature", 0.5)[1]
+    assert "add --num-beams 1" in refuses("generate", "--model", beams, "To be", "--logprobs")
     both = with_config(num_beams=3, do_sample=True)
-    status, _, err = call("generate", "--model", both, "To be")
-    assert (status, "add --num-beams 1, or --greedy" in err) == (2, True)
+    assert "add --num-beams 1, or --greedy" in refuses("generate", "--model", both, "To be")
     for flags in (("--num-beams", 1), ("--greedy",)):
-        assert call("generate", "--model", both, "To be", "--max-new-tokens", 2, *flags)[0] == 0
+        generated(both, "--max-new-tokens", 2, *flags)
 
 
-def test_lengths_by_flags_come_first(call, with_config):
+def test_lengths_by_flags_come_first(generated, with_config):
     model, tokenizer = numgpt.load("shakespeare")
     length = len(tokenizer.encode("To be"))
     long = with_config(max_new_tokens=5, min_new_tokens=300, do_sample=False)
-    _, _, err = call("generate", "--model", long, "To be", "--max-length", length + 1)
-    assert err.startswith("1 tokens")
-    assert call("generate", "--model", long, "To be")[2].startswith("5 tokens")
-    assert call("generate", "--model", long, "To be", "--max-new-tokens", 2)[2].startswith("2 tok")
-    assert call("generate", "--model", with_config(min_new_tokens=300), "To be")[0] == 0
+    assert generated(long, "--max-length", length + 1)[1].startswith("1 tokens")
+    assert generated(long)[1].startswith("5 tokens")
+    assert generated(long, "--max-new-tokens", 2)[1].startswith("2 tokens")
+    generated(with_config(min_new_tokens=300))
     model, tokenizer = numgpt.load(with_config(max_new_tokens=2, min_new_tokens=3000))
     for given, count in (({}, 2), ({"max_new_tokens": 1}, 1)):
         chat = numgpt.Chat(model, tokenizer, **given)
@@ -288,12 +290,10 @@ def test_lengths_by_flags_come_first(call, with_config):
         ({"top_k": "x", "do_sample": True}, "top.k"),
     ],
 )
-def test_wrong_values_in_the_file_are_named(call, with_config, config, message):
-    for command in (("generate", "To be"), ("generate", "To be", "--logprobs")):
-        status, _, err = call(*command, "--model", with_config(**config), "--max-new-tokens", 1)
-        assert status == 2
-        assert re.search(message, err)
-        assert len(err.strip().splitlines()) == 1
+def test_wrong_values_in_the_file_are_named(refuses, with_config, config, message):
+    for flags in ((), ("--logprobs",)):
+        given = ("--model", with_config(**config), "--max-new-tokens", 1, *flags)
+        assert re.search(message, refuses("generate", "To be", *given))
 
 
 def test_what_is_no_models_to_set_is_not_taken(with_config):
@@ -309,10 +309,7 @@ def test_what_is_no_models_to_set_is_not_taken(with_config):
 
 def test_samples_of_a_run_are_the_likeliest_whatever_the_file_says(with_config, tmp_path):
     base = with_config(num_beams=2, do_sample=True, bad_words_ids=5)
-    lines = tmp_path / "a.jsonl"
-    lines.write_text('{"prompt": "To be", "completion": " or not"}\n' * 4)
-    config = TuneConfig(model=str(base), data=str(lines), steps=1, lora_r=2, sample_every=1)
-    Trainer.start(config, tmp_path / "run").run()
+    tuned(base, tmp_path / "run", lora_r=2, sample_every=1)
 
 
 def test_its_own_ends_are_kept(tmp_path):
