@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from support import python
 
 from numgpt.files import (
     COMPLETE,
@@ -23,13 +24,23 @@ def content(directory) -> dict[str, str]:
     return {path.name: path.read_text() for path in directory.iterdir()}
 
 
+def write(directory, text: str, *names: str) -> None:
+    for name in names:
+        (directory / name).write_text(text)
+
+
+def decide(directory, removed: str) -> None:
+    """What a change leaves that was broken off once it was decided: a new, and what is removed."""
+    write(directory, "old", "a", "b")
+    (directory / COMPLETE).mkdir()
+    write(directory / COMPLETE, "new", "a")
+    write(directory / COMPLETE, removed, REMOVED)
+
+
 def test_files_that_change_together(tmp_path):
-    (tmp_path / "a").write_text("old")
-    (tmp_path / "b").write_text("old")
-    (tmp_path / "mine").write_text("old")
+    write(tmp_path, "old", "a", "b", "mine")
     with replacing_together(tmp_path, remove=("a", "b", "absent")) as staged:
-        (staged / "a").write_text("new")
-        (staged / "c").write_text("new")
+        write(staged, "new", "a", "c")
         assert (tmp_path / "a").read_text() == "old"
     assert content(tmp_path) == {"a": "new", "c": "new", "mine": "old"}
 
@@ -77,11 +88,7 @@ def test_errors_name_the_file_that_was_meant(tmp_path):
 
 
 def test_a_change_that_was_decided_is_finished(tmp_path):
-    (tmp_path / COMPLETE).mkdir()
-    (tmp_path / COMPLETE / "a").write_text("new")
-    (tmp_path / COMPLETE / REMOVED).write_text('["b", "absent"]')
-    (tmp_path / "a").write_text("old")
-    (tmp_path / "b").write_text("old")
+    decide(tmp_path, '["b", "absent"]')
     finish_replacing(tmp_path)
     finish_replacing(tmp_path)
     assert content(tmp_path) == {"a": "new"}
@@ -89,11 +96,7 @@ def test_a_change_that_was_decided_is_finished(tmp_path):
 
 @pytest.mark.parametrize("names", ['["../outside"]', '["b", 1]', '[""]', "[", "5", '["."]'])
 def test_a_change_that_a_stranger_decided_is_refused(tmp_path, names):
-    (tmp_path / COMPLETE).mkdir()
-    (tmp_path / COMPLETE / "a").write_text("new")
-    (tmp_path / COMPLETE / REMOVED).write_text(names)
-    (tmp_path / "a").write_text("old")
-    (tmp_path / "b").write_text("old")
+    decide(tmp_path, names)
     with pytest.raises(ValueError, match=f"{COMPLETE} is not what numgpt has left"):
         finish_replacing(tmp_path)
     assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == "old"
@@ -154,13 +157,11 @@ def test_the_last_look_is_at_the_last_moment(tmp_path):
 
 
 def test_only_temporaries_of_the_dead_are_swept(tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
+    dead = python("import os; print(os.getpid())")
     kept = [f".a.{os.getpid()}{TEMPORARY}", ".notes.tmp", f"a{TEMPORARY}", f".a.x{TEMPORARY}"]
-    for name in (f".a.{dead.pid}{TEMPORARY}", *kept):
-        (tmp_path / name).write_text("")
-    (tmp_path / f".b.{dead.pid}{TEMPORARY}").mkdir()
-    (tmp_path / f".b.{dead.pid}{TEMPORARY}" / "c").write_text("")
+    write(tmp_path, "", f".a.{dead}{TEMPORARY}", *kept)
+    (tmp_path / f".b.{dead}{TEMPORARY}").mkdir()
+    (tmp_path / f".b.{dead}{TEMPORARY}" / "c").write_text("")
     sweep(tmp_path)
     if os.name == "posix":
         assert sorted(content(tmp_path)) == sorted(kept)
