@@ -159,26 +159,19 @@ CALLS = [
     aiming("integers", [1.0, 2.0]),
     # What looks into a model.
     (lambda: insight.ablation(MODEL, [1, 2, 3], 5), "targets have shape"),
-    (
-        lambda: insight.integrated_gradients(MODEL, [1, 2, 3], 3, baseline="x"),
-        "baseline='x': expected a token id below 99",
+    looking(
+        "dlogits returned None: expected an array", GPT.run_with_gradients, IDS, lambda z: None
     ),
-    (
-        lambda: insight.logit_lens(MODEL, "To be"),
-        "ids are 'To be': encode the text first, tokenizer.enc",
+    looking(
+        "objective returned 0.5: expected loss, dlogp", GPT.value_and_grads, IDS, IDS, lambda z: 0.5
     ),
-    (
-        lambda: MODEL.run_with_gradients([1, 2], lambda logits: None),
-        "dlogits returned None: expected an array",
-    ),
-    (
-        lambda: MODEL.value_and_grads([1, 2], [2, 3], lambda logp: 0.5),
-        "objective returned 0.5: expected loss, dlogp",
-    ),
-    (
-        lambda: MODEL.run_with_hooks([1], {"hook_embed": lambda: None}),
+    looking(
         "takes 0 positional arguments but 1 was given",
+        GPT.run_with_hooks,
+        IDS,
+        {"hook_embed": lambda: None},
     ),
+    looking("ids are 'To be': encode the text first, tokenizer.enc", insight.logit_lens, "To be"),
     *[
         (lambda c=continuations: MODEL.score([1, 2], c), "expected lists of token ids")
         for continuations in (5, [], [1, 2], [[]], "a", [[[1]]])
@@ -195,6 +188,7 @@ CALLS = [
     looking("99", insight.saliency, [1] * 99, 1),
     looking("steps=0: expected a whole", insight.integrated_gradients, IDS, 1, steps=0),
     looking("baseline=99: expected", insight.integrated_gradients, IDS, 1, baseline=99),
+    looking("baseline='x': expected a token", insight.integrated_gradients, IDS, 1, baseline="x"),
     looking("layer=2: the model has layers 0 to 1", insight.head_outputs, IDS, 2),
     looking("no head (0, 2): each of the 2", insight.ablation_hooks, heads=[(0, 2)]),
     looking("no layer 2: the model has 2", insight.ablation_hooks, mlps=[2]),
