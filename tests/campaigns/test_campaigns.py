@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from campaigns.damage import campaign
+from campaigns.damage import TEXT, campaign
 from campaigns.kills import kill_at, kill_everywhere
 from support import write_lines
 
@@ -16,8 +16,6 @@ from numgpt.training import TrainConfig, Trainer, TuneConfig
 from numgpt.training.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs fork and alarms")
-
-TEXT = "The quick brown fox jumps over the lazy dog; the dog sleeps on.\n" * 20
 
 
 def test_damaged_files_are_refused_in_one_line_that_names_them():
