@@ -144,7 +144,7 @@ def works(call):
 
 @pytest.fixture
 def refuses(call):
-    """Run a command that can't be: exit status 2, and one line -> which."""
+    """Run a command that can't be: exit status 2, and one line -> that line."""
 
     def refuses(*arguments, **given):
         status, out, err = call(*arguments, **given)

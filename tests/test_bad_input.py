@@ -188,7 +188,10 @@ CALLS = [
     looking("99", insight.saliency, [1] * 99, 1),
     looking("steps=0: expected a whole", insight.integrated_gradients, IDS, 1, steps=0),
     looking("baseline=99: expected", insight.integrated_gradients, IDS, 1, baseline=99),
-    looking("baseline='x': expected a token", insight.integrated_gradients, IDS, 1, baseline="x"),
+    (
+        lambda: insight.integrated_gradients(MODEL, IDS, 3, baseline="x"),
+        "baseline='x': expected a token id below 99",
+    ),
     looking("layer=2: the model has layers 0 to 1", insight.head_outputs, IDS, 2),
     looking("no head (0, 2): each of the 2", insight.ablation_hooks, heads=[(0, 2)]),
     looking("no layer 2: the model has 2", insight.ablation_hooks, mlps=[2]),
