@@ -119,18 +119,6 @@ def call(capsys, monkeypatch):
 
 
 @pytest.fixture
-def said(call):
-    """Run a command that is to end with this status -> stderr."""
-
-    def said(status: int, *arguments):
-        ended, _, err = call(*arguments)
-        assert ended == status, err
-        return err
-
-    return said
-
-
-@pytest.fixture
 def works(call):
     """Run a command that has nothing to object -> stdout, stderr."""
 
@@ -144,11 +132,13 @@ def works(call):
 
 @pytest.fixture
 def refuses(call):
-    """Run a command that can't be: exit status 2, and one line -> that line."""
+    """Run a command that can't be: it ends with this status and one line of an error -> stderr."""
 
-    def refuses(*arguments, **given):
-        status, out, err = call(*arguments, **given)
-        assert (status, out, err.count("\n")) == (2, "", 1), err
+    def refuses(*arguments, status=2, **given):
+        ended, out, err = call(*arguments, **given)
+        assert (ended, out) == (status, ""), err
+        *notes, error = err.splitlines()
+        assert [": error: " in line for line in (*notes, error)] == [False] * len(notes) + [True]
         return err
 
     return refuses

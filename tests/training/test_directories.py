@@ -36,10 +36,9 @@ def text(tmp_path):
 
 
 @pytest.fixture
-def train(said, text):
-    """Two steps in a directory, by a command that is to end with this status -> stderr."""
-    given = ("train", "--data", text, *TINY, "--steps=2", "--out")
-    return lambda status, out, *flags: said(status, *given, out, *flags)
+def train(text):
+    """A command that trains two steps, but for its directory."""
+    return ("train", "--data", text, *TINY, "--steps=2", "--out")
 
 
 def content(directory) -> dict[str, bytes]:
@@ -63,19 +62,19 @@ def model_directory(directory):
         *("log.jsonl", "loss.png"),
     ],
 )
-def test_a_new_run_replaces_nothing_unless_told_to(train, tmp_path, name):
+def test_a_new_run_replaces_nothing_unless_told_to(works, refuses, train, tmp_path, name):
     out = tmp_path / "out"
     out.mkdir()
     (out / name).write_text("{}")
     (out / ".notes.tmp").write_text("mine")
     (out / "notes.txt").write_text("mine")
     before = content(out)
-    err = train(2, out)
+    err = refuses(*train, out)
     assert err.count("\n") == 1
     assert "--overwrite" in err
     assert name in err
     assert content(out) == before
-    train(0, out, "--overwrite")
+    works(*train, out, "--overwrite")
     assert {".notes.tmp", "notes.txt"} <= content(out).keys()
     formats.load(out)
     assert (
@@ -86,17 +85,17 @@ def test_a_new_run_replaces_nothing_unless_told_to(train, tmp_path, name):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links")
-def test_a_link_that_leads_nowhere_is_somebodys(train, tmp_path):
+def test_a_link_that_leads_nowhere_is_somebodys(refuses, train, tmp_path):
     for name in ("checkpoint.safetensors", "tokenizer.json"):
         (tmp_path / "run").mkdir(exist_ok=True)
         (tmp_path / "run" / name).symlink_to(tmp_path / "unplugged")
-        assert f"holds a {name} already" in train(2, tmp_path / "run")
+        assert f"holds a {name} already" in refuses(*train, tmp_path / "run")
         (tmp_path / "run" / name).unlink()
 
 
 @pytest.mark.parametrize("command", ["train", "tokenizer train"])
 def test_files_that_come_meanwhile_are_not_replaced(
-    said, train, text, tmp_path, monkeypatch, command
+    refuses, train, text, tmp_path, monkeypatch, command
 ):
     out = tmp_path / "out"
     learn = Tokenizer.train
@@ -107,9 +106,9 @@ def test_files_that_come_meanwhile_are_not_replaced(
 
     monkeypatch.setattr(Tokenizer, "train", slowly)
     if command == "train":
-        err = train(2, out, "--vocab-size=280")
+        err = refuses(*train, out, "--vocab-size=280")
     else:
-        err = said(2, *command.split(), text, "--vocab-size=280", "--out", out)
+        err = refuses(*command.split(), text, "--vocab-size=280", "--out", out)
     assert "tokenizer" in err
     assert "already" in err
     assert content(out) == {"tokenizer.json": b"precious"}
@@ -125,60 +124,60 @@ def test_all_files_of_a_run_are_its_own_from_the_beginning(text, tmp_path):
     assert after - {"loss.png"} == before
 
 
-def test_files_that_are_not_in_the_way_stay(train, tmp_path):
+def test_files_that_are_not_in_the_way_stay(works, train, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / ".notes.tmp").write_text("mine")
     (out / "notes.txt").write_text("mine")
-    train(0, out)
+    works(*train, out)
     assert (out / ".notes.tmp").read_text() == (out / "notes.txt").read_text() == "mine"
 
 
-def test_a_model_is_not_tuned_over_itself_unless_told_to(said, text, tmp_path):
+def test_a_model_is_not_tuned_over_itself_unless_told_to(works, refuses, text, tmp_path):
     model = model_directory(tmp_path / "m")
     (model / "generation_config.json").write_text('{"temperature": 0.5, "eos_token_id": 3}')
     before = content(model)
     flags = ("train", "--init-from", model, "--out", model, "--data", text, "--steps=1")
-    err = said(2, *flags)
+    err = refuses(*flags)
     assert content(model) == before
     assert "holds a" in err
     assert "--overwrite" in err
-    said(0, *flags, "--overwrite", "--sample-every=0")
+    works(*flags, "--overwrite", "--sample-every=0")
     assert load_checkpoint(model).config.block_size == 16
     formats.load(model)
 
 
 @pytest.mark.parametrize("flag", ["--out", "--resume"])
-def test_an_empty_name_is_not_the_working_directory(said, text, tmp_path, monkeypatch, flag):
+def test_an_empty_name_is_not_the_working_directory(refuses, text, tmp_path, monkeypatch, flag):
     monkeypatch.chdir(tmp_path)
     before = content(tmp_path)
-    err = said(2, "train", "--data", text, flag, "", *TINY)
+    err = refuses("train", "--data", text, flag, "", *TINY)
     assert f'{flag} "": name a directory' in err
-    said(2, "tokenizer", "train", text, "--vocab-size=270", "--out", "")
+    refuses("tokenizer", "train", text, "--vocab-size=270", "--out", "")
     assert content(tmp_path) == before
 
 
-def test_refused_runs_leave_nothing(train, tmp_path):
+def test_refused_runs_leave_nothing(refuses, train, tmp_path):
     for flags in (("--block-size=99999",), ("--val-fraction=0.0001",), ("--init-from=./absent",)):
-        train(2, tmp_path / "a/b/c", *flags)
+        refuses(*train, tmp_path / "a/b/c", *flags)
         assert not (tmp_path / "a").exists()
     (tmp_path / "there").mkdir()
-    train(2, tmp_path / "there", "--block-size=99999")
+    refuses(*train, tmp_path / "there", "--block-size=99999")
     assert content(tmp_path / "there") == {}
 
 
-def test_a_tokenizer_does_not_replace_a_models(said, text, tmp_path):
+def test_a_tokenizer_does_not_replace_a_models(works, refuses, text, tmp_path):
     model = model_directory(tmp_path / "m")
     before = content(model)
     flags = ("tokenizer", "train", text, "--vocab-size=290", "--out", model)
-    assert "--overwrite" in said(2, *flags)
+    assert "--overwrite" in refuses(*flags)
     assert content(model) == before
-    said(0, *flags, "--overwrite")
+    works(*flags, "--overwrite")
     assert formats.load_tokenizer(model).vocab_size == 290
     assert (model / "model.safetensors").read_bytes() == before["model.safetensors"]
     (tmp_path / "empty.txt").write_text("")
     flags = ("--vocab-size=300", "--out", tmp_path / "t")
-    assert "empty" in said(2, "tokenizer", "train", tmp_path / "empty.txt", *flags)
+    assert "empty" in refuses("tokenizer", "train", tmp_path / "empty.txt", *flags)
     assert not (tmp_path / "t").exists()
 
 
@@ -204,26 +203,25 @@ def start(text, out, report=None, overwrite=False, **options) -> Trainer:
     return Trainer.start(config, out, overwrite, report)
 
 
-def test_a_directory_in_use_is_refused_and_left_alone(said, text, tmp_path):
+def test_a_directory_in_use_is_refused_and_left_alone(works, refuses, text, tmp_path):
     out = tmp_path / "run"
     live = start(text, out, steps=4)
     staged = out / f".checkpoint.safetensors.{os.getpid()}.numgpt-tmp"
     staged.write_text("being written")
     before = content(out)
     for flags in (("--resume", out, "--steps=1"), ("--out", out, "--data", text, "--overwrite")):
-        err = said(1, "train", *flags)
-        assert err.count("\n") == 1
+        err = refuses("train", *flags, status=1)
         assert f"in use by process {os.getpid()}" in err
         assert content(out) == before
     tokenizer = ("tokenizer", "train", text, "--vocab-size=300", "--out", out, "--overwrite")
-    assert "in use by process" in said(1, *tokenizer)
+    assert "in use by process" in refuses(*tokenizer, status=1)
     assert content(out) == before
     staged.unlink()
     live.run()
     before = content(out)
-    assert "holds a training run" in said(2, *tokenizer)
+    assert "holds a training run" in refuses(*tokenizer)
     assert content(out) == before
-    said(0, "train", "--resume", out)
+    works("train", "--resume", out)
     assert not (out / LOCK_FILE).exists()
 
 
@@ -388,9 +386,9 @@ def test_a_glob_leaves_out_what_is_no_text_to_its_end(text, tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="FIFOs")
-def test_a_pipe_is_told_to_be_read_only_once(said, tmp_path):
+def test_a_pipe_is_told_to_be_read_only_once(refuses, tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    err = said(2, "train", "--data", tmp_path / "pipe", "--out", tmp_path / "run")
+    err = refuses("train", "--data", tmp_path / "pipe", "--out", tmp_path / "run")
     assert "can be read only once: write the text to a file first" in err
 
 
@@ -412,42 +410,42 @@ def test_the_reported_loss_is_the_mean_since_the_last(text, tmp_path, monkeypatc
     assert [record["loss"] for record in records] == pytest.approx([*map(np.mean, parts)])
 
 
-def test_any_text_trains_generates_evaluates_and_tunes(said, train, tmp_path):
+def test_any_text_trains_generates_evaluates_and_tunes(works, train, tmp_path):
     """The README's lines in their order, on characters that the first text has not."""
-    train(0, tmp_path / "run")
+    works(*train, tmp_path / "run")
     other = tmp_path / "other.txt"
     other.write_text("Ein ganz anderer Text: äöü 漢字 😀!\n" * 40, encoding="utf-8")
     run = tmp_path / "run"
-    err = said(0, "generate", "--model", run, "Où est ☃? ", "--max-new-tokens", 70)
+    _, err = works("generate", "--model", run, "Où est ☃? ", "--max-new-tokens", 70)
     assert "longer than the model's context" in err
-    said(0, "eval", "--model", run, "--data", other)
+    works("eval", "--model", run, "--data", other)
     tuned = ("train", "--init-from", run, "--data", other, "--out", tmp_path / "tuned")
-    said(0, *tuned, "--steps=1", "--sample-every=0", "--eval-batches=1")
+    works(*tuned, "--steps=1", "--sample-every=0", "--eval-batches=1")
 
 
-def test_a_file_of_options_takes_every_flag(said, text, tmp_path):
+def test_a_file_of_options_takes_every_flag(works, refuses, text, tmp_path):
     path = tmp_path / "options.toml"
     sizes = (
         "n-layer = 1\nn-head = 2\nn-embd = 8\nblock-size = 8\nsample-every = 0\neval_batches = 1"
     )
     path.write_text(f'out = "{tmp_path}/run"\ndata = "{text}"\nsteps = 2\nthreads = 1\n{sizes}')
-    err = said(0, "train", "--config", path)
+    _, err = works("train", "--config", path)
     assert "warmup" not in err.replace("--warmup 100 is no less than --steps 2: cut to 0", "")
     assert "cut to 0" in err
-    said(2, "train", "--config", path)  # holds a run already
+    refuses("train", "--config", path)  # holds a run already
     path.write_text(path.read_text() + "\noverwrite = true")
-    said(0, "train", "--config", path)
+    works("train", "--config", path)
     path.write_text(f'resume = "{tmp_path}/run"\nsteps = 3')
-    assert "resumed at step 2" in said(0, "train", "--config", path)
+    assert "resumed at step 2" in works("train", "--config", path)[1]
     for option, message in (
         ("threads = true", "--threads True: expected a whole number"),
         ("threads = 0", "--threads 0: "),
         ("overwrit = true", "did you mean 'overwrite'?"),
     ):
         path.write_text(option)
-        assert message in said(2, "train", "--config", path, "--out", tmp_path / "b")
+        assert message in refuses("train", "--config", path, "--out", tmp_path / "b")
     path.write_text("out = 3")
-    err = said(2, "train", "--config", path)
+    err = refuses("train", "--config", path)
     assert f"{path}: out=3: expected a text" in err.replace("--out 3", "out=3")
     numgpt.set_num_threads(2)
 
@@ -477,15 +475,15 @@ def test_a_changed_tokenizer_is_told_by_its_size(text, tmp_path):
         assert time.perf_counter() - began < 20  # it took 41 s, or for ever
 
 
-def test_a_context_that_is_too_long_allocates_nothing(said, text, tmp_path):
+def test_a_context_that_is_too_long_allocates_nothing(refuses, text, tmp_path):
     given = ("train", "--data", text, "--out", tmp_path / "r", "--tokenizer=char", "--n-layer=1")
     given += ("--n-embd=128", "--n-head=1", "--block-size")
-    assert "of up to --block-size 9999999 tokens, in a model of" in said(2, *given, 9999999)
-    assert "both parts must be longer than --block-size 99999" in said(2, *given, 99999)
+    assert "of up to --block-size 9999999 tokens, in a model of" in refuses(*given, 9999999)
+    assert "both parts must be longer than --block-size 99999" in refuses(*given, 99999)
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])
-def test_the_best_weights_and_the_last_are_kept(said, text, tmp_path, keep):
+def test_the_best_weights_and_the_last_are_kept(works, refuses, text, tmp_path, keep):
     out, other_text = tmp_path / "run", tmp_path / "other.txt"
     other_text.write_text("ab" * 900 + "abba" * 50)  # the end of it is not what is learnt
     options = {"steps": 30, "eval_every": 5, "lr": 0.01, "warmup": 1}
@@ -507,9 +505,9 @@ def test_the_best_weights_and_the_last_are_kept(said, text, tmp_path, keep):
         assert loss == pytest.approx(losses[step], rel=1e-5)
     # A run in its place leaves nothing of it; one beside it is asked for.
     again = ("train", "--out", out, *TINY, "--tokenizer=char", "--steps=1", "--data", text)
-    said(2, *again)
+    refuses(*again)
     (out / other / "notes.txt").write_text("mine")
-    said(0, *again, "--overwrite", "--keep", keep)
+    works(*again, "--overwrite", "--keep", keep)
     assert (out / other / "notes.txt").read_text() == "mine"
 
 
@@ -520,11 +518,11 @@ def test_the_other_weights_of_a_run_that_is_replaced_go(text, tmp_path):
     assert not (tmp_path / "run/last").exists()
 
 
-def test_a_file_where_other_weights_would_be_is_told_at_once(train, text, tmp_path):
+def test_a_file_where_other_weights_would_be_is_told_at_once(refuses, train, text, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/last").write_text("mine")
     message = "is a file, where weights of the run would be: move it away"
-    assert message in train(2, tmp_path / "run")
+    assert message in refuses(*train, tmp_path / "run")
     # … and one that comes later costs no step.
     trainer = start(text, tmp_path / "b", steps=4)
     (tmp_path / "b/last").write_text("mine")
@@ -534,11 +532,11 @@ def test_a_file_where_other_weights_would_be_is_told_at_once(train, text, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["best", "last"])
-def test_where_other_weights_would_be_there_may_be_something(train, text, tmp_path, name):
+def test_where_other_weights_would_be_there_may_be_something(refuses, train, text, tmp_path, name):
     model_directory(tmp_path / "run" / name)
     before = content(tmp_path)
     message = f"{tmp_path / 'run' / name} holds a model.safetensors already"
-    assert message in train(2, tmp_path / "run")
+    assert message in refuses(*train, tmp_path / "run")
     assert content(tmp_path) == before
     start(text, tmp_path / "elsewhere").run()
     (tmp_path / "elsewhere").rename(tmp_path / "run2")
@@ -546,7 +544,7 @@ def test_where_other_weights_would_be_there_may_be_something(train, text, tmp_pa
     (tmp_path / "run2").rename(tmp_path / "run3" / name)
     before = content(tmp_path)
     message = "is a run of its own, where weights of this one would be: choose another --out"
-    assert message in train(2, tmp_path / "run3", "--overwrite")
+    assert message in refuses(*train, tmp_path / "run3", "--overwrite")
     assert content(tmp_path) == before
 
 

@@ -112,10 +112,10 @@ def test_supervised_tuning_does_not_learn_what_was_judged_bad(data, tmp_path):
     )
 
 
-def test_the_command_line(said, data, tmp_path):
+def test_the_command_line(works, refuses, data, tmp_path):
     given = ("--model=shakespeare", "--data", data, "--out", tmp_path / "run", "--steps=4")
-    err = said(0, "tune", "kto", *given, "--batch-size=4")
+    _, err = works("tune", "kto", *given, "--batch-size=4")
     assert "the reward of chosen answers is" in err
     assert json.loads((tmp_path / "run/adapter_config.json").read_text())["r"] == 8
-    err = said(2, "tune", "kto", *given, "--desirable-weight=0")
+    err = refuses("tune", "kto", *given, "--desirable-weight=0")
     assert "--desirable-weight 0.0: expected a number above 0" in err

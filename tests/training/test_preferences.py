@@ -234,14 +234,14 @@ def test_a_run_that_diverges_says_so_and_keeps_its_checkpoint(data, tmp_path):
     assert load_checkpoint(tmp_path / "run").optimizer.steps < 6
 
 
-def test_the_command_line(said, data, tmp_path):
+def test_the_command_line(works, refuses, data, tmp_path):
     out, other = tmp_path / "run", tmp_path / "other"
     new = ("dpo", "--model=shakespeare", "--data", data, "--steps=8", "--log-every=4", "--out")
-    err = said(0, "tune", *new, out, "--batch-size=3")
+    _, err = works("tune", *new, out, "--batch-size=3")
     assert "6 preferences to train on" in err
     assert "computing what the reference makes of each completion" in err
     assert "step 8: the reward of chosen answers is " in err
-    said(0, "tune", "dpo", "--resume", out, "--steps=9")
+    works("tune", "dpo", "--resume", out, "--steps=9")
     ipo = ("--loss-type=ipo", "--label-smoothing=0.1")
     for flags, message in (
         (("dpo", "--resume", out, "--steps=10", "--beta=0.2"), "--beta 0.2: the run in"),
@@ -250,4 +250,4 @@ def test_the_command_line(said, data, tmp_path):
         ((*new, other, "--gamma=1"), "--gamma 1.0 is not for --loss-type 'sigmoid'"),
         ((*new, other, *ipo), "--label-smoothing 0.1 is not for --loss-type 'ipo'"),
     ):
-        assert message in said(2, "tune", *flags)
+        assert message in refuses("tune", *flags)

@@ -198,21 +198,21 @@ def test_the_data_come_by_standard_input_or_in_an_archive(data, tmp_path, monkey
 SMALL = ("--steps=2", "--sample-every=0", "--batch-size=4")
 
 
-def test_the_command_line(call, said, data, tmp_path):
+def test_the_command_line(call, works, data, tmp_path):
     run = tmp_path / "run"
     tune = ("tune", "sft", "--model", "shakespeare", "--data", data)
-    err = said(0, *tune, "--out", run, *SMALL, "--show=1", "--chat-format", "plain")
+    _, err = works(*tune, "--out", run, *SMALL, "--show=1", "--chat-format", "plain")
     assert "User: What is 0 and 0?\nAssistant:« It is 0, of co\n<|endoftext|>»" in err
     assert "12 examples of messages" in err
     assert "numgpt chat --model" in err
     assert "accuracy" in err
-    assert "resumed at step 2" in said(0, "tune", "sft", "--resume", run, "--steps", 3)
-    said(0, "tune", "sft", "--resume", run)
+    assert "resumed at step 2" in works("tune", "sft", "--resume", run, "--steps", 3)[1]
+    works("tune", "sft", "--resume", run)
     status, about, _ = call("info", run)
     assert status == 0
     assert "of shakespeare: <LoRA: r=8" in about
     merged, text = tmp_path / "merged", tmp_path / "text.txt"
-    said(0, "convert", "shakespeare", merged, "--adapter", run)
+    works("convert", "shakespeare", merged, "--adapter", run)
     text.write_text("To be, or not to be: that is the question.")
     base = ("--model", "shakespeare")
     adapted, beside, whole = ("--model", run), (*base, "--adapter", run), ("--model", merged)
@@ -255,21 +255,21 @@ def test_a_kill_between_model_and_checkpoint_costs_nothing(data, tmp_path, monke
     same_end(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_wrong_line_is_named_and_nothing_begun(said, data, tmp_path):
+def test_a_wrong_line_is_named_and_nothing_begun(refuses, data, tmp_path):
     path = tmp_path / "wrong.jsonl"
     with open(data) as file:
         path.write_text(file.read() + '{"messages": [{"role": "user", "content": "?"}]}\n')
     tune = ("tune", "sft", "--model=shakespeare", "--data", path, "--out", tmp_path / "r")
-    err = said(2, *tune)
+    err = refuses(*tune)
     assert f"{path}, line 13: nothing in it is trained on" in err
     assert not (tmp_path / "r").exists()
 
 
-def test_what_is_shown_does_nothing_to_a_terminal(said, tmp_path):
+def test_what_is_shown_does_nothing_to_a_terminal(works, tmp_path):
     path = tmp_path / "a.jsonl"
     write_lines(path, {"prompt": "\x1b[31mred\x07", "completion": "blue"})
     tune = ("tune", "sft", "--model=shakespeare", "--data", path, "--out", tmp_path / "run", *SMALL)
-    err = said(0, *tune, "--show=1")
+    _, err = works(*tune, "--show=1")
     assert "red" in err
     assert "\x1b" not in err
     assert "\x07" not in err
@@ -368,7 +368,7 @@ def test_exact_answers_are_counted(learnt, name, tmp_path):
     assert len(questions(examples, source.end_ids(), 20, longest - 1)) < 4
 
 
-def test_the_end_says_what_was_reached(call, said, learnt, tmp_path, monkeypatch):
+def test_the_end_says_what_was_reached(call, works, learnt, tmp_path, monkeypatch):
     tune = ("tune", "sft", "--model", "shakespeare", "--data", learnt / "pairs.jsonl")
     flags = ("--lora-r=0", "--lr=2e-3")
     # Two kinds of weights, when the best are not the last.
@@ -388,14 +388,14 @@ def test_the_end_says_what_was_reached(call, said, learnt, tmp_path, monkeypatch
     monkeypatch.setattr(
         "numgpt.cli.tune.exact_match", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
     )
-    err = said(0, *tune, "--out", tmp_path / "d", "--steps=1", *flags)
+    _, err = works(*tune, "--out", tmp_path / "d", "--steps=1", *flags)
     assert "the answers were not counted to their end" in err
     assert "try: numgpt generate" in err
-    err = said(0, *tune, "--out", tmp_path / "e", "--steps=1", *flags, "--answers=0")
+    _, err = works(*tune, "--out", tmp_path / "e", "--steps=1", *flags, "--answers=0")
     assert "count" not in err
 
 
-def test_what_to_try_then_is_what_the_model_has_learnt(said, data, tmp_path):
+def test_what_to_try_then_is_what_the_model_has_learnt(works, data, tmp_path):
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"text": "To be, or not to be"}\n' * 4)
     pairs = tmp_path / "pairs.jsonl"
@@ -403,7 +403,7 @@ def test_what_to_try_then_is_what_the_model_has_learnt(said, data, tmp_path):
     for examples, command in ((data, "chat"), (texts, "generate"), (pairs, "generate")):
         out = tmp_path / f"run-{Path(examples).stem}"
         given = ("--model", "shakespeare", "--data", examples, "--out", out, "--steps", 1)
-        err = said(0, "tune", "sft", *given, "--max-length", 64)
+        _, err = works("tune", "sft", *given, "--max-length", 64)
         assert f"try: numgpt {command} --model" in err.splitlines()[-1]
 
 
@@ -423,20 +423,20 @@ def test_the_fraction_that_is_held_out_is_the_one_asked_for(tmp_path):
     assert len(drawn) > 1
 
 
-def test_a_run_of_another_kind_is_not_resumed(said, data, tmp_path):
+def test_a_run_of_another_kind_is_not_resumed(works, refuses, data, tmp_path):
     start(data, tmp_path / "tuned", steps=1).run()
-    err = said(2, "train", "--resume", tmp_path / "tuned", "--steps", 2)
+    err = refuses("train", "--resume", tmp_path / "tuned", "--steps", 2)
     assert "is a run of another kind: resume it with numgpt tune sft" in err
     resume = ("tune", "sft", "--resume", tmp_path / "tuned")
-    err = said(2, *resume, "--epochs", 5)
+    err = refuses(*resume, "--epochs", 5)
     assert "--epochs 5.0: the run in" in err
     assert err.strip().endswith("and that cannot change; raise --steps instead")
-    said(0, *resume, "--steps", 2)
-    err = said(2, *resume, "--out", tmp_path / "x")
+    works(*resume, "--steps", 2)
+    err = refuses(*resume, "--out", tmp_path / "x")
     assert "give one of them; a resumed run goes on in its own directory" in err
 
 
-def test_options_in_a_file_are_said_to_be_there(said, data, tmp_path):
+def test_options_in_a_file_are_said_to_be_there(works, refuses, data, tmp_path):
     path = tmp_path / "options.toml"
     given = ("tune", "sft", "--model", "shakespeare", "--data", data, "--out", tmp_path / "run")
     for text, message in (
@@ -448,43 +448,43 @@ def test_options_in_a_file_are_said_to_be_there(said, data, tmp_path):
         ("\ufeffxyzzy = 4", "there are 'steps', 'batch_size', "),
     ):
         path.write_text(text)
-        assert message in said(2, *given, "--config", path)
+        assert message in refuses(*given, "--config", path)
     path.write_text("lora_r = 4.5")
-    assert str(path) not in said(2, *given, "--config", path, "--lora-r", -2)
+    assert str(path) not in refuses(*given, "--config", path, "--lora-r", -2)
     path.write_text('lora_targets = ["c_attn", "c_fc"]\nepochs = 9\nmax_length = 64')
-    said(0, *given, "--config", path, "--steps", 1)  # flags win, of a pair too
+    works(*given, "--config", path, "--steps", 1)  # flags win, of a pair too
     adapter = json.loads((tmp_path / "run/adapter_config.json").read_text())
     assert adapter["target_modules"] == ["c_attn", "c_fc"]
 
 
-def test_a_chat_format_that_nothing_is_written_in(said, tmp_path):
+def test_a_chat_format_that_nothing_is_written_in(works, tmp_path):
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"text": "To be, or not to be"}\n' * 4)
     given = ("--model", "shakespeare", "--data", texts, "--out", tmp_path / "run", "--steps", 1)
-    err = said(0, "tune", "sft", *given, "--chat-format", "chatml")
+    _, err = works("tune", "sft", *given, "--chat-format", "chatml")
     assert "numgpt: note: --chat-format is not used: no example is a conversation" in err
     assert "4 examples of text; " in err
     assert "MB every step" in err
 
 
-def test_variables_of_a_chat_template(said, data, tmp_path):
+def test_variables_of_a_chat_template(works, refuses, data, tmp_path):
     template = "{% for m in messages %}{{ mode ~ m.role ~ ': ' ~ m.content ~ '\n' }}{% endfor %}"
     base = shipped(tmp_path / "base", chat_template=template)
     tune = ("tune", "sft", "--model", base, "--data", data, *SMALL)
     out = tmp_path / "run"
-    err = said(0, *tune, "--out", out, "--chat-var", "mode=!", "--show=1")
+    _, err = works(*tune, "--out", out, "--chat-var", "mode=!", "--show=1")
     assert "!user: What is 0 and 0?" in err
     again = ("tune", "sft", "--resume", out, "--steps=9", "--chat-var")
-    said(0, *again, "mode=!")
-    assert "began with" in said(2, *again, "mode=?")
+    works(*again, "mode=!")
+    assert "began with" in refuses(*again, "mode=?")
     for wrong, message in {
         "nothing=1": "--chat-var 'nothing': the chat template does not use it",
         "messages=1": "that is the conversation's",
         "mode": "expected NAME=VALUE",
     }.items():
-        assert message in said(2, *tune, "--out", tmp_path / "other", "--chat-var", wrong)
+        assert message in refuses(*tune, "--out", tmp_path / "other", "--chat-var", wrong)
         assert not (tmp_path / "other" / "checkpoint.safetensors").exists()
-        said(2, "chat", "--model", base, "--chat-var", wrong)
+        refuses("chat", "--model", base, "--chat-var", wrong)
 
 
 @pytest.mark.parametrize("option", ["data", "val_data"])
@@ -523,20 +523,20 @@ def test_conversations_bring_their_chat_template(data, tmp_path):
     assert tokenizer.chat_template == CHAT_TEMPLATES["plain"]
 
 
-def test_a_run_that_is_done_counts_again(said, learnt):
+def test_a_run_that_is_done_counts_again(works, learnt):
     run = learnt / "pairs"
-    err = said(0, "tune", "sft", "--resume", run)
+    _, err = works("tune", "sft", "--resume", run)
     assert "has done its 24 steps" in err
     assert f"{run} (step 24): 4 of 4 training answers exact; loss 0." in err
     last = f"try: numgpt generate --model {run} --greedy 'Where does the fox live?'"
     assert err.splitlines()[-1] == last
 
 
-def test_answers_that_are_too_long_are_not_asked_for(said, tmp_path):
+def test_answers_that_are_too_long_are_not_asked_for(works, tmp_path):
     path = tmp_path / "long.jsonl"
     write_lines(path, {"prompt": "a", "completion": " b" * 100})
     tune = ("tune", "sft", "--model", "shakespeare", "--data", path, "--out", tmp_path / "run")
-    err = said(0, *tune, *SMALL)
+    _, err = works(*tune, *SMALL)
     assert "no answer of at most 80 tokens can be asked for" in err
     assert f"{tmp_path / 'run'} (step 2): loss " in err
 
