@@ -16,7 +16,6 @@ it is used.
 
 from __future__ import annotations
 
-import math
 import mmap
 import os
 import struct
@@ -76,10 +75,10 @@ def read_gguf(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Stored
         for number in range(entry_count):
             name = cursor.string(f"the name of metadata entry {number}")
             metadata[name] = cursor.value(name)
-        entries: dict[str, tuple[str, tuple[int, ...], int]] = {}
+        tensors: dict[str, StoredTensor] = {}
         for number in range(tensor_count):
             name = cursor.string(f"the name of tensor {number}")
-            entries[name] = _tensor_entry(cursor, name)
+            tensors[name] = _tensor(cursor, name)
         end_of_header = cursor.place
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or not 1 <= alignment <= LARGEST_ALIGNMENT:
@@ -87,7 +86,9 @@ def read_gguf(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Stored
             f"{path}: general.alignment={str(alignment)[:40]!r} is impossible: {DAMAGED}"
         )
     start = -(-end_of_header // alignment) * alignment
-    return metadata, _place(path, entries, start, alignment, size)
+    for tensor in tensors.values():
+        _place(tensor, start, alignment, size)
+    return metadata, tensors
 
 
 class _Cursor:
@@ -138,8 +139,8 @@ class _Cursor:
         return [self.string(what) for _ in range(count)]  # as far as the file goes
 
 
-def _tensor_entry(cursor: _Cursor, name: str) -> tuple[str, tuple[int, ...], int]:
-    """Type, shape, offset."""
+def _tensor(cursor: _Cursor, name: str) -> StoredTensor:
+    """What an entry says; its offset counts from the beginning of the data."""
     what = f"tensor {shown(name)}"
     count = cursor.number("I", what)
     if count > MOST_DIMENSIONS:
@@ -152,33 +153,20 @@ def _tensor_entry(cursor: _Cursor, name: str) -> tuple[str, tuple[int, ...], int
             f"{cursor.path}: {what} is stored as {kind}, which is not supported: take a file with"
             f" F32, F16, BF16, {', '.join(BLOCKS)}"
         )
-    return kind, shape, cursor.number("Q", what)
+    made = QuantisedTensor if kind in BLOCKS else StoredTensor
+    return made(cursor.path, name, kind, shape, cursor.number("Q", what))
 
 
-def _place(
-    path: Path,
-    entries: dict[str, tuple[str, tuple[int, ...], int]],
-    start: int,
-    alignment: int,
-    size: int,
-) -> dict[str, StoredTensor]:
-    """The tensors, after checking that each lies in the file."""
-    tensors: dict[str, StoredTensor] = {}
-    for name, (kind, shape, offset) in entries.items():
-        count = math.prod(shape)
-        block_size, block_bytes, _ = BLOCKS.get(kind) or (1, DTYPES[kind].itemsize, None)
-        if count == 0 or (shape[-1] if shape else 1) % block_size:
-            raise ValueError(
-                f"{path}: tensor {shown(name)} of type {kind} can't have"
-                f" shape {list(shape)}: {DAMAGED}"
-            )
-        stop = offset + count // block_size * block_bytes
-        if offset % alignment or start + stop > size:
-            raise ValueError(
-                f"{path}: tensor {shown(name)}, {kind} of shape {list(shape)} at offset {offset},"
-                f" does not lie within the file of {size} bytes, or not on a multiple of"
-                f" {alignment}: {DAMAGED}"
-            )
-        made = QuantisedTensor if kind in BLOCKS else StoredTensor
-        tensors[name] = made(path, name, kind, shape, start + offset)
-    return tensors
+def _place(tensor: StoredTensor, start: int, alignment: int, size: int) -> None:
+    """Let a tensor's offset count from the beginning of the file, after checking that all of it
+    lies in there."""
+    kind, shape, offset = tensor.dtype, tensor.shape, tensor.offset
+    block_size = BLOCKS[kind][0] if kind in BLOCKS else 1
+    if 0 in shape or (shape[-1] if shape else 1) % block_size:
+        raise ValueError(f"{tensor} of type {kind} can't have shape {list(shape)}: {DAMAGED}")
+    if offset % alignment or start + offset + tensor.nbytes > size:
+        raise ValueError(
+            f"{tensor}, {kind} of shape {list(shape)} at offset {offset}, does not lie within the"
+            f" file of {size} bytes, or not on a multiple of {alignment}: {DAMAGED}"
+        )
+    tensor.offset += start

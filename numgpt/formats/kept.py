@@ -108,15 +108,15 @@ def read_kept(
         expected = [shape, packed_shape(shape, arrays["data"].itemsize)]
         if tensor.shape not in expected:
             raise ValueError(
-                f"{tensor.path}: tensor {shown(name)} has shape {list(tensor.shape)}, config.json"
-                f" asks for {' or '.join(map(str, map(list, expected)))}"
+                f"{tensor} has shape {list(tensor.shape)}, config.json asks for"
+                f" {' or '.join(map(str, map(list, expected)))}"
             )
         for part in kind.parts:
             vector = stored.get(f"{name}.{part}")
             if vector is None or (vector.dtype, vector.shape) != ("F32", (outputs,)):
                 raise ValueError(
-                    f"{tensor.path}: tensor {shown(name)} needs {shown(f'{name}.{part}')}, F32 of"
-                    f" shape [{outputs}]; save it again"
+                    f"{tensor} needs {shown(f'{name}.{part}')}, F32 of shape [{outputs}]; save it"
+                    " again"
                 )
             arrays[part] = _array(vector, files)
             parts.add(vector.name)
@@ -127,7 +127,6 @@ def read_kept(
 
 
 def _array(tensor: StoredTensor, files: dict[Path, np.ndarray]) -> np.ndarray:
-    dtype = DTYPES[tensor.dtype]
-    size = dtype.itemsize * int(np.prod(tensor.shape, dtype=np.int64))
-    piece = files[tensor.path][tensor.offset : tensor.offset + size]
-    return np.require(piece.view(dtype).reshape(tensor.shape), requirements="A")
+    piece = files[tensor.path][tensor.offset : tensor.offset + tensor.nbytes]
+    array = piece.view(DTYPES[tensor.dtype]).reshape(tensor.shape)
+    return np.require(array, requirements="A")

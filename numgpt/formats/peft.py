@@ -320,12 +320,12 @@ def _parameters(
         if tensor.shape != shape:
             rank = config.rank_of(name.rpartition(".lora_")[0])
             raise ValueError(
-                f"{tensor.path}: tensor {shown(tensor.name)} has shape {list(tensor.shape)},"
-                f" {_called(model)} and r={rank} ask for {list(shape)}: the"
-                f" adapter is for {_named_base(directory)}: name that as the model"
+                f"{tensor} has shape {list(tensor.shape)}, {_called(model)} and r={rank} ask for"
+                f" {list(shape)}: the adapter is for {_named_base(directory)}: name that as the"
+                " model"
             )
         if not tensor.is_float:
-            raise ValueError(f"{tensor.path}: tensor {shown(tensor.name)} is {tensor.dtype}")
+            raise ValueError(f"{tensor} is {tensor.dtype}")
         arrays[name] = tensor.finite()
     parameters = Parameters.empty(Parameters.separate(arrays).layout, model.parameters.dtype)
     for name, array in parameters.items():

@@ -34,11 +34,15 @@ class QuantisedTensor(StoredTensor):
     """An array that is stored in blocks of quantised weights."""
 
     @property
+    def nbytes(self) -> int:
+        block_size, block_bytes, _ = BLOCKS[self.dtype]
+        return math.prod(self.shape) // block_size * block_bytes
+
+    @property
     def raw(self) -> np.ndarray:
         """The blocks, memory-mapped, (n, bytes)."""
-        block_size, block_bytes, _ = BLOCKS[self.dtype]
-        shape = math.prod(self.shape) // block_size, block_bytes
-        return np.memmap(self.path, np.uint8, mode="r", offset=self.offset, shape=shape)
+        raw = np.memmap(self.path, np.uint8, mode="r", offset=self.offset, shape=self.nbytes)
+        return raw.reshape(-1, BLOCKS[self.dtype][1])
 
     def read_into(self, target: np.ndarray) -> None:
         block_size, _, dequantise = BLOCKS[self.dtype]

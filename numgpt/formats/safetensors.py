@@ -12,7 +12,6 @@ used.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -62,25 +61,17 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, StoredTensor], 
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError(f"{path}: __metadata__ in the safetensors header is not texts by name")
-    start = 8 + length
-    spans = [(*_span(path, name, entry), name) for name, entry in header.items()]
-    end = 0
-    for begin, stop, name in sorted(spans):
-        if begin != end:
+    start = end = 8 + length
+    tensors = {name: _tensor(path, name, entry, start) for name, entry in header.items()}
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.nbytes)):
+        if (begin := tensor.offset) != end:
             problem = "overlaps the tensor before it" if begin < end else "leaves a gap before it"
-            raise ValueError(f"{path}: tensor {shown(name)} begins at offset {begin} and {problem}")
-        end = stop
-    if start + end != size:
+            raise ValueError(f"{tensor} begins at offset {begin - start} and {problem}")
+        end += tensor.nbytes
+    if end != size:
         raise ValueError(
-            f"{path} is {size} bytes long, its tensors end at {start + end}; copy or download it"
-            " again"
+            f"{path} is {size} bytes long, its tensors end at {end}; copy or download it again"
         )
-    tensors = {
-        name: StoredTensor(
-            path, name, entry["dtype"], tuple(entry["shape"]), start + entry["data_offsets"][0]
-        )
-        for name, entry in header.items()
-    }
     return tensors, metadata
 
 
@@ -125,8 +116,8 @@ def storage_dtype(dtype: str) -> str:
     return STORED[dtype]
 
 
-def _span(path: Path, name: str, entry: Any) -> tuple[int, int]:
-    """Begin and end of a tensor's data, after checking that its entry makes sense."""
+def _tensor(path: Path, name: str, entry: Any, start: int) -> StoredTensor:
+    """A tensor, after checking that its entry makes sense; the data begin at `start`."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError):
@@ -144,13 +135,13 @@ def _span(path: Path, name: str, entry: Any) -> tuple[int, int]:
             f"{path}: tensor {shown(name)} has shape {shown(shape)} at {shown(begin)} to"
             f" {shown(end)}; copy or download it again"
         )
-    itemsize = DTYPES[dtype].itemsize
-    if end - begin != math.prod(shape) * itemsize:
+    tensor = StoredTensor(path, name, dtype, tuple(shape), start + begin)
+    if end - begin != tensor.nbytes:
         raise ValueError(
-            f"{path}: tensor {shown(name)}, {dtype} of shape {shown(shape)}, needs"
-            f" {shown(math.prod(shape) * itemsize)} bytes, its offsets give {end - begin}"
+            f"{tensor}, {dtype} of shape {shown(shape)}, needs {shown(tensor.nbytes)} bytes, its"
+            f" offsets give {end - begin}"
         )
-    return begin, end
+    return tensor
 
 
 def _convert(name: str, array: np.ndarray, code: str) -> np.ndarray:

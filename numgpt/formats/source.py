@@ -105,9 +105,8 @@ def _untie(source: Source) -> None:
     if unembedding is None or table is None or _equal(unembedding, table):
         return
     warnings.warn(
-        f"{unembedding.path}: tensor {shown(unembedding.name)} is not the embedding's table, though"
-        f" {source.config_path.name} says tie_word_embeddings=true: it is read as the model's own"
-        " unembedding",
+        f"{unembedding} is not the embedding's table, though {source.config_path.name} says"
+        " tie_word_embeddings=true: it is read as the model's own unembedding",
         stacklevel=5,
     )
     config.tie_word_embeddings = False
@@ -281,7 +280,7 @@ def _mapped(source: Source, found: Mapping[str, StoredTensor]) -> Parameters | N
     for tensor in tensors:
         if tensor.offset != end or tensor.path != tensors[0].path:
             return None
-        end += 4 * int(np.prod(tensor.shape, dtype=np.int64))
+        end += tensor.nbytes
     if start % 4:
         return None
     shape = ((end - start) // 4,)
@@ -295,11 +294,7 @@ def _check_finite(
 ) -> None:
     for name, array in parameters.items():
         if not is_finite(array):
-            tensor = found[name]
-            raise ValueError(
-                f"{tensor.path}: tensor {shown(tensor.name)} holds NaN or"
-                " infinity; download it again"
-            )
+            raise ValueError(f"{found[name]} holds NaN or infinity; download it again")
 
 
 def is_finite(array: np.ndarray | Weight) -> bool:

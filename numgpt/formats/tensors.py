@@ -44,14 +44,21 @@ class StoredTensor:
     offset: int  # bytes from the start of the file
     strides: tuple[int, ...] | None = None  # in elements; None: C order
 
+    def __str__(self) -> str:
+        """What errors call it."""
+        return f"{self.path}: tensor {shown(self.name)}"
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in the file."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
     def finite(self) -> np.ndarray:
         """In float32.  Raises ValueError where a number is not finite."""
         array = np.empty(self.shape, np.float32)
         self.read_into(array)
         if not np.isfinite(array).all():
-            raise ValueError(
-                f"{self.path}: tensor {shown(self.name)} holds NaN or infinity; download it again"
-            )
+            raise ValueError(f"{self} holds NaN or infinity; download it again")
         return array
 
     @property
