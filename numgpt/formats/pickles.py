@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from numgpt.formats.tensors import DTYPES, LARGEST_HEADER, StoredTensor, c_order
+from numgpt.reading import about
 
 LARGEST_NUMBER = 1 << 48  # of bytes or elements: beyond any disk, far from overflow
 MOST_AXES = 64  # as in NumPy
@@ -39,6 +40,10 @@ LITERALS |= {"BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 LITERALS |= {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8"}
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 CONTAINERS = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
+# How many values others take from the stack; None: all since the last MARK.
+OPERANDS = dict.fromkeys(("TUPLE", "FROZENSET", "APPENDS", "SETITEMS", "ADDITEMS"))
+OPERANDS |= {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}
+OPERANDS |= {"STACK_GLOBAL": 2, "REDUCE": 2}
 
 AGAIN = "copy or download it again"
 ONLY = "only tensors and plain containers are read; save its state_dict instead"
@@ -78,12 +83,10 @@ def read_pickle(path: str | os.PathLike) -> Any:
     def locate(key: str, least: int) -> int:
         raise RefusedError("has tensors: expected a plain pickle")
 
-    try:
+    with about(path, RefusedError):
         value = Machine(path, locate).run(pickled, "pickle")
         if pickled.read(1):
             raise RefusedError(f"goes on after its end; {AGAIN}")
-    except RefusedError as error:
-        raise ValueError(f"{path}: {error}") from None
     return value
 
 
@@ -135,6 +138,7 @@ class Machine:
 
     def step(self, name: str, argument: Any) -> None:
         """Do what an instruction says.  IndexError, KeyError: its operands are missing."""
+        items = self.take(OPERANDS[name]) if name in OPERANDS else []
         stack, memo = self.stack, self.memo
         if name in LITERALS:
             stack.append(argument)
@@ -151,32 +155,24 @@ class Machine:
         elif name == "MARK":
             self.outer.append(stack)
             self.stack = []
-        elif name == "TUPLE":
-            items = self.take()
-            self.stack.append(tuple(items))
-        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            items = self.take(int(name[-1]))
+        elif name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
             stack.append(tuple(items))
         elif name == "FROZENSET":
-            items = self.take()
-            self.stack.append(frozenset(map(_key, items)))
+            stack.append(frozenset(map(_key, items)))
         elif name in ("APPEND", "APPENDS"):
-            items = self.take(1 if name == "APPEND" else None)
-            _expect(self.stack[-1], list, name).extend(items)
+            _expect(stack[-1], list, name).extend(items)
         elif name in ("SETITEM", "SETITEMS"):
-            items = self.take(2 if name == "SETITEM" else None)
             pairs = zip(map(_key, items[::2]), items[1::2], strict=True)
-            _expect(self.stack[-1], dict, name).update(pairs)
+            _expect(stack[-1], dict, name).update(pairs)
         elif name == "ADDITEMS":
-            items = self.take()
-            _expect(self.stack[-1], set, name).update(map(_key, items))
+            _expect(stack[-1], set, name).update(map(_key, items))
         elif name == "GLOBAL":
             stack.append(_find(argument))
         elif name == "STACK_GLOBAL":
-            module, symbol = (_expect(part, str, name) for part in self.take(2))
+            module, symbol = (_expect(part, str, name) for part in items)
             stack.append(_find(f"{module:.200}.{symbol:.200}"))
         elif name == "REDUCE":
-            function, arguments = self.take(2)
+            function, arguments = items
             _expect(arguments, tuple, name)
             stack.append(self.call(_expect(function, _Global, name), arguments))
         elif name == "BUILD":  # a state_dict's _metadata: the versions of its modules
@@ -188,12 +184,11 @@ class Machine:
         elif name not in ("PROTO", "FRAME", "STOP"):
             raise RefusedError(f"its pickle has the instruction {name}: {ONLY}")
 
-    def take(self, count: int | None = None) -> list[Any]:
+    def take(self, count: int | None) -> list[Any]:
         """Remove the last `count` values from the stack, or those since the last MARK."""
-        if count is None:
-            items, self.stack = self.stack, self.outer.pop()
-        else:
-            items = [self.stack.pop() for _ in range(count)][::-1]
+        if count is not None:
+            return [self.stack.pop() for _ in range(count)][::-1]
+        items, self.stack = self.stack, self.outer.pop()
         return items
 
     def call(self, function: _Global, arguments: tuple) -> Any:
@@ -214,13 +209,11 @@ class Machine:
 
     def storage(self, identity: Any) -> _Storage:
         """The storage that a persistent id names."""
-        kind: Any = None
-        key: Any = None
-        numel: Any = None
-        if type(identity) is tuple and len(identity) in (5, 6) and identity[0] == "storage":
-            _, kind, key, _, numel = identity[:5]
+        named = type(identity) is tuple and len(identity) in (5, 6) and identity[0] == "storage"
+        parts: Any = identity if named else [None] * 5
+        _, kind, key, _, numel, *view = parts
         known = type(kind) is _Global and type(key) is str and _is_count(numel)
-        if not known or kind not in STORAGES or identity[5:] not in ((), (None,)):
+        if not known or kind not in STORAGES or view not in ([], [None]):
             raise RefusedError(f"refers to something else than a storage of numbers: {ONLY}")
         dtype = STORAGES[kind]
         if key not in self.storages:

@@ -28,7 +28,7 @@ from typing import Any
 
 from numgpt.formats.pickles import AGAIN, GARBAGE, Machine, RefusedError, brief
 from numgpt.formats.tensors import DTYPES, LARGEST_HEADER, StoredTensor
-from numgpt.reading import check_no_pointer
+from numgpt.reading import about, check_no_pointer
 
 ZIP = b"PK\x03\x04"
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -54,7 +54,7 @@ def read_pytorch(path: str | os.PathLike) -> Any:
     with open(path, "rb") as file:
         start = file.read(512)
     check_no_pointer(path, start)
-    try:
+    with about(path, RefusedError):
         if start.startswith(ZIP):
             value = _read_archive(path)
         elif MAGIC_PICKLED in start[:32]:
@@ -65,8 +65,6 @@ def read_pytorch(path: str | os.PathLike) -> Any:
             )
         else:
             raise RefusedError(f"is not a file of torch.save, or not a whole one; {AGAIN}")
-    except RefusedError as error:
-        raise ValueError(f"{path}: {error}") from None
     _name_tensors(value)
     return value
 
