@@ -22,13 +22,14 @@ from numgpt.formats import llamacpp
 from numgpt.formats.families import family_of
 from numgpt.formats.gguf import ARRAY, MAGIC, STRING, TENSOR_TYPES, VERSIONS
 from numgpt.formats.llamacpp import CONTROL, ENDS, PATTERNS, UNUSED, USER_DEFINED
+from numgpt.formats.safetensors import converted
 from numgpt.formats.source import is_finite
 from numgpt.layers import rope_frequencies
 from numgpt.messages import shown
 from numgpt.models import GPT, LanguageModel, Llama
 from numgpt.options import OptionError
+from numgpt.reading import about
 from numgpt.runtime import parallel_for
-from numgpt.runtime.fewer_bits import to_bfloat16
 from numgpt.tokenizer import BaseTokenizer, Tokenizer
 from numgpt.tokenizer.byte_alphabet import to_printable
 
@@ -126,17 +127,8 @@ def _write_tensor(file: BinaryIO, name: str, kind: str, array: np.ndarray) -> No
     rows = np.ascontiguousarray(array, np.float32)
     if not is_finite(rows):
         raise ValueError(f"{name} holds NaN or infinity: such weights are not saved")
-    if kind == "F32":
-        stored: np.ndarray = rows.astype("<f4", copy=False)
-    elif kind == "BF16":
-        stored = to_bfloat16(rows).astype("<u2", copy=False)
-    elif kind == "F16":
-        with np.errstate(over="ignore"):
-            stored = rows.astype("<f2")
-    else:
-        stored = quantise_q8_0(rows)
-    halves = stored if kind == "F16" else stored[:, :2].view("<f2") if kind == "Q8_0" else rows[:0]
-    if np.isinf(halves).any():
+    stored = quantise_q8_0(rows) if kind == "Q8_0" else converted(name, rows, kind)
+    if kind == "Q8_0" and np.isinf(stored[:, :2].view("<f2")).any():
         raise OverflowError(f"{name} holds values beyond float16's 65504: choose another type")
     file.write(stored.data)
     file.write(b"\0" * (-stored.nbytes % ALIGNMENT))
@@ -279,10 +271,8 @@ def metadata_of_tokenizer(tokenizer: BaseTokenizer, model: LanguageModel) -> Met
 
 def _check_same(tokenizer: BaseTokenizer, metadata: Metadata) -> None:
     """Raises ValueError where a reader of the file would tokenise in another way."""
-    try:
+    with about("GGUF can't hold the tokenizer"):
         told = llamacpp.read_tokenizer(llamacpp.Metadata(Path("the file"), dict(metadata)))
-    except ValueError as error:
-        raise ValueError(f"GGUF can't hold the tokenizer: {error}") from None
     for name in SAME:
         if getattr(told, name) != getattr(tokenizer, name):
             raise ValueError(

@@ -103,7 +103,7 @@ def write_safetensors(
         file.write(encoded)
         for name, array in tensors.items():
             report(name)
-            values = _convert(name, np.asarray(array), header[name]["dtype"])
+            values = converted(name, np.asarray(array), header[name]["dtype"])
             file.write(np.ascontiguousarray(values).data)
 
 
@@ -144,14 +144,15 @@ def _tensor(path: Path, name: str, entry: Any, start: int) -> StoredTensor:
     return tensor
 
 
-def _convert(name: str, array: np.ndarray, code: str) -> np.ndarray:
+def converted(name: str, array: np.ndarray, code: str) -> np.ndarray:
+    """An array as files of this dtype hold it."""
     if code == "BF16" and array.dtype != DTYPES[code]:  # rounded; NaN stays NaN
         rounded = to_bfloat16(np.ascontiguousarray(array, np.float32))
         return np.where(np.isnan(array), np.uint16(0x7FC0), rounded)
     with np.errstate(over="ignore"):
-        converted = array.astype(DTYPES[code], copy=False)
-    if code == "F16" and np.isinf(converted).any():
+        stored = array.astype(DTYPES[code], copy=False)
+    if code == "F16" and np.isinf(stored).any():
         raise OverflowError(
             f"{name} holds values beyond float16's 65504: save as bfloat16 or float32 instead"
         )
-    return converted
+    return stored
