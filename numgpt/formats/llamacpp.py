@@ -242,13 +242,11 @@ class GGUFWeightMapping(WeightMapping):
         return self.tables.get(stored, f"unknown {stored}")
 
     def stored_name(self, name: str) -> str:
-        for stored, ours in self.tables.items():
-            if name == ours:
-                return stored
+        theirs = {ours: stored for stored, ours in (self.tables | self.layers).items()}
+        if name in theirs:
+            return theirs[name]
         _, layer, *parts, kind = name.split(".")
-        ours = ".".join(parts)
-        stored = next(stored for stored, known in self.layers.items() if known == ours)
-        return f"blk.{layer}.{stored}.{kind}"
+        return f"blk.{layer}.{theirs['.'.join(parts)]}.{kind}"
 
 
 class GPT2WeightMapping(GGUFWeightMapping):

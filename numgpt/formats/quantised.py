@@ -71,14 +71,12 @@ def dequantise_q4_1(blocks: np.ndarray) -> np.ndarray:
 
 
 def dequantise_q5_0(blocks: np.ndarray) -> np.ndarray:
-    q = _nibbles(blocks[:, 6:])
-    q += _fifth_bits(blocks[:, 2:6])
+    q = _nibbles(blocks[:, 6:]) + _fifth_bits(blocks[:, 2:6])
     return _float16(blocks[:, :2]) * (q - np.float32(16))
 
 
 def dequantise_q5_1(blocks: np.ndarray) -> np.ndarray:
-    q = _nibbles(blocks[:, 8:])
-    q += _fifth_bits(blocks[:, 4:8])
+    q = _nibbles(blocks[:, 8:]) + _fifth_bits(blocks[:, 4:8])
     return _float16(blocks[:, :2]) * q + _float16(blocks[:, 2:4])
 
 
