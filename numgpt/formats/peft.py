@@ -89,8 +89,6 @@ def save_adapter(
     if name is None or name not in model.adapters:
         there = ", ".join(model.adapters) or "none"
         raise ValueError(f"there is no adapter {shown(name)} to save: there are {there}")
-    if not os.fspath(directory):
-        raise ValueError('directory="": name a directory')
     adapter, family = model.adapters[name], family_of(model)
     modules, tensors = {name: _module(family, name) for name in adapter.names()}, {}
     head = model.head_parameters if model.head_of == name else None
