@@ -87,20 +87,6 @@ class HubError(OSError):
     """The hub did not deliver what was asked of it."""
 
 
-class _SeveralFilesError(Exception):
-    """A repository with several models, each in a file."""
-
-
-def _refuse_several(name: str, files: list[str]) -> None:
-    """GGUF repositories hold the same model many times over: a person has to choose."""
-    models = [file for file in files if file.endswith(".gguf") and "/" not in file]
-    if len(models) > 1:
-        raise _SeveralFilesError(
-            f"{name} on the hub holds several models: name one, such as {name}/{models[0]}"
-            f" ({', '.join(models)})"
-        )
-
-
 def check_hub_name(name: str) -> None:
     """Raises FileNotFoundError for what is no name that the hub could have."""
     parts = name.split("/")
@@ -135,6 +121,7 @@ def from_hub(name: str, **options: Any) -> Path:
         found = huggingface_hub.snapshot_download(repository, allow_patterns=patterns, **options)
         return Path(found)
 
+    models: list[str] = []
     try:
         if file:
             return fetch([file]) / file
@@ -143,11 +130,10 @@ def from_hub(name: str, **options: Any) -> Path:
             if any(path for weights in HUB_WEIGHTS for path in directory.glob(weights)):
                 break
             if others == ["*.gguf"]:
-                _refuse_several(name, huggingface_hub.HfApi().list_repo_files(name))
-            directory = fetch(HUB_FILES + others)
-        return directory
-    except _SeveralFilesError as error:
-        raise FileNotFoundError(str(error)) from None
+                there = huggingface_hub.HfApi().list_repo_files(name)
+                models = [path for path in there if path.endswith(".gguf") and "/" not in path]
+            if len(models) < 2:
+                directory = fetch(HUB_FILES + others)
     except Exception as error:  # whatever its HTTP library raises, the way out is the same
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise HubError(
@@ -155,3 +141,9 @@ def from_hub(name: str, **options: Any) -> Path:
             f" the name ({_suggestion(name)}) and the connection, or put the model's"
             " files into a directory and name that"
         ) from None
+    if len(models) > 1:  # GGUF repositories hold one many times over: a person has to choose
+        raise FileNotFoundError(
+            f"{name} on the hub holds several models: name one, such as {name}/{models[0]}"
+            f" ({', '.join(models)})"
+        )
+    return directory
