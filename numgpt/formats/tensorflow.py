@@ -24,8 +24,8 @@ import math
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -52,12 +52,11 @@ class _RefusedError(ValueError):
         self.mend = mend
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class ChecksummedTensor(StoredTensor):
     """An array whose file also tells its CRC, which is checked when the values are read."""
 
-    def __init__(self, checksum: int, *stored: Any):
-        super().__init__(*stored)
-        self.checksum = checksum  # masked
+    checksum: int  # masked
 
     def read_into(self, target: np.ndarray) -> None:
         if mask(crc32c(self.raw.reshape(-1).view(np.uint8))) != self.checksum:
@@ -167,7 +166,7 @@ def _tensor(key: bytes, value: bytes, shards: list[tuple[Path, int]]) -> Checksu
         checksum = int.from_bytes(_bytes(fields, 6), "little")
     except _RefusedError as error:
         raise _RefusedError(f"tensor {shown(name)} {error.problem}", error.mend) from None
-    return ChecksummedTensor(checksum, path, name, dtype, shape, offset)
+    return ChecksummedTensor(path, name, dtype, shape, offset, checksum=checksum)
 
 
 def _shape(message: bytes) -> tuple[int, ...]:
