@@ -170,10 +170,9 @@ def load_adapter(
     tuned = None if model.in_fewer_bits else metadata.get(_FINGERPRINT)
     if tuned is None or tuned != fingerprint(model):
         _warn_of_base(directory, model, base, tuned is not None)
-    weight = None if head is None else head.finite()
     model.attach_adapter(adapter, name)
-    if weight is not None:
-        model.add_score_head(weight)
+    if head is not None:
+        model.add_score_head(head)
     return adapter
 
 
@@ -266,7 +265,7 @@ def _config(fields: Mapping[str, Any], model: LanguageModel) -> tuple[LoRAConfig
 
 def _parameters(
     directory: Path, model: LanguageModel, config: LoRAConfig, targeted: list[str]
-) -> tuple[Parameters, StoredTensor | None, dict[str, str]]:
+) -> tuple[Parameters, np.ndarray | None, dict[str, str]]:
     """All A and B, checked and in the model's layout; a score head, if there is one; and the file's
     metadata."""
     family, shapes = family_of(model), model.projection_shapes()
@@ -276,12 +275,12 @@ def _parameters(
     for stored, tensor in stored_tensors:
         what = f"{tensor.path}: tensor {shown(stored)}"
         if without_wrappers(stored).removeprefix(_PREFIX) == SCORE:
-            head = tensor
             if tensor.shape != (1, model.config.width):
                 raise ValueError(
                     f"{what} has shape {list(tensor.shape)}: only a head of one output is read,"
                     f" [1, {model.config.width}]"
                 )
+            head = tensor.finite()
             continue
         match = _TENSOR.fullmatch(without_wrappers(stored))
         if match is None:
