@@ -79,13 +79,12 @@ def read_gguf(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Stored
         for number in range(tensor_count):
             name = cursor.string(f"the name of tensor {number}")
             tensors[name] = _tensor(cursor, name)
-        end_of_header = cursor.place
     alignment = metadata.get("general.alignment", 32)
     if type(alignment) is not int or not 1 <= alignment <= LARGEST_ALIGNMENT:
         raise ValueError(
             f"{path}: general.alignment={str(alignment)[:40]!r} is impossible: {DAMAGED}"
         )
-    start = -(-end_of_header // alignment) * alignment
+    start = -(-cursor.place // alignment) * alignment
     for tensor in tensors.values():
         _place(tensor, start, alignment, size)
     return metadata, tensors

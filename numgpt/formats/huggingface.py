@@ -203,13 +203,11 @@ def _shards(index: Path) -> list[Path]:
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{index}: weight_map is missing")
-    paths, there = [], os.listdir(index.parent)
-    for name in sorted(set(map(str, weight_map.values()))):
-        path = index.parent / name
-        if name not in there or not path.is_file():
+    names, there = sorted(set(map(str, weight_map.values()))), os.listdir(index.parent)
+    for name in names:
+        if name not in there or not (index.parent / name).is_file():
             raise ValueError(
                 f"{index} names the shard {shown(name)}, which is not there: copy or download it"
                 " again"
             )
-        paths.append(path)
-    return paths
+    return [index.parent / name for name in names]

@@ -183,9 +183,8 @@ def _name_tensors(value: Any) -> None:
         for key, entry in entries.items():
             if id(entry) in seen:
                 continue
+            seen.add(id(entry))
             if isinstance(entry, StoredTensor):
-                seen.add(id(entry))
                 entry.name = f"{prefix}{key!s:.200}"
             elif type(entry) is dict and entries is value:
-                seen.add(id(entry))
                 parts.append((f"{key!s:.200}.", entry))
