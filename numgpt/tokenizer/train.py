@@ -65,9 +65,13 @@ def train_bpe(
     pieces = _count_pieces(texts, special_tokens, Pattern(pattern))
     vocabulary = [bytes([byte]) for byte in BYTES]
     merges = []
-    for left, right in _progress(_learn(pieces, room, min_frequency), room, progress):
+    for left, right in _learn(pieces, room, min_frequency):
         merges.append((vocabulary[left], vocabulary[right]))
         vocabulary.append(vocabulary[left] + vocabulary[right])
+        if progress and len(merges) % 100 == 0:
+            tell(f"\rlearning merges: {len(merges)}/{room}", end="")
+    if progress:
+        tell(f"\rlearning merges: {len(merges)}/{room}")
     specials = {text: len(vocabulary) + index for index, text in enumerate(special_tokens)}
     return cls({token: id for id, token in enumerate(vocabulary)}, merges, specials, pattern)
 
@@ -140,16 +144,3 @@ def replace_pair(word: list[int], pair: tuple[int, int], new: int) -> list[int]:
             result.append(word[index])
             index += 1
     return result
-
-
-def _progress(
-    pairs: Iterator[tuple[int, int]], total: int, show: bool
-) -> Iterator[tuple[int, int]]:
-    """Pass the pairs on and, if `show`, count them in a line on stderr."""
-    done = 0
-    for done, pair in enumerate(pairs, start=1):
-        if show and done % 100 == 0:
-            tell(f"\rlearning merges: {done}/{total}", end="")
-        yield pair
-    if show:
-        tell(f"\rlearning merges: {done}/{total}")
