@@ -130,8 +130,7 @@ def save_bpe(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:
         "tokenizer_class": "GPT2Tokenizer" if like_gpt2 else "PreTrainedTokenizerFast",
         "add_prefix_space": tokenizer.add_prefix_space,
         "unk_token": END_OF_TEXT if like_gpt2 and END_OF_TEXT in special else None,
-    }
-    config |= tokenizer.settings | {
+        **tokenizer.settings,
         "bos_token": tokenizer.bos_token,
         "eos_token": tokenizer.eos_token,
         "add_bos_token": tokenizer.add_bos_token,
@@ -141,12 +140,11 @@ def save_bpe(tokenizer: Tokenizer, directory: str | os.PathLike) -> None:
         config["chat_template"] = _listed(tokenizer.chat_template, named)
     elif tokenizer.chat_template is not None:
         config["chat_template"] = tokenizer.chat_template
-    texts = {"tokenizer.json": json.dumps(whole, ensure_ascii=False)}
-    texts[CONFIG_FILE] = json.dumps(config, indent=2)
+    texts = {}
     if like_gpt2:
         texts["vocab.json"] = json.dumps(in_order, ensure_ascii=False)
         texts["merges.txt"] = "\n".join(["#version: 0.2", *merges, ""])
-    _save(texts, directory)
+    _save(directory, whole, config, texts)
 
 
 def save_characters(tokenizer: CharTokenizer, directory: str | os.PathLike) -> None:
@@ -161,15 +159,17 @@ def save_characters(tokenizer: CharTokenizer, directory: str | os.PathLike) -> N
         "decoder": {"type": "Fuse"},
         "model": model,
     }
-    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    config |= {"clean_up_tokenization_spaces": False}
-    texts = {"tokenizer.json": json.dumps(whole, ensure_ascii=False)}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    _save(directory, whole, config, {})
+
+
+def _save(
+    directory: str | os.PathLike, whole: Any, config: dict[str, Any], texts: dict[str, str]
+) -> None:
+    """Put tokenizer.json, tokenizer_config.json and other texts into a directory, in place of any
+    tokenizer there."""
+    texts["tokenizer.json"] = json.dumps(whole, ensure_ascii=False)
     texts[CONFIG_FILE] = json.dumps(config, indent=2)
-    _save(texts, directory)
-
-
-def _save(texts: dict[str, str], directory: str | os.PathLike) -> None:
-    """Put files into a directory, in place of any other tokenizer there."""
     with replacing_together(directory, remove=TOKENIZER_FILES) as staged:
         for name, text in texts.items():
             with naming(staged / name):
@@ -256,10 +256,10 @@ def _named(
     special, added, normalized = sections.split_added_tokens(list(listed.values()))
     for token in sections.named_specials(config):
         free = max([*vocabulary.values(), *special.values(), *added.values()], default=-1) + 1
-        known = token in vocabulary or token in added or token not in sections.ends(config)
+        known = token in vocabulary or token in added or token not in sections.ends(config).values()
         if token not in special and known:
             special[token] = added.pop(token, vocabulary.get(token, free))
-    for token in sections.ends(config):
+    for token in sections.ends(config).values():
         if token in vocabulary and token not in special and token not in added:
             special[token] = vocabulary[token]
     return special, added, normalized
@@ -301,11 +301,11 @@ def _legacy_config(directory: Path, config: dict[str, Any]) -> dict[str, Any]:
         legacy = read_json_object(path)
         for check in (sections.config_options, sections.named_specials):
             _naming(path, check, legacy)
-        named = [*sections.ends(legacy), *sections.named_specials(legacy)]
+        named = [*sections.ends(legacy).values(), *sections.named_specials(legacy)]
         legacy["additional_special_tokens"] = named
     if (path := directory / ADDED_FILE).is_file():
         both = config | legacy
-        special = {*sections.named_specials(both), *sections.ends(both)}
+        special = {*sections.named_specials(both), *sections.ends(both).values()}
         legacy["added_tokens_decoder"] = {
             str(id): {"content": t, "special": t in special, "normalized": t not in special}
             for t, id in read_json_object(path).items()
@@ -329,7 +329,6 @@ def _naming(path: Path, build: Any, *arguments: Any) -> Any:
 
 def _read_text(path: Path) -> str:
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            return file.read()
+        return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text: copy or download it again") from None

@@ -114,9 +114,7 @@ def normalizer_name(section: dict[str, Any] | None) -> str | None:
         return None
     if section.get("type") == "Sequence" and len(section["normalizers"]) <= 1:
         return normalizer_name(*section["normalizers"]) if section["normalizers"] else None
-    if section.get("type") != "NFC":
-        kind = shown(section.get("type"))
-        raise ValueError(f"the normalizer {kind} is not supported, only 'NFC'")
+    require(section.get("type"), "NFC", "normalizer.type")
     return "NFC"
 
 
@@ -125,8 +123,7 @@ def first_token(section: dict[str, Any] | None) -> str | None:
     if not section or section.get("type") == "ByteLevel":  # which only moves offsets
         return None
     if section.get("type") == "Sequence":
-        found = [first_token(step) for step in section["processors"]]
-        tokens = [token for token in found if token is not None]
+        tokens = [token for token in map(first_token, section["processors"]) if token is not None]
         if len(tokens) > 1:
             raise ValueError(f"a post_processor that begins a text with {shown(tokens)} twice")
         return tokens[0] if tokens else None
@@ -167,10 +164,7 @@ KEPT |= {NAMED_TEMPLATES, "model_input_names", "clean_up_tokenization_spaces"}
 def config_options(config: dict[str, Any]) -> dict[str, Any]:
     """bos_token, eos_token, add_bos_token, chat_template and the settings that are kept, as far as
     the file gives them."""
-    options: dict[str, Any] = {}
-    for key in ("bos_token", "eos_token"):
-        if (token := config.get(key)) is not None:
-            options[key] = text_of(token, key)
+    options: dict[str, Any] = {**ends(config)}
     if (add := config.get("add_bos_token")) is not None:
         if not isinstance(add, bool):
             raise ValueError(f"add_bos_token={shown(add)}: expected true or false")
@@ -191,9 +185,10 @@ def config_options(config: dict[str, Any]) -> dict[str, Any]:
     return options | ({"settings": settings} if settings else {})
 
 
-def ends(config: dict[str, Any]) -> list[str]:
-    """The tokens that begin and end a text, as far as the file names them."""
-    return [text_of(config[n], n) for n in ("bos_token", "eos_token") if config.get(n) is not None]
+def ends(config: dict[str, Any]) -> dict[str, str]:
+    """bos_token and eos_token, as far as the file names them."""
+    named = {name: config.get(name) for name in ("bos_token", "eos_token")}
+    return {name: text_of(token, name) for name, token in named.items() if token is not None}
 
 
 def named_tokens(config: dict[str, Any]) -> dict[str, str]:
