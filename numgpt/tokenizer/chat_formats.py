@@ -119,6 +119,9 @@ _KNOWN = {
 
 
 _OURS = {"chatml": CHATML, "llama3": LLAMA3, "plain": PLAIN}
+# By a template's text.
+_PROGRAMS: dict[str, NativeFormat] = {CHAT_TEMPLATES[name]: form for name, form in _OURS.items()}
+_PROGRAMS |= {text: PromptFormat(text, begins) for begins, text in PROMPT_TEMPLATES.items()}
 
 
 def name_of(chat_format: object) -> str:
@@ -128,9 +131,5 @@ def name_of(chat_format: object) -> str:
 
 def known_format(template: str) -> NativeFormat | None:
     """The format that a template writes, where its text is one that is known."""
-    for begins, program in PROMPT_TEMPLATES.items():
-        if program == template:
-            return PromptFormat(program, begins)
-    own = (form for name, form in _OURS.items() if CHAT_TEMPLATES[name] == template)
     digest = hashlib.sha256(template.encode(errors="replace")).hexdigest()
-    return next(own, _KNOWN.get(digest))
+    return _PROGRAMS.get(template, _KNOWN.get(digest))

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from numgpt.tokenizer.base import BaseTokenizer
     from numgpt.tokenizer.jinja_template import JinjaTemplate
 
+Messages = Sequence[Mapping[str, Any]]  # {"role": …, "content": …}, and what else is read
+Tools = Sequence[Mapping[str, Any]]  # JSON schemas of functions
 ZERO_WIDTH_SPACE = "\u200b"
 _BESIDE = ("tools", "documents")  # what is written beside a conversation
 
@@ -67,11 +69,8 @@ class ChatTemplate:
         # What breaks a mark in two, in the models' eyes as well.
         self._breaker = ZERO_WIDTH_SPACE if self._can_write(ZERO_WIDTH_SPACE) else " "
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"tokenizer": self.tokenizer, "variables": self.variables}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type[ChatTemplate], tuple[Any, ...]]:
+        return ChatTemplate, (self.tokenizer, self.variables)  # a copy compiles its own program
 
     @property
     def unused_variables(self) -> list[str]:
@@ -96,9 +95,7 @@ class ChatTemplate:
 
     # --- a conversation ---
 
-    def text(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
-    ) -> str:
+    def text(self, messages: Messages, add_generation_prompt: bool = False) -> str:
         """The text of a conversation.  With add_generation_prompt it ends where an answer begins.
 
         A message is {"role": …, "content": text}; one that the model has made may have "ids" as
@@ -107,20 +104,14 @@ class ChatTemplate:
         return self._render(messages, add_generation_prompt).plain
 
     def ids(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        add_generation_prompt: bool = False,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        self, messages: Messages, add_generation_prompt: bool = False, tools: Tools | None = None
     ) -> list[int]:
         """The tokens of a conversation."""
         text = self._render(messages, add_generation_prompt, tools)
         return self._encode(text, messages, GIVEN * len(text))[0]
 
     def examples(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        trained: Sequence[bool],
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        self, messages: Messages, trained: Sequence[bool], tools: Tools | None = None
     ) -> tuple[list[int], list[bool]]:
         """The tokens of a conversation, and which of them a model is to learn: of the messages that
         are marked, what the assistant says and what ends its turn; or what the template itself
@@ -138,19 +129,16 @@ class ChatTemplate:
         return ids, of_ids
 
     def _render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        add_generation_prompt: bool = False,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        self, messages: Messages, add_generation_prompt: bool = False, tools: Tools | None = None
     ) -> Traced:
         """The text of a conversation, with marks that people wrote held apart."""
         return self._held_apart(self._rendered(messages, add_generation_prompt, tools), messages)
 
     def _rendered(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Messages,
         add_generation_prompt: bool,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Tools | None = None,
         without: Collection[str] = (),
     ) -> Traced:
         """… as the template writes it."""
@@ -176,9 +164,7 @@ class ChatTemplate:
 
     # --- text to tokens ---
 
-    def _encode(
-        self, text: Traced, messages: Sequence[Mapping[str, Any]], mask: str
-    ) -> tuple[list[int], list[bool]]:
+    def _encode(self, text: Traced, messages: Messages, mask: str) -> tuple[list[int], list[bool]]:
         """The tokens of a conversation's text, and its loss mask."""
         ids: list[int] = []
         flags: list[bool] = []
@@ -228,8 +214,6 @@ class ChatTemplate:
     def _allowed(self, text: Traced) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
         """The tokens that the template, the assistant and others may write."""
         added = frozenset(self.tokenizer.added_tokens)
-        if not added:
-            return frozenset(self._tokens), added, added
         written = self.format.source + "".join(
             text[start:stop].plain
             for start, stop, template in runs(text.origin, _is_template)
@@ -238,9 +222,7 @@ class ChatTemplate:
         of_others = frozenset(token for token in added if token not in written)
         return frozenset(self._tokens), added - self.habits.markers, of_others
 
-    def _kept(
-        self, text: Traced, messages: Sequence[Mapping[str, Any]]
-    ) -> dict[int, tuple[int, MadeIds]]:
+    def _kept(self, text: Traced, messages: Messages) -> dict[int, tuple[int, MadeIds]]:
         """Where the text of tokens that the model made itself survives whole: its place -> how many
         characters before it are theirs too, and the tokens."""
         kept, stretches = {}, dict[int, list[tuple[int, int]]]()
@@ -289,7 +271,7 @@ class ChatTemplate:
 
     # --- marks that are mere text ---
 
-    def _held_apart(self, text: Traced, messages: Sequence[Mapping[str, Any]]) -> Traced:
+    def _held_apart(self, text: Traced, messages: Messages) -> Traced:
         """The text, with marks that people wrote broken in two, so that they mark nothing."""
         if not (self.habits.brackets or self.habits.labels):
             return text

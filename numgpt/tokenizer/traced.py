@@ -11,16 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import (
-    Callable,
-    ItemsView,
-    Iterable,
-    Iterator,
-    KeysView,
-    Mapping,
-    Sequence,
-    ValuesView,
-)
+from collections.abc import Callable, Iterable, Iterator, Mapping, MappingView, Sequence
 from contextvars import ContextVar
 from typing import Any, SupportsIndex
 
@@ -33,7 +24,7 @@ MOST_CHARACTERS = 1 << 24
 GENERATED = 0x10000
 
 # What is read once, or by way of another object.
-_LISTED = (Iterator, KeysView, ValuesView, ItemsView)
+_LISTED: tuple[Any, ...] = (Iterator, MappingView)
 _SAME = re.compile(r"(.)\1*", re.DOTALL)
 # A text's number, in place of the text.
 _LEFT, _RIGHT = "\u2e28", "\u2e29"
