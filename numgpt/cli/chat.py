@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from numgpt.cli.common import (
-    add_chat_format,
+    THREADS,
     add_command,
     add_dtype,
     add_flags,
     add_model,
     add_sampling,
-    add_threads,
     load_language_model,
     read_stdin,
     sampling_options,
@@ -77,10 +76,15 @@ def register(subparsers: Any) -> None:
     }
     add_flags(parser, flags)
     add_sampling(parser, DEFAULTS["temperature"], DEFAULTS["top_p"])
-    add_chat_format(parser)
+    parser.add_argument(
+        "--chat-format",
+        choices=CHAT_TEMPLATES,
+        help="write conversations so, whatever the model's template",
+    )
+    variables = {"--chat-var NAME=VALUE": "for the chat template, such as enable_thinking=false"}
+    add_flags(parser, variables, action="extend", nargs="+", default=[])
     what = 'a JSON object a line: {"content": "…"} in (also with "system" or "reset": true), the'
-    add_flags(parser, {"--json": f"{what} answer out"})
-    add_threads(parser)
+    add_flags(parser, {"--json": f"{what} answer out"} | THREADS)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -14,8 +14,11 @@ from numgpt.models import LanguageModel
 from numgpt.options import AboutOptions, OptionError, as_argument
 from numgpt.runtime import DTYPES
 from numgpt.tokenizer import BaseTokenizer
-from numgpt.tokenizer.chat_formats import CHAT_TEMPLATES
 from numgpt.training.config import options_of
+
+# Flags of several commands, for add_flags.
+ADAPTER = {"--adapter DIR": "what was tuned of the model: an adapter's directory"}
+THREADS = {"--threads N": "threads to compute on (default: all cores)"}
 
 
 def load_language_model(options: argparse.Namespace) -> tuple[LanguageModel, BaseTokenizer]:
@@ -50,11 +53,7 @@ def add_model(
 ) -> None:
     what = f"a model's directory or file, a name or a hub id (default: {default}, {origin})"
     add_flags(parser, {"--model M": what}, default=default)
-    add_adapter(parser)
-
-
-def add_adapter(parser: argparse.ArgumentParser) -> None:
-    add_flags(parser, {"--adapter DIR": "what was tuned of the model: an adapter's directory"})
+    add_flags(parser, ADAPTER)
 
 
 def add_dtype(parser: argparse.ArgumentParser) -> None:
@@ -65,17 +64,6 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
         help=f"what the model's matrices are kept as: {', '.join(DTYPES)} (default {DTYPES[0]}; the"
         " others take a half and a quarter of the memory, and are faster with numgpt[onednn])",
     )
-
-
-def add_chat_format(parser: argparse.ArgumentParser) -> None:
-    """How conversations are written down."""
-    parser.add_argument(
-        "--chat-format",
-        choices=CHAT_TEMPLATES,
-        help="write conversations so, whatever the model's template",
-    )
-    variables = {"--chat-var NAME=VALUE": "for the chat template, such as enable_thinking=false"}
-    add_flags(parser, variables, action="extend", nargs="+", default=[])
 
 
 def add_sampling(
@@ -154,15 +142,6 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a number, got {shown(text)}") from None
-
-
-def add_special_tokens(parser: argparse.ArgumentParser, where: str) -> None:
-    what = f"special tokens in the {where} (<|endoftext|>) are meant, not spelt"
-    add_flags(parser, {"--special-tokens": what})
-
-
-def add_threads(parser: argparse.ArgumentParser) -> None:
-    add_flags(parser, {"--threads N": "threads to compute on (default: all cores)"})
 
 
 def show_progress(text: str, ends: bool = False) -> None:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from numgpt.cli.common import add_adapter, add_command, check_directory_name, show_progress
+from numgpt.cli.common import ADAPTER, add_command, add_flags, check_directory_name, show_progress
 from numgpt.files import DirectoryLock, finish_replacing, is_ours, replacing_together, sweep
 from numgpt.formats import load_adapter, open_model, read_model, resolve, save_model
 from numgpt.formats.gguf_writing import FILE_TYPES, save_gguf
@@ -39,7 +39,7 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("source", metavar="SRC", help="a model's directory or file, or a name")
     parser.add_argument("target", metavar="DST", help="the directory or file to write, a new one")
-    add_adapter(parser)
+    add_flags(parser, ADAPTER)
     parser.add_argument(
         "--dtype",
         choices=(*STORED, *NUMGPTS),

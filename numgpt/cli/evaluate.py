@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from numgpt.cli.common import (
+    THREADS,
     add_command,
     add_dtype,
     add_flags,
     add_model,
-    add_special_tokens,
-    add_threads,
     load_language_model,
     show_progress,
 )
@@ -52,10 +51,9 @@ def register(subparsers: Any) -> None:
     flags = {
         "--context N": "tokens in a window (default: the model's most)",
         "--stride N": "tokens a window moves on (default: half of it)",
+        "--special-tokens": "special tokens in the text (<|endoftext|>) are meant, not spelt",
     }
-    add_flags(parser, flags)
-    add_special_tokens(parser, "text")
-    add_threads(parser)
+    add_flags(parser, flags | THREADS)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from numgpt.cli.common import (
+    THREADS,
     add_command,
     add_flags,
     add_model,
-    add_threads,
     load_language_model,
     show_progress,
     text_argument,
@@ -43,8 +43,7 @@ def register(subparsers: Any) -> None:
         "--layers", type=_layers, metavar="A:B", help="keep layers A to B - 1 only (all)"
     )
     add_flags(parser, {"--out FILE": f"the page to write (default {OUT})"}, default=OUT)
-    add_flags(parser, {"--open": "open it in the browser"})
-    add_threads(parser)
+    add_flags(parser, {"--open": "open it in the browser"} | THREADS)
 
 
 def run(options: argparse.Namespace) -> None:

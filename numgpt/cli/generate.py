@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 
 from numgpt.cli.common import (
+    THREADS,
     add_command,
     add_dtype,
     add_flags,
     add_model,
     add_sampling,
-    add_special_tokens,
-    add_threads,
     load_language_model,
     sampling_options,
     text_argument,
@@ -53,14 +52,14 @@ def register(subparsers: Any) -> None:
     )
     add_model(parser)
     add_dtype(parser)
-    add_special_tokens(parser, "prompt")
-    lengths = {
+    flags = {
+        "--special-tokens": "special tokens in the prompt (<|endoftext|>) are meant, not spelt",
         "--max-new-tokens N": f"tokens to add (default {NEW_TOKENS})",
         "--max-length N": "tokens in all, the prompt's included",
         "--min-new-tokens N": "no end of text before these",
         "--num-return-sequences -n N": "continuations (default 1)",
     }
-    add_flags(parser, lengths)
+    add_flags(parser, flags)
     parser.add_argument(
         "--no-slide",
         dest="slide",
@@ -81,8 +80,7 @@ def register(subparsers: Any) -> None:
         " the model gives it: before temperature, top-k and the like",
         "--top-logprobs N": f"beside each token the N likeliest (default {TOP_LOGPROBS})",
     }
-    add_flags(parser, others)
-    add_threads(parser)
+    add_flags(parser, others | THREADS)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -10,14 +10,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import numgpt
-from numgpt.cli.common import (
-    add_flags,
-    add_threads,
-    check_directory_name,
-    number,
-    tell_note,
-    whole,
-)
+from numgpt.cli.common import THREADS, add_flags, check_directory_name, number, tell_note, whole
 from numgpt.cli.config_file import read_toml
 from numgpt.messages import quoted, tell
 from numgpt.options import OptionError
@@ -79,7 +72,7 @@ def add_run_options(parser: argparse.ArgumentParser, config_class: type[RunConfi
             kind = KINDS[field.metadata["rule"].kind]
             # What is not given has no place among the options: it can't win over a file.
             group.add_argument(flag, default=argparse.SUPPRESS, help=text, **kind)
-    add_threads(parser)
+    add_flags(parser, THREADS)
     parser.set_defaults(config_class=config_class)
 
 
