@@ -20,8 +20,7 @@ import numpy as np
 from numgpt.data.batch import Batch
 from numgpt.data.finding import find_files
 from numgpt.files import replacing
-from numgpt.messages import shown
-from numgpt.options import OptionError, OptionWarning
+from numgpt.options import OptionError, OptionWarning, one_of, require, text, truth, whole
 from numgpt.reading import naming, sha256
 from numgpt.tokenizer import BaseTokenizer, Tokenizer
 from numgpt.tokenizer.base import any_of
@@ -262,13 +261,8 @@ def hash_tokenizer(tokenizer: BaseTokenizer) -> str:
 def tokens_file_from(fields: object) -> TokensFile:
     """A TokensFile from a checkpoint.  Raises ValueError or TypeError for anything else."""
     tokens = TokensFile(**fields)  # type: ignore[arg-type]
-    if tokens.dtype not in ("<u2", "<u4"):
-        raise ValueError(f"dtype={shown(tokens.dtype)}")
-    for name in ("count", "vocab_size"):
-        if type(value := getattr(tokens, name)) is not int or not 0 <= value < 1 << 53:
-            raise ValueError(f"{name}={shown(value)}")
-    if not all(isinstance(value, str) for value in (tokens.sha256, tokens.tokenizer)):
-        raise ValueError("a hash is not a string")
-    if not isinstance(tokens.conversations, bool):
-        raise ValueError(f"conversations={shown(tokens.conversations)}")
+    require(tokens, one_of(("<u2", "<u4")), "dtype")
+    require(tokens, whole(0, 1 << 53), "count", "vocab_size")
+    require(tokens, text(), "sha256", "tokenizer")
+    require(tokens, truth(), "conversations")
     return tokens
