@@ -14,7 +14,6 @@ from numgpt.data.corpus import (
     Documents,
     TokensFile,
     check_length,
-    check_tokens,
     encode_corpus,
     find_documents,
     open_corpus,
@@ -82,15 +81,9 @@ class Text(NextTokens):
         self.corpus = open_corpus(out, state.tokens, config.val_fraction, config.longest)
 
     @classmethod
-    def restore(cls, state: RunState, out: Path, tokenizer: BaseTokenizer) -> None:
-        config = state.config
-        assert isinstance(config, TrainConfig)
-
-        def encode_again() -> TokensFile:
-            documents = find_documents(config.data)
-            return encode_corpus(documents, tokenizer, out, config.special_tokens)
-
-        check_tokens(out, state.tokens, encode_again)
+    def encode_again(cls, config: TrainConfig, out: Path, tokenizer: BaseTokenizer) -> TokensFile:
+        documents = find_documents(config.data)
+        return encode_corpus(documents, tokenizer, out, config.special_tokens)
 
     def __str__(self) -> str:
         return (

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from numgpt.data.batch import Batch
+from numgpt.data.corpus import TokensFile, check_tokens
 from numgpt.layers import TokenStatistics
 from numgpt.models import LanguageModel
 from numgpt.models.parameters import Gradients
@@ -47,9 +48,14 @@ class RunTask(Task[Any], ABC):
         """How much there is to train on."""
 
     @classmethod
-    @abstractmethod
     def restore(cls, state: RunState, out: Path, tokenizer: BaseTokenizer) -> None:
         """Check the tokens of a run that goes on; encode them again where their file is missing."""
+        check_tokens(out, state.tokens, lambda: cls.encode_again(state.config, out, tokenizer))
+
+    @classmethod
+    @abstractmethod
+    def encode_again(cls, config: Any, out: Path, tokenizer: BaseTokenizer) -> TokensFile:
+        """Write the tokens of a run's data into its directory."""
 
     @abstractmethod
     def next_step(self) -> list[Any]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from numgpt import formats
 from numgpt.data.batch import Batch
-from numgpt.data.corpus import TOKENS_FILE, TokensFile, check_tokens
+from numgpt.data.corpus import TOKENS_FILE, TokensFile
 from numgpt.data.example_set import ExampleSet, encode_examples
 from numgpt.data.examples import Example, ExampleEncoder, last_answer, marked
 from numgpt.data.finding import OTHER_WEIGHTS, STANDARD_INPUT
@@ -174,23 +174,17 @@ class Tuning(RunTask):
         """Write what else belongs to a new run; the encoder has encoded its records."""
 
     @classmethod
-    def restore(cls, state: RunState, out: Path, tokenizer: BaseTokenizer) -> None:
-        config = state.config
-        assert isinstance(config, TuningConfig)
+    def encode_again(cls, config: TuningConfig, out: Path, tokenizer: BaseTokenizer) -> TokensFile:
+        missing = f"{out / TOKENS_FILE} is missing, and"
+        try:
+            files, held_out = _files(config)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{missing} so are the data: {error}") from None
+        if STANDARD_INPUT in (*files, *held_out):
+            raise ValueError(f"{missing} the data came by standard input: put the file back")
         encoder = cls.encoder(tokenizer, template_variables(config.chat_vars))
-
-        def encode_again() -> TokensFile:
-            missing = f"{out / TOKENS_FILE} is missing, and"
-            try:
-                files, held_out = _files(config)
-            except FileNotFoundError as error:
-                raise FileNotFoundError(f"{missing} so are the data: {error}") from None
-            if STANDARD_INPUT in (*files, *held_out):
-                raise ValueError(f"{missing} the data came by standard input: put the file back")
-            records = cls.records(config, files, held_out)
-            return encode_examples(records, encoder, config.example_length, out)[0]
-
-        check_tokens(out, state.tokens, encode_again)
+        records = cls.records(config, files, held_out)
+        return encode_examples(records, encoder, config.example_length, out)[0]
 
     def __str__(self) -> str:
         held_out = f", {len(self.examples.val):,} held out" if self.validates else ""
