@@ -70,6 +70,10 @@ class Reward:
 
     def __call__(self, completions: Sequence[Completion]) -> np.ndarray:
         """(B,) float64, NaN where it does not apply.  Raises RewardError."""
+        return np.array([self.of(completion) for completion in completions], np.float64)
+
+    def of(self, completion: Completion) -> float:
+        """… of one of them, where each is looked at by itself."""
         raise NotImplementedError
 
     def check(self, prompt: Any) -> None:
@@ -82,10 +86,7 @@ class FunctionReward(Reward):
     def __init__(self, name: str, function: Function, needs: str | None = None):
         self.name, self.function, self.needs = name, function, needs
 
-    def __call__(self, completions: Sequence[Completion]) -> np.ndarray:
-        return np.array([self._of(completion) for completion in completions], np.float64)
-
-    def _of(self, completion: Completion) -> float:
+    def of(self, completion: Completion) -> float:
         if self.needs is not None and self.needs not in completion.example:
             return math.nan
         try:
@@ -150,10 +151,7 @@ class GymReward(Reward):
     def __init__(self, task: str, size: int, seed: int):
         self.name, self.dataset = task, gym_dataset(task, size, seed)
 
-    def __call__(self, completions: Sequence[Completion]) -> np.ndarray:
-        return np.array([self._of(completion) for completion in completions], np.float64)
-
-    def _of(self, completion: Completion) -> float:
+    def of(self, completion: Completion) -> float:
         tagged = re.findall(r"<answer>(.*?)</answer>", completion.text, re.DOTALL)
         answer = (tagged[-1] if tagged else completion.text).strip()
         entry = self.dataset[completion.example["index"]]
