@@ -29,7 +29,6 @@ class PromptEncoder(ExampleEncoder):
     def __init__(self, tokenizer: BaseTokenizer, variables: Mapping[str, Any] | None = None):
         super().__init__(tokenizer, variables)
         self.kept: list[dict[str, Any]] = []  # the fields of those that were encoded
-        self._fields: dict[str, Any] = {}
 
     def _tokens(self, record: Record) -> tuple[list[int], list[bool]]:
         """Raises ValueError for a record without a prompt to continue."""
@@ -39,7 +38,7 @@ class PromptEncoder(ExampleEncoder):
                 " the reward"
             )
         ids = self.ids(record.fields["prompt"], record.fields.get("tools"))
-        self._fields = record.fields
+        self.kept.append(record.fields)
         return ids, [False] * len(ids)
 
     def ids(
@@ -60,7 +59,6 @@ class PromptEncoder(ExampleEncoder):
 
     def fit(self, examples: tuple[Example, ...], most: int) -> tuple[Example, ...]:
         """What is too long is cut from the left."""
-        self.kept.append(self._fields)
         return tuple(Example(e.ids[-most:], e.loss_mask[-most:]) for e in examples)
 
 
