@@ -117,8 +117,10 @@ def _objects(path: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
     """What a file holds: "line" or "item", its number, and the object."""
     with naming(path), closing(_open(path)) as file:
         number, empty = 0, True
-        while line := _line(file, path, number + 1):
+        while line := _read(file, path, LONGEST_LINE, line=True):
             number += 1
+            if len(line) > LONGEST_LINE:
+                raise ValueError(f"{path}, line {number} is longer than {LONGEST_LINE >> 20} MB")
             text = _decoded(line, path, f"line {number}", first=number == 1)
             if not text.strip():
                 continue
@@ -198,13 +200,6 @@ def _open(path: str) -> BinaryIO:
     with open(path, "rb") as file:
         is_gzip = path.endswith(".gz") or file.read(len(GZIP)) == GZIP
     return cast(BinaryIO, gzip.open(path, "rb")) if is_gzip else open(path, "rb")
-
-
-def _line(file: BinaryIO, path: str, number: int) -> bytes:
-    line = _read(file, path, LONGEST_LINE, line=True)
-    if len(line) > LONGEST_LINE:
-        raise ValueError(f"{path}, line {number} is longer than {LONGEST_LINE >> 20} MB")
-    return line
 
 
 def _read(file: BinaryIO, path: str, most: int, line: bool = False) -> bytes:
