@@ -87,9 +87,18 @@ def register(subparsers: Any) -> None:
 def run_train(options: argparse.Namespace) -> None:
     began = time.perf_counter()
     check_directory_name("--out", options.out)
-    with DirectoryLock(options.out):
-        sweep(Path(options.out))
-        tokenizer = _train_into(options)
+    out, paths = Path(options.out), [Path(file) for file in options.files]
+    with DirectoryLock(out):
+        sweep(out)
+        finish_replacing(out)
+        _check_free(options)
+        if all(not path.is_fifo() and path.stat().st_size == 0 for path in paths):
+            raise ValueError(f"{options.files[0]} is empty: there is nothing to learn from")
+        check_not_replaced(paths, [out / name for name in tokenizer_files(out)])
+        asked = options.vocab_size, options.special or [END_OF_TEXT], options.min_frequency
+        with replacing_together(out, TOKENIZER_FILES, lambda: _check_free(options)) as staged:
+            tokenizer = Tokenizer.train(paths, *asked, sys.stderr.isatty(), options.pattern)
+            tokenizer.save_pretrained(staged)
     seconds = time.perf_counter() - began
     tell(f"{tokenizer.vocab_size} tokens, trained in {seconds:.1f} s, written to {options.out}")
     if tokenizer.vocab_size < options.vocab_size:
@@ -97,22 +106,6 @@ def run_train(options: argparse.Namespace) -> None:
             f"fewer than {options.vocab_size}: no other pair occurs {options.min_frequency}"
             " times in this text"
         )
-
-
-def _train_into(options: argparse.Namespace) -> Tokenizer:
-    """Learn a tokenizer and put it into its directory."""
-    finish_replacing(options.out)
-    _check_free(options)
-    paths = [Path(file) for file in options.files]
-    if all(not path.is_fifo() and path.stat().st_size == 0 for path in paths):
-        raise ValueError(f"{options.files[0]} is empty: there is nothing to learn from")
-    out = Path(options.out)
-    check_not_replaced(paths, [out / name for name in tokenizer_files(out)])
-    asked = options.vocab_size, options.special or [END_OF_TEXT], options.min_frequency
-    with replacing_together(options.out, TOKENIZER_FILES, lambda: _check_free(options)) as staged:
-        tokenizer = Tokenizer.train(paths, *asked, sys.stderr.isatty(), options.pattern)
-        tokenizer.save_pretrained(staged)
-    return tokenizer
 
 
 def _check_free(options: argparse.Namespace) -> None:

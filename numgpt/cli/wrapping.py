@@ -58,11 +58,9 @@ class WordWrap:
         if edge and self.column > 0 and not self.in_code:
             self.spaces, self.column = "", cells(word)
             return "\n" + word
-        return self._take_spaces() + self._place(word)
-
-    def _place(self, word: str) -> str:
+        spaces = self._take_spaces()
         self.column += cells(word)
-        return word
+        return spaces + word
 
 
 def cells(text: str) -> int:
