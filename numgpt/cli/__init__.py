@@ -41,11 +41,9 @@ BAD_PATH = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 # In the order in which --help has them.
 SUBCOMMANDS = [generate, chat, train, tune, evaluate, explain]
 SUBCOMMANDS += [lessons, tokenizer, download, convert, info]
-MENDS = {
-    errno.ENOSPC: "free some space, or choose another disk",
-    errno.EDQUOT: "free some space, or choose another disk",
-    errno.EACCES: "choose a place that you may use",
-    errno.EPERM: "choose a place that you may use",
+MENDS = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space, or choose another disk")
+MENDS |= dict.fromkeys((errno.EACCES, errno.EPERM), "choose a place that you may use")
+MENDS |= {
     errno.EROFS: "choose a place that can be written",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ENOENT: "check the name",
