@@ -45,13 +45,6 @@ TUNED = {
 }
 
 
-def _fixed_defaults(config_class: type[TuningConfig]) -> dict[str, str]:
-    """Of kinds whose defaults are the same however many examples there are."""
-    epochs, batch_size, lr = config_class.many
-    rates = f"{config_class.lora_lr:g}; of the whole model {lr:g}"
-    return {"batch_size": f"{batch_size:g}", "epochs": f"{epochs:g}", "lr": rates}
-
-
 def add_run_options(parser: argparse.ArgumentParser, config_class: type[RunConfig]) -> None:
     """The flags of a kind of run."""
     flags = {
@@ -79,7 +72,11 @@ def add_run_options(parser: argparse.ArgumentParser, config_class: type[RunConfi
 def _default_of(name: str, config_class: type[RunConfig]) -> str:
     """What --help says of an option's default."""
     if issubclass(config_class, TuningConfig) and name in TUNED:
-        of_kind = TUNED | (_fixed_defaults(config_class) if not config_class.few else {})
+        of_kind = dict(TUNED)
+        if not config_class.few:  # the same however many examples there are
+            epochs, batch_size, lr = config_class.many
+            rates = f"{config_class.lora_lr:g}; of the whole model {lr:g}"
+            of_kind |= {"batch_size": f"{batch_size:g}", "epochs": f"{epochs:g}", "lr": rates}
         return f" (default {of_kind[name]})"
     if config_class is TrainConfig and name in defaults.FROM_NOTHING:
         tuned = defaults.FROM_A_MODEL.get(
