@@ -21,8 +21,6 @@ from numgpt.training import (
     Trainer,
     TuneConfig,
 )
-from numgpt.training.rollout_config import RolloutConfig
-from numgpt.training.tune_config import TuningConfig
 from numgpt.training.tuning import Examples
 
 SHOWN = 100  # characters of a prompt
@@ -39,9 +37,8 @@ def register(subparsers: Any) -> None:
     )
     methods = tune.add_subparsers(metavar="METHOD", required=True)
     pairs = '{"prompt": "…", "chosen": "…", "rejected": "…"}  of texts, or of lists of messages'
-    for name, config, end, what, example, line in (
+    for config, end, what, example, line in (
         (
-            "sft",
             TuneConfig,
             _end,
             "supervised tuning: learn the answers of examples, by an adapter (LoRA) or as a whole",
@@ -53,7 +50,6 @@ def register(subparsers: Any) -> None:
             ', {"role": "assistant", "content": "…"}]}',
         ),
         (
-            "dpo",
             DPOConfig,
             _end_of_preferences,
             "preferences: make the answers that were chosen likelier than those that were rejected",
@@ -64,7 +60,6 @@ def register(subparsers: Any) -> None:
             pairs,
         ),
         (
-            "kto",
             KTOConfig,
             _end_of_preferences,
             "judgements: make good answers likelier, and bad ones less likely, without pairs",
@@ -73,7 +68,6 @@ def register(subparsers: Any) -> None:
             '{"prompt": "…", "completion": "…", "label": true}  of texts, or of lists of messages',
         ),
         (
-            "reward",
             RewardConfig,
             _end_of_reward,
             "a reward model: score the answers that were chosen above those that were rejected",
@@ -82,7 +76,6 @@ def register(subparsers: Any) -> None:
             pairs,
         ),
         (
-            "grpo",
             GRPOConfig,
             _end_of_rollouts,
             "rewards: make those of the model's own answers likelier that are better than others",
@@ -95,7 +88,6 @@ def register(subparsers: Any) -> None:
             " for the reward",
         ),
         (
-            "ppo",
             PPOConfig,
             _end_of_rollouts,
             "rewards, with a value head: make tokens likelier that led to more than was expected",
@@ -104,19 +96,13 @@ def register(subparsers: Any) -> None:
             '{"prompt": "…"}  a text, or a list of messages; all else is for the reward',
         ),
     ):
-        run = functools.partial(runs.run, check=functools.partial(_check, config), end=end)
+        run = functools.partial(runs.run, check=_check, end=end)
         example = f"{example}\nwhere a line of the file is\n{line}"
-        runs.add_run_options(add_command(methods, name, what, example, run), config)
+        runs.add_run_options(add_command(methods, config.kind, what, example, run), config)
 
 
-def _check(config: type[TuningConfig], chosen: dict[str, Any]) -> None:
-    """Raises ValueError for options that are missing, or cannot be combined."""
-    needed = {"model": "the model to tune", "data": "the examples that it learns from"}
-    if issubclass(config, RolloutConfig):
-        needed["data"] = "the prompts, or {task:name} reasoning_gym:NAME"
-    for name, what in needed.items():
-        if name not in chosen and not (name == "data" and "task" in chosen):
-            raise OptionError(f"give {{{name}:name}}, {what}")
+def _check(chosen: dict[str, Any]) -> None:
+    """Raises ValueError for options that cannot be combined."""
     if chosen.get("lora_r") == 0:
         for name in ("lora_alpha", "lora_targets", "lora_dropout", "use_rslora"):
             if name in chosen:

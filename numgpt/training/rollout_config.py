@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from numgpt.objectives.grpo import LEVELS, LOSS_TYPES, SCALES
 from numgpt.options import OptionError, Rule, number, one_of, text, texts, truth, whole
@@ -44,7 +44,7 @@ class RolloutConfig(TuningConfig):
     """The options of objectives that reward what the policy itself has written."""
 
     many, lora_lr = defaults.ROLLOUTS, defaults.ROLLOUTS_LORA_LR
-    needed = ("model",)
+    needed: ClassVar[dict[str, str]] = {"model": "the model to tune"}
     may_change = TuningConfig.may_change - {"grad_accum"}
 
     grad_accum: int = option(
@@ -196,6 +196,4 @@ class PPOConfig(RolloutConfig):
         0.2, "how far from what it was a value may go", "objective", number(above=0)
     )
 
-    @property
-    def reads_base(self) -> bool:
-        return True
+    reads_base = True

@@ -31,7 +31,11 @@ class TuningConfig(RunConfig):
     few: ClassVar[tuple[tuple[float, ...], ...]] = ()
     many: ClassVar[tuple[float, ...]]
     lora_lr: ClassVar[float]
-    needed: ClassVar[tuple[str, ...]] = ("model", "data")
+    # Options without which there is no run, and what they are.
+    needed: ClassVar[dict[str, str]] = {
+        "model": "the model to tune",
+        "data": "the examples that it learns from",
+    }
     may_change = RunConfig.may_change | {"grad_accum", "lora_dropout", "show", "answers"}
 
     model: str = option(
@@ -145,7 +149,9 @@ class TuningConfig(RunConfig):
 
     def validate(self) -> None:
         super().validate()
-        for name in self.needed:
+        for name, what in self.needed.items():
+            if getattr(self, name) is None:
+                raise OptionError(f"give {{{name}:name}}, {what}")
             if not getattr(self, name):
                 raise OptionError.of(self, f"{{{name}}}: name one")
         if self.val_data is not None and self.val_fraction:
