@@ -230,12 +230,10 @@ class _Terminal:
                 action(argument)
         except KeyboardInterrupt:
             _say(f"/{command}: stopped")
-        except MemoryError:
-            _say(f"/{command}: out of memory")
         except AboutOptions as error:  # about the one that the command sets
             _say(f"/{command}: {error.told(lambda name, *value: ' '.join(map(shown, value)))}")
-        except ValueError as error:
-            _say(f"/{command}: {one_line(error)}")
+        except (ValueError, MemoryError) as error:
+            _say(f"/{command}: {one_line(error) or 'out of memory'}")
         except OSError as error:
             _say(f"/{command} {argument}: {error.strerror or error}")
 
