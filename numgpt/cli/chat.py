@@ -14,17 +14,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-from numgpt.cli.common import (
-    THREADS,
-    add_command,
-    add_dtype,
-    add_flags,
-    add_model,
-    add_sampling,
-    load_language_model,
-    read_stdin,
-    sampling_options,
-)
+from numgpt.cli import common
 from numgpt.cli.keyboard import Interrupts, line_editing
 from numgpt.cli.wrapping import WordWrap
 from numgpt.generation import Chat
@@ -58,7 +48,7 @@ message. A message that begins with a slash is written with two."""
 
 
 def register(subparsers: Any) -> None:
-    parser = add_command(
+    parser = common.add_command(
         subparsers,
         "chat",
         "talk with a model",
@@ -68,28 +58,28 @@ def register(subparsers: Any) -> None:
         """printf '{"content": "Hi"}\\n{"content": "Bye"}\\n' | numgpt chat --json""",
         run,
     )
-    add_model(parser, DEFAULT_MODEL, "fetched by: numgpt download smollm2")
-    add_dtype(parser)
+    common.add_model(parser, DEFAULT_MODEL, "fetched by: numgpt download smollm2")
+    common.add_dtype(parser)
     flags = {
         "--system TEXT": "system prompt (default: the model's own)",
         "--max-new-tokens N": f"longest answer (default {DEFAULTS['max_new_tokens']})",
     }
-    add_flags(parser, flags)
-    add_sampling(parser, DEFAULTS["temperature"], DEFAULTS["top_p"])
+    common.add_flags(parser, flags)
+    common.add_sampling(parser, DEFAULTS["temperature"], DEFAULTS["top_p"])
     parser.add_argument(
         "--chat-format",
         choices=CHAT_TEMPLATES,
         help="write conversations so, whatever the model's template",
     )
     variables = {"--chat-var NAME=VALUE": "for the chat template, such as enable_thinking=false"}
-    add_flags(parser, variables, action="extend", nargs="+", default=[])
+    common.add_flags(parser, variables, action="extend", nargs="+", default=[])
     what = 'a JSON object a line: {"content": "…"} in (also with "system" or "reset": true), the'
-    add_flags(parser, {"--json": f"{what} answer out"} | THREADS)
+    common.add_flags(parser, {"--json": f"{what} answer out"} | common.THREADS)
 
 
 def run(options: argparse.Namespace) -> None:
-    sampling = sampling_options(options)
-    model, tokenizer = load_language_model(options)
+    sampling = common.sampling_options(options)
+    model, tokenizer = common.load_language_model(options)
     sampling["seed"] = options.seed
     if options.max_new_tokens is not None:
         sampling["max_new_tokens"] = options.max_new_tokens
@@ -111,7 +101,7 @@ def run(options: argparse.Namespace) -> None:
     elif sys.stdin.isatty():
         _Terminal(chat, seed, options.model).run()
     else:
-        for piece in chat.ask(read_stdin().rstrip("\r\n"), seed=seed):
+        for piece in chat.ask(common.read_stdin().rstrip("\r\n"), seed=seed):
             print(printable(piece), end="", flush=True)
         print()
         if chat.statistics.finish_reason in CUT:

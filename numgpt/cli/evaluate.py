@@ -10,15 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from numgpt.cli.common import (
-    THREADS,
-    add_command,
-    add_dtype,
-    add_flags,
-    add_model,
-    load_language_model,
-    show_progress,
-)
+from numgpt.cli import common
 from numgpt.data.corpus import find_texts
 from numgpt.data.records import ENDINGS
 from numgpt.evaluation.perplexity import Evaluation, sliding_window_loss
@@ -32,7 +24,7 @@ from numgpt.tokenizer.reading import read_text
 
 
 def register(subparsers: Any) -> None:
-    parser = add_command(
+    parser = common.add_command(
         subparsers,
         "eval",
         "measure how well a model predicts a text, or judges answers",
@@ -40,27 +32,27 @@ def register(subparsers: Any) -> None:
         "numgpt eval --model runs/judge --preferences held-out.jsonl",
         run,
     )
-    add_model(parser)
-    add_dtype(parser)
+    common.add_model(parser)
+    common.add_dtype(parser)
     measured = parser.add_mutually_exclusive_group(required=True)
     data = {
         "--data FILE": "text: files, directories or globs",
         "--preferences FILE": "JSON lines of prompt, chosen and rejected, for a reward model",
     }
-    add_flags(measured, data, nargs="+")
+    common.add_flags(measured, data, nargs="+")
     flags = {
         "--context N": "tokens in a window (default: the model's most)",
         "--stride N": "tokens a window moves on (default: half of it)",
         "--special-tokens": "special tokens in the text (<|endoftext|>) are meant, not spelt",
     }
-    add_flags(parser, flags | THREADS)
+    common.add_flags(parser, flags | common.THREADS)
 
 
 def run(options: argparse.Namespace) -> None:
     if options.preferences is not None:
         judge = load(options.model, adapter=options.adapter, dtype=options.dtype)
         return _judge(*judge, options)
-    model, tokenizer = load_language_model(options)
+    model, tokenizer = common.load_language_model(options)
     files = find_texts(options.data)
     if lines := [file for file in files if str(file).endswith(ENDINGS)]:
         tell(f"numgpt: note: {lines[0]} is JSON: measured as the text it is, keys and all")
@@ -76,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
     began = time.perf_counter()
 
     def progress(scored: int) -> None:
-        show_progress(f"{scored:,} of {len(ids) - 1:,} tokens")
+        common.show_progress(f"{scored:,} of {len(ids) - 1:,} tokens")
 
     loss = sliding_window_loss(model, ids, options.context, options.stride, progress)
     result = Evaluation(len(ids) - 1, loss, len(tokenizer.decode_bytes(ids[1:])))
@@ -95,7 +87,7 @@ def _judge(model: LanguageModel, tokenizer: BaseTokenizer, options: argparse.Nam
         if getattr(options, name) is not None:
             raise OptionError(f"{{{name}:name}} is for {{data:name}}: pairs are read whole")
     result = preference_accuracy(
-        model, tokenizer, options.preferences, lambda done: show_progress(f"{done:,} pairs")
+        model, tokenizer, options.preferences, lambda done: common.show_progress(f"{done:,} pairs")
     )
     print(f"accuracy       {result.accuracy:.4f}")
     print(f"margin         {result.margin:.4f}")

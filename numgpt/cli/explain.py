@@ -8,22 +8,14 @@ import webbrowser
 from pathlib import Path
 from typing import Any
 
-from numgpt.cli.common import (
-    THREADS,
-    add_command,
-    add_flags,
-    add_model,
-    load_language_model,
-    show_progress,
-    text_argument,
-)
+from numgpt.cli import common
 from numgpt.messages import quoted, shown, tell
 
 OUT = "explain.html"
 
 
 def register(subparsers: Any) -> None:
-    parser = add_command(
+    parser = common.add_command(
         subparsers,
         "explain",
         "show what a model does with a text, in one page",
@@ -33,30 +25,30 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "text", nargs="*", help="the text, of which 64 tokens are read; - or a pipe: standard input"
     )
-    add_model(parser)
+    common.add_model(parser)
     flags = {
         "--token N": "the token to look at first, from 0 (the last)",
         "--target WORD": "what may come after it, with its space (what does, or the likeliest)",
     }
-    add_flags(parser, flags)
+    common.add_flags(parser, flags)
     parser.add_argument(
         "--layers", type=_layers, metavar="A:B", help="keep layers A to B - 1 only (all)"
     )
-    add_flags(parser, {"--out FILE": f"the page to write (default {OUT})"}, default=OUT)
-    add_flags(parser, {"--open": "open it in the browser"} | THREADS)
+    common.add_flags(parser, {"--out FILE": f"the page to write (default {OUT})"}, default=OUT)
+    common.add_flags(parser, {"--open": "open it in the browser"} | common.THREADS)
 
 
 def run(options: argparse.Namespace) -> None:
     # Here, so that no other command waits for them.
     from numgpt.insight.document import page, require_place
 
-    text = text_argument(" ".join(options.text) if options.text else None, "text")
+    text = common.text_argument(" ".join(options.text) if options.text else None, "text")
     require_place(options.out)
-    model, tokenizer = load_language_model(options)
+    model, tokenizer = common.load_language_model(options)
     made = page(
-        model, tokenizer, text, options.token, options.target, options.layers, show_progress
+        model, tokenizer, text, options.token, options.target, options.layers, common.show_progress
     )
-    show_progress("")
+    common.show_progress("")
     for note in made.notes:
         tell(f"numgpt: note: {note}")
     made.save(options.out)

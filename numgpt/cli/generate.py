@@ -11,17 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from numgpt.cli.common import (
-    THREADS,
-    add_command,
-    add_dtype,
-    add_flags,
-    add_model,
-    add_sampling,
-    load_language_model,
-    sampling_options,
-    text_argument,
-)
+from numgpt.cli import common
 from numgpt.generation import GenerateOutput, generate, generate_each
 from numgpt.generation.options import defaults_of
 from numgpt.layers.softmax import log_softmax
@@ -40,7 +30,7 @@ TOP_LOGPROBS, MOST_TOP_LOGPROBS = 5, 1000
 
 
 def register(subparsers: Any) -> None:
-    parser = add_command(
+    parser = common.add_command(
         subparsers,
         "generate",
         "continue a text",
@@ -50,8 +40,8 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "prompt", nargs="*", help="the text to continue; - or a pipe: standard input"
     )
-    add_model(parser)
-    add_dtype(parser)
+    common.add_model(parser)
+    common.add_dtype(parser)
     flags = {
         "--special-tokens": "special tokens in the prompt (<|endoftext|>) are meant, not spelt",
         "--max-new-tokens N": f"tokens to add (default {NEW_TOKENS})",
@@ -59,19 +49,19 @@ def register(subparsers: Any) -> None:
         "--min-new-tokens N": "no end of text before these",
         "--num-return-sequences -n N": "continuations (default 1)",
     }
-    add_flags(parser, flags)
+    common.add_flags(parser, flags)
     parser.add_argument(
         "--no-slide",
         dest="slide",
         action="store_false",
         help="end where the model's context is full (default: go on from its newer half)",
     )
-    add_sampling(parser, temperature=DEFAULTS["temperature"])
+    common.add_sampling(parser, temperature=DEFAULTS["temperature"])
     texts = {
         "--stop TEXT": "end after this text; repeatable",
         "--ban TEXT": "never write this; repeatable",
     }
-    add_flags(parser, texts, action="append", default=[])
+    common.add_flags(parser, texts, action="append", default=[])
     others = {
         "--no-repeat-ngram-size N": "no N tokens in a row occur twice",
         "--num-beams N": "search for the most probable text with N beams, in place of sampling",
@@ -80,13 +70,13 @@ def register(subparsers: Any) -> None:
         " the model gives it: before temperature, top-k and the like",
         "--top-logprobs N": f"beside each token the N likeliest (default {TOP_LOGPROBS})",
     }
-    add_flags(parser, others | THREADS)
+    common.add_flags(parser, others | common.THREADS)
 
 
 def run(options: argparse.Namespace) -> None:
     refuse(options, _COMBINATIONS)
-    prompt = text_argument(" ".join(options.prompt) if options.prompt else None, "prompt")
-    model, tokenizer = load_language_model(options)
+    prompt = common.text_argument(" ".join(options.prompt) if options.prompt else None, "prompt")
+    model, tokenizer = common.load_language_model(options)
     allowed = "all" if options.special_tokens else ()
     ids = tokenizer.encode(prompt, allowed, add_special_tokens=True)
     if not ids:
@@ -100,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
             " chat asks as it was tuned"
         )
     seed = secrets.randbits(32) if options.seed is None else options.seed
-    given = sampling_options(options)
+    given = common.sampling_options(options)
     given |= {name: value for name in GIVEN if (value := getattr(options, name)) is not None}
     if options.stop:
         given["stop_strings"] = options.stop
