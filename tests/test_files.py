@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-from support import python
 
 from numgpt.files import (
     COMPLETE,
@@ -24,23 +23,13 @@ def content(directory) -> dict[str, str]:
     return {path.name: path.read_text() for path in directory.iterdir()}
 
 
-def write(directory, text: str, *names: str) -> None:
-    for name in names:
-        (directory / name).write_text(text)
-
-
-def decide(directory, removed: str) -> None:
-    """What a change leaves that was broken off once it was decided: a new, and what is removed."""
-    write(directory, "old", "a", "b")
-    (directory / COMPLETE).mkdir()
-    write(directory / COMPLETE, "new", "a")
-    write(directory / COMPLETE, removed, REMOVED)
-
-
 def test_files_that_change_together(tmp_path):
-    write(tmp_path, "old", "a", "b", "mine")
+    (tmp_path / "a").write_text("old")
+    (tmp_path / "b").write_text("old")
+    (tmp_path / "mine").write_text("old")
     with replacing_together(tmp_path, remove=("a", "b", "absent")) as staged:
-        write(staged, "new", "a", "c")
+        (staged / "a").write_text("new")
+        (staged / "c").write_text("new")
         assert (tmp_path / "a").read_text() == "old"
     assert content(tmp_path) == {"a": "new", "c": "new", "mine": "old"}
 
@@ -88,7 +77,11 @@ def test_errors_name_the_file_that_was_meant(tmp_path):
 
 
 def test_a_change_that_was_decided_is_finished(tmp_path):
-    decide(tmp_path, '["b", "absent"]')
+    (tmp_path / COMPLETE).mkdir()
+    (tmp_path / COMPLETE / "a").write_text("new")
+    (tmp_path / COMPLETE / REMOVED).write_text('["b", "absent"]')
+    (tmp_path / "a").write_text("old")
+    (tmp_path / "b").write_text("old")
     finish_replacing(tmp_path)
     finish_replacing(tmp_path)
     assert content(tmp_path) == {"a": "new"}
@@ -96,7 +89,11 @@ def test_a_change_that_was_decided_is_finished(tmp_path):
 
 @pytest.mark.parametrize("names", ['["../outside"]', '["b", 1]', '[""]', "[", "5", '["."]'])
 def test_a_change_that_a_stranger_decided_is_refused(tmp_path, names):
-    decide(tmp_path, names)
+    (tmp_path / COMPLETE).mkdir()
+    (tmp_path / COMPLETE / "a").write_text("new")
+    (tmp_path / COMPLETE / REMOVED).write_text(names)
+    (tmp_path / "a").write_text("old")
+    (tmp_path / "b").write_text("old")
     with pytest.raises(ValueError, match=f"{COMPLETE} is not what numgpt has left"):
         finish_replacing(tmp_path)
     assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == "old"
@@ -157,11 +154,13 @@ def test_the_last_look_is_at_the_last_moment(tmp_path):
 
 
 def test_only_temporaries_of_the_dead_are_swept(tmp_path):
-    dead = python("import os; print(os.getpid())")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
     kept = [f".a.{os.getpid()}{TEMPORARY}", ".notes.tmp", f"a{TEMPORARY}", f".a.x{TEMPORARY}"]
-    write(tmp_path, "", f".a.{dead}{TEMPORARY}", *kept)
-    (tmp_path / f".b.{dead}{TEMPORARY}").mkdir()
-    (tmp_path / f".b.{dead}{TEMPORARY}" / "c").write_text("")
+    for name in (f".a.{dead.pid}{TEMPORARY}", *kept):
+        (tmp_path / name).write_text("")
+    (tmp_path / f".b.{dead.pid}{TEMPORARY}").mkdir()
+    (tmp_path / f".b.{dead.pid}{TEMPORARY}" / "c").write_text("")
     sweep(tmp_path)
     if os.name == "posix":
         assert sorted(content(tmp_path)) == sorted(kept)
