@@ -102,8 +102,8 @@ def attention_steps(a: Numbers, block: Block) -> list[Step]:
             Side(
                 [Strip(f"d{of_q}", "H", dq), Strip(f"d{of_k}", "K", dk)],
                 [
-                    over_keys(f"d{of_q}", ds, k, dq, ("ds", of_k), scale),
-                    over_queries(f"d{of_k}", ds, q, dk, ("ds", of_q), scale),
+                    weighted_sum(f"d{of_q}", "key", ds, k, dq, ("ds", of_k), scale),
+                    weighted_sum(f"d{of_k}", "query", ds, q, dk, ("ds", of_q), scale),
                 ],
             ),
         ),
@@ -118,10 +118,13 @@ def attention_steps(a: Numbers, block: Block) -> list[Step]:
             "values",
             _formula("values", block, group),
             f"{a.prefix}attn.hook_pattern",
-            Side([Strip("z", "H", z)], [over_keys("z", p, v, z, ("p", "v"))]),
+            Side([Strip("z", "H", z)], [weighted_sum("z", "key", p, v, z, ("p", "v"))]),
             Side(
                 [Strip("dz", "H", dz), Strip("dv", "K", dv)],
-                [dot("dp", dz, v, dp, dp, ("dz", "v")), over_queries("dv", p, dz, dv, ("p", "dz"))],
+                [
+                    dot("dp", dz, v, dp, dp, ("dz", "v")),
+                    weighted_sum("dv", "query", p, dz, dv, ("p", "dz")),
+                ],
             ),
         ),
     ]
@@ -168,51 +171,29 @@ def dot(
     rows, result = w[chosen, head], matrix[head, query, chosen]
     rows = np.where(seen[query, chosen][..., None], rows, 0)  # no later key has a part in it
     inputs = [Input(factors[0], x, "head")]
-    return product(title, inputs, rows, chosen, result, factors, "key", "H", None, factor)
+    return product(title, inputs, rows, chosen, result, factors, "key", "H", factor=factor)
 
 
-def over_keys(
+def weighted_sum(
     title: str,
+    over: str,
     matrix: np.ndarray,
     w: np.ndarray,
     result: np.ndarray,
     factors: tuple[str, str],
     factor: float = 1.0,
 ) -> Product:
-    """result[i, h] = factor · Σ_j matrix[h, i, j] w[j, h], for its largest features."""
-    inputs = [Input("key", np.ascontiguousarray(matrix.swapaxes(0, 1)), "head")]
-    return _weighted_sum(title, inputs, w.transpose(1, 2, 0), result, factors, "H", factor)
+    """Of the largest features, over the keys ("key") or the queries ("query"), these with the heads
+    h that share the KV head κ:
 
-
-def over_queries(
-    title: str,
-    matrix: np.ndarray,
-    w: np.ndarray,
-    result: np.ndarray,
-    factors: tuple[str, str],
-    factor: float = 1.0,
-) -> Product:
-    """result[j, κ] = factor · Σ matrix[h, i, j] w[i, h] over queries i and the heads h that share
-    the KV head κ, for its largest features."""
-    time, kv_heads, size = result.shape
-    group = w.shape[1] // kv_heads
-    w = w.transpose(1, 2, 0).reshape(kv_heads, group, size, time)
-    w = w.swapaxes(1, 2).reshape(kv_heads, size, group * time)
-    inputs = [Input("query", np.ascontiguousarray(matrix.swapaxes(0, 1)), "query")]
-    return _weighted_sum(title, inputs, w, result, factors, "K", factor)
-
-
-def _weighted_sum(
-    title: str,
-    inputs: list[Input],
-    w: np.ndarray,
-    result: np.ndarray,
-    factors: tuple[str, str],
-    heads: str,
-    factor: float,
-) -> Product:
-    """result (T, H, D) = factor · Σ_i x (T, H, I) w (H, D, I)."""
+    result[i, h] = factor · Σ_j matrix[h, i, j] w[j, h]
+    result[j, κ] = factor · Σ_h Σ_i matrix[h, i, j] w[i, h]
+    """
+    time, heads, size = result.shape
+    w = w.transpose(1, 2, 0).reshape(heads, -1, size, time)  # (κ, h, D, i)
+    w = w.swapaxes(1, 2).reshape(heads, size, -1)
     chosen = largest(result, HEAD_FEATURES)  # (T, H, n)
-    rows = w[np.arange(w.shape[0])[None, :, None], chosen]
-    picked = np.take_along_axis(result, chosen, -1)
-    return product(title, inputs, rows, chosen, picked, factors, "feature", heads, None, factor)
+    rows, picked = w[np.arange(heads)[:, None], chosen], np.take_along_axis(result, chosen, -1)
+    by, letter = ("head", "H") if over == "key" else ("query", "K")
+    inputs = [Input(over, matrix.swapaxes(0, 1), by)]
+    return product(title, inputs, rows, chosen, picked, factors, heads=letter, factor=factor)
