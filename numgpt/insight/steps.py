@@ -7,22 +7,13 @@ elementwise formulas are computed from these with the model's own layers and mat
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from numgpt.insight.attribution import bias_of, through_heads
 from numgpt.insight.formulas import FORMULAS, Formula
-from numgpt.insight.tables import (
-    FEATURES,
-    Input,
-    Table,
-    concatenated,
-    largest,
-    matrix_product,
-    product,
-    values,
-)
+from numgpt.insight.tables import FEATURES, Input, Table, largest, matrix_product, product, values
 from numgpt.insight.trace import Trace
 from numgpt.layers.sigmoid import sigmoid
 from numgpt.layers.softmax import exponentials
@@ -302,7 +293,12 @@ def through_unembedding(
         w = (unembedding[:, features] * weight[features]).T  # (n, V)
         inputs, result = [Input("token", of.dlogits[t : t + 1])], g[t : t + 1, features]
         parts.append(product("g", inputs, w, features[None], result, ("dz", "W_U · weight")))
-    return concatenated([part.with_picked_x() for part in parts])
+    arrays: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("chosen", "terms_index", "w", "terms", "sums")
+    }
+    x = np.take_along_axis(of.dlogits[:, None], arrays["terms_index"], axis=-1)  # (T, n, m)
+    return parts[0]._replace(inputs=[Input("token", None)], x=x, **arrays)
 
 
 def tokens_shown(of: Trace) -> np.ndarray:

@@ -7,7 +7,7 @@ product x · W the terms x_i W_ij that make most of the sum.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,12 +43,6 @@ class Product(NamedTuple):
     terms: np.ndarray  # (T, [H,] n, m): factor · x · w
     sums: np.ndarray  # (T, [H,] 3, n): the rest, the bias, the result
     x: np.ndarray | None = None  # (T, [H,] n, m), where it is written in place of all inputs
-
-    def with_picked_x(self) -> Product:
-        """With the x of the terms in place of the whole inputs, of which there is one part."""
-        (part,) = self.inputs
-        x = np.take_along_axis(part.rows(1)[:, None], self.terms_index, axis=-1)
-        return self._replace(inputs=[part._replace(x=None)], x=x)
 
 
 class Input(NamedTuple):
@@ -106,8 +100,8 @@ def values(
 
 def keys(columns: Mapping[str, np.ndarray], scalars: dict[str, np.ndarray]) -> Keys:
     """Matrices (H, query, key) and numbers (H, query)."""
-    matrices = [np.ascontiguousarray(matrix.swapaxes(0, 1)) for matrix in columns.values()]
-    by_query = {name: np.ascontiguousarray(scalar.T) for name, scalar in scalars.items()}
+    matrices = [matrix.swapaxes(0, 1) for matrix in columns.values()]
+    by_query = {name: scalar.T for name, scalar in scalars.items()}
     return Keys("keys", list(columns), matrices, by_query)
 
 
@@ -165,12 +159,3 @@ def matrix_product(
         columns = chosen + size * np.arange(count)[:, None]  # (T, H, n)
     biases = None if bias is None else bias[columns]
     return product(title, inputs, matrix.T[columns], chosen, picked, factors, rows, heads, biases)
-
-
-def concatenated(parts: list[Product]) -> Product:
-    """Tables of some tokens each, with picked x, as one of all."""
-    arrays = ("chosen", "terms_index", "w", "terms", "sums", "x")
-    joined: dict[str, Any] = {}
-    for name in arrays:
-        joined[name] = np.concatenate([getattr(part, name) for part in parts])
-    return parts[0]._replace(**joined)
