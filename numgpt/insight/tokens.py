@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -73,9 +74,9 @@ def report_of(logits: np.ndarray, targets: np.ndarray, top: int) -> TokenReport:
 
 def loss_dlogits(logits: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """From Σ_t w_t · (-log softmax(z_t)[target_t]) comes dz_t = w_t (p_t - onehot(target_t)).
-    logits (T, V), targets and weights (T,) -> (T, V)."""
+    logits (B, T, V), targets and weights (T,) -> (B, T, V)."""
     dz = softmax_forward(logits)[0]
-    dz[np.arange(len(targets)), targets] -= 1
+    dz[:, np.arange(len(targets)), targets] -= 1
     return dz * weights[:, None].astype(logits.dtype)
 
 
@@ -90,13 +91,8 @@ def loss_gradients(
         raise ValueError(
             f"number={shown(number)}: the tokens that are predicted are 1 to {checked.shape[1] - 1}"
         )
-
     weights = np.zeros(checked.shape[1])
     weights[number - 1] = 1
-    targets = np.append(checked[0, 1:], 0)
-
-    def dlogits(logits: np.ndarray) -> np.ndarray:
-        return loss_dlogits(logits[0], targets, weights)[None]
-
+    dlogits = partial(loss_dlogits, targets=np.append(checked[0, 1:], 0), weights=weights)
     names = chosen_names(names_filter, model.hook_names)
     return model.run_with_gradients(checked, dlogits, names)[2]

@@ -11,6 +11,7 @@ The activations and their gradients are what the model's own forward and backwar
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -54,10 +55,7 @@ def trace(model: LanguageModel, ids: np.ndarray, after: int, layers: range) -> T
     """ids (T,), and the token that is expected after them -> all of it, for these layers."""
     targets = np.append(ids[1:], after)
     names, weights = kept_names(model, layers), np.full(len(targets), 1 / len(targets))
-
-    def dlogits(logits: np.ndarray) -> np.ndarray:
-        return loss_dlogits(logits[0], targets, weights)[None]
-
+    dlogits = partial(loss_dlogits, targets=targets, weights=weights)
     logits, activations, gradients = model.run_with_gradients(ids, dlogits, names)
     for name, array in (*activations.items(), ("the logits", logits), *gradients.items()):
         if not np.isfinite(array).all():
