@@ -81,16 +81,12 @@ def lens_of_streams(
 ) -> LogitLens:
     """`logit_lens` of activations that are there: those of `lens_names`, (B, T, C) each."""
     names = lens_names(model)
-    log_probs = np.stack([_log_probs(model, streams[name]) for name in names])
+    states = np.stack([streams[name] for name in names])  # (L + 1, B, T, C)
+    y, _ = model.final_norm.forward(states.reshape(-1, states.shape[-1]))
+    log_probs = log_softmax(model.unembedding.logits(y)).reshape(*states.shape[:-1], -1)
     kl = (np.exp(log_probs) * (log_probs - log_probs[-1])).sum(axis=-1)
     chosen = log_probs[-1].argmax(axis=-1) if targets is None else model.check_ids(targets)
     if chosen.shape != ids.shape:
         raise ValueError(f"targets have shape {chosen.shape}, ids {ids.shape}: make them equal")
     of_targets = np.take_along_axis(log_probs, chosen[None, :, :, None], axis=-1)
     return LogitLens(names, log_probs, kl, chosen, (log_probs > of_targets).sum(axis=-1))
-
-
-def _log_probs(model: LanguageModel, stream: np.ndarray) -> np.ndarray:
-    """(B, T, C) -> (B, T, V)."""
-    y, _ = model.final_norm.forward(stream.reshape(-1, stream.shape[-1]))
-    return log_softmax(model.unembedding.logits(y)).reshape(*stream.shape[:2], -1)
