@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numgpt.insight.targets import Target, target
+from numgpt.insight.targets import Target, target, token_id
 from numgpt.messages import shown
 from numgpt.models.inputs import Ids
 from numgpt.models.language_model import LanguageModel
@@ -72,10 +72,7 @@ def integrated_gradients(
     e = cache[EMBEDDING][0].astype(np.float64)  # (T, C)
     start = np.zeros_like(e)
     if baseline is not None:
-        vocabulary = model.config.vocab_size
-        if not hasattr(baseline, "__index__") or not 0 <= baseline < vocabulary:
-            raise ValueError(f"baseline={shown(baseline)}: expected a token id below {vocabulary}")
-        places = np.full_like(of.ids, int(baseline))
+        places = np.full_like(of.ids, token_id(model, "baseline", baseline))
         start = model.run_with_cache(places, EMBEDDING)[1][EMBEDDING][0].astype(np.float64)
     points, weights = np.polynomial.legendre.leggauss(steps)  # on [-1, 1]
     points, weights = (points + 1) / 2, weights / 2

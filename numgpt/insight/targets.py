@@ -47,19 +47,22 @@ def one_text(model: LanguageModel, ids: Ids) -> np.ndarray:
     return checked
 
 
+def token_id(model: LanguageModel, name: str, id: int) -> int:
+    """Raises ValueError for one outside the vocabulary."""
+    vocabulary = model.config.vocab_size
+    if not hasattr(id, "__index__") or not 0 <= int(id) < vocabulary:
+        raise ValueError(f"{name}={shown(id)}: expected a token id below {vocabulary}")
+    return int(id)
+
+
 def target(
     model: LanguageModel, ids: Ids, token: int, against: int | None, position: int
 ) -> Target:
     """Raises ValueError for a token outside the vocabulary or a position outside the text."""
-    checked, vocabulary = one_text(model, ids), model.config.vocab_size
-    for name, id in (("token", token), ("against", against)):
-        if id is None and name == "against":
-            continue
-        if not hasattr(id, "__index__") or not 0 <= int(id) < vocabulary:  # type: ignore[arg-type]
-            raise ValueError(f"{name}={shown(id)}: expected a token id below {vocabulary}")
+    checked = one_text(model, ids)
+    token = token_id(model, "token", token)
+    against = None if against is None else token_id(model, "against", against)
     time = checked.shape[1]
     if not hasattr(position, "__index__") or not -time <= position < time:
         raise ValueError(f"position={shown(position)}: the text has {time} tokens")
-    return Target(
-        checked, int(token), None if against is None else int(against), int(position) % time
-    )
+    return Target(checked, token, against, int(position) % time)
