@@ -151,15 +151,17 @@ def ablation(
     layers, heads = range(len(model.blocks)), range(model.config.heads)
     inputs = model.check_ids(ids)
     wanted = targets_array(targets, inputs, model.config)
-    before = _loss(model, inputs, wanted, {})
+    count = np.count_nonzero(wanted != IGNORE_INDEX)
 
-    def rise(**what: Any) -> float:
-        return _loss(model, inputs, wanted, ablation_hooks(model, means=means, **what)) - before
+    def loss(**out: Any) -> float:
+        hidden = model.hidden(inputs, hooks=ablation_hooks(model, means=means, **out))
+        logp, _ = model.unembedding.log_probs(hidden, wanted.ravel())
+        return -float(logp.sum(dtype=np.float64) / count)
 
-    return {
-        "heads": np.array([[rise(heads=[(layer, head)]) for head in heads] for layer in layers]),
-        "mlps": np.array([rise(mlps=[layer]) for layer in layers]),
-    }
+    whole = loss()
+    without_head = [[loss(heads=[(layer, head)]) for head in heads] for layer in layers]
+    without_mlp = [loss(mlps=[layer]) for layer in layers]
+    return {"heads": np.array(without_head) - whole, "mlps": np.array(without_mlp) - whole}
 
 
 def _taking_out(which: list[int] | slice, mean: np.ndarray | None) -> Hook:
@@ -169,14 +171,6 @@ def _taking_out(which: list[int] | slice, mean: np.ndarray | None) -> Hook:
         return left
 
     return take_out
-
-
-def _loss(
-    model: LanguageModel, ids: np.ndarray, targets: np.ndarray, hooks: dict[str, Hook]
-) -> float:
-    """Mean loss over the targets that count, with hooks."""
-    logp, _ = model.unembedding.log_probs(model.hidden(ids, hooks=hooks), targets.ravel())
-    return -float(logp.sum(dtype=np.float64) / np.count_nonzero(targets != IGNORE_INDEX))
 
 
 def _runs(model: LanguageModel, kind: str, of_clean: Target, of_corrupt: Target) -> _Runs:
