@@ -15,10 +15,9 @@ import numpy as np
 
 from numgpt import layers
 from numgpt.insight.attribution import attribution_of
-from numgpt.insight.formulas import Formula
 from numgpt.insight.lens import lens_of_streams
 from numgpt.insight.notebook import piece
-from numgpt.insight.steps import Side
+from numgpt.insight.steps import Side, Step
 from numgpt.insight.targets import Target
 from numgpt.insight.tokens import report_of
 from numgpt.insight.trace import Trace, differences
@@ -54,7 +53,7 @@ Progress = Callable[[str], object]  # is told what is computed now
 
 def contents(of: Trace, view: View, progress: Progress = lambda what: None) -> dict[str, Any]:
     """Nested dicts, lists and arrays: what `payload.encode` writes, and the page's script reads."""
-    model, config, groups = of.model, of.model.config, walk(of, progress)
+    model, config, groups, sizes = of.model, of.model.config, walk(of, progress), _sizes(of)
     vocabulary = [piece(view.tokenizer, id) for id in range(config.vocab_size)]
     return {
         "model": _described(of),
@@ -64,14 +63,17 @@ def contents(of: Trace, view: View, progress: Progress = lambda what: None) -> d
         "notes": view.notes,
         "ids": of.ids,
         "targets": of.targets,
-        "sizes": _sizes(of),
+        "sizes": sizes,
         "layers": list(of.layers),
         "token": view.token,
         "target": view.target,
         "assumed": view.assumed,
         "loss": of.loss,
         "vocabulary": vocabulary,
-        "groups": [_group(of, group) for group in groups],
+        "groups": [
+            group._asdict() | {"steps": [_step(step, sizes) for step in group.steps]}
+            for group in groups
+        ],
         "functions": _functions(groups),
         "patterns": {
             layer: {"p": _pattern(of.activations, layer), "dp": _pattern(of.gradients, layer)}
@@ -96,8 +98,7 @@ def _drawable(of: Trace, view: View) -> np.ndarray:
 def _pattern(arrays: dict[str, np.ndarray], layer: int) -> np.ndarray:
     """(query, H, key), 0 where the key is later."""
     matrices = arrays[f"blocks.{layer}.attn.hook_pattern"]  # (H, query, key)
-    seen = np.where(np.tri(matrices.shape[1], dtype=bool), matrices, 0)
-    return np.ascontiguousarray(seen.swapaxes(0, 1))
+    return np.where(np.tri(matrices.shape[1], dtype=bool), matrices, 0).swapaxes(0, 1)
 
 
 def _checked_hooks(of: Trace) -> list[str]:
@@ -109,21 +110,17 @@ def _checked_hooks(of: Trace) -> list[str]:
 
 
 def _described(of: Trace) -> str:
-    model, config = of.model, of.model.config
+    model, config, path = of.model, of.model.config, of.model.name_or_path
+    name = type(model).__name__ if path is None else os.path.basename(path.rstrip("/")) or path
     shared = "" if config.kv_heads == config.heads else f" on {config.kv_heads} KV heads"
     adapted = "" if model.adapter is None else f"; with the adapter {model.adapter!r}"
     return (
-        f"{_model_name(of)}: {type(model).__name__} ({config.model_type}) of"
+        f"{name}: {type(model).__name__} ({config.model_type}) of"
         f" {model.num_parameters():,} parameters,"
         f" {len(model.blocks)} layers of width {config.width:,}, {config.heads} heads{shared} of"
         f" size {config.head_size}, vocabulary {config.vocab_size:,}, context"
         f" {model.context_length:,}{adapted}"
     )
-
-
-def _model_name(of: Trace) -> str:
-    path = of.model.name_or_path
-    return type(of.model).__name__ if path is None else os.path.basename(path.rstrip("/")) or path
 
 
 def _sizes(of: Trace) -> dict[str, int]:
@@ -134,27 +131,17 @@ def _sizes(of: Trace) -> dict[str, int]:
     return found | {"V": config.vocab_size, "P": config.context_length}
 
 
-def _group(of: Trace, group: Group) -> dict[str, Any]:
-    letters = _sizes(of)
-    return {
-        "title": group.title,
-        "layer": group.layer,
-        "steps": [
-            {"name": step.name, "title": step.formula.title, "hook": step.hook}
-            | {"lesson": step.formula.lesson}
-            | {
-                direction: _side(step.formula, getattr(step, direction), direction, letters)
-                for direction in ("forward", "backward")
-            }
-            for step in group.steps
-        ],
-    }
+def _step(step: Step, letters: dict[str, int]) -> dict[str, Any]:
+    title, lesson = step.formula.title, step.formula.lesson
+    sides = {name: _side(step, name, letters) for name in ("forward", "backward")}
+    return {"name": step.name, "title": title, "hook": step.hook, "lesson": lesson} | sides
 
 
-def _side(formula: Formula, side: Side, direction: str, letters: dict[str, int]) -> dict[str, Any]:
-    equation, shapes, functions, symbols = formula.of(direction)
+def _side(step: Step, direction: str, letters: dict[str, int]) -> dict[str, Any]:
+    equation, shapes, functions, symbols = step.formula.of(direction)
+    side: Side = getattr(step, direction)
     return {
-        "words": formula.words if direction == "forward" else "",
+        "words": step.formula.words if direction == "forward" else "",
         "equation": equation_html(equation),
         "symbols": equation_html(symbols) if symbols else "",
         "shapes": [_shape(part, letters) for part in shapes.split("; ")],
