@@ -82,11 +82,10 @@ function groupOf(data, state, group) {
 
 function piecesStep(data, state) {
   const t = state.token;
-  const id = data.ids.at(t);
-  const rows = [...data.ids.flat].map((other, place) => [
+  const rows = data.pieces.map((piece, place) => [
     `${place}${place === t ? " ◂" : ""}`,
-    el("span", { class: "piece" }, visible(data.vocabulary[other])),
-    String(other),
+    el("span", { class: "piece" }, piece),
+    String(data.ids.at(place)),
   ]);
   return el(
     "section",
@@ -99,7 +98,7 @@ function piecesStep(data, state) {
       el(
         "p",
         {},
-        `Token ${t} is “${visible(data.vocabulary[id])}”, number ${id} of a vocabulary of ${data.sizes.V}.`,
+        `Token ${t} is “${data.pieces[t]}”, number ${data.ids.at(t)} of a vocabulary of ${data.sizes.V}.`,
       ),
       opening(state, "All pieces", "All pieces", () => [
         table("", ["place", "piece", "id"], rows, { text: [0, 1] }),
@@ -194,9 +193,7 @@ function stripOf(data, state, strip) {
 
 function rowName(data, kind, index) {
   if (kind === "token") return `“${visible(data.vocabulary[index])}”`;
-  return kind === "key"
-    ? `key ${index}, “${visible(data.vocabulary[data.ids.at(index)])}”`
-    : `feature ${index}`;
+  return kind === "key" ? `key ${index}, “${data.pieces[index]}”` : `feature ${index}`;
 }
 
 function tableOf(data, state, numbers, key) {
@@ -269,8 +266,7 @@ function inputOf(data, inputs, at, index) {
 function inputName(data, name, index, size, head) {
   if (name === "token") return `“${visible(data.vocabulary[index])}”`;
   if (name === "key" || name === "query") {
-    const of = head === null ? "" : `, head ${head}`;
-    return `${name} ${index} “${visible(data.vocabulary[data.ids.at(index)])}”${of}`;
+    return `${name} ${index} “${data.pieces[index]}”${head === null ? "" : `, head ${head}`}`;
   }
   const grouped = /^d?[kv]$/.test(name) && data.sizes.K < data.sizes.H;
   return size ? `${name}[${grouped ? "KV " : ""}head ${Math.floor(index / size)}, ${index % size}]` : `${name}[${index}]`;

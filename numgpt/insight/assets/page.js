@@ -67,6 +67,7 @@ async function start() {
   });
   const data = await unpacked(byId("data").textContent);
   byId("data").textContent = "";
+  data.pieces = [...data.ids.flat].map((id) => visible(data.vocabulary[id])); // of the text
   const state = {
     view: "follow",
     direction: "forward",
@@ -86,36 +87,22 @@ async function start() {
     readPalette();
     const view = VIEWS[state.view];
     const focused = document.activeElement?.dataset.key;
-    for (const name of ["direction", "layer", "head"]) {
-      const holder = byId(name === "direction" ? "directions" : `${name}-choice`);
-      holder.hidden = !view.uses.includes(name);
-    }
+    for (const name of ["direction", "layer", "head"])
+      byId(`${name}-choice`).hidden = !view.uses.includes(name);
     byId("token").value = state.token;
     byId("layer").value = state.layer;
     byId("head").value = state.head;
-    const id = data.ids.at(state.token);
     const came = data.targets.at(state.token);
     byId("chosen").textContent =
-      `Token ${state.token} (of 0 to ${data.sizes.T - 1}): “${visible(data.vocabulary[id])}”, id ${id}. ` +
+      `Token ${state.token} (of 0 to ${data.sizes.T - 1}): “${data.pieces[state.token]}”, id ${data.ids.at(state.token)}. ` +
       (state.token ? `Its loss was ${number(data.report.loss.at(state.token - 1))}. ` : "") +
       (isAssumed(data, state.token) ? "After it, it is assumed, comes" : "After it comes") +
       ` “${visible(data.vocabulary[came])}”, with a loss of ${number(data.report.loss.at(state.token))}.`;
     byId("where").textContent = view.uses.length
       ? `${state.direction}, layer ${state.layer}, head ${state.head}`
       : "";
-    byId("tokens")
-      .querySelectorAll("button")
-      .forEach((button, t) => {
-        button.setAttribute("aria-checked", String(t === state.token));
-        button.tabIndex = t === state.token ? 0 : -1;
-      });
-    byId("tabs")
-      .querySelectorAll("button")
-      .forEach((button) => {
-        const selected = button.dataset.view === state.view;
-        button.setAttribute("aria-selected", String(selected));
-        button.tabIndex = selected ? 0 : -1;
-      });
+    mark(byId("tokens").querySelectorAll("button"), "aria-checked", state.token);
+    mark(byId("tabs").querySelectorAll("button"), "aria-selected", Object.keys(VIEWS).indexOf(state.view));
     byId("main").setAttribute("aria-labelledby", `tab-${state.view}`);
     byId("main").replaceChildren(...view.make(data, state, set));
     if (focused) document.querySelector(`[data-key="${focused}"]`)?.focus();
@@ -126,7 +113,7 @@ async function start() {
   byId("notes").append(...data.notes.map((note) => el("li", {}, note)));
   const most = largestOf(data.report.loss.flat.slice(0, -1)); // the last is of what comes after the text
   byId("tokens").append(
-    ...[...data.ids.flat].map((id, t) => {
+    ...data.pieces.map((piece, t) => {
       const loss = t ? data.report.loss.at(t - 1) : 0;
       return el(
         "button",
@@ -135,10 +122,10 @@ async function start() {
           class: "token",
           role: "radio",
           style: `background: rgba(var(--loss), calc(var(--strongest) * ${loss / (most || 1)}))`,
-          "aria-label": `Token ${t}, ${visible(data.vocabulary[id])}${t ? `, its loss ${number(loss)}` : ""}`,
+          "aria-label": `Token ${t}, ${piece}${t ? `, its loss ${number(loss)}` : ""}`,
           onclick: () => set({ token: t }),
         },
-        visible(data.vocabulary[id]),
+        piece,
         el("small", { "aria-hidden": "true" }, String(t)),
       );
     }),
@@ -152,7 +139,6 @@ async function start() {
           type: "button",
           role: "tab",
           id: `tab-${name}`,
-          "data-view": name,
           "aria-controls": "main",
           onclick: () => set({ view: name }),
         },
@@ -161,11 +147,7 @@ async function start() {
     ),
   );
   moveWithArrows(byId("tabs"), (i) => set({ view: Object.keys(VIEWS)[i] }));
-  byId("token").append(
-    ...[...data.ids.flat].map((id, t) =>
-      el("option", { value: t }, `${t} “${visible(data.vocabulary[id])}”`),
-    ),
-  );
+  byId("token").append(...data.pieces.map((piece, t) => el("option", { value: t }, `${t} “${piece}”`)));
   byId("layer").append(...data.layers.map((layer) => el("option", { value: layer }, String(layer))));
   byId("head").append(
     ...Array.from({ length: data.sizes.H }, (_, head) => el("option", { value: head }, String(head))),

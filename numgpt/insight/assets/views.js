@@ -12,10 +12,6 @@ function formula(...parts) {
   return el("p", { class: "equation" }, ...parts.map((part) => el("span", {}, ...indexed(part))));
 }
 
-function quotedPiece(data, id) {
-  return `“${visible(data.vocabulary[id])}”`;
-}
-
 // A head's matrix, query by key, of (query, head, key).
 function matrixOf(matrices, head) {
   const [T] = matrices.shape;
@@ -27,7 +23,7 @@ function matrixOf(matrices, head) {
 // The tokens beside a matrix.
 function axisOf(data, kind) {
   const size = `${Math.min(12, Math.floor(560 / data.sizes.T))}px`;
-  const names = [...data.ids.flat].map((id) => el("span", {}, visible(data.vocabulary[id]).slice(0, 12)));
+  const names = data.pieces.map((piece) => el("span", {}, piece.slice(0, 12)));
   return el("div", { class: `axis ${kind}`, "aria-hidden": "true", style: `font-size: ${size}` }, ...names);
 }
 
@@ -68,7 +64,7 @@ function attentionView(data, state, set) {
   }
   const numbers = matrixOf(data.patterns[state.layer][name], state.head);
   const symbol = name === "p" ? "p" : "∂loss/∂p";
-  const piece = (t) => `${t} ${quotedPiece(data, data.ids.at(t))}`;
+  const piece = (t) => `${t} “${data.pieces[t]}”`;
   const list = el("div");
   const listKeys = (query) => {
     const keys = [...Array(query + 1).keys()].sort(
@@ -124,19 +120,19 @@ function lensView(data, state, set) {
       percent(probabilities.at(l, t, n)),
     ]);
     details.replaceChildren(
-      el("h3", {}, `After ${names[l]}, at token ${t} ${quotedPiece(data, data.ids.at(t))}`),
+      el("h3", {}, `After ${names[l]}, at token ${t} “${data.pieces[t]}”`),
       table("It would predict", ["token", "probability"], rows),
       el(
         "p",
         {},
         `It is ${number(kl.at(l, t))} nats away from the final prediction (KL divergence: 0 where the two are the same).`,
-        ` ${quotedPiece(data, predicted.at(t))}, which wins in the end, has rank ${ranks.at(l, t) + 1} here.`,
+        ` “${visible(data.vocabulary[predicted.at(t)])}”, which wins in the end, has rank ${ranks.at(l, t) + 1} here.`,
       ),
     );
   };
   const buttons = [];
   const rows = names.map((name, l) => {
-    const cells = [...data.ids.flat].map((_, t) => {
+    const cells = data.pieces.map((_, t) => {
       const p = probabilities.at(l, t, 0);
       const ground = colour(0.55 * p * p);
       const button = el(
@@ -167,13 +163,7 @@ function lensView(data, state, set) {
     return el("tr", {}, el("th", { scope: "row" }, name), ...cells.map((cell) => el("td", {}, cell)));
   });
   const focusCell = (l, t) => {
-    for (const row of buttons)
-      for (const cell of row) {
-        cell.tabIndex = -1;
-        cell.setAttribute("aria-pressed", "false");
-      }
-    buttons[l][t].tabIndex = 0;
-    buttons[l][t].setAttribute("aria-pressed", "true");
+    mark(buttons.flat(), "aria-pressed", l * data.sizes.T + t);
     buttons[l][t].focus();
     show(l, t);
   };
@@ -182,9 +172,7 @@ function lensView(data, state, set) {
   setTimeout(() =>
     buttons[names.length - 1][state.token].scrollIntoView({ block: "nearest", inline: "nearest" }),
   );
-  const head = [...data.ids.flat].map((id, t) =>
-    el("th", { scope: "col", class: "text piece" }, `${visible(data.vocabulary[id])}`),
-  );
+  const head = data.pieces.map((piece) => el("th", { scope: "col", class: "text piece" }, piece));
   return [
     el("h2", {}, "What it would predict if it stopped early"),
     el(
@@ -221,11 +209,11 @@ function attributionView(data, state) {
   const rest = rows.slice(MOST_BARS);
   if (rest.length) shownRows.push([rest.length === 1 ? "the other one" : `the ${rest.length} others`, rest.reduce((sum, row) => sum + row[1], 0)]);
   return [
-    el("h2", {}, `Where the logit of ${quotedPiece(data, tokens.at(state.token))} comes from`),
+    el("h2", {}, `Where the logit of “${visible(data.vocabulary[tokens.at(state.token)])}” comes from`),
     el(
       "p",
       {},
-      `After token ${state.token} ${quotedPiece(data, data.ids.at(state.token))} its logit is`,
+      `After token ${state.token} “${data.pieces[state.token]}” its logit is`,
       ` ${number(logits.at(state.token))}. It is a sum of what the embedding, each head and each feed-forward layer have`,
       " added to the stream, through the final norm:",
     ),
@@ -268,8 +256,8 @@ function lossView(data, state, set) {
         data.vocabulary[data.ids.at(t)],
       ),
     );
-  const rows = [...data.ids.flat].map((_, t) => [
-    `${t} ${visible(data.vocabulary[data.ids.at(t)])}`,
+  const rows = data.pieces.map((piece, t) => [
+    `${t} ${piece}`,
     visible(data.vocabulary[data.targets.at(t)]) + (isAssumed(data, t) ? " (assumed)" : ""),
     number(loss.at(t)),
     percent(Math.exp(-loss.at(t))),
@@ -336,7 +324,7 @@ function samplingView(data, state) {
   };
   draw();
   return [
-    el("h2", {}, `What may come after token ${state.token} ${quotedPiece(data, data.ids.at(state.token))}`),
+    el("h2", {}, `What may come after token ${state.token} “${data.pieces[state.token]}”`),
     formula("p_v = exp(z_v / temperature) / Z, of the tokens that are left, Z being the sum over them"),
     el(
       "p",

@@ -32,6 +32,14 @@ function visible(piece) {
   return piece.replace(/ /g, "␣").replace(/\n/g, "↵").replace(/\t/g, "⇥") || "∅";
 }
 
+// Of buttons that the arrow keys go through one is chosen: the tab key leads to it.
+function mark(buttons, attribute, chosen) {
+  buttons.forEach((button, i) => {
+    button.setAttribute(attribute, String(i === chosen));
+    button.tabIndex = i === chosen ? 0 : -1;
+  });
+}
+
 const palette = { below: [0, 0, 0], zero: [0, 0, 0], above: [0, 0, 0] };
 
 function readPalette() {
@@ -113,7 +121,7 @@ function heat({ rows, columns, valueAt, describe, label, height, start, onmove }
     [row, column] = under(event);
     say();
   });
-  return { canvas, readout, say };
+  return { canvas, readout };
 }
 
 function showTip(event, text) {
