@@ -56,19 +56,15 @@ def about(place: object, kind: type[ValueError] = ValueError) -> Iterator[None]:
         raise ValueError(f"{place}: {str(error).removeprefix(f'{place}: ')}") from None
 
 
-def read_json(path: Path) -> Any:
-    """What a file of JSON says.  Raises ValueError naming the file."""
+def read_json_object(path: Path) -> dict[str, Any]:
+    """What a file of JSON says, by names.  Raises ValueError naming the file."""
     data = path.read_bytes()
     check_no_pointer(path, data)
     try:
-        return json.loads(data.decode("utf-8"))
+        value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         what = wrong_json(error, in_line=True)
         raise ValueError(f"{path} is not valid JSON ({what}): copy or download it again") from None
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """… by names."""
-    if not isinstance(value := read_json(path), dict):
+    if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, found {shown(value)}")
     return value
