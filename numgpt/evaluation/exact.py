@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 
@@ -71,7 +72,5 @@ def exact_match(
 
 def _until(ids: np.ndarray, ends: Collection[int]) -> tuple[list[int], bool]:
     """The tokens before the first end, and whether there is one."""
-    for place, id in enumerate(ids.tolist()):
-        if id in ends:
-            return ids[:place].tolist(), True
-    return ids.tolist(), False
+    before = list(takewhile(lambda id: id not in ends, ids.tolist()))
+    return before, len(before) < len(ids)
