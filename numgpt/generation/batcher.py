@@ -166,7 +166,8 @@ class Batcher:
         parts += self._join()  # of the sequences that decode from here on, at the end of the list
         logits = parts[0] if len(parts) == 1 else np.concatenate(parts)  # (n, V)
         for group, own, processed in self._processed(logits):
-            tokens = choose(processed, _levels(group))
+            levels = [one.rng.random() for one in group if one.rng is not None]
+            tokens = choose(processed, np.array(levels) if levels else None)
             for sequence, token, z, p in zip(group, tokens.tolist(), own, processed, strict=True):
                 sequence.take(token, z, p)
         return self._leave()
@@ -225,7 +226,10 @@ class Batcher:
         those that decode; yields the logits (k, V) after the prompts of each k sequences."""
         alone, room = not self.decoding, CHUNK
         while room > 0 and self.waiting and len(self.decoding) < self.slots:
-            prompts, first = self._next_prompts(several=alone), len(self.decoding)
+            first = len(self.decoding)
+            prompts = [*itertools.islice(self.waiting.values(), self.slots - first)]
+            if not alone or prompts[0].done:  # several in one pass only from their beginning
+                prompts = prompts[:1]
             self._reserve(prompts)
             for slot, prompt in enumerate(prompts, first):
                 self.cache.truncate(prompt.done, slot)
@@ -240,11 +244,6 @@ class Batcher:
                     prompt.logits = row if prompt.done == len(prompt.ids) else None
             if prompts[0].logits is not None:
                 yield self._seat(prompts, first)
-
-    def _next_prompts(self, several: bool) -> list[Prompt]:
-        """Those to be read in one pass: `several` only from their beginning."""
-        prompts = [*itertools.islice(self.waiting.values(), self.slots - len(self.decoding))]
-        return prompts if several and not prompts[0].done else prompts[:1]
 
     def _seat(self, prompts: list[Prompt], first: int) -> np.ndarray:
         """Give free slots to the sequences that continue prompts, which are in the slots from
@@ -318,9 +317,3 @@ def _seen(sequences: list[Sequence]) -> np.ndarray:
     for target, row in zip(ids, rows, strict=True):
         target[len(target) - len(row) :] = row
     return ids
-
-
-def _levels(sequences: list[Sequence]) -> np.ndarray | None:
-    """A number from each generator, at which the choice of a token falls; None: the likeliest."""
-    levels = [sequence.rng.random() for sequence in sequences if sequence.rng is not None]
-    return np.array(levels) if levels else None
