@@ -73,9 +73,8 @@ def group_advantages(rewards: np.ndarray, group_size: int, scale: str = "group")
     means = np.where(scored, groups, 0).sum(axis=1, keepdims=True) / n
     apart = np.where(scored, groups - means, 0)
     if scale == "group":
-        apart = apart / (
-            np.sqrt((apart**2).sum(axis=1, keepdims=True) / np.maximum(1, n - 1)) + SMALLEST_STD
-        )
+        variance = (apart**2).sum(axis=1, keepdims=True) / np.maximum(1, n - 1)
+        apart = apart / (np.sqrt(variance) + SMALLEST_STD)
     elif scale == "batch":
         every = groups[scored]
         apart = apart / ((every.std(ddof=1) if len(every) > 1 else 0.0) + SMALLEST_STD)
@@ -127,8 +126,8 @@ def grpo(
     """
     one_of("loss_type", loss_type, LOSS_TYPES)
     one_of("level", level, LEVELS)
-    positive(epsilon=epsilon, **({} if epsilon_high is None else {"epsilon_high": epsilon_high}))
     high = epsilon if epsilon_high is None else epsilon_high
+    positive(epsilon=epsilon, epsilon_high=high)
     if beta and ref_logps is None:
         raise ValueError(f"beta={beta} needs ref_logps, the reference's log-probabilities")
     of_completions(advantages, mask)

@@ -42,8 +42,5 @@ def reward(
     apart, centre = sigmoid(-logit), 2 * center_coefficient * both
     parts = {"accuracy": difference > 0, "margin": difference, "mean_reward": both / 2}
     metrics = {name: float(values.sum() * share) for name, values in parts.items()}
-    return (
-        float(losses.sum() * share),
-        ((centre - apart) * share, (centre + apart) * share),
-        metrics,
-    )
+    derivatives = (centre - apart) * share, (centre + apart) * share
+    return float(losses.sum() * share), derivatives, metrics
