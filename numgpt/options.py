@@ -67,8 +67,7 @@ class AboutOptions(Exception):  # noqa: N818 (a warning is one, too)
 
     def after(self: AboutT, place: object) -> AboutT:
         """The same, with where it happened before it."""
-        count = len(self.texts)
-        template = f"{{{count}}}: {self.template}"
+        template = f"{{{len(self.texts)}}}: {self.template}"
         return type(self)(template, *self.texts, place, **self.options)
 
 
