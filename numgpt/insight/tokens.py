@@ -11,7 +11,7 @@ from numgpt.insight.notebook import SURPRISING, Cell, percent, piece, table, vis
 from numgpt.insight.targets import one_text
 from numgpt.layers.softmax import log_softmax, softmax_forward
 from numgpt.messages import shown
-from numgpt.models.hooks import NamesFilter, chosen_names
+from numgpt.models.hooks import NamesFilter
 from numgpt.models.inputs import Ids
 from numgpt.models.language_model import LanguageModel
 from numgpt.tokenizer import BaseTokenizer
@@ -94,5 +94,4 @@ def loss_gradients(
     weights = np.zeros(checked.shape[1])
     weights[number - 1] = 1
     dlogits = partial(loss_dlogits, targets=np.append(checked[0, 1:], 0), weights=weights)
-    names = chosen_names(names_filter, model.hook_names)
-    return model.run_with_gradients(checked, dlogits, names)[2]
+    return model.run_with_gradients(checked, dlogits, names_filter)[2]
