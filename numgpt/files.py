@@ -244,9 +244,8 @@ class DirectoryLock:
             return
         file, self._file = self._file, None
         _locked_here.discard(self._place)
-        if os.name == "posix" and _is_file_at(
-            file, self.path
-        ):  # while it is held: nobody else has it
+        # While it is held: nobody else has it.
+        if os.name == "posix" and _is_file_at(file, self.path):
             self.path.unlink(missing_ok=True)
         file.close()
         if os.name != "posix":
