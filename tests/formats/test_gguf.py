@@ -190,8 +190,12 @@ def one_entry(data: bytes, count: int = 1) -> bytes:
     return header([data], [], entry_count=count) + bytes(8)
 
 
+def array(kind: int, count: int, data: bytes = b"") -> bytes:
+    return one_entry(NAME + u32(9) + u32(kind) + u64(count) + data)
+
+
 def aligned(kind: str, value: object) -> bytes:
-    return gguf_file({"general.alignment": (kind, value)}, []) + bytes(64)
+    return one_entry(entry("general.alignment", kind, value))
 
 
 REFUSED = {
@@ -210,17 +214,11 @@ REFUSED = {
     "string is no text": (one_entry(entry("name", "str", b"\xc3")), "'name' is not UTF-8"),
     "name of two lines": (one_entry(string("a\nb") + u32(8) + u64(99)), r"entry 'a\\nb'"),
     "kind cut short": (one_entry(string("ab\nc"))[:-7], r"'ab\\nc'"),
-    "numbers": (one_entry(NAME + u32(9) + u32(0) + u64(1 << 40)), "entry 'name'"),
-    "numbers of 64 bits": (one_entry(NAME + u32(9) + u32(10) + u64(HUGE)), "entry 'name'"),
-    "texts": (one_entry(NAME + u32(9) + u32(8) + u64(HUGE)), "entry 'name'"),
-    "nested array": (
-        one_entry(NAME + u32(9) + u32(9) + u64(1) + u32(0) + u64(1) + b"\1"),
-        "'name' has values of unknown type 9",
-    ),
-    "array of unknown": (
-        one_entry(NAME + u32(9) + u32(99) + u64(1)),
-        "'name' has values of unknown type 99",
-    ),
+    "numbers": (array(0, 1 << 40), "entry 'name'"),
+    "numbers of 64 bits": (array(10, HUGE), "entry 'name'"),
+    "texts": (array(8, HUGE), "entry 'name'"),
+    "nested array": (array(9, 1, u32(0) + u64(1) + b"\1"), "'name' has values of unknown type 9"),
+    "array of unknown": (array(99, 1), "'name' has values of unknown type 99"),
     "tensor's name": (one_tensor(u64(1 << 33)), "the name of tensor 0"),
     "tensor's name is no text": (one_tensor(string(b"\x80")), "name of tensor 0 is not UTF-8"),
     "tensor's name of two lines": (one_tensor(tensor_entry("a\nb", 0, (0,), 0)), r"'a\\nb'"),
@@ -243,22 +241,13 @@ REFUSED = {
     "Q2_K": (one_tensor(tensor_entry("w", 10, (256,), 0)), "'w' is stored as Q2_K.*take a file"),
     "type in a gap": (one_tensor(tensor_entry("w", 31, (8,), 0)), "'w' is stored as type 31"),
     "type": (one_tensor(tensor_entry("w", HUGE >> 32, (8,), 0)), "stored as type 4294967295"),
-    "alignment 0": (aligned("u32", 32).replace(u32(32), u32(0)), "general.alignment='0'"),
+    "alignment 0": (aligned("u32", 0), "general.alignment='0'"),
     "large alignment": (aligned("u32", 1 << 17), "general.alignment='131072'"),
-    "negative alignment": (
-        aligned("i32", 32).replace(u32(32), u32((1 << 32) - 8)),
-        "general.alignment='-8'",
-    ),
-    "text as alignment": (one_entry(entry("general.alignment", "str", "32")), "alignment='32'"),
-    "bool as alignment": (one_entry(entry("general.alignment", "bool", True)), "alignment='True'"),
-    "long text as alignment": (
-        one_entry(entry("general.alignment", "str", "9" * 5000)),
-        "alignment='999",
-    ),
-    "list as alignment": (
-        one_entry(entry("general.alignment", "array", ("i32", [1] * 900))),
-        "general.alignment=",
-    ),
+    "negative alignment": (aligned("i32", -8), "general.alignment='-8'"),
+    "text as alignment": (aligned("str", "32"), "alignment='32'"),
+    "bool as alignment": (aligned("bool", True), "alignment='True'"),
+    "long text as alignment": (aligned("str", "9" * 5000), "alignment='999"),
+    "list as alignment": (aligned("array", ("i32", [1] * 900)), "general.alignment="),
 }
 
 

@@ -198,11 +198,8 @@ def test_load_gives_the_tokenizer_that_was_written(path, pre, add_bos_token):
         for allowed in ((), "all"):
             ids = tokenizer.encode(text, allowed, add_special_tokens=True)
             assert read.encode(text, allowed, add_special_tokens=True) == ids
-        special = tokenizer.special_tokens
-        assert (loaded.config.bos_token_id, loaded.config.eos_token_id) == (
-            special["<s>"],
-            special["</s>"],
-        )
+        ends = loaded.config.bos_token_id, loaded.config.eos_token_id
+        assert ends == (tokenizer.special_tokens["<s>"], tokenizer.special_tokens["</s>"])
 
 
 def test_without_a_pre_the_family_tells(path):
@@ -241,22 +238,20 @@ def with_(name, kind, value):
     return lambda metadata, tensors: metadata.update({name: (kind, value)})
 
 
-def tensor(name, change):
-    """Change the tensor of this name; None removes it."""
+def tensor(stored, **changes):
+    """Change name, kind, shape or raw values of this tensor; without changes remove it."""
 
     def damage(metadata, tensors):
-        place = [other for other, *_ in tensors].index(name)
-        tensors[place : place + 1] = [] if change is None else [change(*tensors[place])]
+        place = [name for name, *_ in tensors].index(stored)
+        fields = dict(zip(("name", "kind", "shape", "raw"), tensors[place], strict=True))
+        tensors[place : place + 1] = [tuple((fields | changes).values())] if changes else []
 
     return damage
 
 
-def rename(name):
-    return lambda _, kind, shape, raw: (name, kind, shape, raw)
-
-
 FACTORS = ("rope_freqs.weight", "F32", (2,), np.array([1, 8], "<f4").tobytes())
 L = "llama"
+TABLE, NORM, QUERIES = "token_embd.weight", "output_norm.weight", "blk.1.attn_q.weight"
 BAD = {
     "architecture": (with_("general.architecture", "str", "mamba"), r"architecture='mamba'"),
     "no architecture": (without("general.architecture"), "lacks .*general.architecture"),
@@ -284,26 +279,14 @@ BAD = {
     "split": (with_("split.count", "u16", 2), "one of several shards"),
     "bos": (with_("tokenizer.ggml.bos_token_id", "i32", -1), "bos_token_id=-1"),
     "eos": (with_("tokenizer.ggml.eos_token_id", "i32", -2), "eos_token_id=-2"),
-    "no table": (tensor("token_embd.weight", None), r"lack 'token_embd\.weight'"),
-    "no norm": (tensor("output_norm.weight", None), r"lack 'output_norm\.weight'"),
-    "no queries": (tensor("blk.1.attn_q.weight", None), r"lack 'blk\.1\.attn_q\.weight'"),
-    "surplus": (tensor("blk.1.attn_q.weight", rename("blk.9.x")), r"'blk\.9\.x' has no place"),
-    "another's name": (
-        tensor("output_norm.weight", rename("norm.weight")),
-        r"'norm\.weight' has no place",
-    ),
-    "flat table": (
-        tensor("token_embd.weight", lambda n, kind, shape, raw: (n, kind, (), raw[:4])),
-        r"'token_embd\.weight' has shape \[\]",
-    ),
-    "whole numbers": (
-        tensor("output_norm.weight", lambda name, _, shape, raw: (name, "I32", shape, raw)),
-        r"'output_norm\.weight' is stored as I32",
-    ),
-    "nan": (
-        tensor("output_norm.weight", lambda n, k, s, raw: (n, k, s, b"\xff" * len(raw))),
-        r"'output_norm\.weight' holds NaN",
-    ),
+    "no table": (tensor(TABLE), r"lack 'token_embd\.weight'"),
+    "no norm": (tensor(NORM), r"lack 'output_norm\.weight'"),
+    "no queries": (tensor(QUERIES), r"lack 'blk\.1\.attn_q\.weight'"),
+    "surplus": (tensor(QUERIES, name="blk.9.x"), r"'blk\.9\.x' has no place"),
+    "another's name": (tensor(NORM, name="norm.weight"), r"'norm\.weight' has no place"),
+    "flat table": (tensor(TABLE, shape=(), raw=bytes(4)), r"'token_embd\.weight' has shape \[\]"),
+    "whole numbers": (tensor(NORM, kind="I32"), r"'output_norm\.weight' is stored as I32"),
+    "nan": (tensor(NORM, raw=b"\xff" * 64), r"'output_norm\.weight' holds NaN"),
     "few factors": (lambda m, t: t.append((*FACTORS[:2], (1,), bytes(4))), r"rope_freqs.* \[1\]"),
     "no factors": (lambda m, t: t.append((*FACTORS[:3], bytes(8))), "holds what is no factor"),
     "nan factors": (lambda m, t: t.append((*FACTORS[:3], b"\xff" * 8)), "is no factor"),
