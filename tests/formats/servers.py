@@ -100,18 +100,20 @@ def hub_of(
 
 
 def with_hub(
-    command: list[str], address: str, cache: Path, **environment: str
+    command: list[str], address: str, cache: Path, status: int = 0, **environment: str
 ) -> subprocess.CompletedProcess:
-    """Run Python with this hub in place of the public one."""
+    """Run Python with this hub in place of the public one; it exits with this status."""
     settings = {"HF_ENDPOINT": address, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
     settings |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, *command],
         env=os.environ | settings | environment,
         capture_output=True,
         text=True,
         timeout=120,
     )
+    assert done.returncode == status, done.stderr
+    return done
 
 
 # --- the package index ---

