@@ -31,7 +31,8 @@ MODEL = small_model("default")
 LLAMA = small_model("llama_grouped")
 TOKENIZER = Tokenizer.train("hen ten", 258)
 HUGE = 10**9
-TABLE = "transformer.wte.weight"
+TABLE, LAST = "transformer.wte.weight", "transformer.ln_f.bias"
+PLACES, INNER = "transformer.wpe.weight", "transformer.h.1.mlp.c_fc.weight"
 
 
 # Rows: what writes the files into a directory, what reads them, and what it says.
@@ -47,20 +48,19 @@ def case(write, message, read=load_model, name=""):
     return place, read, message
 
 
-def files(message, read=load_model, /, name="", **contents):
-    """These files and nothing else; `name` is what is read, else their directory."""
-
-    def write(directory):
-        for file, data in contents.items():
-            data = data.encode() if isinstance(data, str) else data
-            (directory / file).write_bytes(data)
-
-    return case(write, message, read, name)
+def holding(name, data):
+    data = data.encode() if isinstance(data, str) else data
+    return lambda directory: (directory / name).write_bytes(data)
 
 
 def after(*steps):
     """Each does something in the directory."""
     return lambda directory: [step(directory) for step in steps]
+
+
+def files(message, read=load_model, /, name="", **contents):
+    """These files and nothing else; `name` is what is read, else their directory."""
+    return case(after(*(holding(*file) for file in contents.items())), message, read, name)
 
 
 def pickled(directory):
@@ -116,11 +116,6 @@ def removed(name):
     return lambda directory: (directory / name).unlink()
 
 
-def holding(name, data):
-    data = data.encode() if isinstance(data, str) else data
-    return lambda directory: (directory / name).write_bytes(data)
-
-
 def letters(count):
     return CharTokenizer([chr(200 + number) for number in range(count)]).save_pretrained
 
@@ -131,7 +126,7 @@ def nothing(directory):
 
 def spoilt(value):
     """With one element that is no number, in the file's own bits."""
-    name = "transformer.wte.weight" if value < 0 else "transformer.h.1.ln_1.bias"
+    name = TABLE if value < 0 else "transformer.h.1.ln_1.bias"
 
     def change(directory):
         path = directory / "model.safetensors"
@@ -177,6 +172,10 @@ def state(change, message):
     return case(write, message)
 
 
+def with_array(name, array):
+    return lambda arrays: arrays.update({name: array})
+
+
 def state_that_is(value):
     message = "pytorch_model.bin holds no state_dict, but a"
     return case(lambda d: save_torch(pickled(d), value), message)
@@ -205,12 +204,24 @@ def bundle(change, message):
 
 
 def nanogpt(change, message):
+    """Changed is the whole checkpoint."""
+
     def write(directory):
         checkpoint = nanogpt_checkpoint(MODEL)
         change(checkpoint)
         save_torch(directory / "ckpt.pt", checkpoint)
 
     return case(write, message, name="ckpt.pt")
+
+
+def model_args(changes, message):
+    """… or its model_args."""
+    return nanogpt(lambda checkpoint: checkpoint["model_args"].update(changes), message)
+
+
+def weights(change, message):
+    """… or its state_dict."""
+    return nanogpt(lambda checkpoint: change(checkpoint["model"]), message)
 
 
 def meta(value, message="meta.pkl: .*(itos|ids|character)"):
@@ -222,8 +233,7 @@ def meta(value, message="meta.pkl: .*(itos|ids|character)"):
 
 
 def header(changes, message):
-    data = llmc_header(20240326, *(SIZES | changes).values()) + llmc_checkpoint(MODEL)[1024:]
-    return files(message, name="model.bin", **{"model.bin": data})
+    return checkpoint(llmc_header(20240326, *(SIZES | changes).values()) + LLMC[1024:], message)
 
 
 def checkpoint(data, message="ends within its header|the sizes in its header make"):
@@ -231,7 +241,7 @@ def checkpoint(data, message="ends within its header|the sizes in its header mak
 
 
 def tokens(data, message):
-    contents = {"model.bin": llmc_checkpoint(MODEL), "gpt2_tokenizer.bin": data}
+    contents = {"model.bin": LLMC, "gpt2_tokenizer.bin": data}
     return files(message, lambda directory: open_model(directory).read_tokenizer(), **contents)
 
 
@@ -361,32 +371,23 @@ FILES = [
     llama({"eos_token_id": [1, "2"]}, "eos_token_id"),
     llama({"model_type": "mistral"}, "model_type='mistral' is not supported"),
     # pytorch_model.bin.
-    state(lambda s: s.pop("transformer.ln_f.bias"), r"lack 'transformer\.ln_f\.bias'"),
+    state(lambda s: s.pop(LAST), r"lack 'transformer\.ln_f\.bias'"),
     state(
         lambda s: [s.pop(f"transformer.ln_f.{kind}") for kind in ("weight", "bias")],
         r"lack 'transformer\.ln_f\.weight' and 1 more",
     ),
-    state(lambda s: s.update(extra=np.zeros(2, np.float32)), "'extra' has no place"),
-    state(lambda s: s.update({"a\nb": np.zeros(2, np.float32)}), r"'a\\nb' has no"),
-    state(lambda s: s.update({"wpe.weight": np.zeros((24, 16), np.float32)}), "there twice"),
+    state(with_array("extra", np.zeros(2, "f4")), "'extra' has no place"),
+    state(with_array("a\nb", np.zeros(2, "f4")), r"'a\\nb' has no"),
+    state(with_array("wpe.weight", np.zeros((24, 16), "f4")), "there twice"),
     state(
-        lambda s: s.update({"transformer.wpe.weight": np.zeros((16, 24), np.float32)}),
+        with_array(PLACES, np.zeros((16, 24), "f4")),
         r"wpe\.weight' has shape \[16, 24\], config\.json asks for \[24, 16\]",
     ),
-    state(
-        lambda s: s.update({"transformer.ln_f.bias": np.zeros(16, np.uint8)}),
-        r"ln_f\.bias' is stored as U8",
-    ),
-    state(
-        lambda s: s.update({"transformer.ln_f.bias": np.full(16, np.nan, np.float32)}),
-        r"ln_f\.bias' holds NaN or infinity",
-    ),
-    state(
-        lambda s: s.update({"transformer.ln_f.bias": np.full(16, np.inf, np.float16)}),
-        r"ln_f\.bias' holds NaN or infinity",
-    ),
-    state(lambda s: s.update(version=3), r"'version' is no tensor.*a state_dict"),
-    state(lambda s: s.update({5: np.zeros(2, np.float32)}), "'5' is no tensor"),
+    state(with_array(LAST, np.zeros(16, "u1")), r"ln_f\.bias' is stored as U8"),
+    state(with_array(LAST, np.full(16, np.nan, "f4")), r"ln_f\.bias' holds NaN or infinity"),
+    state(with_array(LAST, np.full(16, np.inf, "f2")), r"ln_f\.bias' holds NaN or infinity"),
+    state(with_array("version", 3), r"'version' is no tensor.*a state_dict"),
+    state(with_array(5, np.zeros(2, "f4")), "'5' is no tensor"),
     *[state_that_is(value) for value in (3, [1, 2], "text", None, np.zeros(3, np.float32))],
     *[index(text, r"bin\.index\.json") for text in ("[]", "{}", '{"weight_map": {}}')],
     index('{"weight_map": 3}', r"pytorch_model\.bin\.index\.json"),
@@ -395,16 +396,11 @@ FILES = [
         for shard in ("a\nb", "../a", "x" * 300, "a\0b", "", ".", 3, None)
     ],
     # model.safetensors.
-    tensors(lambda a: a.pop("transformer.ln_f.bias"), r"lack 'transformer\.ln_f\.bias'"),
-    tensors(lambda a: a.update(extra=np.zeros(2, np.float32)), "'extra' has no place"),
+    tensors(lambda a: a.pop(LAST), r"lack 'transformer\.ln_f\.bias'"),
+    tensors(with_array("extra", np.zeros(2, "f4")), "'extra' has no place"),
     tensors(lambda a: a.update({"wte.weight": a["transformer.wte.weight"]}), "twice"),
-    tensors(
-        lambda a: a.update({"transformer.wpe.weight": np.zeros((3, 16), np.float32)}),
-        r"wpe\.weight' has shape \[3, 16\]",
-    ),
-    tensors(
-        lambda a: a.update({"transformer.ln_f.bias": np.zeros(16, np.int32)}), "is stored as I32"
-    ),
+    tensors(with_array(PLACES, np.zeros((3, 16), "f4")), r"wpe\.weight' has shape \[3, 16\]"),
+    tensors(with_array(LAST, np.zeros(16, "i4")), "is stored as I32"),
     *[
         saved(spoilt(value), f"{name}' holds NaN or infinity", read, dtype)
         for value, name in ((np.nan, r"h\.1\.ln_1\.bias"), (-np.inf, r"wte\.weight"))
@@ -438,11 +434,11 @@ FILES = [
     kept(settings(kind="int8"), "kind='int8': no matrix is stored so", "bfloat16"),
     kept_tensors(lambda a: a.pop(f"{TABLE}.scales"), "wte.weight' needs '.*scales', F32"),
     kept_tensors(
-        lambda a: a.update({f"{TABLE}.shift": np.zeros(36, np.float32)}),
+        with_array(f"{TABLE}.shift", np.zeros(36, "f4")),
         r"wte.weight' needs 'transformer.wte.weight.shift', F32 of shape \[37\]",
     ),
     kept_tensors(
-        lambda a: a.update({TABLE: np.zeros((37, 12), np.int8)}),
+        with_array(TABLE, np.zeros((37, 12), "i1")),
         r"^[^:]*safetensors: .* \[37, 12\], config.json asks for \[37, 16\] or \[1, 1, 16, 64, 4\]",
     ),
     kept_tensors(lambda a: a[f"{TABLE}.scales"].fill(np.nan), "wte.weight' holds NaN"),
@@ -466,38 +462,33 @@ FILES = [
     hparams({"n_vocab": 38}, r"'model/wte' has shape \[37, 16\]"),
     bundle(lambda a: a.pop("model/h1/mlp/c_fc/b"), "lack 'model/h1/mlp/c_fc/b'"),
     bundle(lambda a: a.pop("model/ln_f/g"), "lack 'model/ln_f/g'"),
-    bundle(lambda a: a.update({"model/h1/x/w": np.ones(3, "f4")}), "h1/x/w' has no place"),
-    bundle(lambda a: a.update({"model/extra": np.ones(3, "f4")}), "extra' has no place"),
+    bundle(with_array("model/h1/x/w", np.ones(3, "f4")), "h1/x/w' has no place"),
+    bundle(with_array("model/extra", np.ones(3, "f4")), "extra' has no place"),
     bundle(
-        lambda a: a.update({"model/h0/mlp/c_fc/w": np.ones((16, 64), "f4")}),
+        with_array("model/h0/mlp/c_fc/w", np.ones((16, 64), "f4")),
         r"c_fc/w' has shape \[16, 64\], hparams\.json asks for \[1, 16, 64\]",
     ),
-    bundle(lambda a: a.update({"model/wpe": np.ones((24, 16), "i4")}), "stored as I32"),
-    bundle(lambda a: a.update({"model/ln_f/b": np.full(16, np.nan, "f4")}), "ln_f/b' holds NaN"),
+    bundle(with_array("model/wpe", np.ones((24, 16), "i4")), "stored as I32"),
+    bundle(with_array("model/ln_f/b", np.full(16, np.nan, "f4")), "ln_f/b' holds NaN"),
     # nanoGPT.
-    nanogpt(lambda c: c["model_args"].update(n_layer=HUGE), "ckpt.pt says n_layer=1000000000"),
-    nanogpt(lambda c: c["model_args"].update(n_layer=0), "model_args: n_layer=0"),
-    nanogpt(lambda c: c["model_args"].update(n_head="2"), "model_args: n_head='2'"),
-    nanogpt(lambda c: c["model_args"].update(vocab_size=None), "model_args: vocab_size=None"),
-    nanogpt(lambda c: c["model_args"].update(n_embd=np.ones(1, np.float32)), "model_args: n_embd="),
+    model_args({"n_layer": HUGE}, "ckpt.pt says n_layer=1000000000"),
+    model_args({"n_layer": 0}, "model_args: n_layer=0"),
+    model_args({"n_head": "2"}, "model_args: n_head='2'"),
+    model_args({"vocab_size": None}, "model_args: vocab_size=None"),
+    model_args({"n_embd": np.ones(1, np.float32)}, "model_args: n_embd="),
     nanogpt(lambda c: c["model_args"].pop("block_size"), "model_args lacks 'block_size'"),
-    nanogpt(lambda c: c["model_args"].update(n_embd=1 << 60), r"wte\.weight' has shape"),
+    model_args({"n_embd": 1 << 60}, r"wte\.weight' has shape"),
     nanogpt(lambda c: c.pop("model_args"), "no checkpoint of nanoGPT"),
     nanogpt(lambda c: c.pop("model"), "no checkpoint of nanoGPT"),
     nanogpt(lambda c: c.update(model=3), "holds no state_dict, but a int"),
-    nanogpt(
-        lambda c: c["model"].update({"transformer.h.0.moe": np.ones(2, np.float32)}),
+    weights(
+        with_array("transformer.h.0.moe", np.ones(2, "f4")),
         r"'transformer\.h\.0\.moe' has no place in this model",
     ),
-    nanogpt(
-        lambda c: c["model"].pop("transformer.h.1.mlp.c_fc.weight"),
-        r"lack 'transformer\.h\.1\.mlp\.c_fc\.weight'",
-    ),
-    nanogpt(lambda c: c["model"].pop("transformer.ln_f.bias"), r"lack 'transformer\.ln_f\.bias'"),
-    nanogpt(
-        lambda c: c["model"].update(
-            {"transformer.h.0.mlp.c_fc.weight": np.ones((16, 64), np.float32)}
-        ),
+    weights(lambda w: w.pop(INNER), r"lack 'transformer\.h\.1\.mlp\.c_fc\.weight'"),
+    weights(lambda w: w.pop(LAST), r"lack 'transformer\.ln_f\.bias'"),
+    weights(
+        with_array(INNER, np.ones((16, 64), "f4")),
         r"c_fc\.weight' has shape \[16, 64\], ckpt\.pt asks for \[64, 16\]",
     ),
     *[
