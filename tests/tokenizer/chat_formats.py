@@ -56,6 +56,10 @@ FORMS = {
 }
 
 
+def message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
 def trained(name: str) -> Tokenizer:
     """A tokenizer of one of the forms."""
     template, special, bos, eos = FORMS[name]

@@ -21,6 +21,7 @@ from tokenizer.chat_formats import (
     every_marker,
     every_tokenizer,
     marks_in_text,
+    message,
     trained,
 )
 
@@ -46,10 +47,6 @@ PUBLISHED_CHATML = (
     " + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-
-
-def message(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
 
 
 def conversations(contents: st.SearchStrategy[str]) -> st.SearchStrategy[list[dict[str, str]]]:
@@ -119,7 +116,6 @@ def both(request, tmp_path_factory):
 INNOCENT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<["), max_size=12)
 
 
-@pytest.mark.live("transformers")
 @pytest.mark.live("torch", "transformers")
 @given(conversations(INNOCENT), st.booleans())
 @example(talk("\x1fa ", " \u3000\n", "\n"), True)

@@ -1,6 +1,7 @@
 """Chat templates that are programs: rendered as transformers renders them, and nobody but the
 template marks a turn."""
 
+import importlib.util
 import json
 import re
 import warnings
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import refused
-from tokenizer.chat_formats import TEXT
+from support import refused, talk
+from tokenizer.chat_formats import TEXT, message
 
 from numgpt import Tokenizer
 from numgpt.tokenizer import load_tokenizer
@@ -19,78 +20,91 @@ from numgpt.tokenizer.chat_template import ChatTemplate
 
 pytest.importorskip("jinja2")
 
-FOR_EACH = "{%- for message in messages %}"
+
+def each(turn: str) -> str:
+    """For each message, this."""
+    return "{%- for message in messages %}" + turn + "{% endfor %}"
+
+
+def begun(text: str) -> str:
+    """Where an answer is asked for, this."""
+    return "{% if add_generation_prompt %}" + text + "{% endif %}"
+
+
 IM = "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+ROLE = "<|im_start|>{{ message.role }}\n"
 # What published templates do, each in a few words of its own.
 TEMPLATES = {
-    "thinking in the prompt": FOR_EACH
-    + IM
-    + "{%- endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}",
-    "another prompt": FOR_EACH
-    + IM
-    + "{%- endfor %}{% if add_generation_prompt %}<|im_start|>model\n{% endif %}",
+    "thinking in the prompt": each(IM) + begun("<|im_start|>assistant\n<think>\n"),
+    "another prompt": each(IM) + begun("<|im_start|>model\n"),
     "a system prompt of its own": "{% if messages[0].role != 'system' %}<|im_start|>system\n"
-    "You're kind.<|im_end|>\n{% endif %}" + FOR_EACH + IM + "{% endfor %}",
-    "trimmed": FOR_EACH + "<|im_start|>{{ message.role }}\n{{ message.content | trim }}<|im_end|>"
-    "{{ '\\n' }}{% endfor %}",
-    "stripped": FOR_EACH + "{% set said = message.content.strip() %}<|im_start|>"
-    "{{ message.role ~ '\n' ~ said ~ '<|im_end|>' }}{% endfor %}",
-    "roles renamed": FOR_EACH
-    + "{% set who = 'model' if message.role == 'assistant' else message.role %}"
-    "{{ '<start_of_turn>' + who + '\n' + message.content | trim + '<end_of_turn>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}",
+    "You're kind.<|im_end|>\n{% endif %}" + each(IM),
+    "trimmed": each(ROLE + "{{ message.content | trim }}<|im_end|>{{ '\\n' }}"),
+    "stripped": each(
+        "{% set said = message.content.strip() %}"
+        "<|im_start|>{{ message.role ~ '\n' ~ said ~ '<|im_end|>' }}"
+    ),
+    "roles renamed": each(
+        "{% set who = 'model' if message.role == 'assistant' else message.role %}"
+        "{{ '<start_of_turn>' + who + '\n' + message.content | trim + '<end_of_turn>\n' }}"
+    )
+    + begun("{{ '<start_of_turn>model\n' }}"),
     "the system in the first question": "{% if messages[0].role == 'system' %}"
     "{% set first = messages[0].content + '\n\n' %}{% set messages = messages[1:] %}"
-    "{% else %}{% set first = '' %}{% endif %}" + FOR_EACH + "<|im_start|>{{ message.role }}\n"
-    "{{ (first if loop.first else '') + message.content }}<|im_end|>{% endfor %}",
+    "{% else %}{% set first = '' %}{% endif %}"
+    + each(ROLE + "{{ (first if loop.first else '') + message.content }}<|im_end|>"),
     "the text's end after an answer": "{{ bos_token }}"
-    + FOR_EACH
-    + "{% if message.role == 'assistant' %}{{ ' ' + message.content + eos_token }}{% else %}"
-    "{{ '[INST] ' + message.content + ' [/INST]' }}{% endif %}{% endfor %}",
-    "no line's end": FOR_EACH
-    + "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant' }}{% endif %}",
-    "a date": "<|im_start|>system\nToday: {{ strftime_now('%d %b %Y') }}<|im_end|>\n"
-    + FOR_EACH
-    + IM
-    + "{% endfor %}",
+    + each(
+        "{% if message.role == 'assistant' %}{{ ' ' + message.content + eos_token }}{% else %}"
+        "{{ '[INST] ' + message.content + ' [/INST]' }}{% endif %}"
+    ),
+    "no line's end": each(
+        "{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' }}"
+    )
+    + begun("{{ '<|im_start|>assistant' }}"),
+    "a date": "<|im_start|>system\nToday: {{ strftime_now('%d %b %Y') }}<|im_end|>\n" + each(IM),
     "a macro": "{% macro turn(who, what) %}<|im_start|>{{ who }}\n{{ what }}<|im_end|>\n"
-    "{% endmacro %}" + FOR_EACH + "{{ turn(message.role, message['content']) }}{% endfor %}",
-    "a block that is set": FOR_EACH
-    + "{% set text %}<|im_start|>{{ message.role }}\n{{ message.content }}{% endset %}"
-    "{{ text }}<|im_end|>{% endfor %}",
+    "{% endmacro %}" + each("{{ turn(message.role, message['content']) }}"),
+    "a block that is set": each(
+        "{% set text %}" + ROLE + "{{ message.content }}{% endset %}{{ text }}<|im_end|>"
+    ),
     "a namespace": "{% set ns = namespace(text='') %}"
-    + FOR_EACH
-    + "{% set ns.text = ns.text + '<|im_start|>' + message.role + '\n' + message.content"
-    " + '<|im_end|>' %}{% endfor %}{{ ns.text }}",
+    + each(
+        "{% set ns.text = ns.text + '<|im_start|>' + message.role + '\n' + message.content"
+        " + '<|im_end|>' %}"
+    )
+    + "{{ ns.text }}",
     "joined": "{{ messages | map(attribute='content') | join('<|im_end|>') }}",
     "joined by a method": "{{ '<|im_end|>'.join([messages[0].content, messages[-1].content]) }}",
-    "cut at a mark": FOR_EACH
-    + "<|im_start|>{{ message.role }}\n{{ message.content.split('</think>')[-1].lstrip('\n') }}"
-    "<|im_end|>\n{% endfor %}",
-    "replaced": FOR_EACH
-    + "<|im_start|>{{ message.content.replace('b', '(b)') | upper }}<|im_end|>{% endfor %}",
-    "formatted": FOR_EACH + "{{ '<|im_start|>%s\n%s<|im_end|>' % (message.role, message.content) }}"
-    "{{ '{}<|im_end|>'.format(message.content) }}"
-    "{{ '<|im_start|>%s' | format(message.content) }}{% endfor %}",
-    "as JSON": FOR_EACH + "<|im_start|>{{ message | tojson }}<|im_end|>{% endfor %}"
-    "{{ messages | tojson(indent=2) }}",
-    "in a list": FOR_EACH + "<|im_start|>{{ [message.content] | first }}<|im_end|>"
-    "{{ message.content[:3] ~ message.content[3:] }}{% endfor %}",
-    "letter by letter": FOR_EACH
-    + "<|im_start|>{% for c in message.content %}{{ c }}{% endfor %}<|im_end|>{% endfor %}",
+    "cut at a mark": each(
+        ROLE + "{{ message.content.split('</think>')[-1].lstrip('\n') }}<|im_end|>\n"
+    ),
+    "replaced": each("<|im_start|>{{ message.content.replace('b', '(b)') | upper }}<|im_end|>"),
+    "formatted": each(
+        "{{ '<|im_start|>%s\n%s<|im_end|>' % (message.role, message.content) }}"
+        "{{ '{}<|im_end|>'.format(message.content) }}"
+        "{{ '<|im_start|>%s' | format(message.content) }}"
+    ),
+    "as JSON": each("<|im_start|>{{ message | tojson }}<|im_end|>")
+    + "{{ messages | tojson(indent=2) }}",
+    "in a list": each(
+        "<|im_start|>{{ [message.content] | first }}<|im_end|>"
+        "{{ message.content[:3] ~ message.content[3:] }}"
+    ),
+    "letter by letter": each(
+        "<|im_start|>{% for c in message.content %}{{ c }}{% endfor %}<|im_end|>"
+    ),
     "only the last": "<|im_start|>{% for message in messages %}{% if not loop.last %}"
     "{% continue %}{% endif %}{{ message.content }}{% break %}{% endfor %}<|im_end|>",
-    "what is to be learnt": FOR_EACH + "{% if message.role == 'assistant' %}<|im_start|>assistant\n"
-    "{% generation %}{{ message.content }}<|im_end|>{% endgeneration %}{% else %}"
-    "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>{% endif %}\n{% endfor %}",
+    "what is to be learnt": each(
+        "{% if message.role == 'assistant' %}<|im_start|>assistant\n{% generation %}"
+        "{{ message.content }}<|im_end|>{% endgeneration %}{% else %}"
+        + ROLE
+        + "{{ message.content }}<|im_end|>{% endif %}\n"
+    ),
 }
 SPECIAL = ("<s>", "</s>", "<|im_end|>")
 ADDED = ("<|im_start|>", "<start_of_turn>", "<end_of_turn>", "<think>", "</think>", "<tool_call>")
-
-
-def message(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
 
 
 def tokenizer_of(template: str, special=SPECIAL, added=ADDED) -> Tokenizer:
@@ -120,12 +134,7 @@ def tokens_of(template: str) -> dict[str, tuple[str, ...]]:
 
 def published() -> dict[str, str]:
     """The templates that come with trl, where that is installed."""
-    try:
-        import importlib.util
-
-        spec = importlib.util.find_spec("trl")
-    except ImportError:
-        return {}
+    spec = importlib.util.find_spec("trl")
     if spec is None or spec.origin is None:
         return {}
     paths = sorted((Path(spec.origin).parent / "chat_templates").glob("*.jinja"))
@@ -133,17 +142,8 @@ def published() -> dict[str, str]:
 
 
 PUBLISHED = published()
-TALK = [
-    message("user", " Hi there,\nhow are you? "),
-    message("assistant", "Fine.\n"),
-    message("user", "Count: 1, 2"),
-]
-THOUGHT = [
-    message("system", "Be kind. "),
-    message("user", "Hi"),
-    message("assistant", "<think>\nhm\n</think>\n\nHello!"),
-    message("user", "Bye"),
-]
+TALK = talk(" Hi there,\nhow are you? ", "Fine.\n", "Count: 1, 2")
+THOUGHT = talk("Hi", "<think>\nhm\n</think>\n\nHello!", "Bye", system="Be kind. ")
 CALL = {"name": "get", "arguments": {"city": 'Köln "x"', "n": 1}}
 CALLED = [
     message("user", "Weather?"),
@@ -206,7 +206,6 @@ def quietly(function, *values, **named):
         return function(*values, **named)
 
 
-@pytest.mark.live("transformers")
 @pytest.mark.live("torch", "transformers")
 @pytest.mark.parametrize("name", [*TEMPLATES, *PUBLISHED])
 def test_texts_and_ids_are_those_of_transformers(pairs, name):
@@ -225,7 +224,7 @@ HALVES = ["<|im_", "end|>", "<", "|>", "</th", "ink>", "</s", "x", "user\n", " "
 HALVES += ["<|im_<|im_end|>"]
 
 
-def counted(tokenizer: Tokenizer, messages, number: int | None = None) -> Counter:
+def counted(tokenizer: Tokenizer, messages) -> Counter:
     """How often each special token and each marker of turns is there."""
     template = ChatTemplate(tokenizer)
     ids = quietly(template.ids, messages, True)
@@ -280,16 +279,16 @@ def ids_in(tokenizer: Tokenizer, token: str, messages, **options) -> int:
 def test_markers_that_are_not_special_are_the_templates_alone():
     tokenizer = tokenizer_of(TEMPLATES["thinking in the prompt"])
     said = "<|im_start|><think></think><tool_call>"
-    talk = [message("user", said), message("assistant", said), message("user", said)]
-    assert ids_in(tokenizer, "<|im_start|>", talk) == 3
-    assert ids_in(tokenizer, "<|im_start|>", talk, add_generation_prompt=True) == 4
+    messages = talk(said, said, said)
+    assert ids_in(tokenizer, "<|im_start|>", messages) == 3
+    assert ids_in(tokenizer, "<|im_start|>", messages, add_generation_prompt=True) == 4
     # The template writes <think>, so that only the assistant's is a token; and </think> nowhere.
-    assert ids_in(tokenizer, "<think>", talk) == 1
-    assert ids_in(tokenizer, "<think>", talk, add_generation_prompt=True) == 2
-    assert ids_in(tokenizer, "</think>", talk) == 3
-    assert ids_in(tokenizer, "<tool_call>", talk) == 3
-    text = tokenizer.apply_chat_template(talk, tokenize=False)
-    assert tokenizer.decode(tokenizer.apply_chat_template(talk)) == text
+    assert ids_in(tokenizer, "<think>", messages) == 1
+    assert ids_in(tokenizer, "<think>", messages, add_generation_prompt=True) == 2
+    assert ids_in(tokenizer, "</think>", messages) == 3
+    assert ids_in(tokenizer, "<tool_call>", messages) == 3
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert tokenizer.decode(tokenizer.apply_chat_template(messages)) == text
 
 
 def test_the_formats_that_ship_have_the_same_rule():
@@ -297,10 +296,10 @@ def test_the_formats_that_ship_have_the_same_rule():
 
     tokenizer = tokenizer_of(CHAT_TEMPLATES["chatml"])
     said = "<|im_start|> <|im_end|> <think> </s>"
-    talk = [message("user", said), message("assistant", said)]
-    assert ids_in(tokenizer, "<|im_start|>", talk) == 2
-    assert ids_in(tokenizer, "<think>", talk) == 2
-    assert tokenizer.apply_chat_template(talk).count(tokenizer.special_tokens["</s>"]) == 0
+    messages = talk(said, said)
+    assert ids_in(tokenizer, "<|im_start|>", messages) == 2
+    assert ids_in(tokenizer, "<think>", messages) == 2
+    assert tokenizer.apply_chat_template(messages).count(tokenizer.special_tokens["</s>"]) == 0
     assert tokenizer.special_tokens["<|im_end|>"] in ChatTemplate(tokenizer).end_ids()
     assert tokenizer.added_tokens["<|im_start|>"] in ChatTemplate(tokenizer).end_ids()
 
@@ -315,30 +314,28 @@ def learnt(tokenizer: Tokenizer, messages, which, **options) -> str:
 
 
 def test_what_the_assistant_says_is_learnt_with_what_ends_it():
-    talk = [message("user", "Hi"), message("assistant", "Hello"), message("user", "Bye")]
-    talk.append(message("assistant", "See you"))
+    messages = talk("Hi", "Hello", "Bye", "See you")
     for name in ("another prompt", "stripped", "trimmed", "thinking in the prompt", "a macro"):
         tokenizer = tokenizer_of(TEMPLATES[name])
-        assert learnt(tokenizer, talk, [False, True] * 2) == "Hello<|im_end|>See you<|im_end|>"
-        assert learnt(tokenizer, talk, [False] * 3 + [True]) == "See you<|im_end|>"
+        assert learnt(tokenizer, messages, [False, True] * 2) == "Hello<|im_end|>See you<|im_end|>"
+        assert learnt(tokenizer, messages, [False] * 3 + [True]) == "See you<|im_end|>"
     # Where it is the model that begins the line, it learns to.
     tokenizer = tokenizer_of(TEMPLATES["no line's end"])
-    assert learnt(tokenizer, talk, [False, True] * 2) == "\nHello<|im_end|>\nSee you<|im_end|>"
+    assert learnt(tokenizer, messages, [False, True] * 2) == "\nHello<|im_end|>\nSee you<|im_end|>"
     tokenizer = tokenizer_of(TEMPLATES["the text's end after an answer"])
-    assert learnt(tokenizer, talk, [False, True] * 2) == " Hello</s> See you</s>"
+    assert learnt(tokenizer, messages, [False, True] * 2) == " Hello</s> See you</s>"
     # The whole is the prompt, and what the model is to go on with.
-    ids, flags = ChatTemplate(tokenizer).examples(talk, [False, True] * 2)
-    prompt = tokenizer.apply_chat_template(talk[:3], add_generation_prompt=True)
+    ids, flags = ChatTemplate(tokenizer).examples(messages, [False, True] * 2)
+    prompt = tokenizer.apply_chat_template(messages[:3], add_generation_prompt=True)
     assert ids[: len(prompt)] == prompt
     assert (flags[len(prompt) - 1], flags[len(prompt)]) == (False, True)
 
 
 def test_a_token_that_reaches_over_the_border_is_learnt_if_its_end_is():
-    template = FOR_EACH + "{{ message.role + ': ' + message.content + '.' }}{% endfor %}"
     tokenizer = Tokenizer.train(["user: Hi.assistant: Hi.Hi. " * 9], 280)
-    tokenizer.chat_template = template
-    talk = [message("user", "Hi"), message("assistant", "Hi")]
-    ids, flags = ChatTemplate(tokenizer).examples(talk, [False, True])
+    tokenizer.chat_template = each("{{ message.role + ': ' + message.content + '.' }}")
+    messages = talk("Hi", "Hi")
+    ids, flags = ChatTemplate(tokenizer).examples(messages, [False, True])
     pieces = [tokenizer.decode([id]) for id in ids]
     reaching = [n for n, piece in enumerate(pieces) if piece != "Hi" and piece.endswith("Hi")]
     assert reaching  # else this shows nothing
@@ -348,46 +345,40 @@ def test_a_token_that_reaches_over_the_border_is_learnt_if_its_end_is():
 
 def test_generation_marks_what_is_learnt():
     tokenizer = tokenizer_of(TEMPLATES["what is to be learnt"])
-    talk = [message("user", "Hi"), message("assistant", "Hello"), message("assistant", "Bye")]
-    assert learnt(tokenizer, talk, [False, True, True]) == "Hello<|im_end|>Bye<|im_end|>"
-    assert learnt(tokenizer, talk, [False, False, True]) == "Bye<|im_end|>"
+    messages = [message("user", "Hi"), message("assistant", "Hello"), message("assistant", "Bye")]
+    assert learnt(tokenizer, messages, [False, True, True]) == "Hello<|im_end|>Bye<|im_end|>"
+    assert learnt(tokenizer, messages, [False, False, True]) == "Bye<|im_end|>"
 
 
-@pytest.mark.live("transformers")
 @pytest.mark.live("torch", "transformers")
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name.endswith("_training")])
 def test_what_generation_marks_is_what_transformers_masks(pairs, name):
     ours, theirs = pairs(PUBLISHED[name])
-    talk = [*TALK, message("assistant", "Done <x>.")]
+    messages = [*TALK, message("assistant", "Done <x>.")]
     if "['type']" in PUBLISHED[name]:
-        talk = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in talk]
+        messages = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in messages]
     options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
     try:
-        expected = theirs.apply_chat_template(talk, **options)
+        expected = theirs.apply_chat_template(messages, **options)
     except Exception:
         pytest.skip("transformers renders no mask for it")
-    ids, flags = ChatTemplate(ours).examples(talk, [m["role"] == "assistant" for m in talk])
+    ids, flags = ChatTemplate(ours).examples(messages, [m["role"] == "assistant" for m in messages])
     mask = expected["assistant_masks"]
     if ids != expected["input_ids"]:  # where no token ends a turn, the text's end is ours
         assert ids[:-1] == expected["input_ids"]
         flags = flags[:-1]
     # Theirs takes in a token that reaches out of the block at its end; ours, one at its beginning.
     different = [n for n, (a, b) in enumerate(zip(flags, mask, strict=True)) if a != bool(b)]
-    assert len(different) <= 2 * sum(m["role"] == "assistant" for m in talk)
+    assert len(different) <= 2 * sum(m["role"] == "assistant" for m in messages)
     inside = [n for n in range(1, len(mask) - 1) if mask[n - 1] == mask[n] == mask[n + 1]]
     assert not set(inside) & set(different)
 
 
 def test_tools_are_learnt_as_they_are_called():
-    template = (
-        "{% if tools %}{{ tools | tojson }}{% endif %}"
-        + FOR_EACH
-        + "<|im_start|>{{ message.role }}"
-        "\n{{ message.content }}{% for call in message.tool_calls or [] %}<tool_call>"
-        "{{ call.function | tojson }}{% endfor %}<|im_end|>{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    tokenizer = tokenizer_of(template)
+    calls = "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}"
+    turn = ROLE + "{{ message.content }}" + calls + "{% endfor %}<|im_end|>"
+    tools = "{% if tools %}{{ tools | tojson }}{% endif %}"
+    tokenizer = tokenizer_of(tools + each(turn) + begun("<|im_start|>assistant\n"))
     said = learnt(tokenizer, CALLED, [False, True, False, False], tools=TOOLS)
     assert said == f"<tool_call>{json.dumps(CALL, ensure_ascii=False)}<|im_end|>"
     other = tokenizer_of(TEMPLATES["trimmed"])
@@ -402,22 +393,21 @@ def test_variables_are_the_templates():
     tokenizer = tokenizer_of(
         "{{ messages[0].content }}{% if thinks is false %} no{% endif %}{{ x }}"
     )
-    talk = [message("user", "Hi")]
-    assert (
-        tokenizer.apply_chat_template(talk, tokenize=False, thinks=False, x="</s>") == "Hi no</s>"
-    )
-    ids = tokenizer.apply_chat_template(talk, x="</s>")
+    messages = talk("Hi")
+    text = tokenizer.apply_chat_template(messages, tokenize=False, thinks=False, x="</s>")
+    assert text == "Hi no</s>"
+    ids = tokenizer.apply_chat_template(messages, x="</s>")
     assert tokenizer.special_tokens["</s>"] not in ids  # nor is a variable ever a marker
     with pytest.warns(UserWarning, match="does not use documents, other"):
-        tokenizer.apply_chat_template(talk, other=1, documents=[{"text": "a"}])
+        tokenizer.apply_chat_template(messages, other=1, documents=[{"text": "a"}])
     with pytest.raises(ValueError, match="expected texts, numbers"):
-        tokenizer.apply_chat_template(talk, x=object())
+        tokenizer.apply_chat_template(messages, x=object())
 
 
 def test_numbers_that_people_write_are_texts():
     tokenizer = tokenizer_of("{{ messages[0].content.strip() | trim }}{{ 1700000000 | string }}")
-    talk = [message("user", "call 99999999999 ")]
-    text = tokenizer.apply_chat_template(talk, tokenize=False)
+    messages = talk("call 99999999999 ")
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
     assert text == "call 999999999991700000000"
 
 
@@ -462,20 +452,19 @@ def test_numbers_that_people_write_are_texts():
 )
 def test_what_goes_wrong_is_said_in_a_line(template, expected):
     tokenizer = tokenizer_of(template)
-    refused(lambda: tokenizer.apply_chat_template([message("user", "Hi")]), expected)
+    refused(lambda: tokenizer.apply_chat_template(talk("Hi")), expected)
 
 
 def test_what_can_not_be_followed_is_refused_where_it_matters():
     """Turned round letter by letter, a text may still be read, but it marks nothing."""
     backwards = "{{ messages[0].content | reverse | join }}"
-    talk = [message("user", "Hi")]
-    assert tokenizer_of(backwards).apply_chat_template(talk, tokenize=False) == "iH"
+    messages = talk("Hi")
+    assert tokenizer_of(backwards).apply_chat_template(messages, tokenize=False) == "iH"
     centred = "{{ ('<|im_start|>' + messages[0].content) | center(40) }}"
     with pytest.raises(ValueError, match="a way that can't be followed"):
-        tokenizer_of(centred).apply_chat_template(talk)
-    assert "Hi" in tokenizer_of("{{ messages[0].content | center(40) }}").apply_chat_template(
-        talk, tokenize=False
-    )
+        tokenizer_of(centred).apply_chat_template(messages)
+    unmarked = tokenizer_of("{{ messages[0].content | center(40) }}")
+    assert "Hi" in unmarked.apply_chat_template(messages, tokenize=False)
 
 
 @pytest.mark.parametrize(
@@ -499,7 +488,7 @@ def test_no_way_of_writing_it_makes_a_marker_of_what_is_said(expression):
     tokenizer = tokenizer_of("{% set c = messages[0].content %}{{ " + expression + " }}")
     said = "x</s>|\n<|im_start|>x</s>\n</s>"
     try:
-        ids = tokenizer.apply_chat_template([message("user", said)])
+        ids = tokenizer.apply_chat_template(talk(said))
     except ValueError:
         return
     assert tokenizer.special_tokens["</s>"] not in ids
@@ -510,13 +499,13 @@ def test_escaping_makes_no_marker_either():
     template = "{% autoescape true %}[INST]{{ messages[0].content }}[/INST]{% endautoescape %}"
     tokenizer = tokenizer_of(template, special=marks)
     with pytest.raises(ValueError, match="can't be followed"):
-        tokenizer.apply_chat_template([message("user", "x[/INST]y[INST]z")])
+        tokenizer.apply_chat_template(talk("x[/INST]y[INST]z"))
 
 
 def test_unknown_text_within_generation_is_refused_too():
     template = "{% generation %}{{ (messages[0].content ~ '<|im_end|>')|center(40) }}"
     with pytest.raises(ValueError, match="can't be followed"):
-        tokenizer_of(template + "{% endgeneration %}").apply_chat_template([message("user", "a")])
+        tokenizer_of(template + "{% endgeneration %}").apply_chat_template(talk("a"))
 
 
 def test_markers_that_merges_make_come_from_no_content():
@@ -529,16 +518,15 @@ def test_markers_that_merges_make_come_from_no_content():
         chat_template="{% for m in messages %}{{ m.role + ':' + m.content + '\n' }}{% endfor %}",
     )
     for said in ("user", "a user:x", "xuserx"):
-        talk = [message("user", said), message("assistant", said), message("user", said)]
-        assert ids_in(tokenizer, "user", talk) == 2
-        assert said in tokenizer.decode(tokenizer.apply_chat_template(talk))
+        messages = talk(said, said, said)
+        assert ids_in(tokenizer, "user", messages) == 2
+        assert said in tokenizer.decode(tokenizer.apply_chat_template(messages))
 
 
 def test_roles_are_words():
     tokenizer = tokenizer_of(TEMPLATES["another prompt"])
-    assert "<|im_start|>critic\n" in tokenizer.apply_chat_template(
-        [message("critic", "Hi")], tokenize=False
-    )
+    text = tokenizer.apply_chat_template([message("critic", "Hi")], tokenize=False)
+    assert "<|im_start|>critic\n" in text
     for role in ("user<|im_end|>", "", "a b", "x" * 99, "é", None, 3):
         with pytest.raises(ValueError, match="message 0 has the role"):
             tokenizer.apply_chat_template([message(role, "Hi")])
@@ -585,7 +573,7 @@ def test_marks_around_a_system_prompt_are_marks_and_those_in_it_are_none():
     assert habits(none).brackets == {"[INST]", "[/INST]"}
     assert habits(none).markers == {"<s>", "</s>"}
     said = "[INST] <<SYS>> <b> [/INST]"
-    text = tokenizer_of(none).apply_chat_template([message("user", said)], tokenize=False)
+    text = tokenizer_of(none).apply_chat_template(talk(said), tokenize=False)
     assert "[\u200bINST] <<SYS>> <b> [\u200b/INST]" in text
 
 
@@ -598,31 +586,23 @@ def test_marks_that_are_labels():
     assert {"### Instruction:", "### Response:"} <= habits(alpaca).labels
     assert (habits(alpaca).prompt, habits(alpaca).stop) == ("### Response:\n", "\n### Instruction:")
     said = "### Response:\nYes, ### Response:"
-    text = tokenizer_of(alpaca).apply_chat_template([message("user", said)], tokenize=False)
+    text = tokenizer_of(alpaca).apply_chat_template(talk(said), tokenize=False)
     assert "#\u200b## Response:\nYes, ### Response:" in text
-    talk = [message("user", "Hi"), message("assistant", "Hello")]
-    assert learnt(tokenizer_of(alpaca), talk, [False, True]) == "Hello\n\n</s>"
+    messages = talk("Hi", "Hello")
+    assert learnt(tokenizer_of(alpaca), messages, [False, True]) == "Hello\n\n</s>"
 
 
 def test_habits_are_the_templates_and_not_its_tools():
-    template = (
-        "{% if tools %}Call <tool_call>{{ tools | tojson }}</tool_call>{% endif %}"
-        + FOR_EACH
-        + IM
-        + "{% endfor %}"
-    )
-    tokenizer = tokenizer_of(template)
-    talk = [message("user", "Use <b>bold</b>."), message("assistant", "<tool_call>x")]
+    called = "{% if tools %}Call <tool_call>{{ tools | tojson }}</tool_call>{% endif %}"
+    tokenizer = tokenizer_of(called + each(IM))
+    messages = talk("Use <b>bold</b>.", "<tool_call>x")
     tools = [{"description": "in <b>bold</b>"}]
-    text = tokenizer.apply_chat_template(talk, tokenize=False, tools=tools)
+    text = tokenizer.apply_chat_template(messages, tokenize=False, tools=tools)
     assert text.count("<b>bold</b>") == 2
-    assert ids_in(tokenizer, "<tool_call>", talk, tools=tools) == 2
+    assert ids_in(tokenizer, "<tool_call>", messages, tools=tools) == 2
     # What the template says of tokens before a conversation marks no turn.
-    fixed = "<|im_start|>system\nThink within <think> and </think>.<|im_end|>\n" + FOR_EACH + IM
-    tokenizer = tokenizer_of(fixed + "{% endfor %}")
-    assert (
-        ids_in(tokenizer, "<think>", [message("user", "a"), message("assistant", "<think>")]) == 2
-    )
+    fixed = "<|im_start|>system\nThink within <think> and </think>.<|im_end|>\n"
+    assert ids_in(tokenizer_of(fixed + each(IM)), "<think>", talk("a", "<think>")) == 2
 
 
 def test_an_answer_that_begins_and_ends_with_tokens_of_its_own():
@@ -635,9 +615,9 @@ def test_an_answer_that_begins_and_ends_with_tokens_of_its_own():
     )
     special = ("<|start|>", "<|message|>", "<|end|>", "<|channel|>", "<|return|>", "<s>", "</s>")
     tokenizer = tokenizer_of(template, special=special, added=())
-    talk = [message("user", "Hi"), message("assistant", "Ho")] * 2
+    messages = talk("Hi", "Ho") * 2
     said = "<|channel|>final<|message|>Ho"
-    assert learnt(tokenizer, talk, [False, True] * 2) == f"{said}<|end|>{said}<|return|>"
+    assert learnt(tokenizer, messages, [False, True] * 2) == f"{said}<|end|>{said}<|return|>"
     ends = {tokenizer.decode([id]) for id in ChatTemplate(tokenizer).end_ids()}
     assert ends == {"<|start|>", "<|end|>", "</s>"}
 
@@ -648,16 +628,16 @@ def test_contents_as_parts_are_learnt_as_well():
         "{{ part.text }}{% endfor %}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}Assistant:{% endif %}"
     )
-    talk = [message("user", "Hi"), message("assistant", "Ho")]
-    parts = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in talk]
+    messages = talk("Hi", "Ho")
+    parts = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in messages]
     assert learnt(tokenizer_of(template), parts, [False, True]) == " Ho<|im_end|>"
 
 
 def test_messages_that_are_not_written_teach_nothing():
     tokenizer = tokenizer_of(TEMPLATES["only the last"])
-    talk = [message("user", "Hi"), message("assistant", "Ho"), message("user", "Bye")]
-    assert learnt(tokenizer, talk, [False, True, False]) == ""
-    assert learnt(tokenizer, talk[:2], [False, True]) == "Ho</s>"
+    messages = talk("Hi", "Ho", "Bye")
+    assert learnt(tokenizer, messages, [False, True, False]) == ""
+    assert learnt(tokenizer, messages[:2], [False, True]) == "Ho</s>"
     # Two answers one after another, with nothing between them.
     bare = tokenizer_of("{% for m in messages %}{{ m.content }}{% endfor %}")
     both = [message("assistant", "ab"), message("assistant", "cd")]
@@ -670,10 +650,8 @@ def test_messages_that_are_not_written_teach_nothing():
 def test_a_template_for_tools_is_used_with_tools(layout, tmp_path):
     import transformers
 
-    default, with_tools = (
-        "{{ messages[0].content }}!",
-        "{{ tools | tojson }}{{ messages[0].content }}",
-    )
+    default = "{{ messages[0].content }}!"
+    with_tools = "{{ tools | tojson }}{{ messages[0].content }}"
     tokenizer_of(default).save_pretrained(tmp_path)
     path = tmp_path / "tokenizer_config.json"
     config = json.loads(path.read_text())
@@ -688,16 +666,15 @@ def test_a_template_for_tools_is_used_with_tools(layout, tmp_path):
     path.write_text(json.dumps(config))
     ours = load_tokenizer(tmp_path)
     ours.save_pretrained(tmp_path / "again")
-    talk = [message("user", "Hi")]
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    messages = talk("Hi")
     for options in ({}, {"tools": TOOLS}):
-        expected = transformers.AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(
-            talk, tokenize=False, **options
-        )
+        expected = theirs.apply_chat_template(messages, tokenize=False, **options)
         for tokenizer in (ours, load_tokenizer(tmp_path / "again")):
-            assert tokenizer.apply_chat_template(talk, tokenize=False, **options) == expected
+            assert tokenizer.apply_chat_template(messages, tokenize=False, **options) == expected
 
 
 def test_a_sandbox_that_can_be_left_is_not_used(monkeypatch):
     monkeypatch.setattr("importlib.metadata.version", lambda name: "3.1.5")
     with pytest.raises(ValueError, match=r"jinja2 3\.1\.5 has a sandbox .* 'numgpt\[chat\]'"):
-        tokenizer_of("{{ 1 }} of an older one").apply_chat_template([message("user", "Hi")])
+        tokenizer_of("{{ 1 }} of an older one").apply_chat_template(talk("Hi"))
