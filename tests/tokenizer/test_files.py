@@ -34,11 +34,10 @@ def same(a: Tokenizer, b: Tokenizer) -> None:
 def test_save_then_load_is_the_identity(saved, tmp_path):
     tokenizer, directory = saved
     same(load_tokenizer(directory), tokenizer)
-    for names in (("tokenizer.json",), ("vocab.json", "merges.txt")):
+    for names in (ONE, PAIR):
         part = tmp_path / names[0]
         part.mkdir()
-        for name in names:
-            shutil.copy(directory / name, part)
+        copy(directory, part, names)
         same(Tokenizer.from_pretrained(part), tokenizer)
     characters = CharTokenizer(list("abcé\n\u2028"))
     characters.save_pretrained(tmp_path / "characters")
@@ -48,12 +47,11 @@ def test_save_then_load_is_the_identity(saved, tmp_path):
 def test_openais_files_and_hugging_faces_are_the_same_tokenizer(gpt2_tokenizer, tmp_path):
     gpt2_tokenizer.save_pretrained(tmp_path)
     same(load_tokenizer(tmp_path), gpt2_tokenizer)
-    assert json.loads((tmp_path / "vocab.json").read_text("utf-8")) == json.loads(
-        shared("gpt2", "encoder.json").read_text("utf-8")
-    )
-    assert (tmp_path / "merges.txt").read_text("utf-8").split("\n")[1:] == shared(
-        "gpt2", "vocab.bpe"
-    ).read_text("utf-8").split("\n")[1:]
+    ids, merges = (tmp_path / name for name in PAIR)
+    theirs = shared("gpt2", "encoder.json"), shared("gpt2", "vocab.bpe")
+    assert json.loads(ids.read_text("utf-8")) == json.loads(theirs[0].read_text("utf-8"))
+    lines = [path.read_text("utf-8").split("\n")[1:] for path in (merges, theirs[1])]
+    assert lines[0] == lines[1]
 
 
 @pytest.mark.live("tokenizers")
@@ -88,6 +86,8 @@ def edit(directory, tmp_path, **changes):
     return tmp_path
 
 
+ONE, PAIR = ("tokenizer.json",), ("vocab.json", "merges.txt")
+FAST = {"tokenizer_class": "PreTrainedTokenizerFast"}
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
 WORDS = {"type": "Split", "pattern": {"Regex": "(a+)+"}, "behavior": "Isolated", "invert": False}
 LLAMA3 = WORDS | {"pattern": {"Regex": PATTERNS["llama3"]}}
@@ -113,25 +113,23 @@ def whole(text):
     return lambda saved, directory: (directory / "tokenizer.json").write_bytes(data)
 
 
+def copy(saved, directory, names):
+    for name in names:
+        shutil.copy(saved / name, directory)
+
+
+def beside(names, said):
+    """These are as saved, and tokenizer_config.json says this."""
+
+    def write(saved, directory):
+        copy(saved, directory, names)
+        (directory / "tokenizer_config.json").write_text(json.dumps(said), encoding="utf-8")
+
+    return write
+
+
 def config(**fields):
-    """… is as saved, and tokenizer_config.json says this."""
-
-    def write(saved, directory):
-        shutil.copy(saved / "tokenizer.json", directory)
-        configure(directory, **fields)
-
-    return write
-
-
-def pair(**fields):
-    """vocab.json and merges.txt, and tokenizer_config.json says this."""
-
-    def write(saved, directory):
-        for name in ("vocab.json", "merges.txt"):
-            shutil.copy(saved / name, directory)
-        configure(directory, **fields)
-
-    return write
+    return beside(ONE, fields)
 
 
 def fields(**changes):
@@ -179,7 +177,8 @@ WRONG = [
     (config(added_tokens_decoder={"7": {}}), r"tokenizer_config\.json: "),
     (config(added_tokens_decoder=[7]), r"tokenizer_config\.json: "),
     (config(eos_token="<|nowhere|>"), r"eos_token='<\|nowhere\|>' is not one of the special"),
-    (pair(tokenizer_class="PreTrainedTokenizerFast"), r"needs the file tokenizer\.json"),
+    (beside(ONE, [1]), r"tokenizer_config\.json: expected a JSON object"),
+    (beside(PAIR, FAST), r"needs the file tokenizer\.json"),
     (lambda saved, directory: None, r"no tokenizer in .*tokenizer\.json"),
     (whole('{"model": {"vocab"'), r"tokenizer\.json is not valid JSON"),
     (whole(b"\xff"), r"tokenizer\.json is not valid JSON \(it is not UTF-8"),
@@ -227,10 +226,9 @@ def test_a_template_that_begins_with_a_token_adds_it(saved, tmp_path, post_proce
         load_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("names", [("tokenizer.json",), ("vocab.json", "merges.txt")])
+@pytest.mark.parametrize("names", [ONE, PAIR])
 def test_what_tokenizer_config_says(saved, tmp_path, names):
-    for name in names:
-        shutil.copy(saved[1] / name, tmp_path)
+    copy(saved[1], tmp_path, names)
     assert load_tokenizer(tmp_path).bos_token is None
     user = {"content": "<|user|>", "lstrip": False}
     configure(tmp_path, bos_token=user, eos_token="<|user|>", add_bos_token=True, chat_template="x")
@@ -251,18 +249,9 @@ def test_what_tokenizer_config_says(saved, tmp_path, names):
     assert not (tmp_path / "chat_template.jinja").exists()
 
 
-def test_a_config_that_is_no_object_is_refused(saved, tmp_path):
-    shutil.copy(saved[1] / "tokenizer.json", tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text("[1]")
-    with pytest.raises(ValueError, match=r"tokenizer_config\.json: expected a JSON object"):
-        load_tokenizer(tmp_path)
-
-
 def test_two_files_mean_what_their_class_does(saved, tmp_path):
     """vocab.json and merges.txt don't say how text is cut: the class does, or nothing."""
-    for name in ("vocab.json", "merges.txt"):
-        shutil.copy(saved[1] / name, tmp_path)
-    configure(tmp_path, tokenizer_class="Qwen2Tokenizer")
+    beside(PAIR, {"tokenizer_class": "Qwen2Tokenizer"})(saved[1], tmp_path)
     tokenizer = load_tokenizer(tmp_path)
     assert (tokenizer.pattern.name, tokenizer.normalizer) == ("qwen2", "NFC")
 
@@ -292,16 +281,12 @@ def test_added_tokens_are_found_in_any_text_and_are_text(saved, tmp_path):
     whole = json.loads(path.read_text(encoding="utf-8"))
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     first = tokenizer.vocab_size
-    for number, text in enumerate(("<tool_call>", "    ", "<tool_call>  ")):
-        entry = {"id": first + number, "content": text, "special": False}
-        whole["added_tokens"].append(entry | flags)
+    added = {"<tool_call>": first, "    ": first + 1, "<tool_call>  ": first + 2}
+    for text, id in added.items():
+        whole["added_tokens"].append({"id": id, "content": text, "special": False} | flags)
     path.write_text(json.dumps(whole), encoding="utf-8")
     ours = load_tokenizer(path.parent)
-    assert ours.added_tokens == {
-        "<tool_call>": first,
-        "    ": first + 1,
-        "<tool_call>  ": first + 2,
-    }
+    assert ours.added_tokens == added
     ours.save_pretrained(tmp_path / "again")
     assert load_tokenizer(tmp_path / "again").added_tokens == ours.added_tokens
     text = "def f():\n    return <tool_call> 1<tool_call>   x      y<|user|>"

@@ -6,7 +6,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import refused
+from support import refused, talk
 
 from numgpt import Tokenizer
 from numgpt.tokenizer import load_tokenizer
@@ -51,6 +51,12 @@ def added(token: str, id: int, **flags):
     return lambda whole: whole["added_tokens"].append(
         {"id": id, "content": token, "special": False} | FLAGS | flags
     )
+
+
+def normalizers(*steps: dict):
+    """Puts a sequence of these into tokenizer.json."""
+    sequence = {"type": "Sequence", "normalizers": list(steps)}
+    return lambda whole: whole.update(normalizer=sequence)
 
 
 FIRST = 300
@@ -99,22 +105,8 @@ CASES = {
         {"config": FAST | {"eos_token": TURN}, "edit": added(TURN, FIRST)},
     ),
     "a padding token in the config": (SINGLE, {"config": FAST | {"pad_token": "[PAD]"}}),
-    "no normalizers": (
-        SINGLE,
-        {
-            "config": FAST,
-            "edit": lambda whole: whole.update(normalizer={"type": "Sequence", "normalizers": []}),
-        },
-    ),
-    "one normalizer": (
-        SINGLE,
-        {
-            "config": FAST,
-            "edit": lambda whole: whole.update(
-                normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}]}
-            ),
-        },
-    ),
+    "no normalizers": (SINGLE, {"config": FAST, "edit": normalizers()}),
+    "one normalizer": (SINGLE, {"config": FAST, "edit": normalizers({"type": "NFC"})}),
 }
 SAID = [
     "Hello world<|im_end|>x abc",
@@ -209,12 +201,11 @@ def test_parts_of_their_own_are_named_in_templates(directory, tmp_path):
     config["chat_template"] = "{{ image_token }}{{ audio_token }}{{ pad_token }}"
     path = directory(SINGLE, config=config)
     theirs = transformers.AutoTokenizer.from_pretrained(path)
-    talk = [{"role": "user", "content": "Hi"}]
-    expected = theirs.apply_chat_template(talk, tokenize=False)
+    expected = theirs.apply_chat_template(talk("Hi"), tokenize=False)
     assert expected == "<image><audio><|endoftext|>"
     load_tokenizer(path).save_pretrained(tmp_path / "again")
     for ours in (load_tokenizer(path), load_tokenizer(tmp_path / "again")):
-        assert ours.apply_chat_template(talk, tokenize=False) == expected
+        assert ours.apply_chat_template(talk("Hi"), tokenize=False) == expected
         assert ours.vocab_size == len(theirs)
         ids = ours.encode(expected, allowed_special="all")
         assert ours.decode(ids) == expected
@@ -253,7 +244,7 @@ NORMALIZED = ["ü", "x\u0308", "<|ü|>", "u\u0308!"]
 @given(
     st.lists(st.sampled_from([*NORMALIZED, "u", "\u0308", "a ", "<|u\u0308|>", "!"])).map("".join)
 )
-def test_flags_of_added_tokens_beside_a_normalizer(text):
+def test_flags_of_added_tokens_beside_a_normalizer(tmp_path_factory, text):
     """A token that is looked for in the normalised text is found however it is typed; another in
     the text as it stands."""
     import tokenizers
@@ -269,19 +260,12 @@ def test_flags_of_added_tokens_beside_a_normalizer(text):
             added_tokens=tokens,
             normalized_tokens=which,
         )
-        theirs = tokenizers.Tokenizer.from_str(written(ours))
+        directory = tmp_path_factory.mktemp("flags")
+        ours.save_pretrained(directory)
+        theirs = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
         expected = theirs.encode(text).ids
         # (Their ids of added tokens are those of the file, ours as well.)
         assert [400 <= id < 404 and id for id in ours.encode(text)] == [
             400 <= id < 404 and id for id in expected
         ]
         assert ours.encode(text) == expected
-
-
-def written(tokenizer: Tokenizer) -> str:
-    import tempfile
-    from pathlib import Path
-
-    with tempfile.TemporaryDirectory() as directory:
-        tokenizer.save_pretrained(directory)
-        return Path(directory, "tokenizer.json").read_text("utf-8")
