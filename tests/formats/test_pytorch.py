@@ -382,7 +382,7 @@ def test_a_tensor_may_have_many_axes_and_axes_of_one_any_stride(tmp_path, write)
     ("write", "options", "message"),
     [
         (write_archive, {"storages": {}}, "'archive/data/0' is missing"),
-        (write_archive, {"storages": {"0": SIX[:-1]}}, "/0' has 23 bytes, its tensors need 24"),
+        (write_archive, {"storages": {"0": SIX[:-1]}}, "'archive/data/0' has 23 bytes.* need 24"),
         (write_archive, {"byteorder": b"big"}, "big-endian"),
         (write_archive, {"compression": zipfile.ZIP_DEFLATED}, "compressed"),
         (write_archive, {"members": {"constants.pkl": b""}}, "TorchScript"),
