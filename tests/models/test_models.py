@@ -59,6 +59,8 @@ def test_equals_recorded_transformers(name, label):
 def test_equals_transformers_on_any_batch(name, dtype, rows, time, seed):
     model = small_model(name, dtype)
     ids, targets = batch(model.config, (rows, time), seed)
+    if isinstance(model, Llama):  # a norm enlarges the gradient at an x near 0, its rounding too
+        model.parameters["embed_tokens.weight"][...] *= 10
     same(our_results(model, ids, targets), their_results(model, ids, targets))
 
 
