@@ -262,7 +262,7 @@ def tokens_file_from(fields: object) -> TokensFile:
     """A TokensFile from a checkpoint.  Raises ValueError or TypeError for anything else."""
     tokens = TokensFile(**fields)  # type: ignore[arg-type]
     require(tokens, one_of(("<u2", "<u4")), "dtype")
-    require(tokens, whole(0, 1 << 53), "count", "vocab_size")
+    require(tokens, whole(0, (1 << 53) - 1), "count", "vocab_size")
     require(tokens, text(), "sha256", "tokenizer")
     require(tokens, truth(), "conversations")
     return tokens

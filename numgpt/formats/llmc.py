@@ -68,6 +68,7 @@ def open_checkpoint(path: Path) -> Source:
             " download it again"
         )
     config.bos_token_id = config.eos_token_id = gpt2.end_of_text_id(vocabulary)
+    _check_size(path, config, padded, VERSIONS[version])
     mapping = NanoGPTWeightMapping(gpt2.FAMILY, config)
     tensors = _tensors(path, config, padded, VERSIONS[version], mapping)
     return Source(
@@ -78,20 +79,8 @@ def open_checkpoint(path: Path) -> Source:
 def _tensors(
     path: Path, config: GPTConfig, padded: int, dtype: str, mapping: NanoGPTWeightMapping
 ) -> list[tuple[str, StoredTensor]]:
-    """The tensors in their order.  Raises ValueError unless the file is as long as the sizes in its
-    header make it."""
-    itemsize = DTYPES[dtype].itemsize
-    # From the sizes of one layer: there may be absurdly many.
-    one_layer = GPT.shapes(dataclasses.replace(config, n_layer=1, vocab_size=padded))
-    block = sum(math.prod(shape) for name, shape in one_layer.items() if name.startswith("h."))
-    rest = sum(math.prod(shape) for name, shape in one_layer.items() if name[:2] != "h.")
-    expected = HEADER_BYTES + (rest + config.n_layer * block) * itemsize
-    if expected != (size := path.stat().st_size):
-        raise ValueError(
-            f"{path} is {size} bytes long, the sizes in its header make {expected}: copy or"
-            " download it again"
-        )
-    shapes, tensors, offset = GPT.shapes(config), [], HEADER_BYTES
+    shapes, itemsize = GPT.shapes(config), DTYPES[dtype].itemsize
+    tensors, offset = [], HEADER_BYTES
     for kind in PARAMETERS:
         names = [kind] if kind in shapes else [f"h.{n}.{kind}" for n in range(config.n_layer)]
         for name in names:
@@ -101,6 +90,19 @@ def _tensors(
             rows = padded if name == "wte" else shape[0]  # the padding's rows are left out
             offset += rows * math.prod(shape[1:]) * itemsize
     return tensors
+
+
+def _check_size(path: Path, config: GPTConfig, padded: int, dtype: str) -> None:
+    """Raises ValueError unless the file is as long as the sizes in its header make it."""
+    one_layer = GPT.shapes(dataclasses.replace(config, n_layer=1, vocab_size=padded))
+    block = sum(math.prod(shape) for name, shape in one_layer.items() if name.startswith("h."))
+    rest = sum(math.prod(shape) for name, shape in one_layer.items() if name[:2] != "h.")
+    expected = HEADER_BYTES + (rest + config.n_layer * block) * DTYPES[dtype].itemsize
+    if expected != (size := path.stat().st_size):
+        raise ValueError(
+            f"{path} is {size} bytes long, the sizes in its header make {expected}: copy or"
+            " download it again"
+        )
 
 
 def _header(path: Path) -> np.ndarray:

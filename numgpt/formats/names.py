@@ -141,7 +141,7 @@ def from_hub(name: str, **options: Any) -> Path:
             f" the name ({_suggestion(name)}) and the connection, or put the model's"
             " files into a directory and name that"
         ) from None
-    if len(models) > 1:  # GGUF repositories hold one many times over: a person has to choose
+    if len(models) > 1:  # GGUF repositories hold a model many times over: a person chooses
         raise FileNotFoundError(
             f"{name} on the hub holds several models: name one, such as {name}/{models[0]}"
             f" ({', '.join(models)})"

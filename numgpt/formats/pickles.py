@@ -40,7 +40,7 @@ LITERALS |= {"BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
 LITERALS |= {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8"}
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 CONTAINERS = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
-# How many values others take from the stack; None: all since the last MARK.
+# How many values are taken from the stack beforehand; None: all since the last MARK.
 OPERANDS = dict.fromkeys(("TUPLE", "FROZENSET", "APPENDS", "SETITEMS", "ADDITEMS"))
 OPERANDS |= {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2}
 OPERANDS |= {"STACK_GLOBAL": 2, "REDUCE": 2}

@@ -148,7 +148,8 @@ def converted(name: str, array: np.ndarray, code: str) -> np.ndarray:
     """An array as files of this dtype hold it."""
     if code == "BF16" and array.dtype != DTYPES[code]:  # rounded; NaN stays NaN
         rounded = to_bfloat16(np.ascontiguousarray(array, np.float32))
-        return np.where(np.isnan(array), np.uint16(0x7FC0), rounded)
+        rounded[np.isnan(array)] = 0x7FC0
+        return rounded
     with np.errstate(over="ignore"):
         stored = array.astype(DTYPES[code], copy=False)
     if code == "F16" and np.isinf(stored).any():

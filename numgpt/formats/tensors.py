@@ -50,7 +50,7 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
-        """Its size in the file."""
+        """Its size, as numbers of its dtype one after another."""
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
     def finite(self) -> np.ndarray:

@@ -183,14 +183,14 @@ def weighted_sum(
     factors: tuple[str, str],
     factor: float = 1.0,
 ) -> Product:
-    """Of the largest features, over the keys ("key") or the queries ("query"), these with the heads
-    h that share the KV head κ:
+    """A sum over the keys j of a query i ("key"), or over the queries of a key ("query") and the
+    heads h that share its KV head κ; for the largest features of the result:
 
     result[i, h] = factor · Σ_j matrix[h, i, j] w[j, h]
     result[j, κ] = factor · Σ_h Σ_i matrix[h, i, j] w[i, h]
     """
     time, heads, size = result.shape
-    w = w.transpose(1, 2, 0).reshape(heads, -1, size, time)  # (κ, h, D, i)
+    w = w.transpose(1, 2, 0).reshape(heads, -1, size, time)  # (κ, h, D, i), or (h, 1, D, j)
     w = w.swapaxes(1, 2).reshape(heads, size, -1)
     chosen = largest(result, HEAD_FEATURES)  # (T, H, n)
     rows, picked = w[np.arange(heads)[:, None], chosen], np.take_along_axis(result, chosen, -1)

@@ -70,7 +70,7 @@ class ChatTemplate:
         self._breaker = ZERO_WIDTH_SPACE if self._can_write(ZERO_WIDTH_SPACE) else " "
 
     def __reduce__(self) -> tuple[type[ChatTemplate], tuple[Any, ...]]:
-        return ChatTemplate, (self.tokenizer, self.variables)  # a copy compiles its own program
+        return type(self), (self.tokenizer, self.variables)  # a copy compiles its own program
 
     @property
     def unused_variables(self) -> list[str]:

@@ -168,7 +168,7 @@ def _save(
 ) -> None:
     """Put tokenizer.json, tokenizer_config.json and other texts into a directory, in place of any
     tokenizer there."""
-    texts["tokenizer.json"] = json.dumps(whole, ensure_ascii=False)
+    texts = {"tokenizer.json": json.dumps(whole, ensure_ascii=False)} | texts
     texts[CONFIG_FILE] = json.dumps(config, indent=2)
     with replacing_together(directory, remove=TOKENIZER_FILES) as staged:
         for name, text in texts.items():

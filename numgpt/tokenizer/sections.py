@@ -114,7 +114,9 @@ def normalizer_name(section: dict[str, Any] | None) -> str | None:
         return None
     if section.get("type") == "Sequence" and len(section["normalizers"]) <= 1:
         return normalizer_name(*section["normalizers"]) if section["normalizers"] else None
-    require(section.get("type"), "NFC", "normalizer.type")
+    if section.get("type") != "NFC":
+        kind = shown(section.get("type"))
+        raise ValueError(f"the normalizer {kind} is not supported, only 'NFC'")
     return "NFC"
 
 
