@@ -1,13 +1,13 @@
 """SwiGLU, a gated feed-forward layer's activation (Shazeer 2020, arXiv:2002.05202, equation 6).
 
-    y = silu(gate) · up,    silu(z) = z σ(z),    σ(z) = 1 / (1 + exp(-z))
+    y = silu(gate) · up,    silu(z) = z σ(z) = z / (1 + exp(-z))
 
 gate and up are two projections of the same input: silu(gate) decides how much of up passes.
 
-Backward. With σ' = σ (1 - σ), silu'(z) = σ + z σ (1 - σ) = σ (1 + z (1 - σ)), and so,
+Backward. With σ' = σ (1 - σ), silu'(z) = σ + z σ (1 - σ) = σ + silu(z) (1 - σ), and so,
 σ being σ(gate),
 
-    dgate = dy · up · σ (1 + gate (1 - σ))        dup = dy · gate σ
+    dup = dy · silu(gate)        dgate = dy · up · (σ + silu(gate) (1 - σ))
 
 The backward recomputes σ from gate: that is cheaper than keeping an array as wide.
 """
@@ -41,7 +41,9 @@ def swiglu_forward(gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, SwiGLU
     y = empty_like(gate)
 
     def on_rows(gate: np.ndarray, up: np.ndarray, y: np.ndarray) -> None:
-        np.multiply(gate * sigmoid(gate), up, out=y)
+        with np.errstate(over="ignore"):  # exp(-gate) may be infinite, and y is 0 then
+            np.divide(gate, 1 + np.exp(-gate), out=y)
+        y *= up
 
     over_row_blocks(on_rows, gate, up, y)
     return y, SwiGLUCache(gate, up)
@@ -58,8 +60,12 @@ def swiglu_backward(
     def on_rows(*of_rows: np.ndarray) -> None:
         dy, gate, up, dgate, dup = of_rows
         s = sigmoid(gate)
-        np.multiply(dy * up, s * (1 + gate * (1 - s)), out=dgate)
-        np.multiply(dy, gate * s, out=dup)
+        silu = np.multiply(gate, s, out=dup)
+        np.multiply(silu, 1 - s, out=dgate)
+        dgate += s
+        dgate *= up
+        dgate *= dy
+        dup *= dy
 
     over_row_blocks(on_rows, dy, gate, up, dgate, dup)
     return dgate, dup
