@@ -43,12 +43,11 @@ def rope_step(a: Numbers, block: Block) -> Step:
     config = a.trace.model.config
     assert isinstance(config, LlamaConfig)
     half = config.head_size // 2
-    order = np.arange(2 * half)
-    partner, pair, first = (order + half) % (2 * half), order % half, order < half
+    partner = (np.arange(2 * half) + half) % (2 * half)
     places = np.arange(len(a.trace.ids))[None]
     rotation = rope_rotation(places, config.frequencies(), a.x("attn.hook_q").dtype)
-    cos, sin = (part[0, 0][:, None, pair] for part in rotation)  # (T, 1, D)
-    sin = np.where(first, -sin, sin)
+    whole = places.size, 2, half
+    cos, sin = (np.broadcast_to(part[0, 0], whole).reshape(-1, 1, 2 * half) for part in rotation)
     forward_of, backward_of = [], []
     for name, heads in (("q", "H"), ("k", "K")):
         read = f"attn.hook_{name}_normed" if block.attention.norms else f"attn.hook_{name}"

@@ -4,7 +4,7 @@ A head's D features are D/2 pairs, each a point in a plane. At position t, pair 
 angle t · ω_i,
 
     y_1 = x_1 cos(t ω_i) - x_2 sin(t ω_i)
-    y_2 = x_1 sin(t ω_i) + x_2 cos(t ω_i)            ω_i = base^(-2i/D)
+    y_2 = x_2 cos(t ω_i) + x_1 sin(t ω_i)            ω_i = base^(-2i/D)
 
 for queries and keys alike. With R(a) the rotation by a, R(a)ᵀ R(b) = R(b - a), and therefore
 
@@ -18,8 +18,8 @@ differs by a permutation of the features, that is, of the rows of the projection
 
 Backward. The transpose of a rotation, R(a)ᵀ = R(-a), turns back by the same angle,
 
-    dx_1 =  dy_1 cos(t ω_i) + dy_2 sin(t ω_i)
-    dx_2 = -dy_1 sin(t ω_i) + dy_2 cos(t ω_i)
+    dx_1 = dy_1 cos(t ω_i) + dy_2 sin(t ω_i)
+    dx_2 = dy_2 cos(t ω_i) - dy_1 sin(t ω_i)
 
 Longer contexts (Llama 3.1, Grattafiori et al. 2024, arXiv:2407.21783): slow pairs, which turn less
 than `low` times within the context L of the first training, are slowed down by a factor; fast ones,
@@ -40,10 +40,11 @@ from numgpt.runtime import empty
 
 
 class Rotation(NamedTuple):
-    """By what each pair is turned."""
+    """By what each pair is turned, as the two lines for y are computed in one:
+    y = (x_1, x_2) · cos + (x_2, x_1) · sin."""
 
-    cos: np.ndarray  # (B, 1, T, D/2)
-    sin: np.ndarray  # (B, 1, T, D/2)
+    cos: np.ndarray  # (B, 1, T, 1, D/2)
+    sin: np.ndarray  # (B, 1, T, 2, D/2), the first half negative
 
 
 def rope_frequencies(size: int, base: float = 10000.0) -> np.ndarray:
@@ -68,8 +69,9 @@ def rope_rotation(
     positions: np.ndarray, frequencies: np.ndarray, dtype: np.typing.DTypeLike
 ) -> Rotation:
     """positions (B, T), frequencies (D/2,) -> what turns each pair, for all heads and layers."""
-    angles = positions[:, None, :, None] * frequencies
-    return Rotation(np.cos(angles).astype(dtype), np.sin(angles).astype(dtype))
+    angles = positions[:, None, :, None, None] * frequencies
+    sin = np.sin(angles) * [[-1], [1]]
+    return Rotation(np.cos(angles).astype(dtype), sin.astype(dtype))
 
 
 def rope_forward(x: np.ndarray, rotation: Rotation) -> tuple[np.ndarray, Rotation]:
@@ -94,14 +96,7 @@ def rope_backward(dy: np.ndarray, cache: Rotation) -> np.ndarray:
 
 def _turned(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     batch, heads, time, size = x.shape
-    y = empty((batch, time, heads, size), x.dtype).transpose(0, 2, 1, 3)
-    (x_1, x_2), (y_1, y_2) = _pairs(x), _pairs(y)
-    np.subtract(x_1 * cos, x_2 * sin, out=y_1)
-    np.add(x_1 * sin, x_2 * cos, out=y_2)
-    return y
-
-
-def _pairs(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first and the second features of all pairs, views (B, H, T, D/2)."""
-    half = x.shape[-1] // 2
-    return x[..., :half], x[..., half:]
+    y = empty((batch, time, heads, 2, size // 2), x.dtype).transpose(0, 2, 1, 3, 4)
+    pairs = x.reshape(y.shape)  # a view
+    np.add(pairs * cos, pairs[..., ::-1, :] * sin, out=y)
+    return y.reshape(x.shape)
