@@ -45,7 +45,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from numgpt.layers.attention_tiles import TILE_ELEMENTS, Heads, Tile, over_heads, tiles
+from numgpt.layers.attention_tiles import TILE_ELEMENTS, Heads, over_heads, tiles
 from numgpt.layers.checks import floats
 from numgpt.layers.dropout import dropout_mask
 from numgpt.layers.softmax import exponentials
@@ -160,11 +160,15 @@ def attention_forward(
 def _of_one_query(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, key_mask: np.ndarray | None
 ) -> tuple[np.ndarray, AttentionCache]:
-    """As attention_forward for T = 1, as in decoding: all heads are one tile."""
-    whole, q_grouped = Tile((slice(None),) * 2, slice(0, 1), slice(None)), grouped(q, k.shape[1])
-    hide = whole.hide(q_grouped.shape[2], key_mask)
-    y, highest, total = tile_forward(q_grouped[..., 0, :], k, v, None, hide, scale)
-    y, of_rows = y.reshape(q.shape), (mT(highest)[..., None], mT(total)[..., None])
+    """As attention_forward for T = 1, as in decoding: nothing is in tiles, and rows of scores are
+    long."""
+    q_grouped = grouped(q, k.shape[1])
+    s = np.matmul(q_grouped[..., 0, :] * scale, mT(k))  # (B, K, G, S)
+    if key_mask is not None:
+        np.copyto(s, -np.inf, where=~key_mask[:, None, None])
+    p, highest, total = exponentials(s)
+    y = (np.matmul(p, v) / total).reshape(q.shape)
+    of_rows = highest[..., None], total[..., None]
     return y, AttentionCache(q_grouped, k, v, y, *of_rows, scale, key_mask, None, 1.0)
 
 
