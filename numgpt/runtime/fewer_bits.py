@@ -37,7 +37,7 @@ from numgpt.runtime.scratch import empty
 from numgpt.runtime.stored_rows import LARGEST, FewerBits
 
 UNSIGNED = 128  # is added to x: onednn.py
-SMALLEST = 1e-30  # of t: what is less is 0
+SMALLEST = 1e-30  # of t
 ROUNDED_BY_LIBRARY = 1 << 16  # bytes from which on that is quicker
 
 
@@ -122,9 +122,7 @@ class Int8(FewerBits):
         t, parts = np.empty((count, 1), np.float32), np.empty((2 * count, x.shape[1]), np.uint8)
 
         def round_rows(x: np.ndarray, t: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
-            t[:] = np.abs(x).max(axis=1, keepdims=True) / LARGEST
-            t[t < SMALLEST] = 1
-            t[np.isinf(t)] = np.nan  # then so is the result
+            t[:] = np.maximum(np.abs(x).max(axis=1, keepdims=True) / LARGEST, SMALLEST)
             # From 2²³ on, a float32 ends with a whole number: its two lowest bytes are a and b.
             number = x * (256 / t)
             number += 2**23 + 256 * UNSIGNED + UNSIGNED

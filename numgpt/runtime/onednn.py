@@ -6,9 +6,8 @@ It is the library below PyTorch and CTranslate2. Two things of it are called her
     a primitive     x Wᵀ, made for its sizes: W (O, I) in fewer bits, or few rows x; float32 out
 
 Packed. With v numbers in 32 bits (2 of bfloat16, 4 of int8), W lies as (O/64, I/16v, 16, 64, v): an
-instruction takes v inputs of 16 outputs, and a product walks through W once, so that sixteen rows
-take hardly longer than one. That of int8, vpdpbusd, multiplies an unsigned x by a signed W: x comes
-as x + 128, and `shift` takes 128 Σ_i W_oi off.
+instruction takes v inputs of 16 outputs, and sixteen rows walk through W once. That of int8 needs
+an unsigned x: it comes as x + 128, and `shift` takes 128 Σ_i W_oi off.
 
 Threads. oneDNN's, OpenMP's, spin while they wait, as OpenBLAS's do: on two cores, products by both
 in turn took up to twenty times as long. So where oneDNN is used, OpenBLAS is held to one thread,
@@ -32,8 +31,7 @@ from numgpt.runtime.threads import blas_is_single_threaded, hold_blas, in_a_piec
 
 VARIABLE = "NUMGPT_ONEDNN"  # 0: it is not used; a path: this library
 DISTRIBUTION = "onednn-cpu-gomp"  # what the extra installs
-# As it is loaded, unless they are set: a thread spins for some 0.3 ms, and nothing is printed.
-SETTINGS = {"GOMP_SPINCOUNT": "20000", "ONEDNN_VERBOSE": "none"}
+SETTINGS = {"GOMP_SPINCOUNT": "20000", "ONEDNN_VERBOSE": "none"}  # spins some 0.3 ms, is silent
 INPUTS, OUTPUTS = 16, 64  # of a block of packed weights
 CODES = {"float32": 3, "bfloat16": 2, "int8": 5, "uint8": 6}  # dnnl_types.h of all oneDNN 3
 CPU, IN_ORDER, AS_IT_LIKES, BY_OUTPUT, WEIGHTS_LIE, BLOCKS = 1, 1, 1, 1 << 1, 131, 264
@@ -127,7 +125,7 @@ class OneDNN:
         """How packed W (O, I) lies; None where the library does not like it in this file's form."""
         self._set_threads(1)  # for more, small matrices would be cut into other blocks
         likes = self._array(kind, width, outputs, strides=None)
-        described = self._described(kind, 1, width, outputs, likes)
+        described, _ = self._described(kind, 1, width, outputs, likes)
         order = _Object(self.library.dnnl_primitive_desc_query_md(described, WEIGHTS_LIE, 0))
         order.of = described
         blocks = ctypes.POINTER(ctypes.c_int64)()
@@ -139,36 +137,38 @@ class OneDNN:
 
     def product(self, kind: str, x: np.ndarray, w: Any, out: np.ndarray, steps: Any = None) -> None:
         """out = x Wᵀ, of int8 (x Wᵀ) · scales + shift, x unsigned.  x (N, I), out (N, O): C order.
-        `w`: where W, scales, shift (O,) lie; W packed, or with `steps` from input to input, output
-        to output."""
-        thread, sizes = (threading.get_ident(), self._choose_threads()), (*x.shape, out.shape[1])
-        primitive, memories, arguments = self._product(*thread, kind, sizes, steps)
-        for memory, place in zip(memories, (address(x), address(out), *w), strict=True):
-            self.library.dnnl_memory_set_data_handle(memory, place)
+        `w`: where W, scales, shift (O,) lie; W packed, or with `steps` between inputs, outputs."""
+        how = threading.get_ident(), self._choose_threads(), kind, (*x.shape, out.shape[1]), steps
+        primitive, memories, arguments = self._product(how, w)
+        self.library.dnnl_memory_set_data_handle(memories[0], address(x))
+        self.library.dnnl_memory_set_data_handle(memories[1], address(out))
         self._call("primitive_execute", primitive, self._stream, len(memories), arguments)
 
+    @functools.lru_cache(maxsize=2048)  # noqa: B019 (of a kilobyte or two each)
+    def _product(self, how: tuple, w: tuple[int, ...]) -> Any:
+        """A primitive, and its arguments for one W."""
+        primitive, lies = self._primitive(*how)
+        return primitive, *self._arguments(lies, (None, None, *w))
+
     @functools.lru_cache(maxsize=256)  # noqa: B019 (of half a megabyte each)
-    def _product(self, thread: int, threads: int, kind: str, sizes: Any, steps: Any) -> Any:
-        """A primitive and its arguments, of each thread's own: they say where arrays lie."""
+    def _primitive(self, thread: int, threads: int, kind: str, sizes: Any, steps: Any) -> Any:
+        """Of each thread's own, as it has memory for its work; and how its arguments lie."""
         n, i, o = sizes
         order = self._array(kind, i, o, strides=steps) if steps else self.order(kind, o, i)
         self._set_threads(threads)
-        primitive = self._make("primitive_create", self._described(kind, n, i, o, order))
-        lies = [self._array(OF_X[kind], n, i), self._array("float32", n, o), order]
-        if kind == "int8":
-            lies += [self._array("float32", o), self._array("float32", 1, o)]
-        return primitive, *self._arguments(lies, (None,) * len(lies))
+        described, lies = self._described(kind, n, i, o, order)
+        return self._make("primitive_create", described), lies
 
-    def _described(self, kind: str, n: int, i: int, o: int, order: Any) -> _Object:
-        """The product of x (N, I) and Wᵀ (I, O), with W in an order."""
-        x, out = self._array(OF_X[kind], n, i), self._array("float32", n, o)
+    def _described(self, kind: str, n: int, i: int, o: int, order: Any) -> tuple[_Object, list]:
+        """The product of x (N, I) and Wᵀ (I, O), with W in an order; how its arguments lie."""
+        lies = [self._array(OF_X[kind], n, i), self._array("float32", n, o), order]
         shift = attributes = None
         if kind == "int8":
-            shift = self._array("float32", 1, o)
+            lies += [self._array("float32", o), shift := self._array("float32", 1, o)]
             attributes = self._make("primitive_attr_create")
             self._call("primitive_attr_set_scales_mask", attributes, WEIGHTS, BY_OUTPUT)
-        matrices = x, order, shift, out, attributes
-        return self._make("matmul_primitive_desc_create", self._engine, *matrices)
+        matrices = lies[0], order, shift, lies[1], attributes
+        return self._make("matmul_primitive_desc_create", self._engine, *matrices), lies
 
     def _array(self, kind: str, *shape: int, strides: Any = ()) -> _Object:
         """In C order, or with strides; None: in the order that the library likes."""

@@ -29,8 +29,14 @@ MOST_EXTRA = 1 << 24  # numbers, 64 MB in float32, for all further threads toget
 
 MOST_THREADS = 4096
 
-# Set in a thread that is already running a piece: nested loops stay in it.
-_inside = threading.local()
+
+class _Inside(threading.local):
+    """Whether this thread is already running a piece: nested loops stay in it."""
+
+    flag = False
+
+
+_inside = _Inside()
 
 
 class _SingleThreadedBLAS:
@@ -96,7 +102,7 @@ def num_threads() -> int:
 
 def in_a_piece() -> bool:
     """Whether this thread is running a piece of `parallel_for`."""
-    return getattr(_inside, "flag", False)
+    return _inside.flag
 
 
 def worthwhile_threads(work: int, extra: int) -> int:
