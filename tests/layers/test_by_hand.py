@@ -117,7 +117,7 @@ def test_large_scores_keep_their_differences():
 
 ID = np.array([0])
 OF_X, OF_GELU = layers.linear_forward(X, WEIGHT)[1], layers.gelu_tanh_forward(X)[1]
-OF_ID = layers.embedding_forward(ID, WEIGHT)[1]
+OF_ID, OF_GATE = layers.embedding_forward(ID, WEIGHT)[1], layers.swiglu_forward(X, X)[1]
 # What is said, of which function, of what it is given.
 REFUSED = {
     "another width": ("x has shape (2, 3, 4)", layers.linear_forward, X, WEIGHT.T),
@@ -141,6 +141,7 @@ REFUSED = {
     "a weight of one axis": ("expected (I, O)", layers.linear_forward, X, GAIN),
     "fewer rows of dy": ("expected 6 rows", layers.linear_backward, DY[:1], OF_X),
     "another shape of dy": ("expected (2, 3, 4)", layers.gelu_tanh_backward, X[:1], OF_GELU),
+    "another dy of a gate": ("expected (2, 3, 4)", layers.swiglu_backward, X[:1], OF_GATE),
     "a negative id": ("holds -1", layers.embedding_forward, ID - 1, WEIGHT),
     "an id too large": ("from 0 to 3", layers.embedding_forward, ID + 4, WEIGHT),
     "ids that are no numbers": ("whole numbers", layers.embedding_forward, 1.0 * ID, WEIGHT),

@@ -98,6 +98,19 @@ def test_attention_options_have_the_numerical_derivative(name):
     assert numerical == pytest.approx(exact, rel=1e-6)
 
 
+@pytest.mark.parametrize("kv_heads", [3, 1])
+def test_a_query_alone_is_the_last_of_many(kv_heads):
+    q, k, v, dy = drawn(past=2)
+    k, v, options = k[:, :kv_heads], v[:, :kv_heads], {"key_mask": KEY_MASK, "scale": 0.9}
+    dy[:, :, :-1] = 0
+    y, cache = layers.attention_forward(q, k, v, **options)
+    y_alone, alone = layers.attention_forward(q[:, :, -1:], k, v, **options)
+    assert_close(y_alone, y[:, :, -1:])
+    (dq, *of_keys), last = layers.attention_backward(dy, cache), dy[:, :, -1:]
+    for a, b in zip(layers.attention_backward(last, alone), (dq[:, :, -1:], *of_keys), strict=True):
+        assert_close(a, b)
+
+
 @pytest.mark.live("torch", "transformers")
 @pytest.mark.parametrize("name", ["padding", "scale"])
 def test_attention_options_equal_pytorch(name):
