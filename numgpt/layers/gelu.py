@@ -57,7 +57,7 @@ def gelu_tanh_backward(dy: np.ndarray, cache: np.ndarray) -> np.ndarray:
     x, dx = cache, empty_like(like("dy", dy, cache.shape))
 
     def on_rows(x: np.ndarray, dy: np.ndarray, dx: np.ndarray) -> None:
-        # From the inside out, in the memory of dx, as new memory would take longer than the sums.
+        # From the inside out, in the memory of dx: that of new arrays is not in the cache.
         np.multiply(x, x, out=dx)
         s = sigmoid(x * (LINEAR + CUBIC * dx))
         dx *= 3 * CUBIC
