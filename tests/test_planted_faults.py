@@ -31,11 +31,13 @@ FAULTS = {
             "the path through rstd": ("g - x_hat * mean_product", "g + x_hat * mean_product"),
         },
         "layers/gelu.py": {
-            "tanh: the slope": ("x * (1 - s) * slope", "x * (1 + s) * slope"),
+            "tanh: the slope": ("dx *= x * (1 - s)", "dx *= x * (1 + s)"),
             "erf: the density": ("+ x * density", "- x * density"),
         },
         "layers/relu.py": {"the slope at 0 and below": ("dy, y > 0", "dy, y < 0")},
-        "layers/swiglu.py": {"the slope of silu": ("1 + gate * (1 - s)", "1 - gate * (1 - s)")},
+        "layers/swiglu.py": {
+            "the slope of silu": ("np.multiply(silu, 1 - s,", "np.multiply(silu, 1 + s,")
+        },
         "layers/softmax.py": {"the sum over dp p": ("dp - (dp * p)", "dp + (dp * p)")},
         "layers/rope.py": {"backward turns back": ("cos, -sin)", "cos, sin)")},
         "layers/attention.py": {
