@@ -35,9 +35,7 @@ FAULTS = {
             "erf: the density": ("+ x * density", "- x * density"),
         },
         "layers/relu.py": {"the slope at 0 and below": ("dy, y > 0", "dy, y < 0")},
-        "layers/swiglu.py": {
-            "the slope of silu": ("np.multiply(silu, 1 - s,", "np.multiply(silu, 1 + s,")
-        },
+        "layers/swiglu.py": {"the slope of silu": ("silu * (1 - s)", "silu * (1 + s)")},
         "layers/softmax.py": {"the sum over dp p": ("dp - (dp * p)", "dp + (dp * p)")},
         "layers/rope.py": {"backward turns back": ("cos, -sin)", "cos, sin)")},
         "layers/attention.py": {

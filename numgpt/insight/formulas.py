@@ -121,11 +121,11 @@ FORMULAS = {
     ),
     "rope": Formula(
         "Rotary positions",
-        "q′_1 = q_1 cos(t ω_i) − q_2 sin(t ω_i),   q′_2 = q_1 sin(t ω_i) + q_2 cos(t ω_i),"
+        "q′_1 = q_1 cos(t ω_i) − q_2 sin(t ω_i),   q′_2 = q_2 cos(t ω_i) + q_1 sin(t ω_i),"
         "   k′ likewise",
         "q, q′: BTHD; k, k′: BTKD",
         "rope_forward",
-        "dq_1 = dq′_1 cos(t ω_i) + dq′_2 sin(t ω_i),   dq_2 = −dq′_1 sin(t ω_i) + dq′_2 cos(t ω_i),"
+        "dq_1 = dq′_1 cos(t ω_i) + dq′_2 sin(t ω_i),   dq_2 = dq′_2 cos(t ω_i) − dq′_1 sin(t ω_i),"
         "   dk likewise",
         "dq, dq′: BTHD; dk, dk′: BTKD",
         "rope_backward",
@@ -255,7 +255,7 @@ FORMULAS = {
         "post = silu(gate) · up,   silu(z) = z σ(z),   σ(z) = 1/(1 + exp(−z))",
         "gate, up, post: BTF",
         "swiglu_forward",
-        "dgate = dpost · up · σ (1 + gate (1 − σ)),   dup = dpost · gate σ",
+        "dgate = dpost · up · (σ + silu(gate) (1 − σ)),   dup = dpost · silu(gate)",
         "dpost, dgate, dup: BTF",
         "swiglu_backward",
         "",

@@ -160,10 +160,12 @@ def attention_forward(
 def _of_one_query(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, key_mask: np.ndarray | None
 ) -> tuple[np.ndarray, AttentionCache]:
-    """As attention_forward for T = 1, as in decoding: nothing is in tiles, and rows of scores are
-    long."""
+    """As attention_forward for T = 1, as in decoding: nothing is in tiles, and the softmax runs
+    along the last axis, the longest."""
     q_grouped = grouped(q, k.shape[1])
-    s = np.matmul(q_grouped[..., 0, :] * scale, mT(k))  # (B, K, G, S)
+    # The backward's product; the other way round OpenBLAS would copy the keys first.
+    s = np.matmul(k, _transposed(q_grouped[..., 0, :], scale))
+    s = np.ascontiguousarray(mT(s))  # (B, K, G, S)
     if key_mask is not None:
         np.copyto(s, -np.inf, where=~key_mask[:, None, None])
     p, highest, total = exponentials(s)

@@ -56,10 +56,9 @@ class Tile(NamedTuple):
         size = self.queries.stop - self.queries.start
 
         def hide(s: np.ndarray) -> np.ndarray:
-            if size > 1:
-                # Only the last, square part holds pairs in which the key comes after the query.
-                square = s[:, :, -size:].reshape(*s.shape[:2], size, group, size)
-                square += _later_keys(size)[:, None]
+            # Only the last, square part holds pairs in which the key comes after the query.
+            square = s[:, :, -size:].reshape(*s.shape[:2], size, group, size)
+            square += _later_keys(size)[:, None]
             if key_mask is not None:
                 np.copyto(s, -np.inf, where=~key_mask[self.heads[0], None, self.keys, None])
             return s

@@ -27,7 +27,7 @@ import numpy as np
 
 from numgpt.layers.checks import floats, like
 from numgpt.layers.erf import normal_cdf
-from numgpt.layers.sigmoid import sigmoid
+from numgpt.layers.sigmoid import one_plus_exp, sigmoid
 from numgpt.runtime import empty_like, over_row_blocks
 
 LINEAR = 2 * math.sqrt(2 / math.pi)  # z = LINEAR · x + CUBIC · x³
@@ -45,8 +45,7 @@ def gelu_tanh_forward(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     y = empty_like(floats("x", x))
 
     def on_rows(x: np.ndarray, y: np.ndarray) -> None:
-        with np.errstate(over="ignore"):  # exp(-z) may be infinite, and y is 0 then
-            np.divide(x, 1 + np.exp(x * (-LINEAR - CUBIC * (x * x))), out=y)
+        np.divide(x, one_plus_exp(x * (-LINEAR - CUBIC * (x * x))), out=y)
 
     over_row_blocks(on_rows, x, y)
     return y, x

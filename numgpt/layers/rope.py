@@ -40,11 +40,11 @@ from numgpt.runtime import empty
 
 
 class Rotation(NamedTuple):
-    """By what each pair is turned, as the two lines for y are computed in one:
-    y = (x_1, x_2) · cos + (x_2, x_1) · sin."""
+    """By what each pair is turned.  The two lines for y are computed in one,
+    y = (x_1, x_2) · cos + (x_2, x_1) · ∓sin."""
 
     cos: np.ndarray  # (B, 1, T, 1, D/2)
-    sin: np.ndarray  # (B, 1, T, 2, D/2), the first half negative
+    sin: np.ndarray  # ∓sin (B, 1, T, 2, D/2): minus for y_1, plus for y_2
 
 
 def rope_frequencies(size: int, base: float = 10000.0) -> np.ndarray:

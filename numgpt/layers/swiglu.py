@@ -7,7 +7,7 @@ gate and up are two projections of the same input: silu(gate) decides how much o
 Backward. With σ' = σ (1 - σ), silu'(z) = σ + z σ (1 - σ) = σ + silu(z) (1 - σ), and so,
 σ being σ(gate),
 
-    dup = dy · silu(gate)        dgate = dy · up · (σ + silu(gate) (1 - σ))
+    dgate = dy · up · (σ + silu(gate) (1 - σ))        dup = dy · silu(gate)
 
 The backward recomputes σ from gate: that is cheaper than keeping an array as wide.
 """
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from numgpt.layers.checks import floats, like
-from numgpt.layers.sigmoid import sigmoid
+from numgpt.layers.sigmoid import one_plus_exp, sigmoid
 from numgpt.runtime import empty_like, over_row_blocks
 
 
@@ -41,8 +41,7 @@ def swiglu_forward(gate: np.ndarray, up: np.ndarray) -> tuple[np.ndarray, SwiGLU
     y = empty_like(gate)
 
     def on_rows(gate: np.ndarray, up: np.ndarray, y: np.ndarray) -> None:
-        with np.errstate(over="ignore"):  # exp(-gate) may be infinite, and y is 0 then
-            np.divide(gate, 1 + np.exp(-gate), out=y)
+        np.divide(gate, one_plus_exp(-gate), out=y)
         y *= up
 
     over_row_blocks(on_rows, gate, up, y)
@@ -60,12 +59,9 @@ def swiglu_backward(
     def on_rows(*of_rows: np.ndarray) -> None:
         dy, gate, up, dgate, dup = of_rows
         s = sigmoid(gate)
-        silu = np.multiply(gate, s, out=dup)
-        np.multiply(silu, 1 - s, out=dgate)
-        dgate += s
-        dgate *= up
-        dgate *= dy
-        dup *= dy
+        silu = gate * s
+        np.multiply(dy * up, s + silu * (1 - s), out=dgate)
+        np.multiply(dy, silu, out=dup)
 
     over_row_blocks(on_rows, dy, gate, up, dgate, dup)
     return dgate, dup

@@ -37,7 +37,7 @@ from numgpt.runtime.scratch import empty
 from numgpt.runtime.stored_rows import LARGEST, FewerBits
 
 UNSIGNED = 128  # is added to x: onednn.py
-SMALLEST = 1e-30  # of t
+SMALLEST = 1e-30  # of t: then 256 / t is finite, of a row of zeros too
 ROUNDED_BY_LIBRARY = 1 << 16  # bytes from which on that is quicker
 
 
@@ -123,6 +123,7 @@ class Int8(FewerBits):
 
         def round_rows(x: np.ndarray, t: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
             t[:] = np.maximum(np.abs(x).max(axis=1, keepdims=True) / LARGEST, SMALLEST)
+            t[np.isinf(t)] = np.nan  # then so is the result
             # From 2²³ on, a float32 ends with a whole number: its two lowest bytes are a and b.
             number = x * (256 / t)
             number += 2**23 + 256 * UNSIGNED + UNSIGNED

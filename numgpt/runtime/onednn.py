@@ -6,8 +6,8 @@ It is the library below PyTorch and CTranslate2. Two things of it are called her
     a primitive     x Wᵀ, made for its sizes: W (O, I) in fewer bits, or few rows x; float32 out
 
 Packed. With v numbers in 32 bits (2 of bfloat16, 4 of int8), W lies as (O/64, I/16v, 16, 64, v): an
-instruction takes v inputs of 16 outputs, and sixteen rows walk through W once. That of int8 needs
-an unsigned x: it comes as x + 128, and `shift` takes 128 Σ_i W_oi off.
+instruction takes v inputs of 16 outputs, and sixteen rows take hardly longer than one. That of int8
+needs an unsigned x: it comes as x + 128, and `shift` takes 128 Σ_i W_oi off.
 
 Threads. oneDNN's, OpenMP's, spin while they wait, as OpenBLAS's do: on two cores, products by both
 in turn took up to twenty times as long. So where oneDNN is used, OpenBLAS is held to one thread,
@@ -31,7 +31,7 @@ from numgpt.runtime.threads import blas_is_single_threaded, hold_blas, in_a_piec
 
 VARIABLE = "NUMGPT_ONEDNN"  # 0: it is not used; a path: this library
 DISTRIBUTION = "onednn-cpu-gomp"  # what the extra installs
-SETTINGS = {"GOMP_SPINCOUNT": "20000", "ONEDNN_VERBOSE": "none"}  # spins some 0.3 ms, is silent
+SETTINGS = {"GOMP_SPINCOUNT": "20000", "ONEDNN_VERBOSE": "none"}  # spin 0.3 ms; print nothing
 INPUTS, OUTPUTS = 16, 64  # of a block of packed weights
 CODES = {"float32": 3, "bfloat16": 2, "int8": 5, "uint8": 6}  # dnnl_types.h of all oneDNN 3
 CPU, IN_ORDER, AS_IT_LIKES, BY_OUTPUT, WEIGHTS_LIE, BLOCKS = 1, 1, 1, 1 << 1, 131, 264
@@ -144,13 +144,13 @@ class OneDNN:
         self.library.dnnl_memory_set_data_handle(memories[1], address(out))
         self._call("primitive_execute", primitive, self._stream, len(memories), arguments)
 
-    @functools.lru_cache(maxsize=2048)  # noqa: B019 (of a kilobyte or two each)
+    @functools.lru_cache(maxsize=512)  # noqa: B019 (of 4 kB each, and each keeps its primitive)
     def _product(self, how: tuple, w: tuple[int, ...]) -> Any:
         """A primitive, and its arguments for one W."""
         primitive, lies = self._primitive(*how)
         return primitive, *self._arguments(lies, (None, None, *w))
 
-    @functools.lru_cache(maxsize=256)  # noqa: B019 (of half a megabyte each)
+    @functools.lru_cache(maxsize=256)  # noqa: B019 (of up to half a megabyte each)
     def _primitive(self, thread: int, threads: int, kind: str, sizes: Any, steps: Any) -> Any:
         """Of each thread's own, as it has memory for its work; and how its arguments lie."""
         n, i, o = sizes

@@ -153,6 +153,19 @@ def test_nothing_is_nothing(kind, library):
             assert not np.isfinite(matmul(x, weight.T)[2][w[:, 5] != 0]).any()
 
 
+def test_a_row_with_an_infinity_is_nan_in_int8(library):
+    """Its numbers mean nothing: infinities would have any sign."""
+    if library is None:
+        pytest.skip("NumPy multiplies what was written out in float32")
+    weight, x = Int8.rounded(matrix(70, 66), library), matrix(3, 66, seed=1)
+    exact = matmul(x, weight.T)
+    x[1, 5] = -np.inf
+    with np.errstate(all="raise"):
+        y = matmul(x, weight.T)
+    assert np.isnan(y[1]).all()
+    np.testing.assert_array_equal(y[::2], exact[::2])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_above_another(kind, library):
     parts = [KINDS[kind].rounded(matrix(n, 70, seed=n), library) for n in (128, 64, 40)]
